@@ -1,0 +1,131 @@
+"""Plain data to attrs classes, strictly: unknown keys are refused, scalars are not converted, all errors come at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import attrs
+import cattrs
+from cattrs.strategies import configure_union_passthrough
+
+from andes_sdk.errors import AssemblyError, ConfigError
+
+T = TypeVar("T")
+
+
+def _strict(kind: type) -> Any:
+    def check(value: Any, _: Any) -> Any:
+        # bool is an int to Python; here True is not 1, and "7" or 3.9 is not 7
+        if kind is float and type(value) is int:
+            return float(value)
+        if type(value) is not kind:
+            raise TypeError(f"expected {kind.__name__}, got {value!r}")
+        return value
+
+    return check
+
+
+def _path(value: Any, _: Any) -> Path:
+    if not isinstance(value, str | Path):
+        raise TypeError(f"expected a path, got {value!r}")
+    return Path(value)
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    for kind in (bool, int, float, str):
+        converter.register_structure_hook(kind, _strict(kind))
+    converter.register_structure_hook(Path, _path)
+    converter.register_structure_hook_func(lambda t: t in (object, Any), lambda value, _: value)
+    converter.register_unstructure_hook(Path, str)
+    configure_union_passthrough(bool | int | float | str | None, converter)
+    return converter
+
+
+CONVERTER = _converter()
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or the list of what exists."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known)}" if known else "it takes no options"
+
+
+def _reasons(error: BaseException, path: str) -> list[str]:
+    if isinstance(error, cattrs.BaseValidationError):
+        found = []
+        for inner in error.exceptions:
+            notes = getattr(inner, "__notes__", [])
+            where = next((str(n.name) for n in notes if hasattr(n, "name")), None)
+            index = next((n.index for n in notes if hasattr(n, "index")), None)
+            step = f".{where}" if where else f"[{index!r}]" if index is not None else ""
+            found += _reasons(inner, path + step)
+        return found
+    text = str(error.args[0]) if isinstance(error, ValueError | TypeError) and error.args else str(error)
+    return [f"{text} @ {path}"]
+
+
+def problems(cls: type, options: Mapping[str, Any], who: str) -> tuple[dict[str, Any], list[ConfigError]]:
+    """Structure each option of `cls` on its own -> (values, every error found)."""
+    fields = {f.name: f for f in attrs.fields(attrs.resolve_types(cls)) if f.init}
+    errors: list[ConfigError] = []
+    values: dict[str, Any] = {}
+    for name in options:
+        if name not in fields:
+            errors.append(ConfigError(f"unknown option {name!r}", who=who, fix=suggestion(str(name), fields)))
+    for name, f in fields.items():
+        if name not in options:
+            if f.default is attrs.NOTHING:
+                errors.append(ConfigError(f"option {name!r} is missing", who=who, fix=f"give {who}.{name} a value"))
+            continue
+        try:
+            value = options[name] if f.type is None else CONVERTER.structure(options[name], f.type)
+            if f.validator is not None:
+                f.validator(None, f, value)
+        except Exception as error:
+            for reason in _reasons(error, f"{who}.{name}"):
+                errors.append(ConfigError(reason, who=who, fix=f.metadata.get("help", "")))
+        else:
+            values[name] = value
+    return values, errors
+
+
+def structure(cls: type[T], options: Mapping[str, Any], who: str) -> T:
+    """Build `cls` from plain data, or raise every problem at once.
+
+    Raises:
+        AssemblyError: a group of `ConfigError`, one per problem, each with its path (`expected float, got 'x' @ okv.keep`).
+    """
+    if not isinstance(options, Mapping):
+        raise AssemblyError("configuration", [ConfigError(f"expected a table of options, got {options!r}", who=who)])
+    values, errors = problems(cls, options, who)
+    if errors:
+        raise AssemblyError(f"cannot configure {who}", errors)
+    try:
+        return cls(**values)
+    except Exception as error:
+        raise AssemblyError(f"cannot configure {who}", [as_config_error(error, who)]) from error
+
+
+def as_config_error(error: Exception, who: str) -> ConfigError:
+    """A plugin's own complaint about its options, as one of our errors."""
+    if isinstance(error, ConfigError):
+        return error
+    return ConfigError(f"{type(error).__name__}: {error}", who=who, fix="check the options of this plugin")
+
+
+def plain(instance: Any) -> dict[str, Any]:
+    """An attrs instance as plain data, without options at their default."""
+    data = {}
+    for f in attrs.fields(type(instance)):
+        value = getattr(instance, f.name)
+        default = f.default.factory() if isinstance(f.default, attrs.Factory) else f.default  # type: ignore[arg-type]
+        if f.init and not (type(value) is type(default) and value == default):
+            data[f.name] = CONVERTER.unstructure(value)
+    return data

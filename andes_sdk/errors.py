@@ -1,0 +1,102 @@
+"""Every error of the SDK. A message says what happened, who caused it, why, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class AndesError(Exception):
+    """Base of every error that andes_sdk raises on purpose.
+
+    Args:
+        what: one sentence, what went wrong.
+        who: the plugin, file or option concerned.
+        why: the underlying reason, often another exception's text.
+        fix: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, who: str = "", why: str = "", fix: str = "") -> None:
+        self.what, self.who, self.why, self.fix = what, who, why, fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        head = f"{self.who}: {self.what}" if self.who else self.what
+        parts = [head]
+        if self.why:
+            parts.append(f"why: {self.why}")
+        if self.fix:
+            parts.append(f"do this: {self.fix}")
+        return "\n  ".join(parts)
+
+    def to_dict(self) -> dict[str, str]:
+        """The same facts as plain data, for `--json` and logs."""
+        return {"error": type(self).__name__, "what": self.what, "who": self.who, "why": self.why, "fix": self.fix}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.who, self.why, self.fix)
+
+
+def _rebuild(cls: type[AndesError], what: str, who: str, why: str, fix: str) -> AndesError:
+    return cls(what, who=who, why=why, fix=fix)
+
+
+class PluginNotFound(AndesError):
+    """A name that no installed distribution registers."""
+
+
+class PluginBroken(AndesError):
+    """A named plugin that cannot be imported, or is not a plugin."""
+
+
+class ContractMismatch(AndesError):
+    """A plugin written for a contract that this core does not speak."""
+
+
+class ConfigError(AndesError):
+    """An option that does not exist, or whose value does not fit."""
+
+
+class SlotError(AndesError):
+    """A slot with no owner, or with more than one."""
+
+
+class DuplicateName(AndesError):
+    """Two objects of one collection, or two plugins, that carry the same name."""
+
+
+class PlanError(AndesError):
+    """A plugin's `andes_check` refused the assembled plan, or a plan cannot be rebuilt."""
+
+
+class BackendUnavailable(AndesError):
+    """A device, backend or kernel set that this machine does not have."""
+
+
+class InputError(AndesError):
+    """A message, picture or request that cannot be used."""
+
+
+class CheckpointError(AndesError):
+    """A checkpoint that is incomplete, damaged or of another shape."""
+
+
+class TrainingError(AndesError):
+    """A recipe, data set or training state that cannot be used."""
+
+
+class SessionError(AndesError):
+    """A session used against its contract (rows not committed, context overrun …)."""
+
+
+class AssemblyError(ExceptionGroup[AndesError]):
+    """All that is wrong with a list of plugins, at once, before any weight is read."""
+
+    def __new__(cls, message: str, exceptions: Sequence[AndesError]) -> AssemblyError:
+        return super().__new__(cls, message, exceptions)
+
+    def derive(self, excs: Sequence[AndesError]) -> AssemblyError:  # type: ignore[override]
+        return AssemblyError(self.message, excs)
+
+    def __str__(self) -> str:
+        body = "\n".join(f"- {error}" for error in self.exceptions)
+        return f"{self.message} ({len(self.exceptions)} problem{'s' if len(self.exceptions) != 1 else ''})\n{body}"

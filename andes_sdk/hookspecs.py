@@ -1,0 +1,245 @@
+"""The contract on one page: every hook a plugin may implement.
+
+A plugin is one attrs class; its fields are options, its methods named `andes_*` are hooks. Hooks build objects, objects
+do the work: no hook runs per token or per layer. Import torch inside the hook, never at the top of the module.
+
+Kinds of hook
+- slot: exactly one plugin of a pipeline owns it; two owners, or none where there is no default, is an error.
+- collection: every plugin may return named objects; two objects of one name are an error.
+- check, observer: every plugin is asked, or told.
+
+The major version of the contract stands in the entry-point group (`andes_sdk.v1.plugins`); a plugin states the version
+it was written for in the class attribute `contract`, and a core with an older minor version refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from andes_sdk import types
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.plan import Plan
+
+CONTRACT = (1, 0)
+GROUP = f"andes_sdk.v{CONTRACT[0]}.plugins"
+PROJECT = "andes"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Hooks:
+    """The specifications. pluggy checks each implementation against these names and arguments."""
+
+    @hookspec(firstresult=True)
+    def andes_vision_encoder(self) -> types.VisionEncoder:
+        """Slot. Build the vision encoder: an `nn.Module` with `.spec`, called with (patches, grids).
+
+        Patches (N, 3*p*p) in block order and one (rows, columns) grid per image -> features (N, Dv), same order;
+        attention never crosses images. Build with random weights on torch's current default device.
+
+            @frozen(eq=False, kw_only=True)
+            class Flat:
+                contract = "1.0"
+
+                @hookimpl
+                def andes_vision_encoder(self):
+                    from .model import FlatEncoder
+                    return FlatEncoder()
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def andes_projector(self, vision: types.VisionSpec, text: types.TextSpec) -> types.Projector:
+        """Slot. Build the projector: an `nn.Module`, features (N, Dv) -> rows for the language model (N/merge², D).
+
+        @hookimpl
+        def andes_projector(self, vision, text):
+            from .model import Merge
+            return Merge(vision.width * vision.merge**2, text.width)
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def andes_language_model(self) -> types.LanguageModel:
+        """Slot. Build the language model: an `nn.Module` with `.spec`, `embed`, `hidden_states`, `logits`.
+
+        `hidden_states(embeds, positions, attend)` must call `attend(layer, q, k, v, scale)` for attention and nothing
+        else: masks, packing and the KV store belong to the runtime.
+
+            @hookimpl
+            def andes_language_model(self):
+                from .model import MyDecoder
+                return MyDecoder(layers=self.layers)
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def andes_tokenizer(self, folder: Path | None) -> types.Tokenizer:
+        """Slot, normally owned by the language model's plugin. Build tokenizer and chat template.
+
+        `folder` is the checkpoint being loaded (read the tokenizer saved there), or None.
+
+            @hookimpl
+            def andes_tokenizer(self, folder):
+                from .tokenizer import Bytes
+                return Bytes()
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def andes_cache_policy(self, model: VisionLanguageModel) -> types.CachePolicy:
+        """Slot with a default (`keep-all`). Build the policy that decides which KV rows stay.
+
+        @hookimpl
+        def andes_cache_policy(self, model):
+            from .policy import Recent
+            return Recent(rows=self.rows)
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def andes_decoder(self, model: VisionLanguageModel) -> types.Decoder:
+        """Slot with a default (`autoregressive`). Build the decoder that proposes and verifies tokens.
+
+        @hookimpl
+        def andes_decoder(self, model):
+            from .decoder import PromptLookup
+            return PromptLookup(depth=self.depth)
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def andes_training_stages(self) -> Sequence[types.TrainingStage]:
+        """Collection. Training stages by name.
+
+        @hookimpl
+        def andes_training_stages(self):
+            from .stage import MyStage
+            return [MyStage(rate=self.rate)]
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def andes_compressors(self) -> Sequence[types.Compressor]:
+        """Collection. Compressors by name.
+
+        @hookimpl
+        def andes_compressors(self):
+            from .prune import Magnitude
+            return [Magnitude()]
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def andes_backends(self) -> Sequence[types.Backend]:
+        """Collection, one chosen by name. Backends; `torch` is the core's own.
+
+        @hookimpl
+        def andes_backends(self):
+            from .backend import MyBackend
+            return [MyBackend()]
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def andes_rewards(self) -> Sequence[types.Reward]:
+        """Collection. Rewards for reinforcement learning, by name.
+
+        @hookimpl
+        def andes_rewards(self):
+            from .reward import ExactMatch
+            return [ExactMatch()]
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def andes_data_filters(self) -> Sequence[types.DataFilter]:
+        """Collection. Filters of training data, by name; applied in the order of the user's list.
+
+        @hookimpl
+        def andes_data_filters(self):
+            from .filters import NoEmptyAnswers
+            return [NoEmptyAnswers()]
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def andes_benchmarks(self) -> Sequence[types.Benchmark]:
+        """Collection. Benchmarks by name.
+
+        @hookimpl
+        def andes_benchmarks(self):
+            from .bench import Digits
+            return [Digits()]
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def andes_check(self, plan: Plan) -> Sequence[str]:
+        """Check. Problems with the assembled plan, one sentence each; empty if there is none. Reads no weights.
+
+        @hookimpl
+        def andes_check(self, plan):
+            return [] if "okv" in plan.names else ["needs the plugin 'okv': add it to the list"]
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def andes_explain(self, plan: Plan) -> Mapping[str, str]:
+        """Observer. Facts for `pipe.explain()`: what this plugin chose, and what of it is inactive and why.
+
+        @hookimpl
+        def andes_explain(self, plan):
+            return {"activation": "exact GELU, as in the published inference code"}
+        """
+        raise NotImplementedError
+
+    @hookspec
+    def andes_event(self, event: types.Event) -> None:
+        """Observer. Progress and metrics, after they happened.
+
+        @hookimpl
+        def andes_event(self, event):
+            if event.kind == "step":
+                print(event.step, event.values["loss"])
+        """
+        raise NotImplementedError
+
+
+SLOTS: dict[str, str] = {
+    "vision_encoder": "andes_vision_encoder",
+    "projector": "andes_projector",
+    "language_model": "andes_language_model",
+    "tokenizer": "andes_tokenizer",
+    "cache_policy": "andes_cache_policy",
+    "decoder": "andes_decoder",
+}
+"""Slot -> hook."""
+
+DEFAULTED = frozenset({"cache_policy", "decoder"})
+"""Slots for which the core has a default."""
+
+COLLECTIONS: dict[str, str] = {
+    "training_stages": "andes_training_stages",
+    "compressors": "andes_compressors",
+    "backends": "andes_backends",
+    "rewards": "andes_rewards",
+    "data_filters": "andes_data_filters",
+    "benchmarks": "andes_benchmarks",
+}
+"""Collection -> hook."""
+
+HOOKS: dict[str, str] = {
+    **{hook: slot for slot, hook in SLOTS.items()},
+    **{hook: name for name, hook in COLLECTIONS.items()},
+    "andes_check": "check",
+    "andes_explain": "explain",
+    "andes_event": "event",
+}
+"""Hook -> kind, as the `kind` column of `andes plugins` shows it."""

@@ -1,0 +1,294 @@
+"""`Pipeline`: a model assembled from plugins, and everything one does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from andes_sdk import assembly as _assembly
+from andes_sdk import config
+from andes_sdk.errors import AndesError, AssemblyError, ConfigError, PlanError
+from andes_sdk.plan import Plan
+
+if TYPE_CHECKING:
+    from andes_sdk.assembly import Assembly, PluginItem
+    from andes_sdk.explain import Explanation
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.processing import Processor
+    from andes_sdk.runtime.generation import Answer, GenerationOptions
+    from andes_sdk.types import CachePolicy, Compiled, Decoder, Event, Inputs, Session, Tokenizer
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Pipeline:
+    """A pipeline owns its plugin manager, its plan and its model; two pipelines share nothing.
+
+    Build one with `from_plugins`, `from_config`, `from_plan` or `from_pretrained`. The model is built on first use, so
+    assembling and `explain()` cost no memory for weights.
+    """
+
+    def __init__(self, assembly: Assembly, *, weights: Path | None = None) -> None:
+        self._assembly = assembly
+        self._weights = weights
+
+    # ------------------------------------------------------------ building
+
+    @classmethod
+    def from_plugins(
+        cls,
+        plugins: Sequence[PluginItem],
+        *,
+        weights: str | Path | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        backend: str = "torch",
+        seed: int = 0,
+        image: Mapping[str, Any] | None = None,
+    ) -> Pipeline:
+        """Assemble a pipeline from names, `{name: options}` and plugin objects, mixed.
+
+        Args:
+            plugins: the order matters only where plugins of one collection are applied one after another.
+            weights: a checkpoint folder; without one the weights are random, made from `seed`.
+            device, dtype: torch's names; a device that is absent is an error.
+            backend: which backend runs the model.
+            image: options of the preprocessor (variant, image_scale, max_side, min_size, max_size).
+
+        Raises:
+            AssemblyError: everything that is wrong with the list and the arguments, before any weight is read.
+        """
+        errors: list[AndesError] = []
+        try:
+            run = {"device": device, "dtype": dtype, "backend": backend, "seed": seed, "image": dict(image or {})}
+            assembled = _assembly.assemble(plugins, **run)
+        except AssemblyError as group:
+            errors += group.exceptions
+            assembled = None
+        errors += _run_errors(device, dtype, image or {})
+        if assembled is not None and backend != "torch" and backend not in assembled.collections["backends"]:
+            known = ["torch", *assembled.collections["backends"]]
+            errors.append(ConfigError(f"no backend {backend!r}", who="backend", fix=config.suggestion(backend, known)))
+        if errors or assembled is None:
+            raise AssemblyError("cannot assemble the pipeline", errors)
+        pipeline = cls(assembled, weights=None if weights is None else Path(weights))
+        if weights is not None:
+            pipeline._check_weights()
+        return pipeline
+
+    @classmethod
+    def from_config(cls, source: str | Path | Mapping[str, Any]) -> Pipeline:
+        """Assemble from a TOML file or a mapping with the arguments of `from_plugins`.
+
+        Raises:
+            ConfigError: the file cannot be read. AssemblyError: as `from_plugins`.
+        """
+        from andes_sdk.sources import read_config
+
+        return cls.from_plugins(**read_config(source))
+
+    @classmethod
+    def from_plan(cls, plan: Plan, *, objects: Sequence[object] = (), weights: str | Path | None = None) -> Pipeline:
+        """Rebuild a pipeline, in this process or another.
+
+        Args:
+            objects: plugin objects that the plan names but no distribution registers.
+
+        Raises:
+            PlanError: the plan needs an object that was not given.
+        """
+        given = {type(o).__name__.lower(): o for o in objects}
+        missing = [p.name for p in plan.plugins if not p.distribution and p.name not in given]
+        if missing:
+            raise PlanError("was made with plugin objects", who=", ".join(missing), fix="pass them in `objects=[...]`")
+        items = [given.get(p.name) or {p.name: p.options} for p in plan.plugins]
+        run = {"device": plan.device, "dtype": plan.dtype, "backend": plan.backend, "seed": plan.seed}
+        return cls.from_plugins(items, weights=weights, image=plan.image, **run)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, plugins: Sequence[PluginItem] = (), device: str = "cpu", dtype: str | None = None
+    ) -> Pipeline:
+        """Load a checkpoint: ours, or a public AndesVL one.
+
+        Args:
+            folder: a local folder with `andes.json`, or with the published `config.json`.
+            plugins: more plugins for this pipeline (decoder, cache policy …).
+            dtype: None keeps the checkpoint's.
+
+        Raises:
+            CheckpointError: naming every tensor that is missing, extra, mis-shaped or truncated.
+        """
+        from andes_sdk.checkpoint import read_plan
+
+        plan, objects = read_plan(Path(folder), plugins, device=device, dtype=dtype)
+        return cls.from_plan(plan, objects=objects, weights=folder)
+
+    def save_pretrained(self, folder: str | Path, *, layout: str = "andes", dtype: str | None = None) -> Path:
+        """Write weights (safetensors), configuration, plan and checksums; the folder appears whole or not at all.
+
+        Args:
+            layout: "andes", or "oppo" for the published layout.
+            dtype: convert the weights on the way out; None keeps them.
+        """
+        from andes_sdk.checkpoint import save
+
+        return save(self, Path(folder), layout=layout, dtype=dtype)
+
+    # ------------------------------------------------------------ what it is made of
+
+    @property
+    def plan(self) -> Plan:
+        """Names, options and versions, as plain data."""
+        return self._assembly.plan
+
+    @property
+    def weights(self) -> Path | None:
+        """The checkpoint folder, or None for random weights."""
+        return self._weights
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Chat template and vocabulary."""
+        tokenizer: Tokenizer = self._assembly.slot("tokenizer", folder=self._weights)
+        return tokenizer
+
+    @cached_property
+    def model(self) -> VisionLanguageModel:
+        """The modules, with weights loaded or made from the seed, on the plan's device."""
+        from andes_sdk.building import build_model
+
+        return build_model(self._assembly, self.tokenizer, self._weights)
+
+    def meta_model(self) -> VisionLanguageModel:
+        """The same modules without memory for weights, on torch's meta device."""
+        from andes_sdk.building import build_meta
+
+        return build_meta(self._assembly, self.tokenizer)
+
+    @cached_property
+    def processor(self) -> Processor:
+        """Messages and pictures to tensors."""
+        from andes_sdk.building import build_processor
+
+        return build_processor(self.model, self.plan)
+
+    @cached_property
+    def compiled(self) -> Compiled:
+        """The model made ready by the plan's backend."""
+        from andes_sdk.runtime.torch_backend import TorchBackend
+
+        name = self.plan.backend
+        backend = TorchBackend() if name == "torch" else self.pick("backends", name)
+        compiled: Compiled = backend.compile(self.model, device=self.plan.device, dtype=self.plan.dtype)
+        return compiled
+
+    @cached_property
+    def policy(self) -> CachePolicy:
+        """What decides which KV rows stay."""
+        from andes_sdk.runtime.policy import KeepAll
+
+        policy: CachePolicy = self._assembly.slot("cache_policy", KeepAll, model=self.model)
+        return policy
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """What proposes and verifies tokens."""
+        from andes_sdk.runtime.decoder import Autoregressive
+
+        decoder: Decoder = self._assembly.slot("decoder", Autoregressive, model=self.model)
+        return decoder
+
+    def collection(self, name: str) -> Mapping[str, Any]:
+        """The named objects that the plugins bring: training_stages, compressors, backends, rewards …"""
+        return self._assembly.collections[name]
+
+    def pick(self, collection: str, name: str) -> Any:
+        """One object of a collection.
+
+        Raises:
+            ConfigError: no plugin of this pipeline brings it.
+        """
+        objects = self.collection(collection)
+        if name not in objects:
+            raise ConfigError(
+                f"no plugin of this pipeline brings {name!r} to {collection}",
+                fix=f"{config.suggestion(name, objects)} Add its plugin to the list.",
+            )
+        return objects[name]
+
+    def tell(self, event: Event) -> None:
+        """Report an event to every plugin that observes."""
+        self._assembly.manager.hook.andes_event(event=event)
+
+    def explain(self) -> Explanation:
+        """What each slot and collection holds, who owns it and why; reads no weights."""
+        from andes_sdk.explain import explain
+
+        return explain(self, self._assembly)
+
+    # ------------------------------------------------------------ running
+
+    def session(self) -> Session:
+        """An empty session under this pipeline's cache policy."""
+        return self.compiled.session(self.policy)
+
+    def prepare(self, messages: Any, *, think: bool | None = None, allow_remote: bool = False) -> Inputs:
+        """A conversation as tensors; `think=None` leaves the choice to the language model's plugin."""
+        default = bool(getattr(self.tokenizer, "thinking", False))
+        return self.processor.prepare(messages, think=default if think is None else think, allow_remote=allow_remote)
+
+    def generate(
+        self, messages: Any, options: GenerationOptions | None = None, *, allow_remote: bool = False
+    ) -> Answer:
+        """Answer one conversation."""
+        return self.generate_batch([messages], options, allow_remote=allow_remote)[0]
+
+    def generate_batch(
+        self, conversations: Sequence[Any], options: GenerationOptions | None = None, *, allow_remote: bool = False
+    ) -> list[Answer]:
+        """Answer several conversations together; each answer is what it would be alone."""
+        from andes_sdk.runtime.generation import GenerationOptions, generate_batch
+
+        return generate_batch(self, conversations, options or GenerationOptions(), allow_remote=allow_remote)
+
+    def stream(
+        self, messages: Any, options: GenerationOptions | None = None, *, allow_remote: bool = False
+    ) -> Iterator[str]:
+        """Answer one conversation piece by piece; the pieces joined are what `generate` returns."""
+        from andes_sdk.runtime.generation import GenerationOptions, stream
+
+        return stream(self, messages, options or GenerationOptions(), allow_remote=allow_remote)
+
+    def chat(self, text: str, images: Sequence[Any] = (), **options: Any) -> str:
+        """Answer one question about pictures; options as in `GenerationOptions`."""
+        from andes_sdk.messages import user_message
+        from andes_sdk.runtime.generation import GenerationOptions
+
+        return self.generate([user_message(text, images)], config.structure(GenerationOptions, options, "chat")).text
+
+    # ------------------------------------------------------------ training
+
+    def train(self, recipe: Any, out: str | Path, *, resume: bool = True, progress: Any = None) -> Path:
+        """Run a recipe's stages on this pipeline's model -> folder of the trained checkpoint."""
+        from andes_sdk.training.loop import Trainer
+
+        return Trainer(self, recipe, Path(out), progress).run(resume=resume)
+
+    def _check_weights(self) -> None:
+        from andes_sdk.checkpoint import check_folder
+
+        check_folder(self._weights)
+
+
+def _run_errors(device: str, dtype: str, image: Mapping[str, Any]) -> list[AndesError]:
+    from andes_sdk.building import device_error, image_errors
+
+    errors: list[AndesError] = []
+    if dtype not in DTYPES:
+        errors.append(ConfigError(f"no dtype {dtype!r}", who="dtype", fix=config.suggestion(str(dtype), DTYPES)))
+    if (error := device_error(device)) is not None:
+        errors.append(error)
+    return errors + image_errors(image)

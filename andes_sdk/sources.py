@@ -1,0 +1,182 @@
+"""The bytes of an encoded picture, from a file, a URL or memory, within limits."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+import time
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib import request
+from urllib.error import HTTPError
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from attrs import field, frozen
+from attrs.validators import gt
+
+from andes_sdk.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image
+    """A path, a `file://`, `data:` or `http(s)://` URL, the bytes of a picture file, or a PIL image."""
+
+_KINDS = "a path, a file:// or data: URL, the bytes of a picture file, or a PIL image"
+_NOT_BASE64 = "write data:image/png;base64,<base64 of the picture file>"
+
+
+@frozen(kw_only=True)
+class ImageLimits:
+    """What a picture may cost.
+
+    Attributes:
+        max_pixels: width x height, checked in the header before anything is decoded. Pillow's own ceiling
+            (2 x `PIL.Image.MAX_IMAGE_PIXELS`, the same number unless the application changes it) holds as well.
+        max_bytes: size of the encoded picture, wherever it comes from.
+        timeout: seconds for a remote picture, from the request to the last byte.
+    """
+
+    max_pixels: int = field(default=178_956_970, validator=gt(0))
+    max_bytes: int = field(default=256 * 2**20, validator=gt(0))
+    timeout: float = field(default=20.0, validator=gt(0))
+
+
+def describe(source: object) -> str:
+    """A source in a few characters, for messages: long URLs are shortened, bytes are counted."""
+    if isinstance(source, str | os.PathLike):
+        text = os.fspath(source)
+        text = text if isinstance(text, str) else os.fsdecode(text)
+        return repr(text) if len(text) <= 120 else f"{text[:48]!r}… ({len(text)} characters)"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"{len(source)} bytes"
+    if all(hasattr(source, fact) for fact in ("mode", "width", "height")):
+        return f"PIL image ({source.mode}, {source.width}x{source.height})"  # type: ignore[attr-defined]
+    return type(source).__name__
+
+
+def read_source(source: object, name: str, allow_remote: bool, limits: ImageLimits) -> bytes:
+    """The encoded picture, never more than `limits.max_bytes`; `name` stands for the source in messages.
+
+    Raises:
+        InputError: the source cannot be read, is empty or too large, or is remote without `allow_remote`.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+    elif isinstance(source, str | os.PathLike):
+        data = _read_text(os.fspath(source), name, allow_remote, limits)
+    else:
+        fix = f"pass {_KINDS}" + ("; for an array PIL.Image.fromarray(array)" if hasattr(source, "shape") else "")
+        raise InputError("this is not a picture", who=name, fix=fix)
+    if len(data) > limits.max_bytes:
+        raise _too_large(name, len(data), limits)
+    if not data:
+        raise InputError("the picture is empty", who=name, why="0 bytes", fix="write or download it again")
+    return data
+
+
+def _read_text(text: str | bytes, name: str, allow_remote: bool, limits: ImageLimits) -> bytes:
+    if isinstance(text, bytes):
+        return _read_file(Path(os.fsdecode(text)), name, limits)
+    scheme = re.match(r"(data:)|([a-z][a-z0-9+.-]*)://", text, re.IGNORECASE)
+    match (scheme[1] or scheme[2]).lower() if scheme else "":
+        case "":
+            if not text:
+                raise InputError("the path of the picture is empty", fix=f"pass {_KINDS}")
+            return _read_file(Path(text), name, limits)
+        case "data:":
+            return _read_data_url(text, name, limits)
+        case "file":
+            return _read_file(_file_url(text, name), name, limits)
+        case "http" | "https":
+            if not allow_remote:
+                why = "remote pictures are off unless they are asked for"
+                raise InputError("the picture is remote", who=name, why=why, fix="pass allow_remote=True, or a file")
+            return _fetch(text, name, limits)
+        case other:
+            raise InputError(f"pictures cannot be read from {other}://", who=name, fix=f"pass {_KINDS}")
+
+
+def _read_file(path: Path, name: str, limits: ImageLimits) -> bytes:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError("this is a folder, not a picture", who=name, fix="name one file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError("this is not a regular file", who=name, fix="copy the picture to a file first")
+        if status.st_size > limits.max_bytes:
+            raise _too_large(name, status.st_size, limits)
+        return path.read_bytes()
+    except FileNotFoundError:
+        why = f"no such file, looked for from {Path.cwd()}" if not path.is_absolute() else "no such file"
+        raise InputError("the picture does not exist", who=name, why=why, fix="check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        fix = f"check the path and its permissions; for base64 data {_NOT_BASE64}"
+        raise InputError("the picture cannot be read", who=name, why=reason, fix=fix) from None
+
+
+def _file_url(url: str, name: str) -> Path:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InputError("this is not a URL", who=name, why=str(error), fix="write file:///path/to/picture") from None
+    if parts.netloc not in ("", "localhost"):
+        why = f"it names the host {parts.netloc!r}"
+        raise InputError("a file:// URL must be local", who=name, why=why, fix="write file:///path (three slashes)")
+    return Path(request.url2pathname(parts.path))
+
+
+def _read_data_url(url: str, name: str, limits: ImageLimits) -> bytes:
+    head, comma, body = url[len("data:") :].partition(",")
+    if not comma:
+        raise InputError("the data URL is incomplete", who=name, why="it has no comma", fix=_NOT_BASE64)
+    if len(body) > 4 * limits.max_bytes:  # the worst a percent-encoded body can shrink is threefold
+        raise _too_large(name, len(body), limits)
+    data = unquote_to_bytes(body)
+    if not head.lower().replace(" ", "").endswith(";base64"):
+        return data
+    data = b"".join(data.split()).translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
+    try:
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError("the data URL is not valid base64", who=name, why=str(error), fix=_NOT_BASE64) from None
+
+
+def _fetch(url: str, name: str, limits: ImageLimits) -> bytes:
+    """GET with a deadline and a size cap. Redirects are followed to http(s) only."""
+    opener = request.OpenerDirector()
+    for handler in (
+        request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.HTTPRedirectHandler,
+        request.HTTPErrorProcessor, request.HTTPDefaultErrorHandler, request.UnknownHandler,
+    ):  # fmt: skip
+        opener.add_handler(handler())
+    deadline, data = time.monotonic() + limits.timeout, bytearray()
+    try:
+        with opener.open(url, timeout=limits.timeout) as response:
+            while chunk := response.read1(1 << 16):
+                data += chunk
+                if len(data) > limits.max_bytes:
+                    raise _too_large(name, len(data), limits)
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"not complete after {limits.timeout} s")
+            if response.length:
+                raise ConnectionError(f"the connection ended {response.length} bytes early")
+    except HTTPError as error:
+        error.close()
+        why = f"the server answered {error.code} {error.reason}"
+        raise InputError("the picture cannot be fetched", who=name, why=why, fix="check the URL") from None
+    except (OSError, HTTPException, ValueError) as error:
+        why = str(error) or type(error).__name__
+        fix = "check the URL and the network, or download the picture and pass the file"
+        raise InputError("the picture cannot be fetched", who=name, why=why, fix=fix) from None
+    return bytes(data)
+
+
+def _too_large(name: str, size: int, limits: ImageLimits) -> InputError:
+    why = f"at least {size} bytes, the limit is {limits.max_bytes}"
+    return InputError("the picture file is too large", who=name, why=why, fix="raise ImageLimits(max_bytes=…)")

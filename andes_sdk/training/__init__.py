@@ -1,0 +1,1 @@
+"""Training: one loop for all stages, on Accelerate; packing; restartable state."""

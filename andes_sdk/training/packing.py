@@ -1,0 +1,125 @@
+"""Samples to packed batches: positions reset per sample, loss on supervised rows only, shared prefixes kept once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from attrs import frozen
+
+from andes_sdk.runtime.attention import PackedAttention, Segment
+
+if TYPE_CHECKING:
+    from andes_sdk.types import Grid, Inputs
+
+
+@frozen(eq=False)
+class Row:
+    """One training sample as tensors: a pack's smallest unit.
+
+    Attributes:
+        ids: (T,) prefix and branches one after another.
+        labels: (T,) the id that the row must predict, or -100.
+        segment: how the T rows divide.
+        patches, grids: its pictures.
+    """
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    segment: Segment
+    patches: torch.Tensor | None
+    grids: tuple[Grid, ...]
+
+
+@frozen(eq=False)
+class Batch:
+    """A pack of samples.
+
+    Attributes:
+        ids, labels, positions: (T,) over all samples; labels are -100 where no loss is placed.
+        attend: attention that keeps samples apart.
+        patches, grids: all pictures, packed.
+        tokens: supervised rows; the loss is their mean.
+        samples: how many samples the pack holds.
+    """
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    positions: torch.Tensor
+    attend: PackedAttention
+    patches: torch.Tensor | None
+    grids: tuple[Grid, ...]
+    tokens: int
+    samples: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        patches = None if self.patches is None else self.patches.to(device)
+        moved = (x.to(device) for x in (self.ids, self.labels, self.positions))
+        return Batch(*moved, self.attend, patches, self.grids, self.tokens, self.samples)
+
+
+def make_row(conversations: Sequence[Inputs]) -> Row:
+    """Conversations about the same pictures -> one row that encodes what they share only once.
+
+    The shared prefix ends before the first supervised token, so that every loss lies inside a branch.
+    """
+    first = conversations[0]
+    shared = _shared_prefix(conversations) if len(conversations) > 1 else len(first.ids)
+    ids, labels = [first.ids[:shared]], [_labels(first)[:shared]]
+    branches = []
+    if len(conversations) > 1:
+        for c in conversations:
+            ids.append(c.ids[shared:])
+            labels.append(_labels(c)[shared:])
+            branches.append(len(c.ids) - shared)
+    return Row(torch.cat(ids), torch.cat(labels), Segment(shared, tuple(branches)), first.patches, first.grids)
+
+
+def _labels(inputs: Inputs) -> torch.Tensor:
+    labels = torch.full_like(inputs.ids, -100)
+    if inputs.supervised is not None:
+        labels[:-1] = torch.where(inputs.supervised[1:], inputs.ids[1:], -100)
+    return labels
+
+
+def _shared_prefix(conversations: Sequence[Inputs]) -> int:
+    limit = min(len(c.ids) for c in conversations)
+    for c in conversations:
+        if c.supervised is not None and bool(c.supervised.any()):
+            limit = min(limit, int(c.supervised.int().argmax()) - 1)
+    same = torch.stack([c.ids[:limit] == conversations[0].ids[:limit] for c in conversations]).all(0)
+    return limit if bool(same.all()) else int((~same).int().argmax())
+
+
+def collate(rows: Sequence[Row]) -> Batch:
+    """Rows -> one packed batch."""
+    pictures = [r.patches for r in rows if r.patches is not None]
+    labels = torch.cat([r.labels for r in rows])
+    return Batch(
+        ids=torch.cat([r.ids for r in rows]),
+        labels=labels,
+        positions=torch.cat([r.segment.positions() for r in rows]),
+        attend=PackedAttention([r.segment for r in rows]),
+        patches=torch.cat(pictures) if pictures else None,
+        grids=tuple(g for r in rows for g in r.grids),
+        tokens=int((labels != -100).sum()),
+        samples=len(rows),
+    )
+
+
+def pack(rows: Iterable[Row], *, max_tokens: int, max_patches: int) -> Iterator[list[Row]]:
+    """Group rows in order until a pack would exceed either budget; a row larger than a budget makes a pack alone."""
+    group: list[Row] = []
+    tokens = patches = 0
+    for row in rows:
+        size = 0 if row.patches is None else len(row.patches)
+        if group and (tokens + len(row.ids) > max_tokens or patches + size > max_patches):
+            yield group
+            group, tokens, patches = [], 0, 0
+        group.append(row)
+        tokens += len(row.ids)
+        patches += size
+    if group:
+        yield group

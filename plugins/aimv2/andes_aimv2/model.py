@@ -1,0 +1,229 @@
+"""AIMv2 at native resolution: the vision encoder of AndesVL 1B, 2B and 4B.
+
+Papers: AIMv2 (arXiv 2411.14402), NaViT packing (arXiv 2307.06304), AndesVL report (arXiv 2510.11496).
+Kept from the published AndesVL evaluation code: state-dict names, the learned position table resized to each image,
+2-D rotary positions, SwiGLU, pre-norm RMSNorm. Left out: window attention, which the published models have switched
+off, and dropout, which is zero in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from andes_sdk.errors import InputError
+from andes_sdk.patches import block_order, patch_positions
+from andes_sdk.types import Grid, VisionSpec
+
+from .config import AimV2Config
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Rotation = tuple[Tensor, Tensor] | None
+"""cos and sin, each (N, 1, head_dim / 2) in float32; None without rotary positions."""
+
+
+def rotation(
+    grids: Sequence[Grid], head_dim: int, merge: int, theta: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of every patch's angles: rows turn the first half of them, columns the second; float32 throughout."""
+    quarter = head_dim // 4
+    frequencies = 1.0 / theta ** (torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
+    places = patch_positions(grids, merge, device).float()  # (N, 2)
+    angles = (places[:, :, None] * frequencies).flatten(1)[:, None]  # (N, 1, head_dim / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn feature i with feature i + d/2: (N, H, d) -> (N, H, d), computed in float32, returned in x's type."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def attend_within(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Full attention inside each image; (N, H, d) each -> (N, H, d). No mask over the pack is ever built."""
+    parts = zip(*(x.transpose(0, 1)[None].split(lengths, dim=2) for x in (q, k, v)), strict=True)  # (1, H, n, d)
+    return torch.cat([F.scaled_dot_product_attention(*part)[0].transpose(0, 1) for part in parts])
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in its input's type, also under autocast (where float32 weights would leave the fused kernel)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, Dv) -> (…, Dv)."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class PatchEmbed(nn.Module):
+    """A convolution's weight used as a linear layer over flattened patches, then RMSNorm."""
+
+    def __init__(self, config: AimV2Config) -> None:
+        super().__init__()
+        size = config.patch_size
+        self.proj = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=size, stride=size)
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(N, 3*p*p) -> (N, Dv), in the weights' type."""
+        return self.norm(F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias))
+
+
+class Preprocessor(nn.Module):
+    """Patch embedding plus the learned position table, resized to each image's grid."""
+
+    def __init__(self, config: AimV2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.patchifier = PatchEmbed(config)
+        if config.preserve_original_pe:
+            self.pos_embed = nn.Parameter(torch.empty(1, config.table_side**2, config.hidden_size))
+
+    def positions(self, h: int, w: int) -> Tensor:
+        """(h*w, Dv) in block order; interpolated in float32 whatever the table's type."""
+        table = self.pos_embed.float().transpose(1, 2)  # (1, Dv, side*side)
+        if self.config.interpolate_pe_method == "two_dim":
+            table = table.unflatten(2, (self.config.table_side, -1))
+            table = F.interpolate(table, size=(h, w), mode="bicubic", align_corners=False)
+        else:
+            table = F.interpolate(table, size=h * w, mode="linear", align_corners=False).unflatten(2, (h, w))
+        return block_order(table[0].permute(1, 2, 0), self.config.hidden_stride)
+
+    def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """(N, 3*p*p) -> (N, Dv)."""
+        x = self.patchifier(patches)
+        if not self.config.preserve_original_pe or not grids:
+            return x
+        tables = {grid: self.positions(*grid) for grid in dict.fromkeys(grids)}  # each distinct size once
+        return x + torch.cat([tables[grid] for grid in grids]).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Fused qkv, rotary positions, attention inside each image."""
+
+    def __init__(self, config: AimV2Config) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+
+    def forward(self, x: Tensor, turn: Rotation, lengths: Sequence[int]) -> Tensor:
+        """(N, Dv) -> (N, Dv); `lengths` are the patches of each image."""
+        q, k, v = self.qkv(x).unflatten(1, (3, self.heads, -1)).unbind(1)  # (N, H, d) each
+        if turn is not None:
+            q, k = rotate(q, *turn), rotate(k, *turn)
+        return self.proj(attend_within(q, k, v, lengths).flatten(1))
+
+
+class SwiGLU(nn.Module):
+    """fc2(silu(fc1 x) * fc3 x)."""
+
+    def __init__(self, config: AimV2Config) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.fc1 = nn.Linear(width, inner, bias=config.use_bias)
+        self.fc2 = nn.Linear(inner, width, bias=config.use_bias)
+        self.fc3 = nn.Linear(width, inner, bias=config.use_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, Dv) -> (N, Dv)."""
+        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and SwiGLU, each added to its input."""
+
+    def __init__(self, config: AimV2Config) -> None:
+        super().__init__()
+        self.attn = Attention(config)
+        self.norm_1 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+        self.norm_2 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, x: Tensor, turn: Rotation, lengths: Sequence[int]) -> Tensor:
+        """(N, Dv) -> (N, Dv)."""
+        x = x + self.attn(self.norm_1(x), turn, lengths)
+        return x + self.mlp(self.norm_2(x))
+
+
+class Trunk(nn.Module):
+    """The blocks and the last norm; a module of its own because of the published state-dict names."""
+
+    def __init__(self, config: AimV2Config) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.post_trunk_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class AimV2Encoder(nn.Module):
+    """`VisionEncoder` of AndesVL 1B, 2B and 4B; `gradient_checkpointing` recomputes blocks in the backward pass."""
+
+    def __init__(self, config: AimV2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.spec = VisionSpec(
+            width=config.hidden_size,
+            patch_size=config.patch_size,
+            merge=config.hidden_stride,
+            mean=CLIP_MEAN,
+            std=CLIP_STD,
+        )
+        self.gradient_checkpointing = False
+        self.preprocessor = Preprocessor(config)
+        self.trunk = Trunk(config)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights and position table normal with `initializer_range`, biases 0, norms 1."""
+        std = self.config.initializer_range
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if self.config.preserve_original_pe:
+            nn.init.normal_(self.preprocessor.pos_embed, std=std)
+
+    def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """(N, 3*p*p) normalised pixels in block order, one (rows, columns) grid per image -> (N, Dv), same order.
+
+        Raises:
+            InputError: grids that do not add up to N, or a side that is no multiple of the merge.
+        """
+        config = self.config
+        grids = [(h, w) for h, w in grids]
+        lengths = [h * w for h, w in grids]
+        _check(patches, grids, sum(lengths), config)
+        x = self.preprocessor(patches, grids)
+        if not grids:
+            return x
+        turn: Rotation = None
+        if not config.disable_rope:
+            turn = rotation(grids, config.head_dim, config.hidden_stride, config.rope_theta, x.device)
+        for block in self.trunk.blocks:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, turn, lengths, use_reentrant=False)
+            else:
+                x = block(x, turn, lengths)
+        return self.trunk.post_trunk_norm(x)
+
+
+def _check(patches: Tensor, grids: Sequence[Grid], total: int, config: AimV2Config) -> None:
+    pixels = config.num_channels * config.patch_size**2
+    if tuple(patches.shape) != (total, pixels):
+        raise InputError(
+            f"patches of shape {tuple(patches.shape)} do not fit the grids {list(grids)}",
+            who="aimv2",
+            why=f"these grids stand for {total} patches of {pixels} values (patch size {config.patch_size})",
+            fix="prepare the images with the patch size and merge of this encoder's spec",
+        )
+    if any(side % config.hidden_stride for grid in grids for side in grid):
+        raise InputError(
+            f"the grids {list(grids)} cannot be split into blocks",
+            who="aimv2",
+            fix=f"round both sides of each image to a multiple of {config.patch_size * config.hidden_stride} pixels",
+        )

