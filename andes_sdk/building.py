@@ -29,13 +29,17 @@ def device_error(name: str) -> AndesError | None:
     try:
         torch.device(name)
     except RuntimeError as error:
-        return BackendUnavailable(f"no device {name!r}", who="device", why=str(error).splitlines()[0], fix="use cpu, cuda or mps")
+        return BackendUnavailable(
+            f"no device {name!r}", who="device", why=str(error).splitlines()[0], fix="use cpu, cuda or mps"
+        )
     present = {
         "cuda": torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
     if not present.get(kind, False):
-        return BackendUnavailable(f"this machine has no {name!r}", who="device", fix="use device='cpu', or run elsewhere")
+        return BackendUnavailable(
+            f"this machine has no {name!r}", who="device", fix="use device='cpu', or run elsewhere"
+        )
     return None
 
 
@@ -46,7 +50,9 @@ def image_errors(image: Mapping[str, Any]) -> list[AndesError]:
     fixed = {"patch_size", "merge", "mean", "std"}
     options = {k: v for k, v in image.items() if k not in fixed}
     errors: list[AndesError] = [
-        config.ConfigError(f"option {k!r} belongs to the encoder", who="image", fix="remove it") for k in image if k in fixed
+        config.ConfigError(f"option {k!r} belongs to the encoder", who="image", fix="remove it")
+        for k in image
+        if k in fixed
     ]
     try:
         base = {"patch_size": 14, "merge": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,3 +131,38 @@ def plain(instance: Any) -> dict[str, Any]:
         if f.init and not (type(value) is type(default) and value == default):
             data[f.name] = CONVERTER.unstructure(value)
     return data
+
+
+def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """A TOML or JSON file, or a mapping, with the arguments of `Pipeline.from_plugins` -> checked arguments.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        AssemblyError: every argument that does not exist or does not fit.
+    """
+    if isinstance(source, Mapping):
+        data, who = dict(source), "pipeline"
+    else:
+        path = Path(source)
+        who = path.name
+        try:
+            text = path.read_text(encoding="utf-8")
+            data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                "cannot be read", who=str(path), why=str(error), fix="write a TOML or JSON file"
+            ) from None
+    return attrs.asdict(structure(PipelineConfig, data, who), recurse=False)
+
+
+@attrs.frozen(kw_only=True)
+class PipelineConfig:
+    """The arguments of `Pipeline.from_plugins` as a file holds them."""
+
+    plugins: list[object]
+    weights: str | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    backend: str = "torch"
+    seed: int = 0
+    image: dict[str, object] = attrs.field(factory=dict)

@@ -173,7 +173,7 @@ def load(name: str) -> tuple[type, str, str]:
         )
     dist = points[0].dist
     try:
-        cls = DriverManager(GROUP, name, on_load_failure_callback=_raise, warn_on_missing_entrypoint=False).driver
+        cls = DriverManager(GROUP, name, on_load_failure_callback=_raise).driver
     except Exception as error:
         raise PluginBroken(
             "cannot be imported",

@@ -85,9 +85,7 @@ class Pipeline:
         Raises:
             ConfigError: the file cannot be read. AssemblyError: as `from_plugins`.
         """
-        from andes_sdk.sources import read_config
-
-        return cls.from_plugins(**read_config(source))
+        return cls.from_plugins(**config.read_config(source))
 
     @classmethod
     def from_plan(cls, plan: Plan, *, objects: Sequence[object] = (), weights: str | Path | None = None) -> Pipeline:

@@ -54,7 +54,9 @@ def read_samples(source: DataRecipe, folder: Path) -> list[Sample]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError("the data cannot be read", who=str(path), why=str(error), fix="make it, or correct its path") from None
+        raise TrainingError(
+            "the data cannot be read", who=str(path), why=str(error), fix="make it, or correct its path"
+        ) from None
     samples = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -75,7 +77,9 @@ def _conversations(entry: Any, where: str) -> list[list[Any]]:
         many = entry.get("conversations", [entry["messages"]] if "messages" in entry else None)
         if isinstance(many, list) and many and all(isinstance(m, list) and m for m in many):
             return many
-    raise TrainingError("is not a sample", who=where, fix='write {"messages": [...]} or {"conversations": [[...], ...]}')
+    raise TrainingError(
+        "is not a sample", who=where, fix='write {"messages": [...]} or {"conversations": [[...], ...]}'
+    )
 
 
 def make_rows(
@@ -95,7 +99,9 @@ def make_rows(
         except TrainingError:
             raise
         except AndesError as error:
-            raise TrainingError("cannot be used for training", who=sample.where, why=str(error), fix=error.fix) from error
+            raise TrainingError(
+                "cannot be used for training", who=sample.where, why=str(error), fix=error.fix
+            ) from error
 
 
 def _row(sample: Sample, processor: Processor, rng: random.Random) -> Row:
@@ -109,7 +115,9 @@ def _row(sample: Sample, processor: Processor, rng: random.Random) -> Row:
         for conversation in chosen
     ]
     if any(p.grids != prepared[0].grids for p in prepared):
-        raise TrainingError("its conversations have different pictures", who=sample.where, fix="write one line per picture")
+        raise TrainingError(
+            "its conversations have different pictures", who=sample.where, fix="write one line per picture"
+        )
     if not any(bool(p.supervised.any()) for p in prepared if p.supervised is not None):
         raise TrainingError("has no assistant text to learn from", who=sample.where, fix="add an assistant message")
     return make_row(prepared)

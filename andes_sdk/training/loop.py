@@ -86,7 +86,9 @@ class Trainer:
             load_state(state, model, optimizer)
         step_module, wrapped = accelerator.prepare(_Step(model, stage), optimizer)
         step_module.train()
-        self._tell("stage-start", position.step, {"stage": recipe.stage, "steps": recipe.steps, "samples": len(samples)})
+        self._tell(
+            "stage-start", position.step, {"stage": recipe.stage, "steps": recipe.steps, "samples": len(samples)}
+        )
         groups = ahead(self._packs(samples, recipe, position))
         saved = position.step
         while position.step < recipe.steps:
@@ -164,7 +166,15 @@ def _update(
             totals[key] = totals.get(key, 0.0) + value * share
     norm = accelerator.clip_grad_norm_(module.parameters(), recipe.clip)
     if not math.isfinite(totals["loss"]):
-        raise TrainingError(f"the loss is {totals['loss']} at step {step + 1}", fix="lower the learning rate, or look at the data")
+        raise TrainingError(
+            f"the loss is {totals['loss']} at step {step + 1}", fix="lower the learning rate, or look at the data"
+        )
     optimizer.step()
     optimizer.zero_grad()
-    return {**totals, "gradient_norm": float(norm), "rate_factor": factor, "tokens": tokens, "samples": sum(b.samples for b in batches)}
+    return {
+        **totals,
+        "gradient_norm": float(norm),
+        "rate_factor": factor,
+        "tokens": tokens,
+        "samples": sum(b.samples for b in batches),
+    }

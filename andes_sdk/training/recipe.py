@@ -119,7 +119,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TrainingError("the recipe cannot be read", who=str(path), why=str(error), fix="write it as TOML") from None
+        raise TrainingError(
+            "the recipe cannot be read", who=str(path), why=str(error), fix="write it as TOML"
+        ) from None
     for override in overrides:
         _override(data, override)
     data = _in_folder(data, str(path.parent.resolve()))

@@ -26,7 +26,12 @@ class Position:
 
 
 def save_state(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, position: Position, digest: str, keep: int = 2
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    digest: str,
+    keep: int = 2,
 ) -> Path:
     """Write `folder/state-<stage>-<step>` atomically and delete all but the newest `keep`."""
     target = folder / f"state-{position.stage:02d}-{position.step:08d}"
@@ -71,7 +76,9 @@ def read_position(path: Path, digest: str) -> Position:
         data: Any = json.loads((path / "position.json").read_text(encoding="utf-8"))
         position, recipe = Position(**data["position"]), data["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError("the saved state is damaged", who=str(path), why=str(error), fix="delete it to use the one before") from None
+        raise TrainingError(
+            "the saved state is damaged", who=str(path), why=str(error), fix="delete it to use the one before"
+        ) from None
     if recipe != digest:
         raise TrainingError(
             "the saved state was made by another recipe",
@@ -94,7 +101,11 @@ def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimi
                 parameter.copy_(tensors[f"weight.{name}"])
                 keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{k}.{name}" in tensors]
                 if keys:
-                    optimizer.state[parameter] = {k: tensors[f"optimizer.{k}.{name}"].to(parameter.device) for k in keys}
+                    optimizer.state[parameter] = {
+                        k: tensors[f"optimizer.{k}.{name}"].to(parameter.device) for k in keys
+                    }
         torch.set_rng_state(tensors["rng.cpu"])
     except Exception as error:
-        raise TrainingError("the saved state cannot be restored", who=str(path), why=str(error), fix="delete it to use the one before") from error
+        raise TrainingError(
+            "the saved state cannot be restored", who=str(path), why=str(error), fix="delete it to use the one before"
+        ) from error

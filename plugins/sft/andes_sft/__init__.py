@@ -17,9 +17,13 @@ class SFT:
     contract = "1.0"
 
     rate: float = field(default=1e-5, validator=gt(0.0), metadata={"help": "learning rate of the language model"})
-    projector_rate: float | None = field(default=None, validator=optional(ge(0.0)), metadata={"help": "of the projector; None: the same"})
+    projector_rate: float | None = field(
+        default=None, validator=optional(ge(0.0)), metadata={"help": "of the projector; None: the same"}
+    )
     encoder_rate: float | None = field(
-        default=None, validator=optional(ge(0.0)), metadata={"help": "of the vision encoder; None: the same, 0 freezes it"}
+        default=None,
+        validator=optional(ge(0.0)),
+        metadata={"help": "of the vision encoder; None: the same, 0 freezes it"},
     )
 
     @hookimpl
