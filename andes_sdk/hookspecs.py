@@ -8,6 +8,14 @@ Kinds of hook
 - collection: every plugin may return named objects; two objects of one name are an error.
 - check, observer: every plugin is asked, or told.
 
+Class attributes of a plugin
+- `contract`: the version it was written for, "1.0".
+- `testing`: options that make it tiny for the conformance kit, such as {"preset": "tiny"}; optional.
+Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not be
+saved in an artefact's plan.
+
+A plugin may use everything public in `andes_sdk`: `types`, `errors`, `patches`, `testing`, `training.loss`, `runtime`.
+
 The major version of the contract stands in the entry-point group (`andes_sdk.v1.plugins`); a plugin states the version
 it was written for in the class attribute `contract`, and a core with an older minor version refuses it.
 """
@@ -41,7 +49,10 @@ class Hooks:
         """Slot. Build the vision encoder: an `nn.Module` with `.spec`, called with (patches, grids).
 
         Patches (N, 3*p*p) in block order and one (rows, columns) grid per image -> features (N, Dv), same order;
-        attention never crosses images. Build with random weights on torch's current default device.
+        attention never crosses images. Empty grids give (0, Dv); grids that do not fit raise `InputError`.
+
+        Build on torch's current default device. When a checkpoint brings the weights that device is "meta", and nothing
+        may be read or copied; otherwise a plugin may fill in weights of its own (raise `CheckpointError` if it cannot).
 
             @frozen(eq=False, kw_only=True)
             class Flat:

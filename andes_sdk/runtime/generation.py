@@ -87,7 +87,9 @@ class _Text:
     shown: int = 0
 
     def add(self, ids: Sequence[int]) -> None:
-        """Take more ids; sets `ended` when a stop string is complete."""
+        """Take more ids, until a stop string is complete (`ended`)."""
+        if self.ended:
+            return
         self.ids += ids
         # decoding a window with a few ids of context keeps spaces right without decoding everything again
         before = self.tokenizer.decode(self.ids[self.done : self.shown])

@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 HERE = Path(__file__).parent
 HELD_OUT = 500
 VOCABULARY = 512
+YES_NO = 4
 DIGIT_QUESTIONS = ("which digit is shown?", "what digit is in the image?", "what number is this?", "read the digit.")
 
 
@@ -35,6 +36,12 @@ def easy_vqa_questions(split: str) -> Iterator[tuple[Path, list[tuple[str, str]]
         found[image].append((question, answer))
     for image in sorted(found):
         yield Path(paths[image]), found[image]
+
+
+def thinned(pairs: list[tuple[str, str]], rng: random.Random) -> list[tuple[str, str]]:
+    """Every question for a colour or a shape, and at most `YES_NO` of the many that ask for yes or no."""
+    closed = [p for p in pairs if p[1] in ("yes", "no")]
+    return [p for p in pairs if p not in closed] + rng.sample(closed, min(YES_NO, len(closed)))
 
 
 def digits(split: str) -> Iterator[tuple[Image.Image, str]]:
@@ -65,6 +72,7 @@ def main(out: Path = HERE / "data") -> None:
     with open(out / "easy_vqa.jsonl", "w", encoding="utf-8") as file:
         for path, pairs in easy_vqa_questions("train"):
             texts += [text for pair in pairs for text in pair]
+            pairs = thinned(pairs, random.Random(path.name))
             file.write(json.dumps({"conversations": [conversation(str(path), q, a) for q, a in pairs]}) + "\n")
     with open(out / "digits.jsonl", "w", encoding="utf-8") as file:
         for image, answer in digits("train"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 
@@ -27,6 +27,7 @@ class AimV2:
     """
 
     contract = "1.0"
+    testing: ClassVar[Mapping[str, object]] = {"preset": "tiny"}
 
     preset: str = field(default="large", metadata={"help": f"sizes to start from: {', '.join(PRESETS)}"})
     config: Mapping[str, object] = field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 
@@ -25,6 +25,7 @@ class Qwen3:
     """Dense Qwen3 with its tokenizer and chat template. Shortest use: `Pipeline.from_plugins([..., "qwen3"])`."""
 
     contract = "1.0"
+    testing: ClassVar[Mapping[str, object]] = {"preset": "tiny"}
 
     preset: str = field(default="0.6b", metadata={"help": "size: 0.6b, 1.7b, 4b, or tiny for tests"})
     config: Mapping[str, object] = field(

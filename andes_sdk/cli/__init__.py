@@ -1,0 +1,45 @@
+"""`andes`: the command line. Starting it imports neither torch nor any plugin; each command imports what it needs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from andes_sdk import CONTRACT, __version__
+from andes_sdk.cli import chat, explain, generate, models, new, plugins, train
+
+app = typer.Typer(
+    name="andes",
+    help="Assemble, train, compress and run AndesVL-class vision-language models from plugins.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(plugins.app, name="plugins")
+app.command("models")(models.models)
+app.command("explain")(explain.explain)
+app.command("chat")(chat.chat)
+app.command("generate")(generate.generate)
+app.command("train")(train.train)
+app.command("new")(new.new)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"andes_sdk {__version__} (contract {'.'.join(map(str, CONTRACT))})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Assemble, train, compress and run AndesVL-class vision-language models from plugins."""
+
+
+def main() -> None:
+    """The entry point `andes`. Exit codes: 0 done, 1 one of our errors, 2 wrong usage."""
+    app()

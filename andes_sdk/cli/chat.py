@@ -1,0 +1,181 @@
+"""`andes chat`: one question, or a conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from attrs import define, field
+
+from andes_sdk.cli import loading
+from andes_sdk.cli.console import Json, clean, print_json, report, stderr
+from andes_sdk.errors import AndesError, AssemblyError
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.runtime.generation import GenerationOptions
+
+HELP = """/image FILE  show a picture with the next question
+/reset       forget the conversation
+/quit        leave (so does Ctrl-D)
+/help        this text"""
+
+
+@define
+class Conversation:
+    """A conversation in progress.
+
+    Attributes:
+        messages: what was said, OpenAI-style; a question that failed leaves no trace in it.
+        images: pictures for the next question.
+        stats: print speed after each answer.
+    """
+
+    pipeline: Pipeline
+    options: GenerationOptions
+    allow_remote: bool = False
+    stats: bool = False
+    images: list[str] = field(factory=list)
+    messages: list[dict[str, Any]] = field(factory=list)
+
+    def ask(self, question: str) -> str:
+        """Stream the answer to stdout -> the answer. Ctrl-C ends it early; what came so far is kept.
+
+        Raises:
+            AndesError: the question cannot be answered; the conversation is as before.
+        """
+        from andes_sdk.messages import user_message
+
+        asked = [*self.messages, user_message(question, self.images)]
+        pieces: list[str] = []
+        start = time.perf_counter()
+        first = 0.0
+        try:
+            for piece in self.pipeline.stream(asked, self.options, allow_remote=self.allow_remote):
+                first = first or time.perf_counter()
+                pieces.append(piece)
+                typer.echo(piece, nl=False)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            typer.echo(" …", nl=False)
+        typer.echo()
+        answer = "".join(pieces)
+        self.messages = [*asked, {"role": "assistant", "content": answer}]
+        self.images = []
+        if self.stats and pieces:
+            self._print_stats(answer, first - start, time.perf_counter() - first)
+        return answer
+
+    def _print_stats(self, answer: str, to_first: float, after: float) -> None:
+        tokens = len(self.pipeline.tokenizer.encode(answer))
+        speed = f"{(tokens - 1) / after:.1f} tokens/s" if tokens > 1 and after > 0 else "one token"
+        stderr().print(f"[dim]first token {to_first:.2f} s · {tokens} tokens · {speed}[/]")
+
+    def command(self, line: str) -> bool:
+        """Obey a line that starts with a slash -> whether to go on."""
+        name, _, argument = line.partition(" ")
+        if name in ("/quit", "/exit"):
+            return False
+        if name == "/reset":
+            self.messages, self.images = [], []
+            stderr().print("[dim]forgotten[/]")
+        elif name == "/image" and argument.strip():
+            self.images.append(argument.strip())
+            stderr().print(f"{len(self.images)} picture(s) for the next question", style="dim", markup=False)
+        else:
+            stderr().print(HELP, style="dim", markup=False)
+        return True
+
+
+def converse(conversation: Conversation, read: Callable[[], str]) -> None:
+    """Ask what `read` gives until it raises EOFError or says /quit; an error does not end the conversation."""
+    while True:
+        try:
+            line = read().strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            typer.echo()
+            continue
+        if not line:
+            continue
+        if line.startswith("/"):
+            if not conversation.command(line):
+                return
+            continue
+        try:
+            conversation.ask(line)
+        except (AndesError, AssemblyError) as error:
+            report(error)
+            # a picture that cannot be read must not spoil the next question too
+            conversation.images = []
+
+
+def _prompt() -> str:
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line
+    try:
+        return input("> ")
+    except EOFError:
+        typer.echo()
+        raise
+
+
+@clean
+def chat(
+    question: Annotated[str | None, typer.Argument(help="Asked once; without it a conversation starts.")] = None,
+    model: loading.Model = None,
+    config: loading.Config = None,
+    image: loading.Images = None,
+    plugin: loading.Plugins = None,
+    option: loading.Options = None,
+    device: loading.Device = None,
+    dtype: loading.Dtype = None,
+    backend: loading.Backend = None,
+    think: loading.Think = None,
+    max_tokens: loading.MaxTokens = None,
+    temperature: loading.Temperature = None,
+    top_k: loading.TopK = None,
+    top_p: loading.TopP = None,
+    min_p: loading.MinP = None,
+    repetition_penalty: loading.Repetition = None,
+    presence_penalty: loading.Presence = None,
+    stop: loading.Stop = None,
+    seed: loading.Seed = None,
+    allow_remote: loading.Remote = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print time to first token and speed on stderr.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask a model about pictures: one QUESTION, or a conversation when none is given.
+
+    In a conversation: /image FILE, /reset, /help, /quit. The answer appears as it is produced.
+    """
+    if as_json and question is None:
+        raise typer.BadParameter("--json needs a QUESTION")
+    options = loading.generation_options(
+        think=think, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, stop=stop, seed=seed,
+    )  # fmt: skip
+    pipeline = loading.open_pipeline(
+        model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
+    )
+    if as_json:
+        from andes_sdk.cli.generate import as_dict
+        from andes_sdk.messages import user_message
+
+        asked = [user_message(str(question), image or [])]
+        print_json(as_dict(pipeline.generate(asked, options, allow_remote=allow_remote)))
+        return
+    conversation = Conversation(pipeline, options, allow_remote, stats, list(image or []))
+    if question is not None:
+        conversation.ask(question)
+        return
+    if sys.stdin.isatty():
+        stderr().print(HELP, style="dim", markup=False)
+    converse(conversation, _prompt)

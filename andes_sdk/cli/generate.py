@@ -1,0 +1,118 @@
+"""`andes generate`: answers for programs: one prompt, one conversation, or a file of conversations."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from andes_sdk.cli import loading
+from andes_sdk.cli.console import Json, clean, print_json, stderr
+from andes_sdk.errors import InputError
+
+if TYPE_CHECKING:
+    from andes_sdk.runtime.generation import Answer
+
+
+def as_dict(answer: Answer) -> dict[str, Any]:
+    """An answer as plain data; times in seconds."""
+    return {
+        "text": answer.text,
+        "tokens": list(answer.tokens),
+        "finish": answer.finish,
+        "prompt_tokens": answer.prompt_tokens,
+        "seconds": dict(answer.seconds),
+        "time_to_first_token": answer.time_to_first_token,
+        "tokens_per_second": answer.tokens_per_second,
+        "kv_bytes": answer.kv_bytes,
+    }
+
+
+def read_messages(source: str) -> Any:
+    """Messages from a JSON file, or from stdin for '-'.
+
+    Raises:
+        InputError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "the messages cannot be read",
+            who="stdin" if source == "-" else source,
+            why=str(error),
+            fix='write JSON: [{"role": "user", "content": "…"}]',
+        ) from None
+
+
+@clean
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The question.")] = None,
+    messages: Annotated[str | None, typer.Option(help="JSON file with a list of messages; - for stdin.")] = None,
+    batch: Annotated[Path | None, typer.Option(help="JSON Lines, one list of messages (or one text) a line.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON Lines of answers to --batch; continued if it exists.")] = None,
+    together: Annotated[int, typer.Option(min=1, help="Lines of --batch that are decoded together.")] = 1,
+    model: loading.Model = None,
+    config: loading.Config = None,
+    image: loading.Images = None,
+    plugin: loading.Plugins = None,
+    option: loading.Options = None,
+    device: loading.Device = None,
+    dtype: loading.Dtype = None,
+    backend: loading.Backend = None,
+    think: loading.Think = None,
+    max_tokens: loading.MaxTokens = None,
+    temperature: loading.Temperature = None,
+    top_k: loading.TopK = None,
+    top_p: loading.TopP = None,
+    min_p: loading.MinP = None,
+    repetition_penalty: loading.Repetition = None,
+    presence_penalty: loading.Presence = None,
+    stop: loading.Stop = None,
+    seed: loading.Seed = None,
+    allow_remote: loading.Remote = False,
+    as_json: Json = False,
+) -> None:
+    """Answer a PROMPT, a conversation (--messages) or a file of conversations (--batch with --out)."""
+    _check_usage(prompt, messages, batch, out, image)
+    options = loading.generation_options(
+        think=think, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, stop=stop, seed=seed,
+    )  # fmt: skip
+    asked = None if messages is None else read_messages(messages)
+    pipeline = loading.open_pipeline(
+        model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
+    )
+    if batch is not None and out is not None:
+        from andes_sdk.cli.batch import Batch
+
+        job = Batch(pipeline, options, batch, out, together, allow_remote)
+        done = job.run(console=None if as_json else stderr())
+        if as_json:
+            print_json(done)
+        if done["failed"]:
+            raise typer.Exit(1)
+        return
+    if asked is None:
+        from andes_sdk.messages import user_message
+
+        asked = [user_message(str(prompt), image or [])]
+    answer = pipeline.generate(asked, options, allow_remote=allow_remote)
+    if as_json:
+        print_json(as_dict(answer))
+    else:
+        typer.echo(answer.text)
+
+
+def _check_usage(
+    prompt: str | None, messages: str | None, batch: Path | None, out: Path | None, image: list[str] | None
+) -> None:
+    if sum(x is not None for x in (prompt, messages, batch)) != 1:
+        raise typer.BadParameter("give exactly one of PROMPT, --messages and --batch")
+    if (batch is None) != (out is None):
+        raise typer.BadParameter("--batch and --out go together")
+    if image and prompt is None:
+        raise typer.BadParameter("--image goes with a PROMPT; messages hold their own pictures")

@@ -1,0 +1,150 @@
+"""From the options that several commands share to a pipeline."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from andes_sdk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from andes_sdk.assembly import PluginItem
+    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.runtime.generation import GenerationOptions
+
+SHIPPED = Path("examples/first_light/model")
+"""The small trained model in the SDK's repository, used where neither --model nor --config is given."""
+
+Model = Annotated[Path | None, typer.Option("--model", "-m", help="Checkpoint folder, ours or a published one.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML or JSON with the arguments of Pipeline.from_plugins.")
+]
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", "-p", help="One more plugin, such as a decoder; repeatable.")
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="PLUGIN.OPTION=VALUE", help="An option of a plugin; repeatable."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+Backend = Annotated[str | None, typer.Option(help="What runs the model; torch is built in.")]
+Remote = Annotated[bool, typer.Option("--allow-remote", help="Fetch pictures from http(s) addresses.")]
+Images = Annotated[list[str] | None, typer.Option("--image", "-i", help="A picture; repeatable, order is kept.")]
+Think = Annotated[
+    bool | None, typer.Option("--think/--no-think", help="Thinking mode; without it the model's own default.")
+]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest answer. [default: 512]")]
+Temperature = Annotated[float | None, typer.Option(help="0 decodes greedily. [default: 0]")]
+TopK = Annotated[int | None, typer.Option(help="Sample among the best K; 0 for all. [default: 0]")]
+TopP = Annotated[float | None, typer.Option(help="Sample among the most likely this share. [default: 1]")]
+MinP = Annotated[float | None, typer.Option(help="Leave out what is this much less likely than the best. [default: 0]")]
+Repetition = Annotated[float | None, typer.Option("--repetition-penalty", help="Over prompt and answer. [default: 1]")]
+Presence = Annotated[float | None, typer.Option("--presence-penalty", help="Over the answer. [default: 0]")]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; repeatable.")]
+Seed = Annotated[int | None, typer.Option(help="Of the sampling noise. [default: 0]")]
+
+
+def generation_options(**given: Any) -> GenerationOptions:
+    """Sampling options as checked data; what was not given (None) keeps its default."""
+    from andes_sdk.config import structure
+    from andes_sdk.runtime.generation import GenerationOptions
+
+    return structure(GenerationOptions, {k: v for k, v in given.items() if v is not None}, "generation")
+
+
+def plugin_items(names: Sequence[str], options: Sequence[str]) -> list[PluginItem]:
+    """Plugin names, members of the family and `plugin.option=value` -> items for `Pipeline.from_plugins`.
+
+    Raises:
+        ConfigError: an option that is not `plugin.option=value`, or whose plugin is not listed.
+    """
+    from andes_sdk.catalogue import plugins_of
+
+    items: list[PluginItem] = []
+    for name in names:
+        items += plugins_of(name) if name.lower().startswith("andesvl-") else [name]
+    return with_options(items, options)
+
+
+def with_options(items: Sequence[PluginItem], options: Sequence[str]) -> list[PluginItem]:
+    """The same items with `plugin.option=value` applied; values are TOML, and plain text where they are not.
+
+    Raises:
+        ConfigError: an option that is not `plugin.option=value`, or whose plugin is not listed.
+    """
+    from andes_sdk.config import suggestion
+
+    tables: dict[str, dict[str, Any]] = {}
+    for item in items:
+        tables |= {k: dict(v or {}) for k, v in item.items()} if isinstance(item, dict) else {str(item): {}}
+    for text in options:
+        path, equals, raw = text.partition("=")
+        plugin, dot, option = path.strip().partition(".")
+        if not (equals and dot and option):
+            raise ConfigError(f"cannot read {text!r}", who="--option", fix="write plugin.option=value")
+        if plugin not in tables:
+            raise ConfigError(f"{plugin!r} is not in the list", who="--option", fix=suggestion(plugin, tables))
+        _assign(tables[plugin], option.split("."), _value(raw), text)
+    return [{name: table} if table else name for name, table in tables.items()]
+
+
+def _value(raw: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        return raw
+
+
+def _assign(table: dict[str, Any], path: Sequence[str], value: Any, text: str) -> None:
+    for step in path[:-1]:
+        table = table.setdefault(step, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{step!r} of {text!r} is not a table", who="--option", fix="set it as a whole")
+    table[path[-1]] = value
+
+
+def open_pipeline(
+    model: Path | None,
+    config: Path | None,
+    *,
+    plugins: Sequence[str] | None = None,
+    options: Sequence[str] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    backend: str | None = None,
+) -> Pipeline:
+    """A pipeline from a checkpoint folder or a configuration file; without either the shipped small model.
+
+    Raises:
+        ConfigError: neither was given and no model is shipped here. AssemblyError, CheckpointError: as `Pipeline`.
+    """
+    from andes_sdk.config import read_config
+    from andes_sdk.pipeline import Pipeline
+
+    if model is not None and config is not None:
+        raise typer.BadParameter("give --model or --config, not both")
+    if config is not None:
+        arguments = read_config(config)
+        arguments["plugins"] = with_options([*arguments["plugins"], *(plugins or ())], options or ())
+        chosen = {"device": device, "dtype": dtype, "backend": backend}
+        return Pipeline.from_plugins(**{**arguments, **{k: v for k, v in chosen.items() if v is not None}})
+    if backend is not None:
+        raise typer.BadParameter("--backend needs --config: a checkpoint states its backend")
+    more = plugin_items(plugins or (), options or ())
+    return Pipeline.from_pretrained(model or _shipped(), plugins=more, device=device or "cpu", dtype=dtype)
+
+
+def _shipped() -> Path:
+    if SHIPPED.is_dir():
+        return SHIPPED
+    raise ConfigError(
+        "no model was given",
+        who="--model",
+        why=f"there is no {SHIPPED} in this folder either",
+        fix="pass --model FOLDER (a checkpoint) or --config FILE (a list of plugins)",
+    )

@@ -1,0 +1,197 @@
+"""Compressors, backends, rewards, data filters and benchmarks."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from andes_sdk.errors import BackendUnavailable
+from andes_sdk.runtime.policy import KeepAll
+from andes_sdk.runtime.torch_backend import TorchBackend
+from andes_sdk.testing.material import answer_to_everything, conversation, plain_inputs
+from andes_sdk.testing.registry import check
+from andes_sdk.testing.require import require, require_close, require_finite
+from andes_sdk.testing.weights import expect_refusal
+from andes_sdk.types import Backend, Benchmark, Compressor, DataFilter, Reward
+
+if TYPE_CHECKING:
+    from andes_sdk.testing.subject import Subject
+
+SAMPLES: tuple[dict[str, Any], ...] = tuple(
+    {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}], "answer": a, "id": i}
+    for i, (q, a) in enumerate([("2 + 2?", "4"), ("Say nothing.", ""), ("2 + 2?", "4"), ("颜色？", "红" * 500), ("?", "?")])
+)
+
+
+def _objects(subject: Subject, hook: str, protocol: Any) -> list[Any]:
+    found = list(getattr(subject.assembly.manager.get_plugin(subject.name), hook)())
+    require(found, f"{hook} returned nothing")
+    for thing in found:
+        require(isinstance(thing, protocol), f"{type(thing).__name__} is no {protocol.__name__}")
+        require(isinstance(thing.name, str) and thing.name, f"its name is {thing.name!r}")
+    names = [t.name for t in found]
+    require(len(set(names)) == len(names), f"two objects share a name: {names}")
+    return found
+
+
+# ---------------------------------------------------------------- compressors
+
+
+@check("compressors", "every compressor has a name of its own")
+def compressor_names(subject: Subject) -> None:
+    _objects(subject, "andes_compressors", Compressor)
+
+
+@check("compressors", "the compressed model computes, and facts are told")
+def compresses(subject: Subject) -> None:
+    for compressor in _objects(subject, "andes_compressors", Compressor):
+        pipe = subject.pipeline()
+        told = compressor.compress(pipe.model)
+        require(isinstance(told, Mapping) and told, f"{compressor.name!r} tells {told!r}, not facts")
+        logits = answer_to_everything(pipe.model, pipe.prepare(conversation(0)))
+        require_finite(logits, f"logits of the model compressed by {compressor.name!r}")
+
+
+# ---------------------------------------------------------------- backends
+
+
+def _backends(subject: Subject) -> list[Any]:
+    return _objects(subject, "andes_backends", Backend)
+
+
+def _compiled(subject: Subject, backend: Any) -> Any:
+    return backend.compile(subject.pipeline().model, device="cpu", dtype="float32")
+
+
+@check("backends", "every backend has a name of its own")
+def backend_names(subject: Subject) -> None:
+    require(all(b.name != "torch" for b in _backends(subject)), "a backend takes the core's name, 'torch'")
+
+
+@check("backends", "logits equal the torch backend's")
+def backend_logits(subject: Subject) -> None:
+    for backend in _backends(subject):
+        tolerance = getattr(backend, "tolerance", 1e-4)
+        answers = []
+        for compiled in (_compiled(subject, TorchBackend()), _compiled(subject, backend)):
+            session = compiled.session(KeepAll())
+            first = session.prefill(subject.pipe.prepare(conversation(0)))
+            tree = session.extend([1, 2, 3, 4], [-1, 0, 0, -1])[0]
+            session.commit([0, 2])
+            answers.append(torch.cat([first[None], tree, session.extend([5])[0]]))
+            session.close()
+        require_close(answers[1], answers[0], tolerance, f"backend {backend.name!r}: logits against torch")
+
+
+@check("backends", "several sessions together equal each alone")
+def backend_together(subject: Subject) -> None:
+    for backend in _backends(subject):
+        tolerance, answers = getattr(backend, "tolerance", 1e-4), []
+        compiled = _compiled(subject, backend)
+        for together in (False, True):
+            sessions = [compiled.session(KeepAll()) for _ in range(2)]
+            for number, session in enumerate(sessions):
+                session.prefill(plain_inputs(subject.pipe, 5 + number))
+            tokens = [[1], [2, 3]]
+            if together:
+                steps = compiled.extend_many(sessions, tokens)
+            else:
+                steps = [s.extend(t) for s, t in zip(sessions, tokens, strict=True)]
+            answers.append(torch.cat([logits for logits, _ in steps]))
+        require_close(answers[1], answers[0], tolerance, f"backend {backend.name!r}: two sessions together")
+
+
+@check("backends", "an absent device is refused")
+def backend_device(subject: Subject) -> None:
+    for backend in _backends(subject):
+        model = subject.pipeline().model
+        for device in ("cuda:99", "abacus"):
+            expect_refusal(
+                lambda b=backend, d=device, m=model: b.compile(m, device=d, dtype="float32"),  # type: ignore[misc]
+                f"backend {backend.name!r} takes the device {device!r}",
+                (BackendUnavailable,),
+            )
+
+
+@check("backends", "facts are texts")
+def backend_facts(subject: Subject) -> None:
+    for backend in _backends(subject):
+        told = _compiled(subject, backend).facts()
+        texts = all(isinstance(k, str) and isinstance(v, str) for k, v in told.items())
+        require(told and texts, f"backend {backend.name!r} tells {told!r}")
+
+
+# ---------------------------------------------------------------- rewards
+
+
+@check("rewards", "every reward has a name of its own")
+def reward_names(subject: Subject) -> None:
+    _objects(subject, "andes_rewards", Reward)
+
+
+@check("rewards", "a score is a finite number, the same each time")
+def reward_scores(subject: Subject) -> None:
+    for reward in _objects(subject, "andes_rewards", Reward):
+        for sample in SAMPLES:
+            for answer in (str(sample["answer"]), "", "something else 🙂"):
+                one, two = (reward.score(copy.deepcopy(sample), answer) for _ in range(2))
+                number = isinstance(one, float) and math.isfinite(one)
+                require(number, f"reward {reward.name!r} gives {one!r}")
+                require(one == two, f"reward {reward.name!r} gives {one} and then {two} for the same answer")
+
+
+# ---------------------------------------------------------------- data filters
+
+
+def _filters(subject: Subject) -> list[Any]:
+    return _objects(subject, "andes_data_filters", DataFilter)
+
+
+@check("data_filters", "every filter has a name of its own")
+def filter_names(subject: Subject) -> None:
+    _filters(subject)
+
+
+@check("data_filters", "every sample comes out once, unchanged, kept or with a reason")
+def filter_complete(subject: Subject) -> None:
+    for one in _filters(subject):
+        out = list(one.apply(copy.deepcopy(list(SAMPLES))))
+        ids = sorted(sample["id"] for sample, _ in out)
+        require(ids == list(range(len(SAMPLES))), f"filter {one.name!r}: samples 0 to {len(SAMPLES) - 1} come out as {ids}")
+        for sample, reason in out:
+            require(sample == SAMPLES[sample["id"]], f"filter {one.name!r} changes sample {sample['id']}")
+            said = reason is None or (isinstance(reason, str) and reason.strip())
+            require(said, f"filter {one.name!r} drops sample {sample['id']} with the reason {reason!r}")
+        require(list(one.apply([])) == [], f"filter {one.name!r} makes samples out of nothing")
+
+
+@check("data_filters", "takes a stream, and decides alike each time")
+def filter_stream(subject: Subject) -> None:
+    def stream() -> Iterator[Mapping[str, Any]]:
+        yield from copy.deepcopy(SAMPLES)
+
+    for one in _filters(subject):
+        first, again = ([(s["id"], reason) for s, reason in one.apply(stream())] for _ in range(2))
+        require(first == again, f"filter {one.name!r} decides otherwise the second time")
+
+
+# ---------------------------------------------------------------- benchmarks
+
+
+@check("benchmarks", "every benchmark has a name of its own")
+def benchmark_names(subject: Subject) -> None:
+    _objects(subject, "andes_benchmarks", Benchmark)
+
+
+@check("benchmarks", "a short run gives finite numbers")
+def benchmark_runs(subject: Subject) -> None:
+    for benchmark in _objects(subject, "andes_benchmarks", Benchmark):
+        scores = benchmark.run(subject.pipe, limit=2)
+        require(scores, f"benchmark {benchmark.name!r} gives no score")
+        for name, score in scores.items():
+            number = isinstance(score, float) and math.isfinite(score)
+            require(number, f"benchmark {benchmark.name!r}: {name} is {score!r}")

@@ -1,0 +1,153 @@
+"""Training stages: which modules learn, and a loss that means what the loop takes it for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from andes_sdk.testing.material import batches
+from andes_sdk.testing.registry import check
+from andes_sdk.testing.require import require, require_bits, require_close, require_finite
+from andes_sdk.types import TrainingStage
+
+if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.testing.subject import Subject
+
+KIND = "training_stages"
+STEPS, RATE = 12, 3e-3
+
+
+def _stages(subject: Subject) -> list[Any]:
+    return list(subject.assembly.manager.get_plugin(subject.name).andes_training_stages())  # type: ignore[union-attr]
+
+
+def _named(prefix: str, name: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _trained(model: VisionLanguageModel, rates: Mapping[str, float]) -> list[torch.nn.Parameter]:
+    """Freeze what no prefix names, as the loop does -> the parameters that learn."""
+    found = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(_named(prefix, name) for prefix in rates))
+        if parameter.requires_grad:
+            found.append(parameter)
+    return found
+
+
+def _fresh(subject: Subject) -> Pipeline:
+    pipe = subject.pipeline()
+    pipe.model.train()
+    return pipe
+
+
+@check(KIND, "every stage has a name of its own")
+def named(subject: Subject) -> None:
+    stages = _stages(subject)
+    require(stages, "andes_training_stages returned no stage")
+    for stage in stages:
+        require(isinstance(stage, TrainingStage), f"{type(stage).__name__} is no TrainingStage: name, rates, loss")
+        require(isinstance(stage.name, str) and stage.name, f"a stage's name is {stage.name!r}")
+    names = [s.name for s in stages]
+    require(len(set(names)) == len(names), f"two stages share a name: {names}")
+
+
+@check(KIND, "learning rates are positive and name modules that exist")
+def rates(subject: Subject) -> None:
+    model = subject.pipe.model
+    names = [n for n, _ in model.named_parameters()]
+    for stage in _stages(subject):
+        given = stage.rates(model)
+        require(given, f"stage {stage.name!r} trains nothing")
+        for prefix, rate in given.items():
+            require(any(_named(prefix, n) for n in names), f"stage {stage.name!r} trains {prefix!r}, which does not exist")
+            positive = isinstance(rate, float) and 0 < rate < math.inf
+            require(positive, f"stage {stage.name!r} trains {prefix!r} at {rate!r}; leave it out to freeze it")
+
+
+@check(KIND, "the loss is a finite scalar with a gradient, the figures are numbers")
+def loss(subject: Subject) -> None:
+    pipe = _fresh(subject)
+    for stage in _stages(subject):
+        trained = _trained(pipe.model, stage.rates(pipe.model))
+        value, figures = stage.loss(pipe.model, batches(pipe)[-1])
+        require(value.ndim == 0, f"stage {stage.name!r}: the loss has shape {tuple(value.shape)}, it must be a scalar")
+        require_finite(value, f"stage {stage.name!r}: the loss")
+        require(trained and value.requires_grad, f"stage {stage.name!r}: no gradient flows from the loss")
+        for name, figure in figures.items():
+            number = isinstance(figure, float) and math.isfinite(figure)
+            require(isinstance(name, str) and number, f"stage {stage.name!r}: figure {name!r} is {figure!r}, no number")
+
+
+@check(KIND, "only the modules it names get gradients, and the loss changes no weight")
+def frozen(subject: Subject) -> None:
+    pipe = _fresh(subject)
+    for stage in _stages(subject):
+        given = stage.rates(pipe.model)
+        _trained(pipe.model, given)
+        pipe.model.zero_grad()
+        before = {n: p.detach().clone() for n, p in pipe.model.named_parameters()}
+        stage.loss(pipe.model, batches(pipe)[-1])[0].backward()
+        for name, parameter in pipe.model.named_parameters():
+            require_bits(parameter.detach(), before[name], f"stage {stage.name!r}: {name} after computing the loss")
+            learns = any(_named(prefix, name) for prefix in given)
+            require(learns or not parameter.requires_grad, f"stage {stage.name!r}: thaws {name}, which its rates leave out")
+            require(learns or parameter.grad is None, f"stage {stage.name!r}: {name} gets a gradient, its rates leave it out")
+        for prefix in given:
+            reached = [p.grad for n, p in pipe.model.named_parameters() if _named(prefix, n) and p.grad is not None]
+            require(any(bool(g.abs().max() > 0) for g in reached), f"stage {stage.name!r}: no gradient reaches {prefix!r}")
+
+
+@check(KIND, "the loss of a pack is the mean over the tokens of its samples")
+@torch.no_grad()
+def packed(subject: Subject) -> None:
+    pipe = subject.pipe
+    *single, pack = batches(pipe, 3)
+    for stage in _stages(subject):
+        parts = [stage.loss(pipe.model, b)[0] * b.tokens for b in single]
+        wanted = torch.stack(parts).sum() / pack.tokens
+        got = stage.loss(pipe.model, pack)[0]
+        require_close(got, wanted, 1e-5, f"stage {stage.name!r}: loss of a pack against its samples' token mean")
+
+
+@check(KIND, "the same batch gives the same loss")
+@torch.no_grad()
+def repeatable(subject: Subject) -> None:
+    pipe = subject.pipe
+    for stage in _stages(subject):
+        one, two = (stage.loss(pipe.model, batches(pipe)[-1])[0] for _ in range(2))
+        require_bits(one, two, f"stage {stage.name!r}: loss of one batch computed twice")
+
+
+@check(KIND, "a few steps on one batch lower the loss")
+def learns(subject: Subject) -> None:
+    for stage in _stages(subject):
+        pipe = _fresh(subject)
+        optimizer = torch.optim.AdamW(_trained(pipe.model, stage.rates(pipe.model)), lr=RATE)
+        batch, values = batches(pipe)[-1], []
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            value, _ = stage.loss(pipe.model, batch)
+            value.backward()
+            optimizer.step()
+            values.append(float(value.detach()))
+        require(values[-1] < values[0], f"stage {stage.name!r}: {values[0]:.4f} before {STEPS} steps, {values[-1]:.4f} after")
+
+
+@check(KIND, "only supervised rows count")
+@torch.no_grad()
+def supervised(subject: Subject) -> None:
+    pipe = subject.pipe
+    for stage in _stages(subject):
+        batch = batches(pipe, 1)[-1]
+        before = stage.loss(pipe.model, batch)[0]
+        last = int((batch.labels != -100).nonzero().max())
+        # rows after the last supervised one predict nothing and are seen by nobody that counts
+        batch.ids[last + 1 :] = torch.where(batch.ids[last + 1 :] == 1, 2, 1)
+        if last + 1 < len(batch.ids):
+            require_close(stage.loss(pipe.model, batch)[0], before, 1e-5, f"stage {stage.name!r}: loss after unsupervised rows changed")

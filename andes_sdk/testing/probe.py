@@ -1,0 +1,34 @@
+"""What a pipeline computes, as numbers that can be compared: a picture and a question, a loss, a short answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from andes_sdk.runtime.generation import GenerationOptions
+from andes_sdk.testing.material import answer_to_everything, batches, conversation
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+
+
+def probe(pipe: Pipeline, number: int = 0) -> dict[str, object]:
+    """Logits of a prompt, the tokens of an answer, and the loss of every stage; equal pipelines give equal values."""
+    messages = conversation(number)
+    logits = answer_to_everything(pipe.model, pipe.prepare(messages))
+    found: dict[str, object] = {
+        "the logits of a prompt": logits.tolist(),
+        "the answer to a prompt": pipe.generate(messages, GenerationOptions(max_tokens=4)).tokens,
+    }
+    with torch.no_grad():
+        for name, stage in pipe.collection("training_stages").items():
+            found[f"the loss of stage {name!r}"] = float(stage.loss(pipe.model, batches(pipe)[-1])[0])
+    return found
+
+
+@torch.no_grad()
+def changed(pipe: Pipeline) -> None:
+    """Other weights, as after training."""
+    for weight in pipe.model.parameters():
+        weight.mul_(0.5).add_(0.01)

@@ -1,0 +1,384 @@
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from andes_sdk import Pipeline, __version__
+from andes_sdk.cli import app
+from andes_sdk.cli.batch import Batch
+from andes_sdk.cli.chat import Conversation, converse
+from andes_sdk.cli.loading import with_options
+from andes_sdk.errors import ConfigError, InputError
+from andes_sdk.runtime.generation import GenerationOptions
+
+TINY = """\
+plugins = [{ aimv2 = { preset = "tiny" } }, "mlp", { qwen3 = { preset = "tiny" } }, "sft"]
+image = { min_size = 28 }
+seed = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch, tmp_path):
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    data = [
+        {"messages": [{"role": "user", "content": f"{i} plus 1?"}, {"role": "assistant", "content": str(i + 1)}]}
+        for i in range(6)
+    ]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(d) + "\n" for d in data))
+    body = TINY.replace("seed", "# seed").replace("\n", "\n", 1)
+    stage = 'stage = "sft"\nsteps = 3\nmax_tokens = 64\ncheckpoint_every = 2\ndata = [{ path = "data.jsonl" }]\n'
+    (tmp_path / "recipe.toml").write_text(f'name = "tiny"\nthreads = 1\n[pipeline]\n{body}[[stages]]\n{stage}')
+    return str(tmp_path / "recipe.toml")
+
+
+def andes(*arguments, code=0, **options):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], **options)
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def loads(*arguments, **options):
+    return json.loads(andes(*arguments, **options).stdout)
+
+
+# ---------------------------------------------------------------- starting
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["plugins", "--json"], ["new", "--help"]])
+def test_starting_and_listing_import_neither_torch_nor_transformers_nor_any_plugin(arguments):
+    code = f"""
+import sys
+from andes_sdk.cli import main
+sys.argv = ["andes", *{arguments!r}]
+try:
+    main()
+except SystemExit as left:
+    assert not left.code, left.code
+loaded = {{m.partition(".")[0] for m in sys.modules}}
+heavy = loaded & {{"torch", "transformers", "numpy", "PIL"}}
+plugins = {{m for m in loaded if m.startswith("andes_") and m != "andes_sdk"}}
+print("heavy:", heavy | plugins, file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "heavy: set()"
+
+
+def test_the_version_is_printed():
+    assert andes("--version").stdout == f"andes_sdk {__version__} (contract 1.0)\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["plugins", "--json", "check"],
+        ["generate"],
+        ["generate", "a", "--messages", "b"],
+        ["generate", "--batch", "a"],
+        ["generate", "--messages", "a", "--image", "b"],
+        ["chat", "--json"],
+        ["chat", "a", "--model", "b", "--config", "c"],
+        ["chat", "a", "--model", "b", "--backend", "c"],
+        ["train", "recipe.toml"],
+        ["new", "a", "--kind", "b"],
+    ],
+)
+def test_wrong_usage_exits_with_two(arguments):
+    andes(*arguments, code=2)
+
+
+# ---------------------------------------------------------------- plugins, models, explain
+
+
+def test_plugins_lists_what_is_installed():
+    rows = {row["name"]: row for row in loads("plugins", "--json")}
+    assert list(rows["mlp"]) == ["name", "kind", "distribution", "version", "contract", "status"]
+    assert rows["mlp"] | {"version": ""} == {
+        "name": "mlp", "kind": "projector", "distribution": "andes-mlp", "version": "", "contract": "1.0", "status": "ok",
+    }  # fmt: skip
+    assert "andes-mlp" in andes("plugins").stdout
+
+
+def test_plugins_show_prints_options_with_their_help_and_hooks():
+    facts = loads("plugins", "show", "qwen3", "--json")
+    options = {o["name"]: o for o in facts["options"]}
+    assert options["preset"]["default"] == "0.6b"
+    assert options["thinking"] == {
+        "name": "thinking", "type": "bool", "default": False,
+        "help": "whether a chat starts with <think> unless told otherwise",
+    }  # fmt: skip
+    assert {"andes_language_model", "andes_tokenizer"} <= {h["name"] for h in facts["hooks"]}
+    assert "whether a chat starts with <think>" in andes("plugins", "show", "qwen3").stdout
+
+
+def test_our_errors_are_printed_without_a_traceback_and_exit_with_one():
+    result = andes("plugins", "show", "qwen4", code=1)
+    assert result.stdout == ""
+    assert result.stderr.startswith(
+        "error qwen4: no installed plugin is named 'qwen4'\n  do this: did you mean 'qwen3'?"
+    )
+
+
+def test_with_json_errors_are_an_object_on_stderr_and_all_of_them_are_there():
+    result = andes("explain", "aimv2", "nope", "--option", "aimv2.prset=tiny", "--json", code=1)
+    assert result.stdout == ""
+    errors = json.loads(result.stderr)["errors"]
+    assert [e["error"] for e in errors] == ["ConfigError", "PluginNotFound"]
+    assert errors[0] | {"why": ""} == {
+        "error": "ConfigError", "what": "unknown option 'prset'", "who": "aimv2", "why": "",
+        "fix": "did you mean 'preset'?",
+    }  # fmt: skip
+
+
+def test_plugins_check_runs_the_conformance_kit_and_counts():
+    (report,) = loads("plugins", "check", "mlp", "--json")
+    assert report["name"] == "mlp"
+    assert report["failed"] == 0
+    assert report["run"] == report["passed"] >= 20
+    assert len(report["checks"]) == report["run"] + report["not_applicable"]
+    assert {"id", "kind", "status", "reason", "seconds"} == set(report["checks"][0])
+
+
+def test_plugins_check_exits_with_one_when_a_plugin_breaks_the_contract(tmp_path, monkeypatch):
+    andes("new", "broken", "--kind", "cache-policy")
+    package = tmp_path / "andes-broken" / "andes_broken"
+    policy = (package / "policy.py").read_text()
+    (package / "policy.py").write_text(
+        policy.replace("stored - self.recent, stored", "stored - self.recent - 1, stored")
+    )
+    info = tmp_path / "andes-broken" / "andes_broken-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: andes-broken\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[andes_sdk.v1.plugins]\nbroken = andes_broken:Broken\n")
+    monkeypatch.syspath_prepend(str(info.parent))
+    result = andes("plugins", "check", "broken", "--json", code=1)
+    (report,) = json.loads(result.stdout)
+    assert report["failed"] >= 1
+    assert any("budget" in c["reason"] for c in report["checks"] if c["status"] == "failed")
+    assert "broken · " in andes("plugins", "check", "broken", code=1).stdout
+
+
+def test_models_counts_the_family():
+    rows = loads("models", "--json")
+    assert [r["name"] for r in rows] == ["andesvl-0.6b", "andesvl-1b", "andesvl-2b", "andesvl-4b"]
+    assert all(type(r["parameters"]) is int and r["status"] == "ok" for r in rows)
+    assert rows[1]["supported"] == ["load", "save", "generate", "train"]
+
+
+def test_explain_takes_plugins_members_options_and_files(config):
+    tiny = ["-o", "siglip2.preset=tiny", "--option", "qwen3.preset=tiny"]
+    from_member = loads("explain", "andesvl-0.6b", *tiny, "--json")
+    assert from_member["parameters"] < 1_000_000
+    assert ["vision_encoder", "siglip2"] in [[r["part"], r["owner"]] for r in from_member["rows"]]
+    from_file = loads("explain", "pretraining", "--config", config, "--dtype", "bfloat16", "--json")
+    said = {(r["part"], r["value"]) for r in from_file["rows"]}
+    assert ("backend", "torch on cpu, bfloat16") in said
+    assert ("training_stages", "alignment") in said
+    assert "AimV2" in andes("explain", "--config", config).stdout.replace("AIMv2", "AimV2")
+
+
+def test_values_of_options_are_toml_and_plain_text_otherwise():
+    items = with_options([{"a": {"x": 1}}, "b"], ["a.x=2.5", "b.deep.er=[1, 2]", "b.flag=true", "b.word=red apple"])
+    assert items == [{"a": {"x": 2.5}}, {"b": {"deep": {"er": [1, 2]}, "flag": True, "word": "red apple"}}]
+    for wrong in ("a.x", "x=1", "c.x=1", "a.x.y=1"):
+        with pytest.raises(ConfigError):
+            with_options([{"a": {"x": 1}}], [wrong])
+
+
+# ---------------------------------------------------------------- chat and generate
+
+
+def test_generate_gives_text_tokens_and_times(config):
+    one = loads("generate", "hello", "--config", config, "--max-tokens", 4, "--json")
+    assert one["finish"] in ("stop", "length")
+    assert 1 <= len(one["tokens"]) <= 4
+    assert one["prompt_tokens"] > 5
+    assert {"prefill", "decode", "first_token"} <= set(one["seconds"])
+    assert one["time_to_first_token"] > 0
+    assert one["tokens_per_second"] >= 0
+    messages = json.dumps([{"role": "user", "content": "hello"}])
+    piped = loads("generate", "--messages", "-", "--config", config, "--max-tokens", 4, "--json", input=messages)
+    assert piped["tokens"] == one["tokens"]
+    assert andes("generate", "hello", "--config", config, "--max-tokens", 4).stdout == one["text"] + "\n"
+
+
+def test_chat_answers_one_question_as_generate_does(config, tmp_path):
+    Image.new("RGB", (28, 28), "red").save(tmp_path / "red.png")
+    asked = ["what?", "--image", "red.png", "--config", config, "--max-tokens", 6, "--temperature", 0.8, "--seed", 5]
+    whole = loads("generate", *asked, "--json")
+    result = andes("chat", *asked, "--stats")
+    assert result.stdout == whole["text"] + "\n"
+    assert "first token" in result.stderr
+    assert loads("chat", *asked, "--json")["tokens"] == whole["tokens"]
+
+
+def test_sampling_options_that_do_not_fit_are_our_errors(config):
+    result = andes("generate", "a", "--config", config, "--temperature", -1, "--max-tokens", 0, "--json", code=1)
+    assert len(json.loads(result.stderr)["errors"]) == 2
+
+
+def test_without_a_model_the_error_says_what_to_pass():
+    result = andes("chat", "hello", code=1)
+    assert "examples/first_light/model" in result.stderr
+    assert "--model FOLDER" in result.stderr
+
+
+def test_a_saved_model_is_loaded_with_more_plugins(config, tmp_path):
+    Pipeline.from_config(config).save_pretrained(tmp_path / "model")
+    plain = loads("generate", "hello", "--config", config, "--max-tokens", 3, "--json")
+    saved = loads("generate", "hello", "--model", "model", "--plugin", "pretraining", "--max-tokens", 3, "--json")
+    assert saved["tokens"] == plain["tokens"]
+    rows = loads("explain", "pretraining", "-o", "pretraining.encoder_rate=0.1", "--model", "model", "--json")["rows"]
+    assert any(r["part"] == "plugin" and "encoder_rate=0.1" in r["value"] for r in rows)
+
+
+def test_a_conversation_keeps_its_history_and_survives_errors(config, tmp_path, capsys):
+    Image.new("RGB", (28, 28), "red").save(tmp_path / "red.png")
+    conversation = Conversation(Pipeline.from_config(config), GenerationOptions(max_tokens=3))
+    lines = iter(["hello", "/image red.png", "and this?", "/image nothing.png", "fails", "", "again", "/help"])
+
+    def read():
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line
+
+    converse(conversation, read)
+    shown = capsys.readouterr()
+    assert "nothing.png" in shown.err
+    assert "/reset" in shown.err
+    roles = [m["role"] for m in conversation.messages]
+    assert roles == ["user", "assistant"] * 3  # "fails" left no trace
+    assert [p["type"] for p in conversation.messages[2]["content"]] == ["image", "text"]
+    assert conversation.command("/reset")
+    assert conversation.messages == []
+    assert not conversation.command("/quit")
+
+
+def test_a_conversation_reads_lines_from_a_pipe_until_they_end(config):
+    result = andes("chat", "--config", config, "--max-tokens", 2, input="hello\n/quit\nnever asked\n")
+    assert len(result.stdout.splitlines()) >= 1
+    assert "never asked" not in result.output
+
+
+# ---------------------------------------------------------------- batches
+
+
+@pytest.fixture
+def batch_file(tmp_path):
+    lines = [[{"role": "user", "content": "one"}], "two", [{"role": "robot", "content": "bad"}], "four"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return tmp_path / "in.jsonl"
+
+
+def test_a_batch_answers_what_it_can_and_a_second_run_tries_only_what_failed(config, batch_file, tmp_path):
+    out = tmp_path / "out.jsonl"
+    command = ["generate", "--batch", batch_file, "--out", out, "--config", config, "--max-tokens", 3]
+    result = andes(*command, "--together", 2, "--json", code=1)
+    assert json.loads(result.stdout) == {"lines": 4, "skipped": 0, "answered": 3, "failed": 1}
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [r["line"] for r in rows] == [1, 2, 3, 4]
+    assert rows[2]["errors"][0]["who"] == "messages[0].role"
+    alone = loads("generate", "two", "--config", config, "--max-tokens", 3, "--json")
+    assert rows[1]["text"] == alone["text"]
+    again = andes(*command, "--json", code=1)
+    assert json.loads(again.stdout) == {"lines": 4, "skipped": 3, "answered": 0, "failed": 1}
+    assert sorted(json.loads(line)["line"] for line in out.read_text().splitlines()) == [1, 2, 3, 4]
+
+
+def test_a_batch_that_was_killed_in_the_middle_of_a_line_goes_on(config, tmp_path):
+    (tmp_path / "in.jsonl").write_text('"one"\n"two"\n"three"\n')
+    out = tmp_path / "out.jsonl"
+    pipeline = Pipeline.from_config(config)
+
+    def run(**changes):
+        options = GenerationOptions(**{"max_tokens": 2, **changes})
+        return Batch(pipeline, options, tmp_path / "in.jsonl", out).run()
+
+    run()
+    whole = out.read_bytes()
+    first = whole.index(b"\n") + 1
+    out.write_bytes(whole[: first + 20])
+    assert run() == {"lines": 3, "skipped": 1, "answered": 2, "failed": 0}
+    texts = [[json.loads(x)[k] for k in ("line", "request", "text")] for x in whole.splitlines()]
+    assert [[json.loads(x)[k] for k in ("line", "request", "text")] for x in out.read_bytes().splitlines()] == texts
+    with pytest.raises(InputError, match="cannot continue this file"):
+        run(max_tokens=3)
+    out.write_text("something else\n")
+    with pytest.raises(InputError, match="cannot continue this file"):
+        run()
+    assert out.read_text() == "something else\n"
+
+
+def test_a_batch_line_that_is_not_json_is_named_before_anything_runs(config, tmp_path):
+    (tmp_path / "in.jsonl").write_text('"one"\n{oops\n')
+    result = andes("generate", "--batch", "in.jsonl", "--out", "out.jsonl", "--config", config, code=1)
+    assert "in.jsonl:2: is not JSON" in result.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_batch_shows_its_progress(config, tmp_path):
+    (tmp_path / "in.jsonl").write_text('"one"\n')
+    text = io.StringIO()
+    job = Batch(Pipeline.from_config(config), GenerationOptions(max_tokens=1), tmp_path / "in.jsonl", tmp_path / "o")
+    job.run(Console(file=text, force_terminal=True, width=100))
+    assert "100%" in text.getvalue()
+
+
+# ---------------------------------------------------------------- train and new
+
+
+def test_a_dry_run_says_what_would_train_and_how_much_memory_it_takes(recipe, tmp_path):
+    facts = loads("train", recipe, "--dry-run", "--set", "stages.0.steps=20", "--json")
+    (stage,) = facts["stages"]
+    assert (stage["stage"], stage["steps"], stage["samples"]) == ("sft", 20, 6)
+    pipeline = Pipeline.from_plugins([{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}])
+    parts = {n: sum(p.numel() for p in m.parameters()) for n, m in pipeline.meta_model().parts().items()}
+    learnt = {n: parts[n] if n in stage["rates"] else 0 for n in parts}
+    assert stage["trainable"] == learnt
+    # float32: 4 bytes a weight, 4 a gradient, 8 for two moments
+    weights, trained = sum(parts.values()), sum(learnt.values())
+    assert stage["memory_bytes"]["total"] == 4 * weights + 12 * trained
+    assert "samples" in andes("train", recipe, "--dry-run").stdout
+    assert {p.name for p in tmp_path.iterdir()} == {"data.jsonl", "recipe.toml"}
+
+
+def test_training_writes_metrics_and_a_model_that_a_next_recipe_starts_from(recipe, tmp_path):
+    done = loads("train", recipe, "--out", tmp_path / "run", "--json")
+    assert done["steps"] == 3
+    assert done["last"]["step"] == 3
+    assert done["model"] == str(tmp_path / "run" / "model")
+    again = andes("train", recipe, "--out", tmp_path / "run", "--no-resume", code=1)
+    assert "the folder holds a run" in again.stderr
+    shown = andes("train", recipe, "--out", tmp_path / "next", "--set", "start=run/model", "--set", "stages.0.steps=1")
+    assert "sft 1/1" in shown.stdout
+    assert "trained model:" in shown.stdout
+
+
+def test_new_writes_a_distribution_and_says_what_to_do_next(tmp_path):
+    made = loads("new", "my-policy", "--kind", "cache-policy", "--folder", "plugins", "--json")
+    assert made["distribution"] == "andes-my-policy"
+    assert made["package"] == "andes_my_policy"
+    assert all((tmp_path / made["folder"] / path).is_file() for path in made["files"])
+    assert "andes plugins check other" in andes("new", "other", "--kind", "reward").stdout
+    assert "exists already" in andes("new", "other", "--kind", "reward", code=1).stderr
