@@ -153,7 +153,7 @@ def entries(members: Sequence[Member] = FAMILY) -> list[Entry]:
 def _count(one: Member, tokenizer: Tokenizer | None) -> tuple[int, Tokenizer]:
     from andes_sdk.pipeline import Pipeline
 
-    pipeline = Pipeline.from_plugins(plugins_of(one.name))
+    pipeline = Pipeline.from_plugins(list(deepcopy(one.plugins)))
     if tokenizer is not None:
         # the whole family shares one vocabulary, and reading it is most of the time
         pipeline.tokenizer = tokenizer

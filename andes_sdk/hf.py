@@ -271,9 +271,7 @@ class AndesVLProcessor(ProcessorMixin):
             rows.append(self.processor.expand(rendered, left[:count])[0])
             left = left[count:]
         if left:
-            raise InputError(
-                f"{len(left)} pictures more than picture tokens", fix="write one <|vision_pad|> per picture"
-            )
+            raise InputError(f"{len(left)} pictures without a token", fix="write one <|vision_pad|> per picture")
         return self._batch(rows, [] if patches is None else [patches], grids)
 
     def _batch(self, rows: list[list[int]], patches: list[torch.Tensor], grids: Sequence[Any]) -> BatchFeature:

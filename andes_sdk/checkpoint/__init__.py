@@ -5,6 +5,6 @@ Nothing here runs code from a checkpoint: weights are safetensors, or `.bin` fil
 
 from andes_sdk.checkpoint.load import load_weights
 from andes_sdk.checkpoint.manifest import check_folder, read_plan
-from andes_sdk.checkpoint.save import save
+from andes_sdk.checkpoint.saving import save
 
 __all__ = ["check_folder", "load_weights", "read_plan", "save"]

@@ -77,9 +77,7 @@ def _part(config: Mapping[str, Any], *names: str, who: str) -> dict[str, Any]:
         raise CheckpointError(f"has no {names[0]}", who=who, why=f"{found!r} stands there", fix="fetch it again")
     for field, value in found.items():
         if isinstance(value, int) and abs(value) > LARGEST.get(field, 1 << 31):
-            raise CheckpointError(
-                f"{names[0]}.{field} is {value}", who=who, why="no model has that", fix="fetch it again"
-            )
+            raise CheckpointError(f"{names[0]}.{field} is {value}", who=who, why="no model is so large")
     return found
 
 
@@ -123,7 +121,7 @@ def config_of(model: VisionLanguageModel, plan: Plan, *, dtype: str) -> dict[str
         "torch_dtype": dtype,
         "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
         "image_token_id": model.tokenizer.image_token,
-        "eos_token_id": model.tokenizer.eos,
+        "eos_token_id": [model.tokenizer.eos, model.tokenizer.pad],  # both end an answer, as in published Qwen3
         "pad_token_id": model.tokenizer.pad,
         "vision_config": vision,
         "text_config": {key: value for key, value in text.items() if key not in ("torch_dtype", "dtype")},

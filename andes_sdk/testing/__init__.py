@@ -4,8 +4,8 @@
 
     test_conformance = conformance("my-plugin", options={"preset": "tiny"})
 
-gives one pytest case per check. A plugin says how it is made tiny in its class attribute `testing`, a mapping of options
-that is used where none are given. `andes plugins check` runs the same checks without pytest.
+gives one pytest case per check. A plugin says how it is made tiny in its class attribute `testing`, a mapping of
+options that is used where none are given. `andes plugins check` runs the same checks without pytest.
 """
 
 from __future__ import annotations

@@ -31,7 +31,18 @@ COUNTS: dict[str, int] = {
 }
 """Kind -> number of checks."""
 
-MODULES = ("general", "vision", "projector", "language", "positions", "text", "policy", "decoding", "training", "collections")
+MODULES = (
+    "general",
+    "vision",
+    "projector",
+    "language",
+    "positions",
+    "text",
+    "policy",
+    "decoding",
+    "training",
+    "collections",
+)
 
 
 @frozen

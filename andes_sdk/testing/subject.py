@@ -70,10 +70,13 @@ class Subject:
         """Kinds of checks that concern it."""
         return ["general", *(HOOKS[hook] for hook in self.hooks)]
 
+    def plugin(self, **options: Any) -> Any:
+        """A new object of the class."""
+        return config.structure(self.cls, {**self.options, **options}, self.name)
+
     def item(self, **options: Any) -> PluginItem:
         """The plugin as an item of `Pipeline.from_plugins`, made anew."""
-        merged = {**self.options, **options}
-        return {self.name: merged} if self.registered else config.structure(self.cls, merged, self.name)
+        return {self.name: {**self.options, **options}} if self.registered else self.plugin(**options)
 
     def companions(self) -> list[PluginItem]:
         """Plugins for the slots it leaves empty: the given ones, then the kit's reference plugins."""

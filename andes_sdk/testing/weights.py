@@ -100,7 +100,9 @@ def check_checkpointing(plain: nn.Module, saving: nn.Module, forward: Forward) -
         require_close(value, wanted[name], 1e-5, f"gradient of {name} with gradient checkpointing")
 
 
-def expect_refusal(action: Callable[[], object], message: str, kinds: tuple[type[Exception], ...] = (Exception,)) -> None:
+def expect_refusal(
+    action: Callable[[], object], message: str, kinds: tuple[type[Exception], ...] = (Exception,)
+) -> None:
     """Nonconformance unless the action raises one of these errors."""
     try:
         action()

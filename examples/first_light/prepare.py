@@ -14,6 +14,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import easy_vqa
 import numpy as np
@@ -25,6 +26,7 @@ HERE = Path(__file__).parent
 HELD_OUT = 500
 VOCABULARY = 512
 YES_NO = 4
+SHAPES = ("circle", "rectangle", "triangle")
 DIGIT_QUESTIONS = ("which digit is shown?", "what digit is in the image?", "what number is this?", "read the digit.")
 
 
@@ -66,22 +68,30 @@ def conversation(url: str, question: str, answer: str) -> list[dict[str, object]
     return [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
 
 
+def write(file: TextIO, url: str, pairs: list[tuple[str, str]]) -> None:
+    """One line: every question about one picture; none if there is no question."""
+    if pairs:
+        file.write(json.dumps({"conversations": [conversation(url, q, a) for q, a in pairs]}) + "\n")
+
+
 def main(out: Path = HERE / "data") -> None:
     out.mkdir(parents=True, exist_ok=True)
     texts: list[str] = list(DIGIT_QUESTIONS)
-    with open(out / "easy_vqa.jsonl", "w", encoding="utf-8") as file:
+    with (
+        open(out / "easy_vqa.jsonl", "w", encoding="utf-8") as everything,
+        open(out / "shapes.jsonl", "w", encoding="utf-8") as shapes,
+    ):
         for path, pairs in easy_vqa_questions("train"):
             texts += [text for pair in pairs for text in pair]
-            pairs = thinned(pairs, random.Random(path.name))
-            file.write(json.dumps({"conversations": [conversation(str(path), q, a) for q, a in pairs]}) + "\n")
+            write(everything, str(path), thinned(pairs, random.Random(path.name)))
+            write(shapes, str(path), [pair for pair in pairs if pair[1] in SHAPES])
     with open(out / "digits.jsonl", "w", encoding="utf-8") as file:
         for image, answer in digits("train"):
-            url = data_url(image)
-            file.write(json.dumps({"conversations": [conversation(url, q, answer) for q in DIGIT_QUESTIONS]}) + "\n")
+            write(file, data_url(image), [(question, answer) for question in DIGIT_QUESTIONS])
     tokenizer = train_small_tokenizer(texts, VOCABULARY)
     (out / "tokenizer").mkdir(exist_ok=True)
     tokenizer.save(str(out / "tokenizer" / "tokenizer.json"))
-    print(f"wrote {out}: easy_vqa.jsonl, digits.jsonl, tokenizer/ ({tokenizer.get_vocab_size()} ids)")
+    print(f"wrote {out}: easy_vqa.jsonl, shapes.jsonl, digits.jsonl, tokenizer/ ({tokenizer.get_vocab_size()} ids)")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 
 import pytest
+
 from andes_sdk.errors import ConfigError, PluginNotFound
 from andes_sdk.hookspecs import HOOKS
 from andes_sdk.testing import COUNTS, NotApplicable, check, checks_of, conformance, reference, registry, run_checks
@@ -68,7 +69,9 @@ def test_an_unknown_plugin_is_an_error():
 
 def test_an_unknown_expected_failure_is_an_error_with_a_suggestion():
     with pytest.raises(ConfigError) as caught:
-        conformance(reference.ReferenceReward, expected_failures={"rewards: every reward has a name of its won": "typo"})
+        conformance(
+            reference.ReferenceReward, expected_failures={"rewards: every reward has a name of its won": "typo"}
+        )
     assert "did you mean 'rewards: every reward has a name of its own'?" in str(caught.value)
 
 
@@ -119,7 +122,8 @@ def test_companions_fill_only_the_slots_that_are_empty():
 
 
 def test_importing_the_kit_and_its_pytest_plugin_loads_no_torch():
-    code = "import sys, andes_sdk.testing, andes_sdk.testing.pytest_plugin, andes_sdk.testing.reference; assert 'torch' not in sys.modules"
+    modules = "andes_sdk.testing, andes_sdk.testing.pytest_plugin, andes_sdk.testing.reference"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -141,4 +145,6 @@ def test_pytest_shows_one_case_per_check_and_the_summary(pytester):
     )
     result = pytester.runpytest_subprocess("-k", "rewards")
     result.assert_outcomes(passed=1, failed=1, deselected=COUNTS["general"])
-    result.stdout.fnmatch_lines(["*but it passed: remove it from expected_failures*", "andes conformance: 2 checks on 1 plugin"])
+    result.stdout.fnmatch_lines(
+        ["*but it passed: remove it from expected_failures*", "andes conformance: 2 checks on 1 plugin"]
+    )

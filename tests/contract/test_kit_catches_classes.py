@@ -8,23 +8,31 @@ from functools import cache
 
 import pytest
 import torch
+from attrs import define, field, frozen
+
 from andes_sdk import hookimpl
-from andes_sdk.testing import run_checks
+from andes_sdk.testing import checks_of, run_checks
 from andes_sdk.testing.reference import ReferenceEncoder, ReferencePolicy, ReferenceReward, ReferenceWatcher
 from andes_sdk.testing.reference.collections import Contains
 from andes_sdk.testing.reference.modules import Encoder
 from andes_sdk.testing.reference.running import Recent
-from attrs import define, field, frozen
+from andes_sdk.testing.runner import _result
+from andes_sdk.testing.subject import Subject
 
 RUNS = []
 
 
-def failed(plugin, kind="general"):
-    """Id without kind -> reason of every check of one kind that fails."""
-    return {r.id.removeprefix(f"{kind}: "): r.reason for r in run_checks(plugin, kinds=[kind]) if r.status == "failed"}
+def reason(plugin, name, kind="general"):
+    """Run one check -> why it failed, or "" if it passed or does not apply."""
+    (one,) = (c for c in checks_of([kind]) if c.name == name)
+    result = _result(one, Subject(plugin))
+    return result.reason if result.status == "failed" else ""
 
 
-def reward_class(decorate=frozen(eq=False, kw_only=True), **changes):
+SOUND = frozen(eq=False, kw_only=True)
+
+
+def reward_class(decorate=SOUND, **changes):
     """A sound little plugin class, with some of its attributes changed or (None) taken away."""
 
     @hookimpl
@@ -44,7 +52,8 @@ def reward_class(decorate=frozen(eq=False, kw_only=True), **changes):
 
 def test_the_little_class_itself_passes():
     # its module imports torch for the other tests, which is the one thing the kit objects to
-    assert set(failed(reward_class())) == {"importing it loads neither torch nor transformers"}
+    failed = {r.id for r in run_checks(reward_class()) if r.status == "failed"}
+    assert failed == {"general: importing it loads neither torch nor transformers"}
 
 
 CLASSES = {
@@ -73,9 +82,7 @@ CLASSES = {
         reward_class(__doc__="A reward."),
     ],
     "an option of the wrong type is refused": [
-        reward_class(weight=field(default=1.0, metadata={"help": "x"}), __annotations__={"weight": object})
-        if False
-        else reward_class(__annotations__={"weight": "float | object"}),
+        reward_class(__annotations__={"weight": "float | object"}),
     ],
     "options survive the plan as JSON": [
         reward_class(weight=field(default=1.0, metadata={"help": "x"}, converter=lambda value: value + 1.0)),
@@ -89,19 +96,19 @@ CLASSES = {
     ids=[f"{check}-{i}" for check, plugins in CLASSES.items() for i in range(len(plugins))],
 )
 def test_a_broken_class_fails_the_check_that_names_its_bug(check, plugin):
-    assert check in failed(plugin)
+    assert reason(plugin, check)
 
 
 def test_a_plugin_that_imports_torch_at_the_top_is_named(tmp_path):
     path = tmp_path / "heavy_plugin.py"
     path.write_text(
-        "import torch\nfrom andes_sdk.testing.reference import ReferenceReward\n\n\nclass Heavy(ReferenceReward):\n    pass\n"
+        "import torch\nfrom andes_sdk.testing.reference import ReferenceReward\n\n\n"
+        "class Heavy(ReferenceReward):\n    pass\n"
     )
     spec = importlib.util.spec_from_file_location("heavy_plugin", path)
     module = sys.modules["heavy_plugin"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    reason = failed(module.Heavy)["importing it loads neither torch nor transformers"]
-    assert "loads torch" in reason
+    assert "loads torch" in reason(module.Heavy, "importing it loads neither torch nor transformers")
 
 
 @cache
@@ -148,16 +155,16 @@ class Global(ReferenceEncoder):
 
 
 def test_a_module_shared_between_pipelines_is_named():
-    assert "share the modules Encoder" in failed(Shared)["two pipelines share no module and no memory"]
+    assert "share the modules Encoder" in reason(Shared, "two pipelines share no module and no memory")
 
 
 def test_a_policy_shared_between_pipelines_is_named():
-    assert "share their cache_policy" in failed(SharedPolicy)["two pipelines share no module and no memory"]
+    assert "share their cache_policy" in reason(SharedPolicy, "two pipelines share no module and no memory")
 
 
 def test_hidden_global_state_is_named():
     RUNS.clear()
-    assert "what one pipeline computes does not depend on another" in failed(Global)
+    assert "the logits of a prompt differs" in reason(Global, "what one pipeline computes does not depend on another")
 
 
 def test_a_plugin_that_changes_with_the_process_is_named(tmp_path, monkeypatch):
@@ -166,6 +173,7 @@ def test_a_plugin_that_changes_with_the_process_is_named(tmp_path, monkeypatch):
         "import os\nfrom andes_sdk import hookimpl\nfrom andes_sdk.testing.reference import ReferenceReward\n"
         "from attrs import field, frozen\n\nFIRST = os.environ.pop('KIT_TEST_PROCESS', 'other')\n\n\n"
         "@frozen(eq=False, kw_only=True)\nclass Volatile(ReferenceReward):\n"
+        "    '''Its default depends on the process; Pipeline.from_plugins.'''\n\n"
         "    made_in: str = field(default=FIRST, metadata={'help': 'process'})\n"
     )
     monkeypatch.setenv("KIT_TEST_PROCESS", "first")
@@ -195,9 +203,11 @@ def test_watchers_that_misbehave_are_named():
         def andes_event(self, event):
             raise ValueError(event.kind)
 
-    assert failed(Grumbles, "check")
-    assert "facts are texts" in failed(Numbers, "explain")
-    assert "an event of an unknown kind is passed over" in failed(Picky, "event")
+    assert "I do not like it" in reason(
+        Grumbles, "says nothing about its own pipeline, and speaks in sentences", "check"
+    )
+    assert "is no text" in reason(Numbers, "facts are texts", "explain")
+    assert "kit-unknown" in reason(Picky, "an event of an unknown kind is passed over", "event")
 
 
 def test_torch_is_left_with_its_threads_and_its_random_state():

@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from attrs import evolve, frozen
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
 from andes_sdk import hookimpl
 from andes_sdk.patches import split_rows
 from andes_sdk.runtime.attention import PackedAttention, Segment
@@ -18,9 +22,6 @@ from andes_sdk.testing.reference import (
 from andes_sdk.testing.reference.modules import Block, Encoder, LanguageModel, Projector, waves
 from andes_sdk.testing.reference.text import END, IMAGE, START, ByteTokenizer
 from andes_sdk.types import Rendered, TextSpec, VisionSpec
-from attrs import evolve, frozen
-from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 
 
 class AcrossImages(Encoder):
@@ -83,7 +84,9 @@ class FailsEmpty(Encoder):
     """Cannot take a pack of no images."""
 
     def forward(self, patches, grids):
-        return torch.cat([super(FailsEmpty, self).forward(p, [g]) for p, g in zip(split_rows(patches, grids), grids, strict=True)])
+        return torch.cat(
+            [super(FailsEmpty, self).forward(p, [g]) for p, g in zip(split_rows(patches, grids), grids, strict=True)]
+        )
 
 
 class GraphBreak(Encoder):
@@ -187,8 +190,7 @@ class ObeysInRender(ByteTokenizer):
     """Encodes text safely, but the template does not."""
 
     def _turn(self, turn):
-        for i, mark in super()._turn(turn):
-            yield i, mark
+        yield from super()._turn(turn)
         if any(part and "<image>" in part for part in turn.parts):
             yield IMAGE, False
 
@@ -205,7 +207,7 @@ class NeverEnds(ByteTokenizer):
     """Places no loss on the end of a turn."""
 
     def _turn(self, turn):
-        return ((i, mark and i != END) for i, mark in super(NeverEnds, self)._turn(turn))
+        return ((i, mark and i != END) for i, mark in super()._turn(turn))
 
 
 class OtherPrompt(ByteTokenizer):

@@ -6,6 +6,8 @@ import random
 
 import pytest
 import torch
+from attrs import define, field, frozen
+
 from andes_sdk import hookimpl
 from andes_sdk.testing import run_checks
 from andes_sdk.testing.reference import (
@@ -21,7 +23,6 @@ from andes_sdk.testing.reference import (
 from andes_sdk.testing.reference.collections import Answers, Contains, NoEmptyAnswers, Rounding, Stage
 from andes_sdk.testing.reference.running import PromptLookup, Recent, Renamed
 from andes_sdk.training.loss import next_token_loss
-from attrs import define, field, frozen
 
 SEEN = []
 
@@ -70,7 +71,7 @@ class Remembers(Recent):
 
     def keep(self, layer):
         SEEN.append(layer)
-        spare = max(2, self.rows - len(SEEN) // 50)
+        spare = max(2, self.rows - len(SEEN) // 4)
         rows = len(layer.positions[0])
         return [torch.arange(rows - spare, rows)] * len(layer.keys) if rows > spare else None
 
@@ -204,11 +205,11 @@ class PerSample(Stage):
 
 
 class Climbs(Stage):
-    """Has the wrong sign."""
+    """Has the right value and the opposite gradient."""
 
     def loss(self, model, batch):
         value, figures = next_token_loss(model, batch)
-        return -value, figures
+        return 2 * value.detach() - value, figures
 
 
 class TensorFigures(Stage):
@@ -288,7 +289,7 @@ class Swallows(NoEmptyAnswers):
     """Drops samples without a word."""
 
     def apply(self, samples):
-        return ((s, reason) for s, reason in super(Swallows, self).apply(samples) if reason is None)
+        return ((s, reason) for s, reason in super().apply(samples) if reason is None)
 
 
 class Edits(NoEmptyAnswers):

@@ -22,11 +22,6 @@ HEAD = "language_model.lm_head.weight"
 BIAS = "mlp.2.bias"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
     return Pipeline.from_plugins(TINY, seed=7)
@@ -467,9 +462,10 @@ def test_a_failure_midway_keeps_the_old_checkpoint_and_leaves_nothing_behind(pip
         raise OSError(28, "No space left on device")
 
     for step in ("write_weights", "sha256", "_sync"):
-        with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="No space left"):
-            patch.setattr(f"andes_sdk.checkpoint.save.{step}", full)
-            pipeline.save_pretrained(folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(f"andes_sdk.checkpoint.saving.{step}", full)
+            with pytest.raises(CheckpointError, match="No space left"):
+                pipeline.save_pretrained(folder)
         assert contents(folder) == before
         assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -482,7 +478,7 @@ def test_a_failing_rename_puts_the_old_checkpoint_back(pipeline, folder, monkeyp
             raise OSError(5, "Input/output error")
         replace(source, target)
 
-    monkeypatch.setattr("andes_sdk.checkpoint.save.os.replace", second_fails)
+    monkeypatch.setattr("andes_sdk.checkpoint.saving.os.replace", second_fails)
     with pytest.raises(CheckpointError, match="Input/output error"):
         pipeline.save_pretrained(folder)
     assert contents(folder) == before
@@ -500,6 +496,30 @@ def test_a_folder_with_other_things_in_it_is_never_replaced(pipeline, tmp_path):
         with pytest.raises(CheckpointError, match="is no checkpoint"):
             pipeline.save_pretrained(path)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+PROBE = """
+from attrs import field, frozen
+from andes_sdk import hookimpl
+
+@frozen(eq=False, kw_only=True)
+class Probe:
+    contract = "1.0"
+    level: int = 0
+    where: str = field(default="", metadata={"local": True})
+
+    @hookimpl
+    def andes_event(self, event):
+        return None
+"""
+
+
+def test_options_that_hold_on_one_machine_only_are_left_out_of_the_saved_plan(distribution, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(distribution("andes-probe", {"probe": "local_probe:Probe"}, {"local_probe.py": PROBE}))
+    made = Pipeline.from_plugins([*TINY, {"probe": {"level": 2, "where": "/only/here"}}])
+    plan, _ = read_plan(made.save_pretrained(tmp_path / "model"))
+    assert plan.plugins[-1].options == {"level": 2}
+    assert made.plan.plugins[-1].options == {"level": 2, "where": "/only/here"}
 
 
 def test_unknown_layouts_and_dtypes_are_refused(pipeline, tmp_path):

@@ -113,9 +113,7 @@ def test_wrong_usage_exits_with_two(arguments):
 def test_plugins_lists_what_is_installed():
     rows = {row["name"]: row for row in loads("plugins", "--json")}
     assert list(rows["mlp"]) == ["name", "kind", "distribution", "version", "contract", "status"]
-    assert rows["mlp"] | {"version": ""} == {
-        "name": "mlp", "kind": "projector", "distribution": "andes-mlp", "version": "", "contract": "1.0", "status": "ok",
-    }  # fmt: skip
+    assert list(rows["mlp"].values()) == ["mlp", "projector", "andes-mlp", rows["mlp"]["version"], "1.0", "ok"]
     assert "andes-mlp" in andes("plugins").stdout
 
 
@@ -134,9 +132,7 @@ def test_plugins_show_prints_options_with_their_help_and_hooks():
 def test_our_errors_are_printed_without_a_traceback_and_exit_with_one():
     result = andes("plugins", "show", "qwen4", code=1)
     assert result.stdout == ""
-    assert result.stderr.startswith(
-        "error qwen4: no installed plugin is named 'qwen4'\n  do this: did you mean 'qwen3'?"
-    )
+    assert result.stderr.startswith("error qwen4: no installed plugin is named 'qwen4'\n  do this: did you mean '")
 
 
 def test_with_json_errors_are_an_object_on_stderr_and_all_of_them_are_there():
@@ -159,23 +155,24 @@ def test_plugins_check_runs_the_conformance_kit_and_counts():
     assert {"id", "kind", "status", "reason", "seconds"} == set(report["checks"][0])
 
 
-def test_plugins_check_exits_with_one_when_a_plugin_breaks_the_contract(tmp_path, monkeypatch):
+def test_plugins_check_exits_with_one_when_a_plugin_breaks_the_contract(tmp_path):
     andes("new", "broken", "--kind", "cache-policy")
-    package = tmp_path / "andes-broken" / "andes_broken"
-    policy = (package / "policy.py").read_text()
-    (package / "policy.py").write_text(
-        policy.replace("stored - self.recent, stored", "stored - self.recent - 1, stored")
-    )
-    info = tmp_path / "andes-broken" / "andes_broken-0.1.0.dist-info"
+    folder = tmp_path / "andes-broken"
+    policy = folder / "andes_broken" / "policy.py"
+    policy.write_text(policy.read_text().replace("torch.arange(stored -", "torch.arange(stored - 1 -"))
+    info = folder / "andes_broken-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: andes-broken\nVersion: 0.1.0\n")
     (info / "entry_points.txt").write_text("[andes_sdk.v1.plugins]\nbroken = andes_broken:Broken\n")
-    monkeypatch.syspath_prepend(str(info.parent))
-    result = andes("plugins", "check", "broken", "--json", code=1)
-    (report,) = json.loads(result.stdout)
-    assert report["failed"] >= 1
-    assert any("budget" in c["reason"] for c in report["checks"] if c["status"] == "failed")
-    assert "broken · " in andes("plugins", "check", "broken", code=1).stdout
+    # a process of its own: entry points are read once per process
+    code = f"import sys; sys.path.insert(0, {str(folder)!r}); from andes_sdk.cli import main; main()"
+    command = [sys.executable, "-c", code, "plugins", "check", "broken", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    (report,) = json.loads(done.stdout)
+    failed = [c["reason"] for c in report["checks"] if c["status"] == "failed"]
+    assert len(failed) == report["failed"] >= 1
+    assert any("budget" in reason for reason in failed)
 
 
 def test_models_counts_the_family():

@@ -127,9 +127,7 @@ def test_the_new_filter_passes_every_sample_on_and_says_why_one_is_dropped(made)
     assert reasons == [None, "an answer has 2 characters, fewer than 3", "occurred before", "has no answer"]
 
 
-@pytest.mark.parametrize(
-    "name", ["", "Upper", "two words", "-dash", "dash-", "a--b", "9lives", "ünder", "../up", "sdk"]
-)
+@pytest.mark.parametrize("name", ["", "Upper", "two words", "-dash", "dash-", "a--b", "9lives", "ü", "../up", "sdk"])
 def test_a_name_that_cannot_be_a_distribution_is_refused(name, tmp_path):
     with pytest.raises(ConfigError):
         create(name, "reward", tmp_path)

@@ -79,11 +79,6 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("form", ["single", "sharded", "bin"])
 @pytest.mark.parametrize("encoder", ["aimv2", "siglip2"])
@@ -110,12 +105,14 @@ def test_shards_keep_their_tensors_and_bin_becomes_safetensors(tmp_path):
     back = Pipeline.from_pretrained(original).save_pretrained(tmp_path / "back", layout="oppo")
     theirs = json.loads((original / "pytorch_model.bin.index.json").read_text())
     ours = json.loads((back / "model.safetensors.index.json").read_text())
-    renamed = {n: f.replace("pytorch_model", "model").replace(".bin", ".safetensors") for n, f in theirs["weight_map"].items()}
+    renamed = {
+        n: f.replace("pytorch_model", "model").replace(".bin", ".safetensors") for n, f in theirs["weight_map"].items()
+    }
     assert ours["weight_map"] == renamed
     assert ours["metadata"] == theirs["metadata"]
     for file in set(renamed.values()):
         with safe_open(back / file, framework="pt") as handle:
-            assert set(handle.keys()) == {name for name, place in renamed.items() if place == file}
+            assert set(handle.keys()) == {name for name, target in renamed.items() if target == file}
 
 
 def test_a_published_checkpoint_runs_in_its_own_precision(tmp_path):

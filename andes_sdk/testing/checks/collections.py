@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 SAMPLES: tuple[dict[str, Any], ...] = tuple(
     {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}], "answer": a, "id": i}
-    for i, (q, a) in enumerate([("2 + 2?", "4"), ("Say nothing.", ""), ("2 + 2?", "4"), ("颜色？", "红" * 500), ("?", "?")])
+    for i, (q, a) in enumerate(
+        [("2 + 2?", "4"), ("Say nothing.", ""), ("2 + 2?", "4"), ("颜色？", "红" * 500), ("?", "?")]
+    )
 )
 
 
@@ -42,12 +44,12 @@ def _objects(subject: Subject, hook: str, protocol: Any) -> list[Any]:
 
 
 @check("compressors", "every compressor has a name of its own")
-def compressor_names(subject: Subject) -> None:
+def _compressor_names(subject: Subject) -> None:
     _objects(subject, "andes_compressors", Compressor)
 
 
 @check("compressors", "the compressed model computes, and facts are told")
-def compresses(subject: Subject) -> None:
+def _compresses(subject: Subject) -> None:
     for compressor in _objects(subject, "andes_compressors", Compressor):
         pipe = subject.pipeline()
         told = compressor.compress(pipe.model)
@@ -68,12 +70,12 @@ def _compiled(subject: Subject, backend: Any) -> Any:
 
 
 @check("backends", "every backend has a name of its own")
-def backend_names(subject: Subject) -> None:
+def _backend_names(subject: Subject) -> None:
     require(all(b.name != "torch" for b in _backends(subject)), "a backend takes the core's name, 'torch'")
 
 
 @check("backends", "logits equal the torch backend's")
-def backend_logits(subject: Subject) -> None:
+def _backend_logits(subject: Subject) -> None:
     for backend in _backends(subject):
         tolerance = getattr(backend, "tolerance", 1e-4)
         answers = []
@@ -88,7 +90,7 @@ def backend_logits(subject: Subject) -> None:
 
 
 @check("backends", "several sessions together equal each alone")
-def backend_together(subject: Subject) -> None:
+def _backend_together(subject: Subject) -> None:
     for backend in _backends(subject):
         tolerance, answers = getattr(backend, "tolerance", 1e-4), []
         compiled = _compiled(subject, backend)
@@ -106,7 +108,7 @@ def backend_together(subject: Subject) -> None:
 
 
 @check("backends", "an absent device is refused")
-def backend_device(subject: Subject) -> None:
+def _backend_device(subject: Subject) -> None:
     for backend in _backends(subject):
         model = subject.pipeline().model
         for device in ("cuda:99", "abacus"):
@@ -118,7 +120,7 @@ def backend_device(subject: Subject) -> None:
 
 
 @check("backends", "facts are texts")
-def backend_facts(subject: Subject) -> None:
+def _backend_facts(subject: Subject) -> None:
     for backend in _backends(subject):
         told = _compiled(subject, backend).facts()
         texts = all(isinstance(k, str) and isinstance(v, str) for k, v in told.items())
@@ -129,12 +131,12 @@ def backend_facts(subject: Subject) -> None:
 
 
 @check("rewards", "every reward has a name of its own")
-def reward_names(subject: Subject) -> None:
+def _reward_names(subject: Subject) -> None:
     _objects(subject, "andes_rewards", Reward)
 
 
 @check("rewards", "a score is a finite number, the same each time")
-def reward_scores(subject: Subject) -> None:
+def _reward_scores(subject: Subject) -> None:
     for reward in _objects(subject, "andes_rewards", Reward):
         for sample in SAMPLES:
             for answer in (str(sample["answer"]), "", "something else 🙂"):
@@ -152,16 +154,18 @@ def _filters(subject: Subject) -> list[Any]:
 
 
 @check("data_filters", "every filter has a name of its own")
-def filter_names(subject: Subject) -> None:
+def _filter_names(subject: Subject) -> None:
     _filters(subject)
 
 
 @check("data_filters", "every sample comes out once, unchanged, kept or with a reason")
-def filter_complete(subject: Subject) -> None:
+def _filter_complete(subject: Subject) -> None:
     for one in _filters(subject):
         out = list(one.apply(copy.deepcopy(list(SAMPLES))))
         ids = sorted(sample["id"] for sample, _ in out)
-        require(ids == list(range(len(SAMPLES))), f"filter {one.name!r}: samples 0 to {len(SAMPLES) - 1} come out as {ids}")
+        require(
+            ids == list(range(len(SAMPLES))), f"filter {one.name!r}: samples 0 to {len(SAMPLES) - 1} come out as {ids}"
+        )
         for sample, reason in out:
             require(sample == SAMPLES[sample["id"]], f"filter {one.name!r} changes sample {sample['id']}")
             said = reason is None or (isinstance(reason, str) and reason.strip())
@@ -170,9 +174,11 @@ def filter_complete(subject: Subject) -> None:
 
 
 @check("data_filters", "takes a stream, and decides alike each time")
-def filter_stream(subject: Subject) -> None:
+def _filter_stream(subject: Subject) -> None:
     def stream() -> Iterator[Mapping[str, Any]]:
-        yield from copy.deepcopy(SAMPLES)
+        # samples that no other check has shown it: a filter that remembers would call those seen
+        for sample in copy.deepcopy(SAMPLES):
+            yield {**sample, "id": sample["id"] + 100}
 
     for one in _filters(subject):
         first, again = ([(s["id"], reason) for s, reason in one.apply(stream())] for _ in range(2))
@@ -183,12 +189,12 @@ def filter_stream(subject: Subject) -> None:
 
 
 @check("benchmarks", "every benchmark has a name of its own")
-def benchmark_names(subject: Subject) -> None:
+def _benchmark_names(subject: Subject) -> None:
     _objects(subject, "andes_benchmarks", Benchmark)
 
 
 @check("benchmarks", "a short run gives finite numbers")
-def benchmark_runs(subject: Subject) -> None:
+def _benchmark_runs(subject: Subject) -> None:
     for benchmark in _objects(subject, "andes_benchmarks", Benchmark):
         scores = benchmark.run(subject.pipe, limit=2)
         require(scores, f"benchmark {benchmark.name!r} gives no score")

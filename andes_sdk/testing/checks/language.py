@@ -32,7 +32,7 @@ def _forward(model: Any) -> Tensor:
 
 @check(KIND, "is a module whose spec matches it")
 @torch.no_grad()
-def spec(subject: Subject) -> None:
+def _spec(subject: Subject) -> None:
     model = language_model(subject)
     require(isinstance(model, nn.Module), f"built {type(model).__name__}, not an nn.Module")
     facts = model.spec
@@ -47,7 +47,7 @@ def spec(subject: Subject) -> None:
 
 @check(KIND, "embeds each token alike wherever it stands")
 @torch.no_grad()
-def embedding(subject: Subject) -> None:
+def _embedding(subject: Subject) -> None:
     model = language_model(subject)
     ids = torch.tensor([1, 2, 1, model.spec.vocab_size - 1])
     rows = model.embed(ids)
@@ -58,7 +58,7 @@ def embedding(subject: Subject) -> None:
 
 @check(KIND, "logits cover the vocabulary, row by row")
 @torch.no_grad()
-def logits(subject: Subject) -> None:
+def _logits(subject: Subject) -> None:
     model = language_model(subject)
     rows = hidden(model, ids_of(model.spec.vocab_size, 6))
     scores = model.logits(rows)
@@ -70,7 +70,7 @@ def logits(subject: Subject) -> None:
 
 @check(KIND, "every layer calls attend once, with the spec's shapes")
 @torch.no_grad()
-def calls(subject: Subject) -> None:
+def _calls(subject: Subject) -> None:
     model = language_model(subject)
     facts, seen = model.spec, []
     causal = MaskedAttention(torch.ones(7, 7, dtype=torch.bool).tril())
@@ -84,12 +84,14 @@ def calls(subject: Subject) -> None:
         return causal(layer, q, k, v, scale)
 
     model.hidden_states(model.embed(ids_of(facts.vocab_size, 7)), torch.arange(7), attend)
-    require(seen == list(range(facts.layers)), f"attend was called for layers {seen}, expected 0 to {facts.layers - 1} once")
+    require(
+        seen == list(range(facts.layers)), f"attend was called for layers {seen}, expected 0 to {facts.layers - 1} once"
+    )
 
 
 @check(KIND, "uses what attend returns")
 @torch.no_grad()
-def obeys(subject: Subject) -> None:
+def _obeys(subject: Subject) -> None:
     model = language_model(subject)
     embeds, positions = model.embed(ids_of(model.spec.vocab_size, 6)), torch.arange(6)
     size = model.spec.layers
@@ -98,14 +100,16 @@ def obeys(subject: Subject) -> None:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, deaf: int = deaf) -> Tensor:
             return torch.full_like(q.transpose(1, 2), float(layer == deaf))
 
-        zeros = model.hidden_states(embeds, positions, lambda layer, q, k, v, scale: torch.zeros_like(q.transpose(1, 2)))
+        zeros = model.hidden_states(
+            embeds, positions, lambda layer, q, k, v, scale: torch.zeros_like(q.transpose(1, 2))
+        )
         off = (model.hidden_states(embeds, positions, attend) - zeros).abs().max()
         require(bool(off > 0), f"layer {deaf} ignores what attend returns")
 
 
 @check(KIND, "rows meet in attend and nowhere else")
 @torch.no_grad()
-def isolated(subject: Subject) -> None:
+def _isolated(subject: Subject) -> None:
     model = language_model(subject)
     alone = MaskedAttention(torch.eye(6, dtype=torch.bool))
     ids = ids_of(model.spec.vocab_size, 6)
@@ -115,12 +119,14 @@ def isolated(subject: Subject) -> None:
         other[changed] = (other[changed] + 1) % model.spec.vocab_size
         after = model.hidden_states(model.embed(other), torch.arange(6), alone)
         keep = [i for i in range(6) if i != changed]
-        require_close(after[keep], before[keep], ROUNDING, f"rows that attend keeps from row {changed}, after it changed")
+        require_close(
+            after[keep], before[keep], ROUNDING, f"rows that attend keeps from row {changed}, after it changed"
+        )
 
 
 @check(KIND, "a later token leaves earlier rows unchanged")
 @torch.no_grad()
-def causal(subject: Subject) -> None:
+def _causal(subject: Subject) -> None:
     model = language_model(subject)
     ids = ids_of(model.spec.vocab_size, 9)
     before = hidden(model, ids)
@@ -136,7 +142,7 @@ def causal(subject: Subject) -> None:
 
 @check(KIND, "packed samples equal single samples")
 @torch.no_grad()
-def packed(subject: Subject) -> None:
+def _packed(subject: Subject) -> None:
     model = language_model(subject)
     lengths = [4, 1, 7]
     ids = ids_of(model.spec.vocab_size, sum(lengths))
@@ -146,32 +152,32 @@ def packed(subject: Subject) -> None:
 
 
 @check(KIND, "the same input gives the same bits")
-def repeatable(subject: Subject) -> None:
+def _repeatable(subject: Subject) -> None:
     weights.check_twice(language_model(subject), _forward)
 
 
 @check(KIND, "gradients reach every parameter")
-def gradients(subject: Subject) -> None:
+def _gradients(subject: Subject) -> None:
     weights.gradients(language_model(subject).train(), _forward)
 
 
 @check(KIND, "gradient checkpointing leaves gradients as they are")
-def checkpointing(subject: Subject) -> None:
+def _checkpointing(subject: Subject) -> None:
     twin = subject.twin("gradient_checkpointing")
     weights.check_checkpointing(language_model(subject), language_model(subject, options=twin), _forward)
 
 
 @check(KIND, "builds on the meta device under the same names")
-def meta(subject: Subject) -> None:
+def _meta(subject: Subject) -> None:
     weights.check_meta(lambda: subject.build("language_model"), language_model(subject))
 
 
 @check(KIND, "runs in bfloat16")
-def bfloat16(subject: Subject) -> None:
+def _bfloat16(subject: Subject) -> None:
     weights.check_bfloat16(language_model(subject), _forward)
 
 
 @check(KIND, "weights survive saving, and the seed decides them")
-def saved(subject: Subject) -> None:
+def _saved(subject: Subject) -> None:
     weights.check_seed(lambda seed: subject.build("language_model", seed=seed))
     weights.check_saved(language_model(subject), language_model(subject, seed=9), _forward)

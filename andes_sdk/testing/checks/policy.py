@@ -79,7 +79,7 @@ def _layer(subject: Subject, rows: int, seed: int = 4) -> Layer:
 
 
 @check(KIND, "has a name, and a window of whole rows")
-def named(subject: Subject) -> None:
+def _named(subject: Subject) -> None:
     policy = _policy(subject)
     require(isinstance(policy, CachePolicy), f"{type(policy).__name__} is no CachePolicy: name, window, budget, keep")
     require(isinstance(policy.name, str) and policy.name, f"its name is {policy.name!r}")
@@ -87,7 +87,7 @@ def named(subject: Subject) -> None:
 
 
 @check(KIND, "its budget is a number of rows, or none")
-def budget(subject: Subject) -> None:
+def _budget(subject: Subject) -> None:
     policy = _policy(subject)
     for rows in range(1, 400):
         allowed = policy.budget(rows)
@@ -95,7 +95,7 @@ def budget(subject: Subject) -> None:
 
 
 @check(KIND, "keeps ascending, unique indices of rows that exist")
-def indices(subject: Subject) -> None:
+def _indices(subject: Subject) -> None:
     policy = _policy(subject)
     for rows in SIZES:
         kept = policy.keep(_layer(subject, rows))
@@ -111,7 +111,7 @@ def indices(subject: Subject) -> None:
 
 
 @check(KIND, "keeps to its budget")
-def within(subject: Subject) -> None:
+def _within(subject: Subject) -> None:
     policy = _policy(subject)
     for rows in SIZES:
         allowed, kept = policy.budget(rows), policy.keep(_layer(subject, rows))
@@ -120,7 +120,7 @@ def within(subject: Subject) -> None:
 
 
 @check(KIND, "the same rows are judged alike")
-def repeatable(subject: Subject) -> None:
+def _repeatable(subject: Subject) -> None:
     policy = _policy(subject)
     one, two = policy.keep(_layer(subject, 200)), policy.keep(_layer(subject, 200))
     require((one is None) == (two is None), "the same layer shown twice is judged differently")
@@ -129,7 +129,7 @@ def repeatable(subject: Subject) -> None:
 
 
 @check(KIND, "within its budget it equals full attention")
-def exact(subject: Subject) -> None:
+def _exact(subject: Subject) -> None:
     pipe, policy = subject.pipe, _policy(subject)
     rows = next((n for n in (24, 12, 6, 3) if policy.budget(n + 2) is None or policy.budget(n + 2) >= n + 2), 0)
     if not rows:
@@ -144,7 +144,7 @@ def exact(subject: Subject) -> None:
 
 
 @check(KIND, "a session decodes on after eviction, within the budget")
-def lives_on(subject: Subject) -> None:
+def _lives_on(subject: Subject) -> None:
     pipe = subject.pipe
     policy = Watched(_policy(subject), window=pipe.policy.window)
     session = pipe.compiled.session(policy)
@@ -161,7 +161,7 @@ def lives_on(subject: Subject) -> None:
 
 
 @check(KIND, "is never asked about uncommitted rows")
-def committed(subject: Subject) -> None:
+def _committed(subject: Subject) -> None:
     pipe = subject.pipe
     policy = Watched(_policy(subject), window=pipe.policy.window)
     session = pipe.compiled.session(policy)
@@ -179,7 +179,7 @@ def committed(subject: Subject) -> None:
 
 
 @check(KIND, "takes prompts with pictures")
-def pictures(subject: Subject) -> None:
+def _pictures(subject: Subject) -> None:
     pipe = subject.pipe
     session = pipe.compiled.session(_policy(subject))
     require_finite(session.prefill(pipe.prepare(conversation(0))), "logits after a prompt with a picture")
@@ -188,7 +188,7 @@ def pictures(subject: Subject) -> None:
 
 
 @check(KIND, "sessions do not disturb one another")
-def sessions(subject: Subject) -> None:
+def _sessions(subject: Subject) -> None:
     pipe, policy, answers = subject.pipe, _policy(subject), []
     for other in (None, 11):
         if other is not None:

@@ -22,7 +22,7 @@ CACHED = 1e-4
 
 @check(KIND, "a row's position is the one it is given")
 @torch.no_grad()
-def positions(subject: Subject) -> None:
+def _positions(subject: Subject) -> None:
     model = language_model(subject)
     count = 8
     embeds = model.embed(ids_of(model.spec.vocab_size, count))
@@ -35,7 +35,7 @@ def positions(subject: Subject) -> None:
 
 
 @check(KIND, "a session that reads token by token equals one pass")
-def cached(subject: Subject) -> None:
+def _cached(subject: Subject) -> None:
     pipe = subject.pipe
     inputs = plain_inputs(pipe, 14)
     wanted = answer_to_everything(pipe.model, inputs)
@@ -49,7 +49,7 @@ def cached(subject: Subject) -> None:
 
 
 @check(KIND, "a session that reads a picture equals one pass")
-def pictured(subject: Subject) -> None:
+def _pictured(subject: Subject) -> None:
     pipe = subject.pipe
     inputs = pipe.prepare(conversation(0))
     session = pipe.compiled.session(KeepAll())
@@ -59,7 +59,7 @@ def pictured(subject: Subject) -> None:
 
 
 @check(KIND, "a tree of tokens equals its chains")
-def tree(subject: Subject) -> None:
+def _tree(subject: Subject) -> None:
     pipe = subject.pipe
     prompt = plain_inputs(pipe, 7).ids
     tokens = plain_inputs(pipe, 6, seed=8).ids.tolist()

@@ -40,7 +40,7 @@ def _forward(projector: Any) -> Tensor:
 
 @check(KIND, "gives one finite row of the right width per block")
 @torch.no_grad()
-def shape(subject: Subject) -> None:
+def _shape(subject: Subject) -> None:
     projector = _projector(subject)
     require(isinstance(projector, nn.Module), f"built {type(projector).__name__}, not an nn.Module")
     out = projector(_features(6))
@@ -50,16 +50,18 @@ def shape(subject: Subject) -> None:
 
 @check(KIND, "follows the specs it is given")
 @torch.no_grad()
-def specs(subject: Subject) -> None:
+def _specs(subject: Subject) -> None:
     for vision in (VisionSpec(width=8, patch_size=4, merge=1), VisionSpec(width=12, patch_size=4, merge=3)):
         out = _projector(subject, vision)(_features(5, vision))
         wanted = (5, TEXT.width)
-        require(tuple(out.shape) == wanted, f"merge {vision.merge}: 5 blocks give shape {tuple(out.shape)}, not {wanted}")
+        require(
+            tuple(out.shape) == wanted, f"merge {vision.merge}: 5 blocks give shape {tuple(out.shape)}, not {wanted}"
+        )
 
 
 @check(KIND, "a row depends on all of its block and on nothing else")
 @torch.no_grad()
-def blocks(subject: Subject) -> None:
+def _blocks(subject: Subject) -> None:
     projector, features = _projector(subject), _features(6)
     before, block = projector(features), VISION.merge**2
     for patch in range(len(features)):
@@ -74,7 +76,7 @@ def blocks(subject: Subject) -> None:
 
 @check(KIND, "packed images equal single images")
 @torch.no_grad()
-def packed(subject: Subject) -> None:
+def _packed(subject: Subject) -> None:
     projector, a, b = _projector(subject), _features(2), _features(3, seed=2)
     alone = torch.cat([projector(a), projector(b)])
     require_close(projector(torch.cat([a, b])), alone, ROUNDING, "two images together against apart")
@@ -82,28 +84,28 @@ def packed(subject: Subject) -> None:
 
 @check(KIND, "no features give no rows")
 @torch.no_grad()
-def empty(subject: Subject) -> None:
+def _empty(subject: Subject) -> None:
     out = _projector(subject)(_features(0))
     require(tuple(out.shape) == (0, TEXT.width), f"empty input gives shape {tuple(out.shape)}")
 
 
 @check(KIND, "gradients reach every parameter")
-def gradients(subject: Subject) -> None:
+def _gradients(subject: Subject) -> None:
     weights.gradients(_projector(subject).train(), _forward)
 
 
 @check(KIND, "builds on the meta device under the same names")
-def meta(subject: Subject) -> None:
+def _meta(subject: Subject) -> None:
     weights.check_meta(lambda: subject.build("projector", vision=VISION, text=TEXT), _projector(subject))
 
 
 @check(KIND, "runs in bfloat16")
-def bfloat16(subject: Subject) -> None:
+def _bfloat16(subject: Subject) -> None:
     weights.check_bfloat16(_projector(subject), _forward)
 
 
 @check(KIND, "weights survive saving, and the seed decides them")
-def saved(subject: Subject) -> None:
+def _saved(subject: Subject) -> None:
     def build(seed: int) -> Any:
         return subject.build("projector", seed=seed, vision=VISION, text=TEXT)
 

@@ -26,7 +26,7 @@ def _stages(subject: Subject) -> list[Any]:
     return list(subject.assembly.manager.get_plugin(subject.name).andes_training_stages())  # type: ignore[union-attr]
 
 
-def _named(prefix: str, name: str) -> bool:
+def _under(prefix: str, name: str) -> bool:
     return name == prefix or name.startswith(f"{prefix}.")
 
 
@@ -34,7 +34,7 @@ def _trained(model: VisionLanguageModel, rates: Mapping[str, float]) -> list[tor
     """Freeze what no prefix names, as the loop does -> the parameters that learn."""
     found = []
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(_named(prefix, name) for prefix in rates))
+        parameter.requires_grad_(any(_under(prefix, name) for prefix in rates))
         if parameter.requires_grad:
             found.append(parameter)
     return found
@@ -47,7 +47,7 @@ def _fresh(subject: Subject) -> Pipeline:
 
 
 @check(KIND, "every stage has a name of its own")
-def named(subject: Subject) -> None:
+def _named(subject: Subject) -> None:
     stages = _stages(subject)
     require(stages, "andes_training_stages returned no stage")
     for stage in stages:
@@ -58,20 +58,22 @@ def named(subject: Subject) -> None:
 
 
 @check(KIND, "learning rates are positive and name modules that exist")
-def rates(subject: Subject) -> None:
+def _rates(subject: Subject) -> None:
     model = subject.pipe.model
     names = [n for n, _ in model.named_parameters()]
     for stage in _stages(subject):
         given = stage.rates(model)
         require(given, f"stage {stage.name!r} trains nothing")
         for prefix, rate in given.items():
-            require(any(_named(prefix, n) for n in names), f"stage {stage.name!r} trains {prefix!r}, which does not exist")
+            require(
+                any(_under(prefix, n) for n in names), f"stage {stage.name!r} trains {prefix!r}, which does not exist"
+            )
             positive = isinstance(rate, float) and 0 < rate < math.inf
             require(positive, f"stage {stage.name!r} trains {prefix!r} at {rate!r}; leave it out to freeze it")
 
 
 @check(KIND, "the loss is a finite scalar with a gradient, the figures are numbers")
-def loss(subject: Subject) -> None:
+def _loss(subject: Subject) -> None:
     pipe = _fresh(subject)
     for stage in _stages(subject):
         trained = _trained(pipe.model, stage.rates(pipe.model))
@@ -85,7 +87,7 @@ def loss(subject: Subject) -> None:
 
 
 @check(KIND, "only the modules it names get gradients, and the loss changes no weight")
-def frozen(subject: Subject) -> None:
+def _frozen(subject: Subject) -> None:
     pipe = _fresh(subject)
     for stage in _stages(subject):
         given = stage.rates(pipe.model)
@@ -95,17 +97,24 @@ def frozen(subject: Subject) -> None:
         stage.loss(pipe.model, batches(pipe)[-1])[0].backward()
         for name, parameter in pipe.model.named_parameters():
             require_bits(parameter.detach(), before[name], f"stage {stage.name!r}: {name} after computing the loss")
-            learns = any(_named(prefix, name) for prefix in given)
-            require(learns or not parameter.requires_grad, f"stage {stage.name!r}: thaws {name}, which its rates leave out")
-            require(learns or parameter.grad is None, f"stage {stage.name!r}: {name} gets a gradient, its rates leave it out")
+            learns = any(_under(prefix, name) for prefix in given)
+            require(
+                learns or not parameter.requires_grad, f"stage {stage.name!r}: thaws {name}, which its rates leave out"
+            )
+            require(
+                learns or parameter.grad is None,
+                f"stage {stage.name!r}: {name} gets a gradient, its rates leave it out",
+            )
         for prefix in given:
-            reached = [p.grad for n, p in pipe.model.named_parameters() if _named(prefix, n) and p.grad is not None]
-            require(any(bool(g.abs().max() > 0) for g in reached), f"stage {stage.name!r}: no gradient reaches {prefix!r}")
+            reached = [p.grad for n, p in pipe.model.named_parameters() if _under(prefix, n) and p.grad is not None]
+            require(
+                any(bool(g.abs().max() > 0) for g in reached), f"stage {stage.name!r}: no gradient reaches {prefix!r}"
+            )
 
 
 @check(KIND, "the loss of a pack is the mean over the tokens of its samples")
 @torch.no_grad()
-def packed(subject: Subject) -> None:
+def _packed(subject: Subject) -> None:
     pipe = subject.pipe
     *single, pack = batches(pipe, 3)
     for stage in _stages(subject):
@@ -117,7 +126,7 @@ def packed(subject: Subject) -> None:
 
 @check(KIND, "the same batch gives the same loss")
 @torch.no_grad()
-def repeatable(subject: Subject) -> None:
+def _repeatable(subject: Subject) -> None:
     pipe = subject.pipe
     for stage in _stages(subject):
         one, two = (stage.loss(pipe.model, batches(pipe)[-1])[0] for _ in range(2))
@@ -125,7 +134,7 @@ def repeatable(subject: Subject) -> None:
 
 
 @check(KIND, "a few steps on one batch lower the loss")
-def learns(subject: Subject) -> None:
+def _learns(subject: Subject) -> None:
     for stage in _stages(subject):
         pipe = _fresh(subject)
         optimizer = torch.optim.AdamW(_trained(pipe.model, stage.rates(pipe.model)), lr=RATE)
@@ -136,12 +145,15 @@ def learns(subject: Subject) -> None:
             value.backward()
             optimizer.step()
             values.append(float(value.detach()))
-        require(values[-1] < values[0], f"stage {stage.name!r}: {values[0]:.4f} before {STEPS} steps, {values[-1]:.4f} after")
+        require(
+            values[-1] < values[0],
+            f"stage {stage.name!r}: {values[0]:.4f} before {STEPS} steps, {values[-1]:.4f} after",
+        )
 
 
 @check(KIND, "only supervised rows count")
 @torch.no_grad()
-def supervised(subject: Subject) -> None:
+def _supervised(subject: Subject) -> None:
     pipe = subject.pipe
     for stage in _stages(subject):
         batch = batches(pipe, 1)[-1]
@@ -150,4 +162,9 @@ def supervised(subject: Subject) -> None:
         # rows after the last supervised one predict nothing and are seen by nobody that counts
         batch.ids[last + 1 :] = torch.where(batch.ids[last + 1 :] == 1, 2, 1)
         if last + 1 < len(batch.ids):
-            require_close(stage.loss(pipe.model, batch)[0], before, 1e-5, f"stage {stage.name!r}: loss after unsupervised rows changed")
+            require_close(
+                stage.loss(pipe.model, batch)[0],
+                before,
+                1e-5,
+                f"stage {stage.name!r}: loss after unsupervised rows changed",
+            )

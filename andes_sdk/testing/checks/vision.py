@@ -40,7 +40,7 @@ def _forward(encoder: Any) -> Tensor:
 
 
 @check(KIND, "is a module with a sane spec")
-def spec(subject: Subject) -> None:
+def _spec(subject: Subject) -> None:
     encoder = subject.build("vision_encoder")
     require(isinstance(encoder, nn.Module), f"built {type(encoder).__name__}, not an nn.Module")
     facts = encoder.spec
@@ -54,7 +54,7 @@ def spec(subject: Subject) -> None:
 
 @check(KIND, "features have the shape the spec states, and are finite")
 @torch.no_grad()
-def shape(subject: Subject) -> None:
+def _shape(subject: Subject) -> None:
     encoder = _encoder(subject)
     patches, grids = _material(encoder)
     out = encoder(patches, grids)
@@ -66,7 +66,7 @@ def shape(subject: Subject) -> None:
 
 @check(KIND, "features depend on the pixels")
 @torch.no_grad()
-def depends(subject: Subject) -> None:
+def _depends(subject: Subject) -> None:
     encoder = _encoder(subject)
     _, grids = _material(encoder)
     parts = [split_rows(encoder(patches_of(encoder.spec, grids, s), grids), grids) for s in (1, 2)]
@@ -76,7 +76,7 @@ def depends(subject: Subject) -> None:
 
 @check(KIND, "packed images equal single images")
 @torch.no_grad()
-def packed(subject: Subject) -> None:
+def _packed(subject: Subject) -> None:
     encoder = _encoder(subject)
     patches, grids = _material(encoder)
     together = split_rows(encoder(patches, grids), grids)
@@ -87,12 +87,14 @@ def packed(subject: Subject) -> None:
 
 @check(KIND, "the order of images does not matter")
 @torch.no_grad()
-def order(subject: Subject) -> None:
+def _order(subject: Subject) -> None:
     encoder = _encoder(subject)
     patches, grids = _material(encoder)
     parts = split_rows(patches, grids)
     turn = [2, 0, 1]
-    turned = split_rows(encoder(torch.cat([parts[i] for i in turn]), [grids[i] for i in turn]), [grids[i] for i in turn])
+    turned = split_rows(
+        encoder(torch.cat([parts[i] for i in turn]), [grids[i] for i in turn]), [grids[i] for i in turn]
+    )
     plain = split_rows(encoder(patches, grids), grids)
     for place, index in enumerate(turn):
         require_close(turned[place], plain[index], PACKED, f"image {index} at place {place}")
@@ -100,7 +102,7 @@ def order(subject: Subject) -> None:
 
 @check(KIND, "an image never changes another, to the bit")
 @torch.no_grad()
-def independent(subject: Subject) -> None:
+def _independent(subject: Subject) -> None:
     encoder = _encoder(subject)
     patches, grids = _material(encoder)
     before = split_rows(encoder(patches, grids), grids)
@@ -114,7 +116,7 @@ def independent(subject: Subject) -> None:
 
 @check(KIND, "long and narrow images work")
 @torch.no_grad()
-def narrow(subject: Subject) -> None:
+def _narrow(subject: Subject) -> None:
     encoder = _encoder(subject)
     grids = grids_of(encoder.spec, [(1, 9), (9, 1)])
     patches = patches_of(encoder.spec, grids)
@@ -125,7 +127,7 @@ def narrow(subject: Subject) -> None:
 
 @check(KIND, "the smallest image, one block, works")
 @torch.no_grad()
-def smallest(subject: Subject) -> None:
+def _smallest(subject: Subject) -> None:
     encoder = _encoder(subject)
     grids = grids_of(encoder.spec, [(1, 1)])
     out = encoder(patches_of(encoder.spec, grids), grids)
@@ -135,7 +137,7 @@ def smallest(subject: Subject) -> None:
 
 @check(KIND, "no images give no rows")
 @torch.no_grad()
-def empty(subject: Subject) -> None:
+def _empty(subject: Subject) -> None:
     encoder = _encoder(subject)
     out = encoder(patches_of(encoder.spec, []), [])
     require(tuple(out.shape) == (0, encoder.spec.width), f"an empty pack gives shape {tuple(out.shape)}")
@@ -143,7 +145,7 @@ def empty(subject: Subject) -> None:
 
 @check(KIND, "refuses patches that do not fit the grids")
 @torch.no_grad()
-def misfit(subject: Subject) -> None:
+def _misfit(subject: Subject) -> None:
     encoder = _encoder(subject)
     patches, grids = _material(encoder)
     weights.expect_refusal(lambda: encoder(patches[:-1], grids), "takes a pack that lacks a patch")
@@ -151,40 +153,40 @@ def misfit(subject: Subject) -> None:
 
 
 @check(KIND, "the same input gives the same bits")
-def repeatable(subject: Subject) -> None:
+def _repeatable(subject: Subject) -> None:
     weights.check_twice(_encoder(subject), _forward)
 
 
 @check(KIND, "gradients reach every parameter")
-def gradients(subject: Subject) -> None:
+def _gradients(subject: Subject) -> None:
     weights.gradients(_encoder(subject).train(), _forward)
 
 
 @check(KIND, "gradient checkpointing leaves gradients as they are")
-def checkpointing(subject: Subject) -> None:
+def _checkpointing(subject: Subject) -> None:
     twin = subject.twin("gradient_checkpointing")
     weights.check_checkpointing(_encoder(subject), _encoder(subject, options=twin), _forward)
 
 
 @check(KIND, "builds on the meta device under the same names")
-def meta(subject: Subject) -> None:
+def _meta(subject: Subject) -> None:
     weights.check_meta(lambda: subject.build("vision_encoder"), _encoder(subject))
 
 
 @check(KIND, "runs in bfloat16")
-def bfloat16(subject: Subject) -> None:
+def _bfloat16(subject: Subject) -> None:
     weights.check_bfloat16(_encoder(subject), _forward)
 
 
 @check(KIND, "weights survive saving, and the seed decides them")
-def saved(subject: Subject) -> None:
+def _saved(subject: Subject) -> None:
     weights.check_seed(lambda seed: subject.build("vision_encoder", seed=seed))
     weights.check_saved(_encoder(subject), subject.build("vision_encoder", seed=9).eval(), _forward)
 
 
 @check(KIND, "compiles as one graph that gives the same features")
 @torch.no_grad()
-def compiled(subject: Subject) -> None:
+def _compiled(subject: Subject) -> None:
     encoder = _encoder(subject)
     patches, grids = _material(encoder)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
@@ -77,4 +77,6 @@ class Renamed:
         """As the torch backend does. Raises BackendUnavailable for a device that is absent."""
         from andes_sdk.runtime.torch_backend import TorchBackend
 
-        return TorchBackend().compile(model, device=device, dtype=dtype)
+        backend: Any = TorchBackend()
+        compiled: Compiled = backend.compile(model, device=device, dtype=dtype)
+        return compiled

@@ -1,0 +1,224 @@
+"""The parts of the documentation that are made from the code: a hook script of mkdocs.
+
+Two pages are made whole, `hooks.md` and `types.md`. In the others these markers are replaced:
+
+    <!-- options -->       options of the plugin that the page is named after
+    <!-- checks -->        the conformance kit's checks, by kind
+    <!-- first-light -->   results of the shipped model, from docs/results/first_light.json
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from andes_sdk import hookspecs, types
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "first_light.json"
+KINDS = {"check": "check", "explain": "observer", "event": "observer"}
+
+
+# ---------------------------------------------------------------- text
+
+
+def escaped(text: str) -> str:
+    """Text of a docstring with what Markdown would take for markup escaped, outside of `code`."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(p if p.startswith("`") else re.sub(r"([*<\[\]])", r"\\\1", p) for p in parts)
+
+
+def prose(doc: str) -> str:
+    """A docstring as Markdown; sections such as `Attributes:` become lists."""
+    out: list[str] = []
+    for block in re.split(r"\n\s*\n", doc.strip()):
+        head, _, rest = block.partition("\n")
+        if re.fullmatch(r"[A-Z]\w+:", head.strip()) and rest.startswith("    "):
+            out += [f"**{head.strip()[:-1]}**", "\n".join(_entries(textwrap.dedent(rest)))]
+        else:
+            out.append(escaped(" ".join(line.strip() for line in block.splitlines())))
+    return "\n\n".join(out)
+
+
+def _entries(text: str) -> Iterator[str]:
+    """`name: what it is`, perhaps over several lines -> items of a list."""
+    for entry in re.split(r"\n(?=\S)", text):
+        name, colon, rest = " ".join(entry.split()).partition(": ")
+        yield f"- `{name}`: {escaped(rest)}" if colon else f"- {escaped(name)}"
+
+
+def cell(value: object) -> str:
+    """A value as code in a table."""
+    return f"`{value}`".replace("|", "\\|")
+
+
+def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# ---------------------------------------------------------------- the contract
+
+
+def split_example(doc: str) -> tuple[str, str]:
+    """A hook's docstring -> (prose, the example at its end)."""
+    lines = doc.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.lstrip().startswith(("@hookimpl", "@frozen")))
+    return "\n".join(lines[:start]).strip(), textwrap.dedent("\n".join(lines[start:])).strip()
+
+
+def hooks_page() -> str:
+    """Every hook of the specifications: kind, signature, what it is for, the shortest example."""
+    intro = inspect.getdoc(hookspecs) or ""
+    out = [
+        "# Hooks",
+        "Made from `andes_sdk/hookspecs.py`: contract "
+        f"{'.'.join(map(str, hookspecs.CONTRACT))}, entry-point group `{hookspecs.GROUP}`. The types are described on "
+        "[their own page](types.md).",
+        _listed(intro.partition("\n\n")[2]),
+        _overview(),
+    ]
+    for hook in hookspecs.HOOKS:
+        text, example = split_example(inspect.getdoc(getattr(hookspecs.Hooks, hook)) or "")
+        out += [
+            f"## {hook}",
+            f"```python no-run\n{signature(hookspecs.Hooks, hook)}\n```",
+            prose(text),
+            f"```python no-run\n{example}\n```",
+        ]
+    return without_marks("\n\n".join(out) + "\n")
+
+
+def _listed(text: str) -> str:
+    """A module docstring's paragraphs and `- ` lists; a line that is not indented ends a list."""
+    marked = re.sub(r"\n(?=- )", "\n\n", re.sub(r"(\n- [^\n]*(?:\n  [^\n]*)*)\n(?=[^\s-])", r"\1\n\n", text))
+    blocks = [escaped(" ".join(block.split())) for block in re.split(r"\n\s*\n", marked)]
+    return "\n\n".join(blocks)
+
+
+def _overview() -> str:
+    rows = []
+    for hook, name in hookspecs.HOOKS.items():
+        kind = "slot" if name in hookspecs.SLOTS else KINDS.get(name, "collection")
+        if name in hookspecs.DEFAULTED:
+            kind += ", has a default"
+        rows.append((f"[`{hook}`](#{hook})", kind, f"`{name}`"))
+    return table(("hook", "kind", "named in `andes plugins`"), rows)
+
+
+def signature(owner: type, name: str) -> str:
+    """`def name(...) -> ...` as the source writes it, on one line."""
+    node = ast.parse(textwrap.dedent(inspect.getsource(getattr(owner, name)))).body[0]
+    assert isinstance(node, ast.FunctionDef)
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    return f"def {name}({ast.unparse(node.args)}){returns}"
+
+
+def types_page() -> str:
+    """Every public class of `andes_sdk.types`, in the order of the source."""
+    tree = ast.parse(inspect.getsource(types))
+    out = ["# Types", prose(inspect.getdoc(types) or ""), "Made from `andes_sdk/types.py`."]
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or node.name not in types.__all__:
+            continue
+        protocol = any("Protocol" in ast.unparse(base) for base in node.bases)
+        out += [f"## {node.name}", f"*{'Protocol' if protocol else 'Plain data'}.* {prose(ast.get_docstring(node) or '')}"]
+        out.append(f"```python no-run\n{_members(node)}\n```")
+        out += [_method(m) for m in node.body if isinstance(m, ast.FunctionDef) and ast.get_docstring(m)]
+    return without_marks("\n\n".join(out) + "\n")
+
+
+def _members(node: ast.ClassDef) -> str:
+    lines: list[str] = []
+    for member in node.body:
+        if isinstance(member, ast.AnnAssign):
+            lines.append(ast.unparse(member))
+        elif isinstance(member, ast.Expr) and lines and isinstance(member.value, ast.Constant):
+            lines[-1] += f"  # {member.value.value}"
+        elif isinstance(member, ast.FunctionDef):
+            returns = f" -> {ast.unparse(member.returns)}" if member.returns else ""
+            lines.append(f"def {member.name}({ast.unparse(member.args)}){returns}: ...")
+    return "\n".join(lines)
+
+
+def _method(node: ast.FunctionDef) -> str:
+    return f"**`{node.name}`** {prose(ast.get_docstring(node) or '')}"
+
+
+# ---------------------------------------------------------------- markers
+
+
+def options_table(plugin: str) -> str:
+    """Options of a plugin from its class, as `andes plugins show` has them."""
+    from andes_sdk.cli.plugins import describe
+
+    options = describe(plugin)["options"]
+    if not options:
+        return "It has no options."
+    rows = [(cell(o["name"]), cell(o["type"]), cell(repr(o["default"])), escaped(o["help"])) for o in options]
+    return table(("option", "type", "default", "meaning"), rows)
+
+
+def checks_list() -> str:
+    """Every check of the conformance kit, by kind."""
+    from andes_sdk.testing import COUNTS, checks_of
+
+    out = []
+    for kind in COUNTS:
+        checks = checks_of([kind])
+        out.append(f"### {kind} ({len(checks)})\n\n" + "\n".join(f"- {escaped(c.name)}" for c in checks))
+    return "\n\n".join(out)
+
+
+def first_light() -> str:
+    """Results of the shipped model; empty where the file is not there."""
+    if not RESULTS.is_file():
+        return ""
+    facts = json.loads(RESULTS.read_text(encoding="utf-8"))
+    numbers = {k: v for k, v in facts.items() if not isinstance(v, dict)}
+    rows = [(escaped(k.replace("_", " ")), str(v)) for k, v in numbers.items()]
+    rows += [(f"{k.replace('_', ' ')}: {name}", str(v)) for k, d in facts.items() if isinstance(d, dict) for name, v in d.items()]
+    return "## The first-light model\n\n" + FIRST_LIGHT + "\n\n" + table(("figure", "value"), rows)
+
+
+FIRST_LIGHT = (
+    "What `python benchmarks/first_light.py --json` prints for the shipped model: shares of exactly right answers on data that "
+    "it has never seen, beside the two baselines of a model that does not look (`majority`: the most frequent answer; "
+    "`blind`: the most frequent answer to each question text)."
+)
+
+
+def without_marks(markdown: str) -> str:
+    """Code fences without our word for blocks that tests must not run."""
+    return re.sub(r"^(\s*```python) no-run\b", r"\1", markdown, flags=re.MULTILINE)
+
+
+# ---------------------------------------------------------------- what mkdocs calls
+
+PAGES: dict[str, Callable[[], str]] = {"hooks.md": hooks_page, "types.md": types_page}
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that are made whole."""
+    from mkdocs.structure.files import File
+
+    for path, make in PAGES.items():
+        files.append(File.generated(config, path, content=make()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Replace the markers of a page."""
+    path = Path(page.file.src_uri)
+    makers = {"checks": checks_list, "first-light": first_light, "options": lambda: options_table(path.stem)}
+    for marker, make in makers.items():
+        if (mark := f"<!-- {marker} -->") in markdown:
+            markdown = markdown.replace(mark, make())
+    return without_marks(markdown)
