@@ -1,11 +1,11 @@
 """The list of what we check. `nox` runs the first group in the current environment; the second builds its own.
 
-    nox                 lint, tests, conformance, examples, docs, downstream     (what `make test` runs)
-    nox -s plugin       each plugin alone, with only its declared dependencies
-    nox -s minimum      everything on the lowest versions we declare
-    nox -s pythons      the tests on each installed Python from 3.11
-    nox -s thorough     2 000 fuzzed configurations and checkpoints, torch.compile with Inductor
-    nox -s first_light  train the shipped model again (under an hour on two cores) and score it
+nox                 lint, tests, conformance, examples, docs, downstream     (what `make test` runs)
+nox -s plugin       each plugin alone, with only its declared dependencies
+nox -s minimum      everything on the lowest versions we declare
+nox -s pythons      the tests on each installed Python from 3.11
+nox -s thorough     2 000 fuzzed configurations and checkpoints, torch.compile with Inductor
+nox -s first_light  train the shipped model again (under an hour on two cores) and score it
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def pythons(session: nox.Session) -> None:
 @here
 def thorough(session: nox.Session) -> None:
     """2 000 fuzzed cases, and the slow tests."""
-    session.run("pytest", "tests", "plugins", "-m", "slow or not slow", "-k", "fuzz or slow", env={"ANDES_FUZZ": "2000"})
+    session.run(
+        "pytest", "tests", "plugins", "-m", "slow or not slow", "-k", "fuzz or slow", env={"ANDES_FUZZ": "2000"}
+    )
 
 
 @here

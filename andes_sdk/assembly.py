@@ -1,4 +1,4 @@
-"""From the user's list to a plugin manager: resolve, configure, count owners, check. All that is wrong is said at once."""
+"""From the user's list to a plugin manager: resolve, configure, count owners, check; all errors at once."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _register(
     try:
         plugin, plan = _named(target, options) if isinstance(target, str) else _given(target)
     except AssemblyError as group:
-        errors.extend(group.exceptions)
+        errors.extend(group.problems)
         return
     except AndesError as error:
         errors.append(error)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from andes_sdk import config
-from andes_sdk.errors import AndesError, AssemblyError, BackendUnavailable
+from andes_sdk.errors import AndesError, AssemblyError, BackendUnavailable, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -50,15 +50,13 @@ def image_errors(image: Mapping[str, Any]) -> list[AndesError]:
     fixed = {"patch_size", "merge", "mean", "std"}
     options = {k: v for k, v in image.items() if k not in fixed}
     errors: list[AndesError] = [
-        config.ConfigError(f"option {k!r} belongs to the encoder", who="image", fix="remove it")
-        for k in image
-        if k in fixed
+        ConfigError(f"option {k!r} belongs to the encoder", who="image", fix="remove it") for k in image if k in fixed
     ]
     try:
         base = {"patch_size": 14, "merge": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3}
         config.structure(Preprocessor, {**base, **options}, "image")
     except AssemblyError as group:
-        errors += group.exceptions
+        errors += group.problems
     return errors
 
 
@@ -80,7 +78,7 @@ def _modules(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
 
 
 def build_model(assembly: Assembly, tokenizer: Tokenizer, weights: Path | None) -> VisionLanguageModel:
-    """The modules with weights: read from a checkpoint, or random from the plan's seed (the caller's RNG is untouched)."""
+    """The modules with weights: read from a checkpoint, or random from the plan's seed."""
     import torch
 
     plan = assembly.plan
@@ -104,6 +102,6 @@ def build_processor(model: VisionLanguageModel, plan: Plan) -> Processor:
 
     vision = model.vision
     preprocessor = Preprocessor(
-        patch_size=vision.patch_size, merge=vision.merge, mean=vision.mean, std=vision.std, **plan.image
+        patch_size=vision.patch_size, merge=vision.merge, mean=list(vision.mean), std=list(vision.std), **plan.image
     )
     return Processor(model.tokenizer, preprocessor, model.text.max_positions)

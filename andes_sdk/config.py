@@ -1,4 +1,4 @@
-"""Plain data to attrs classes, strictly: unknown keys are refused, scalars are not converted, all errors come at once."""
+"""Plain data to attrs classes, strictly: unknown keys are refused, nothing is converted, all errors at once."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def structure(cls: type[T], options: Mapping[str, Any], who: str) -> T:
     """Build `cls` from plain data, or raise every problem at once.
 
     Raises:
-        AssemblyError: a group of `ConfigError`, one per problem, each with its path (`expected float, got 'x' @ okv.keep`).
+        AssemblyError: a group of `ConfigError`, each with its path (`expected float, got 'x' @ okv.keep`).
     """
     if not isinstance(options, Mapping):
         raise AssemblyError("configuration", [ConfigError(f"expected a table of options, got {options!r}", who=who)])

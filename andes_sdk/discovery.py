@@ -145,7 +145,7 @@ def check_contract(contract: Any, who: str) -> None:
         )
 
 
-def _raise(_manager: Any, _point: Any, error: Exception) -> None:
+def _raise(_manager: Any, _point: Any, error: BaseException) -> None:
     # without this stevedore logs the reason and reports only that no driver was found
     raise error
 
@@ -162,7 +162,7 @@ def load(name: str) -> tuple[type, str, str]:
         raise PluginNotFound(
             f"no installed plugin is named {name!r}",
             who=name,
-            fix=f"{suggestion(name, known)} `andes plugins` lists what is installed; else install the distribution that brings it",
+            fix=f"{suggestion(name, known)} `andes plugins` lists what is installed; else install what brings it",
         )
     if len(points) > 1:
         owners = " and ".join(f"{p.dist.name} ({p.value})" if p.dist else p.value for p in points)
@@ -173,7 +173,9 @@ def load(name: str) -> tuple[type, str, str]:
         )
     dist = points[0].dist
     try:
-        cls = DriverManager(GROUP, name, on_load_failure_callback=_raise).driver
+        # stevedore remembers entry points per process and on disk; a plugin may have been installed since
+        DriverManager.ENTRY_POINT_CACHE[GROUP] = points
+        cls: Any = DriverManager(GROUP, name, on_load_failure_callback=_raise).driver
     except Exception as error:
         raise PluginBroken(
             "cannot be imported",

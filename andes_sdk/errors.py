@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 
 class AndesError(Exception):
@@ -94,7 +95,13 @@ class AssemblyError(ExceptionGroup[AndesError]):
     def __new__(cls, message: str, exceptions: Sequence[AndesError]) -> AssemblyError:
         return super().__new__(cls, message, exceptions)
 
+    @property
+    def problems(self) -> tuple[AndesError, ...]:
+        """Every problem, in order."""
+        return cast("tuple[AndesError, ...]", self.exceptions)
+
     def derive(self, excs: Sequence[AndesError]) -> AssemblyError:  # type: ignore[override]
+        """The same group with other members (`split`, `subgroup`)."""
         return AssemblyError(self.message, excs)
 
     def __str__(self) -> str:

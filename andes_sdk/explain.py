@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from andes_sdk.building import build_meta
-from andes_sdk.hookspecs import COLLECTIONS, HOOKS, SLOTS
+from andes_sdk.hookspecs import COLLECTIONS, SLOTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,15 +97,23 @@ def explain(pipeline: Pipeline, assembly: Assembly) -> Explanation:
 def _collections(pipeline: Pipeline, assembly: Assembly) -> list[Row]:
     plan = pipeline.plan
     backends = assembly.collections["backends"]
-    rows = [Row("backend", "core" if plan.backend == "torch" else "", f"{plan.backend} on {plan.device}, {plan.dtype}")]
-    rows += [Row("backend", "", f"{name}: not chosen", "inactive") for name in backends if name != plan.backend]
-    for collection, hook in COLLECTIONS.items():
-        if collection == "backends":
-            continue
-        for plugin in (p.name for p in plan.plugins if hook in p.hooks):
-            made = getattr(assembly.manager.get_plugin(plugin), hook)()
-            rows += [Row(HOOKS[hook], plugin, thing.name, "available") for thing in made]
+    owners = _owners(assembly, "backends")
+    chosen = f"{plan.backend} on {plan.device}, {plan.dtype}"
+    rows = [Row("backend", owners.get(plan.backend, "core"), chosen)]
+    rows += [Row("backend", owners[n], f"{n}: not chosen", "inactive") for n in backends if n != plan.backend]
+    for collection in COLLECTIONS:
+        if collection != "backends":
+            rows += [Row(collection, owner, name, "available") for name, owner in _owners(assembly, collection).items()]
     return rows
+
+
+def _owners(assembly: Assembly, collection: str) -> dict[str, str]:
+    """Name of each object of a collection -> the plugin that brings it."""
+    hook = COLLECTIONS[collection]
+    owners = {}
+    for plugin in (p.name for p in assembly.plan.plugins if hook in p.hooks):
+        owners.update({thing.name: plugin for thing in getattr(assembly.manager.get_plugin(plugin), hook)()})
+    return owners
 
 
 def _facts(pipeline: Pipeline, assembly: Assembly) -> list[Row]:

@@ -11,8 +11,8 @@ Kinds of hook
 Class attributes of a plugin
 - `contract`: the version it was written for, "1.0".
 - `testing`: options that make it tiny for the conformance kit, such as {"preset": "tiny"}; optional.
-Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not be
-saved in an artefact's plan.
+Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not
+be saved in an artefact's plan.
 
 A plugin may use everything public in `andes_sdk`: `types`, `errors`, `patches`, `testing`, `training.loss`, `runtime`.
 

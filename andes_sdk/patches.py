@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def patchify(image: torch.Tensor, patch: int, merge: int = 2) -> torch.Tensor:
     """(3, H, W), H and W multiples of merge*patch -> (N, 3*patch*patch) in block order.
 
-    Axes: block row, block column, row in block, column in block, channel, patch row, patch column (published AndesVL evaluation code).
+    Axes: block row, block column, row in block, column in block, channel, patch row, patch column,
+    as in the published AndesVL evaluation code.
     """
     c, h, w = image.shape
     side = merge * patch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.processing import Processor
     from andes_sdk.runtime.generation import Answer, GenerationOptions
-    from andes_sdk.types import CachePolicy, Compiled, Decoder, Event, Inputs, Session, Tokenizer
+    from andes_sdk.types import Backend, CachePolicy, Compiled, Decoder, Event, Inputs, Session, Tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -62,10 +62,11 @@ class Pipeline:
         """
         errors: list[AndesError] = []
         try:
-            run = {"device": device, "dtype": dtype, "backend": backend, "seed": seed, "image": dict(image or {})}
-            assembled = _assembly.assemble(plugins, **run)
+            assembled: Assembly | None = _assembly.assemble(
+                plugins, device=device, dtype=dtype, backend=backend, seed=seed, image=dict(image or {})
+            )
         except AssemblyError as group:
-            errors += group.exceptions
+            errors += group.problems
             assembled = None
         errors += _run_errors(device, dtype, image or {})
         if assembled is not None and backend != "torch" and backend not in assembled.collections["backends"]:
@@ -74,8 +75,10 @@ class Pipeline:
         if errors or assembled is None:
             raise AssemblyError("cannot assemble the pipeline", errors)
         pipeline = cls(assembled, weights=None if weights is None else Path(weights))
-        if weights is not None:
-            pipeline._check_weights()
+        if pipeline.weights is not None:
+            from andes_sdk.checkpoint import check_folder
+
+            check_folder(pipeline.weights)
         return pipeline
 
     @classmethod
@@ -179,7 +182,7 @@ class Pipeline:
         from andes_sdk.runtime.torch_backend import TorchBackend
 
         name = self.plan.backend
-        backend = TorchBackend() if name == "torch" else self.pick("backends", name)
+        backend: Backend = TorchBackend() if name == "torch" else self.pick("backends", name)
         compiled: Compiled = backend.compile(self.model, device=self.plan.device, dtype=self.plan.dtype)
         return compiled
 
@@ -254,8 +257,11 @@ class Pipeline:
 
     def stream(
         self, messages: Any, options: GenerationOptions | None = None, *, allow_remote: bool = False
-    ) -> Iterator[str]:
-        """Answer one conversation piece by piece; the pieces joined are what `generate` returns."""
+    ) -> Generator[str, None, Answer]:
+        """Answer one conversation piece by piece; the pieces joined are the text `generate` returns.
+
+        The generator's return value (`answer = yield from pipe.stream(...)`) is the whole `Answer`.
+        """
         from andes_sdk.runtime.generation import GenerationOptions, stream
 
         return stream(self, messages, options or GenerationOptions(), allow_remote=allow_remote)
@@ -274,11 +280,6 @@ class Pipeline:
         from andes_sdk.training.loop import Trainer
 
         return Trainer(self, recipe, Path(out), progress).run(resume=resume)
-
-    def _check_weights(self) -> None:
-        from andes_sdk.checkpoint import check_folder
-
-        check_folder(self._weights)
 
 
 def _run_errors(device: str, dtype: str, image: Mapping[str, Any]) -> list[AndesError]:

@@ -66,11 +66,12 @@ class VisionEncoder(Protocol):
     Images are packed on the sequence axis; attention must never cross from one to another.
     """
 
-    spec: VisionSpec
+    @property
+    def spec(self) -> VisionSpec:
+        """Facts for the rest of the pipeline."""
 
     def __call__(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
         """(N, 3*p*p) normalised pixels, one grid per image -> (N, Dv) in the same order."""
-        ...
 
 
 class Projector(Protocol):
@@ -78,7 +79,6 @@ class Projector(Protocol):
 
     def __call__(self, features: Tensor) -> Tensor:
         """(N, Dv) in block order -> (N / merge**2, D)."""
-        ...
 
 
 class Attend(Protocol):
@@ -89,49 +89,55 @@ class Attend(Protocol):
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """q (1, Hq, T, d), k and v (1, Hkv, T, d) -> (1, T, Hq, d)."""
-        ...
 
 
 class LanguageModel(Protocol):
     """An `nn.Module`, decoder-only. Rows of any number of sequences come as one packed row axis."""
 
-    spec: TextSpec
+    @property
+    def spec(self) -> TextSpec:
+        """Facts for the rest of the pipeline."""
 
     def embed(self, ids: Tensor) -> Tensor:
         """(T,) token ids -> (T, D)."""
-        ...
 
     def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """(T, D) embeddings at (T,) positions -> (T, D) after the last norm."""
-        ...
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, D) -> (T, V)."""
-        ...
 
 
 class Tokenizer(Protocol):
     """Text to ids and back, with the family's special tokens and chat template."""
 
-    vocab_size: int
-    image_token: int
-    """The id that stands where a row of image features goes."""
-    eos: int
-    pad: int
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this."""
+
+    @property
+    def image_token(self) -> int:
+        """The id that stands where a row of image features goes."""
+
+    @property
+    def eos(self) -> int:
+        """The id that ends an answer."""
+
+    @property
+    def pad(self) -> int:
+        """The id that fills; it ends an answer too."""
 
     def encode(self, text: str) -> list[int]:
         """Plain text; special tokens written out in it stay text."""
-        ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; special tokens are left out, but for those that belong to answers (`<think>`, boxes)."""
 
     def render(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Rendered:
         """Chat template: turns -> ids, with one entry per image where its rows are to be inserted."""
-        ...
 
     def save(self, folder: Path) -> None:
         """Write what `andes_tokenizer(source=folder)` needs to build the same tokenizer again."""
-        ...
 
 
 @frozen
@@ -204,30 +210,37 @@ class Layer:
 class CachePolicy(Protocol):
     """Decides which KV rows stay. The session moves the memory."""
 
-    name: str
-    window: int
-    """How many of the last queries `keep` wants to see; 0 for none."""
+    @property
+    def name(self) -> str:
+        """As `explain()` and errors show it."""
+
+    @property
+    def window(self) -> int:
+        """How many of the last queries `keep` wants to see; 0 for none."""
 
     def budget(self, rows: int) -> int | None:
         """Rows per head allowed once `rows` have been seen, or None: everything. Kept to by the session's checks."""
-        ...
 
     def keep(self, layer: Layer) -> Sequence[Tensor] | None:
         """Per KV head the indices of rows to keep, ascending; None keeps all. Never called with uncommitted rows."""
-        ...
 
 
 class Session(Protocol):
     """One conversation in progress on a compiled model. Everything that decodes, caches or adapts meets here."""
 
-    length: int
-    """Committed rows seen so far; the position of the next token. Eviction does not lower it."""
     adapter: str | None
-    stats: SessionStats
+    """Name of the active LoRA adapter."""
+
+    @property
+    def length(self) -> int:
+        """Committed rows seen so far; the position of the next token. Eviction does not lower it."""
+
+    @property
+    def stats(self) -> SessionStats:
+        """What the session holds and has spent."""
 
     def prefill(self, inputs: Inputs) -> Tensor:
         """Read a prompt (in chunks, eviction between them), commit it; logits (V,) of its last row."""
-        ...
 
     def extend(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Add T uncommitted rows -> logits (T, V), hidden (T, D).
@@ -235,19 +248,15 @@ class Session(Protocol):
         `parents[i]` is the index (into the uncommitted rows) of row i's predecessor, -1 for the last committed row;
         None means a chain after the last uncommitted row. A row attends to committed rows and to its ancestors.
         """
-        ...
 
     def commit(self, rows: Sequence[int] | None = None) -> None:
         """Keep these uncommitted rows (one path from the root; None: all of them), drop the others."""
-        ...
 
     def rollback(self) -> None:
         """Drop every uncommitted row."""
-        ...
 
     def close(self) -> None:
         """Free the KV store; the session cannot be used again."""
-        ...
 
 
 @frozen(kw_only=True)
@@ -275,44 +284,46 @@ class Sampler(Protocol):
 
     def pick(self, logits: Tensor, position: int, history: Sequence[int]) -> int:
         """(V,) logits for the token that will stand at `position`; `history` is prompt and answer so far."""
-        ...
 
 
 @runtime_checkable
 class Decoder(Protocol):
     """Turns a prefilled session into tokens: proposes, verifies through `extend`, commits."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique in its collection; as users write it."""
 
     def decode(self, session: Session, logits: Tensor, sampler: Sampler, history: list[int]) -> Iterator[list[int]]:
         """Yield accepted tokens in lists (one or more at a time), for ever; the caller stops the iterator.
 
         `logits` are those of the last committed row. `history` is the prompt; append to it what is yielded.
         """
-        ...
 
 
 class Compiled(Protocol):
     """A model made ready to run by a backend."""
 
-    def session(self, policy: CachePolicy) -> Session: ...
+    def session(self, policy: CachePolicy) -> Session:
+        """An empty session under a cache policy."""
 
     def extend_many(self, sessions: Sequence[Session], tokens: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
         """One step of several sessions together; results as from `extend` on each."""
-        ...
 
     def facts(self) -> Mapping[str, str]:
         """Rows for `explain()`: device, dtype, kernels chosen and why."""
-        ...
 
 
 @runtime_checkable
 class Backend(Protocol):
     """A way to run a model. Asking for what the machine lacks raises `BackendUnavailable`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique in its collection; as users write it."""
 
-    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled: ...
+    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
+        """Make a model ready on a device ('cpu', 'cuda' …) in a precision ('float32', 'bfloat16', 'float16')."""
 
 
 # ---------------------------------------------------------------- collections
@@ -322,53 +333,63 @@ class Backend(Protocol):
 class TrainingStage(Protocol):
     """One stage of training: what trains, at which rate, on which data, towards which loss."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique in its collection; as users write it."""
 
     def rates(self, model: VisionLanguageModel) -> Mapping[str, float]:
         """Module name prefix -> learning rate; what no prefix names is frozen."""
-        ...
 
     def loss(self, model: VisionLanguageModel, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
         """A packed batch -> (scalar loss summed over supervised tokens / `batch.tokens`, figures to log)."""
-        ...
 
 
 @runtime_checkable
 class Compressor(Protocol):
     """Rewrites a model's weights so that they fit a format."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique in its collection; as users write it."""
 
-    def compress(self, model: VisionLanguageModel, **options: Any) -> Mapping[str, Any]: ...
+    def compress(self, model: VisionLanguageModel, **options: Any) -> Mapping[str, Any]:
+        """Change the model in place -> a report as plain data."""
 
 
 @runtime_checkable
 class Reward(Protocol):
     """Scores an answer against a sample; higher is better."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique in its collection; as users write it."""
 
-    def score(self, sample: Mapping[str, Any], answer: str) -> float: ...
+    def score(self, sample: Mapping[str, Any], answer: str) -> float:
+        """A finite number for one answer."""
 
 
 @runtime_checkable
 class DataFilter(Protocol):
     """Keeps or drops training samples, with a reason."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique in its collection; as users write it."""
 
     def apply(self, samples: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str | None]]:
         """Yield (sample, None) to keep it or (sample, reason) to drop it."""
-        ...
 
 
 @runtime_checkable
 class Benchmark(Protocol):
     """A task with a score."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique in its collection; as users write it."""
 
-    def run(self, pipeline: Any, *, limit: int | None = None) -> Mapping[str, float]: ...
+    def run(self, pipeline: Any, *, limit: int | None = None) -> Mapping[str, float]:
+        """Score a pipeline, on the first `limit` items if given -> named figures."""
 
 
 @frozen(kw_only=True)
@@ -384,10 +405,3 @@ class Event:
     kind: str
     step: int | None = None
     values: Mapping[str, Any] = field(factory=dict)
-
-
-__all__ = [
-    "Attend", "Backend", "Benchmark", "CachePolicy", "Compiled", "Compressor", "DataFilter", "Decoder", "Event", "Grid",
-    "Inputs", "LanguageModel", "Layer", "Projector", "Rendered", "Reward", "Sampler", "Session", "SessionStats",
-    "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder", "VisionSpec",
-]  # fmt: skip

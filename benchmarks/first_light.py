@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from andes_sdk import Pipeline
-from andes_sdk.runtime.generation import GenerationOptions
 from rich.console import Console
 from rich.progress import track
+
+from andes_sdk import Pipeline
+from andes_sdk.runtime.generation import GenerationOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "first_light"))
@@ -45,7 +46,8 @@ def score(pipeline: Pipeline, items: Sequence[Item], label: str) -> tuple[float,
     for start in track(range(0, len(items), BATCH), label, console=Console(stderr=True)):
         part = items[start : start + BATCH]
         conversations = [
-            [{"role": "user", "content": [{"type": "image", "image": i}, {"type": "text", "text": q}]}] for i, q, _ in part
+            [{"role": "user", "content": [{"type": "image", "image": i}, {"type": "text", "text": q}]}]
+            for i, q, _ in part
         ]
         for answer, (_, question, truth) in zip(pipeline.generate_batch(conversations, options), part, strict=True):
             right[kind_of(question)].append(answer.text == truth)

@@ -31,7 +31,7 @@ KINDS = {"check": "check", "explain": "observer", "event": "observer"}
 def escaped(text: str) -> str:
     """Text of a docstring with what Markdown would take for markup escaped, outside of `code`."""
     parts = re.split(r"(`[^`]*`)", text)
-    return "".join(p if p.startswith("`") else re.sub(r"([*<\[\]])", r"\\\1", p) for p in parts)
+    return "".join(p if p.startswith("`") else re.sub(r"([*\[\]|])", r"\\\1", p.replace("<", "&lt;")) for p in parts)
 
 
 def prose(doc: str) -> str:
@@ -126,10 +126,13 @@ def types_page() -> str:
     tree = ast.parse(inspect.getsource(types))
     out = ["# Types", prose(inspect.getdoc(types) or ""), "Made from `andes_sdk/types.py`."]
     for node in tree.body:
-        if not isinstance(node, ast.ClassDef) or node.name not in types.__all__:
+        if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
             continue
         protocol = any("Protocol" in ast.unparse(base) for base in node.bases)
-        out += [f"## {node.name}", f"*{'Protocol' if protocol else 'Plain data'}.* {prose(ast.get_docstring(node) or '')}"]
+        out += [
+            f"## {node.name}",
+            f"*{'Protocol' if protocol else 'Plain data'}.* {prose(ast.get_docstring(node) or '')}",
+        ]
         out.append(f"```python no-run\n{_members(node)}\n```")
         out += [_method(m) for m in node.body if isinstance(m, ast.FunctionDef) and ast.get_docstring(m)]
     return without_marks("\n\n".join(out) + "\n")
@@ -182,16 +185,18 @@ def first_light() -> str:
     if not RESULTS.is_file():
         return ""
     facts = json.loads(RESULTS.read_text(encoding="utf-8"))
-    numbers = {k: v for k, v in facts.items() if not isinstance(v, dict)}
-    rows = [(escaped(k.replace("_", " ")), str(v)) for k, v in numbers.items()]
-    rows += [(f"{k.replace('_', ' ')}: {name}", str(v)) for k, d in facts.items() if isinstance(d, dict) for name, v in d.items()]
+    rows: list[tuple[str, ...]] = []
+    for name, value in facts.items():
+        label = name.replace("_", " ")
+        parts = {f"{label}: {key}": part for key, part in value.items()} if isinstance(value, dict) else {label: value}
+        rows += [(escaped(key), str(part)) for key, part in parts.items()]
     return "## The first-light model\n\n" + FIRST_LIGHT + "\n\n" + table(("figure", "value"), rows)
 
 
 FIRST_LIGHT = (
-    "What `python benchmarks/first_light.py --json` prints for the shipped model: shares of exactly right answers on data that "
-    "it has never seen, beside the two baselines of a model that does not look (`majority`: the most frequent answer; "
-    "`blind`: the most frequent answer to each question text)."
+    "What `python benchmarks/first_light.py --json` prints for the shipped model: shares of exactly right answers on "
+    "data that it has never seen, beside the baselines of a model that does not look (`majority`: the most frequent "
+    "answer; `blind`: the most frequent answer to each question text)."
 )
 
 
@@ -203,6 +208,16 @@ def without_marks(markdown: str) -> str:
 # ---------------------------------------------------------------- what mkdocs calls
 
 PAGES: dict[str, Callable[[], str]] = {"hooks.md": hooks_page, "types.md": types_page}
+
+
+def on_config(config: Any) -> Any:
+    """Replace patterns in the navigation, such as `plugins/*.md`, by the files that are there."""
+    for section in config.nav:
+        for title, value in section.items():
+            if isinstance(value, str) and "*" in value:
+                paths = sorted(HERE.glob(value))
+                section[title] = [{path.stem: path.relative_to(HERE).as_posix()} for path in paths]
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -1,7 +1,7 @@
 """The whole idea in one file: assemble a model from plugins, look at it, ask it about pictures it has never seen.
 
-    python examples/demo.py                       # what `make demo` runs
-    python examples/demo.py --image photo.png     # your own picture, with --question
+python examples/demo.py                       # what `make demo` runs
+python examples/demo.py --image photo.png     # your own picture, with --question
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import statistics
 import sys
 from pathlib import Path
 
-from andes_sdk import Pipeline
-from andes_sdk.runtime.generation import GenerationOptions
 from rich.console import Console
 from rich.table import Table
+
+from andes_sdk import Pipeline
+from andes_sdk.runtime.generation import GenerationOptions
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "first_light"))
@@ -61,8 +62,12 @@ def ask_held_out(pipeline: Pipeline, console: Console) -> None:
     console.print(table)
     first = statistics.median(a.time_to_first_token for a, _ in answers)
     speed = statistics.median(a.tokens_per_second for a, _ in answers if a.tokens_per_second)
-    console.print(f"{sum(r for _, r in answers)} of {len(answers)} right; medians: time to first token {first * 1e3:.1f} ms, {speed:.0f} tokens/s")
-    parts = {p: statistics.median(a.seconds[p] for a, _ in answers) for p in ("preprocess", "vision", "projector", "prefill")}
+    console.print(
+        f"{sum(r for _, r in answers)} of {len(answers)} right; medians: time to first token {first * 1e3:.1f} ms, {speed:.0f} tokens/s"
+    )
+    parts = {
+        p: statistics.median(a.seconds[p] for a, _ in answers) for p in ("preprocess", "vision", "projector", "prefill")
+    }
     console.print("of which " + ", ".join(f"{part} {seconds * 1e3:.1f} ms" for part, seconds in parts.items()))
 
 

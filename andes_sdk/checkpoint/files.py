@@ -152,8 +152,7 @@ class _Damaged(Exception):
 
 def _safetensors(path: Path) -> dict[str, Entry]:
     try:
-        # safetensors checks its own header: types, offsets without gaps, the size of the file
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:  # checks types, offsets without gaps, the size of the file
             names = set(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
         cut = _truncated(path)
@@ -161,8 +160,7 @@ def _safetensors(path: Path) -> dict[str, Entry]:
             raise _Damaged(f"truncated, it ends inside or before {', '.join(sorted(cut))}", cut) from None
         raise _Damaged(f"cannot be read as safetensors ({error})") from None
     header, data = _header(path)
-    unknown = sorted(f"{name} ({header[name]['dtype']})" for name in names if header[name]["dtype"] not in DTYPES)
-    if unknown:
+    if unknown := sorted(f"{n} ({header[n]['dtype']})" for n in names if header[n]["dtype"] not in DTYPES):
         raise _Damaged(f"types that are no plain weights: {', '.join(unknown)}", names)
     return {
         name: Entry(path, tuple(h["shape"]), DTYPES[h["dtype"]], data + h["data_offsets"][0])
@@ -198,8 +196,8 @@ def _load_bin(path: Path) -> Mapping[str, torch.Tensor]:
         else:  # the format before torch 1.6 cannot be mapped
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [""]
-        raise _Damaged(f"torch's weights-only reader refuses it ({type(error).__name__}: {reason[0][:200]})") from None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise _Damaged(f"torch's weights-only reader refuses it ({reason})") from None
     if not isinstance(tensors, Mapping):
         raise _Damaged(f"holds a {type(tensors).__name__}, not tensors by name")
     for name, tensor in tensors.items():

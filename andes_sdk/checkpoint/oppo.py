@@ -50,9 +50,9 @@ def plugin_items(config: Mapping[str, Any], *, who: str) -> list[dict[str, dict[
     Raises:
         CheckpointError: another model type, or parts that are absent.
     """
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in ENCODERS:
-        close = difflib.get_close_matches(str(kind), ENCODERS, n=1)
+        close = difflib.get_close_matches(kind, ENCODERS, n=1)
         fix = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(ENCODERS)}"
         raise CheckpointError(f"model_type {kind!r} is not AndesVL's", who=who, fix=fix)
     vision = ENCODER_DEFAULTS[ENCODERS[kind]] | _part(config, "vision_config", who=who)

@@ -70,9 +70,10 @@ class Conversation:
         return answer
 
     def _print_stats(self, answer: str, to_first: float, after: float) -> None:
+        # a stream tells text, not tokens: the answer encoded again has nearly always as many
         tokens = len(self.pipeline.tokenizer.encode(answer))
         speed = f"{(tokens - 1) / after:.1f} tokens/s" if tokens > 1 and after > 0 else "one token"
-        stderr().print(f"[dim]first token {to_first:.2f} s · {tokens} tokens · {speed}[/]")
+        stderr().print(f"[dim]first token {to_first:.2f} s · about {tokens} tokens · {speed}[/]")
 
     def command(self, line: str) -> bool:
         """Obey a line that starts with a slash -> whether to go on."""
@@ -162,9 +163,10 @@ def chat(
         think=think, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, stop=stop, seed=seed,
     )  # fmt: skip
-    pipeline = loading.open_pipeline(
+    opened = loading.open_pipeline(
         model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
     )
+    pipeline = loading.ready(opened)
     if as_json:
         from andes_sdk.cli.generate import as_dict
         from andes_sdk.messages import user_message

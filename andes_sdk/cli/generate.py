@@ -83,9 +83,10 @@ def generate(
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, stop=stop, seed=seed,
     )  # fmt: skip
     asked = None if messages is None else read_messages(messages)
-    pipeline = loading.open_pipeline(
+    opened = loading.open_pipeline(
         model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
     )
+    pipeline = loading.ready(opened)
     if batch is not None and out is not None:
         from andes_sdk.cli.batch import Batch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
@@ -172,10 +172,11 @@ class _Request:
 
 
 def _begin(pipeline: Pipeline, messages: Any, options: GenerationOptions, *, allow_remote: bool) -> _Request:
+    session = pipeline.session()  # first use builds the model: that is no part of a request's time
     start = time.perf_counter()
     inputs = pipeline.prepare(messages, think=options.think, allow_remote=allow_remote)
     text = _Text(pipeline.tokenizer, options.stop, inputs.prefix)
-    return _Request(pipeline, inputs, options, pipeline.session(), text, start)
+    return _Request(pipeline, inputs, options, session, text, start)
 
 
 def _decode(request: _Request) -> Iterator[None]:
@@ -192,15 +193,16 @@ def _decode(request: _Request) -> Iterator[None]:
 
 def stream(
     pipeline: Pipeline, messages: Any, options: GenerationOptions, *, allow_remote: bool = False
-) -> Iterator[str]:
-    """Pieces of one answer as they become certain."""
+) -> Generator[str, None, Answer]:
+    """Pieces of one answer as they become certain; the generator's return value is the whole `Answer`."""
     request = _begin(pipeline, messages, options, allow_remote=allow_remote)
     for _ in _decode(request):
         if piece := request.text.piece():
             yield piece
-    request.answer()
+    answer = request.answer()
     if piece := request.text.piece(final=True):
         yield piece
+    return answer
 
 
 def generate_batch(

@@ -51,7 +51,7 @@ class TorchSession:
         self._pending_queries: list[list[Tensor]] = [[] for _ in range(spec.layers)]
         self._image = torch.zeros(0, dtype=torch.bool, device=model.device)
         self._seconds = dict.fromkeys(("preprocess", "vision", "projector", "prefill", "decode"), 0.0)
-        self._accepted = self._proposed = 0
+        self._accepted = self.proposed = 0
         self._closed = False
 
     # ------------------------------------------------------------ the contract
@@ -74,7 +74,7 @@ class TorchSession:
             rows=tuple(layer.counts() for layer in self._layers),
             committed=self.length,
             accepted=self._accepted,
-            proposed=self._proposed,
+            proposed=self.proposed,
             seconds=dict(self._seconds),
         )
 
@@ -85,13 +85,13 @@ class TorchSession:
         Raises:
             SessionError: an empty prompt, uncommitted rows, or more rows than the model has positions.
         """
-        self._check(len(inputs.ids), pending=False)
+        self.check(len(inputs.ids), pending=False)
         self._seconds["preprocess"] += inputs.seconds
         ids = inputs.ids.to(self.model.device)
         embeds = self.model.embed(ids, self._encode(inputs))
         image = ids == self.model.tokenizer.image_token
         hidden = embeds
-        with self._timed("prefill"):
+        with self.timed("prefill"):
             for start in range(0, len(ids), CHUNK):
                 chunk = embeds[start : start + CHUNK]
                 hidden = self._forward(chunk, self.step(len(chunk), None))
@@ -107,11 +107,11 @@ class TorchSession:
         Raises:
             SessionError: no tokens, parents that point forward, or more rows than the model has positions.
         """
-        self._check(len(tokens), pending=True)
-        with self._timed("decode"):
+        self.check(len(tokens), pending=True)
+        with self.timed("decode"):
             ids = torch.tensor(list(tokens), device=self.model.device)
             hidden = self._forward(self.model.llm.embed(ids), self.step(len(tokens), parents))
-            self._proposed += len(tokens)
+            self.proposed += len(tokens)
             return self.model.logits(hidden), hidden
 
     @torch.inference_mode()
@@ -261,13 +261,14 @@ class TorchSession:
         if inputs.patches is None:
             return None
         device, dtype = self.model.device, self.model.dtype
-        with self._timed("vision"):
+        with self.timed("vision"):
             features = self.model.vision_encoder(inputs.patches.to(device, dtype), inputs.grids)
-        with self._timed("projector"):
+        with self.timed("projector"):
             rows: Tensor = self.model.mlp(features)
         return rows
 
-    def _check(self, rows: int, *, pending: bool) -> None:
+    def check(self, rows: int, *, pending: bool) -> None:
+        """Refuse `rows` more rows if the session is closed, they do not fit, or uncommitted ones are in the way."""
         if self._closed:
             raise SessionError("the session is closed", fix="open another with pipe.session()")
         if not rows:
@@ -282,7 +283,8 @@ class TorchSession:
             )
 
     @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the time spent inside to a part of `stats.seconds`."""
         start = time.perf_counter()
         try:
             yield

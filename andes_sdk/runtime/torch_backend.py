@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from attrs import frozen
@@ -14,7 +14,7 @@ from andes_sdk.runtime.session import TorchSession
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import CachePolicy
+    from andes_sdk.types import CachePolicy, Session
 
 
 @frozen
@@ -46,30 +46,28 @@ class CompiledTorch:
         return TorchSession(self.model, policy)
 
     @torch.inference_mode()
-    def extend_many(
-        self, sessions: Sequence[TorchSession], tokens: Sequence[Sequence[int]]
-    ) -> list[tuple[Tensor, Tensor]]:
+    def extend_many(self, sessions: Sequence[Session], tokens: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
         """Extend several sessions by a chain each in one pass over the weights; only attention runs one by one.
 
         Equal to `extend` on each up to rounding: torch's matrix product may add in another order for more rows.
         """
         lengths = [len(t) for t in tokens]
-        for session, length in zip(sessions, lengths, strict=True):
-            session._check(length, pending=True)
-        steps = [s.step(n, None) for s, n in zip(sessions, lengths, strict=True)]
+        own = [cast("TorchSession", s) for s in sessions]
+        for session, length in zip(own, lengths, strict=True):
+            session.check(length, pending=True)
+        steps = [s.step(n, None) for s, n in zip(own, lengths, strict=True)]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            parts = zip(*(torch.split(x, lengths, dim=2) for x in (q, k, v)), strict=True)
-            each = zip(sessions, steps, parts, strict=True)
-            return torch.cat([s.attend(step, layer, *qkv, scale) for s, step, qkv in each], dim=1)
+            each = zip(own, steps, *(torch.split(x, lengths, dim=2) for x in (q, k, v)), strict=True)
+            return torch.cat([s.attend(step, layer, qi, ki, vi, scale) for s, step, qi, ki, vi in each], dim=1)
 
         ids = torch.tensor([t for one in tokens for t in one], device=self.model.device)
         positions = torch.cat([step.positions for step in steps])
-        with sessions[0]._timed("decode"):
+        with own[0].timed("decode"):
             hidden = self.model.hidden_states(self.model.llm.embed(ids), positions, attend)
             logits = self.model.logits(hidden)
-        for session, length in zip(sessions, lengths, strict=True):
-            session._proposed += length
+        for session, length in zip(own, lengths, strict=True):
+            session.proposed += length
         return list(zip(torch.split(logits, lengths), torch.split(hidden, lengths), strict=True))
 
     def facts(self) -> Mapping[str, str]:

@@ -68,11 +68,10 @@ def check_saved(first: nn.Module, second: nn.Module, forward: Forward) -> None:
 
 
 def check_seed(build: Callable[[int], nn.Module]) -> None:
-    """Same seed, same weights; another seed, other weights."""
-    one, again, other = (list(build(seed).parameters()) for seed in (1, 1, 2))
+    """Same seed, same weights. Another seed may give the same too: a plugin may bring trained weights."""
+    one, again = (list(build(1).parameters()) for _ in range(2))
     for a, b in zip(one, again, strict=True):
         require_bits(a, b, "weights built twice from one seed")
-    require(any(not torch.equal(a, b) for a, b in zip(one, other, strict=True)), "the seed does not reach the weights")
 
 
 def check_twice(module: nn.Module, forward: Forward) -> None:

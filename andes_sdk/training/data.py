@@ -1,6 +1,6 @@
 """Training samples: JSON Lines of OpenAI-style messages, read in an order that depends on seed and epoch alone.
 
-A line is `{"messages": [...]}`, or `{"conversations": [[...], [...]]}` for several conversations about the same pictures.
+A line is `{"messages": [...]}`, or `{"conversations": [[...], [...]]}` for several about the same pictures.
 """
 
 from __future__ import annotations

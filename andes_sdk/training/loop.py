@@ -1,4 +1,4 @@
-"""The loop that runs every stage: Accelerate for devices and precision, packs for batches, a state that survives kill -9."""
+"""The loop that runs every stage: Accelerate for devices and precision, a state that survives kill -9."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
 from andes_sdk.runtime.attention import PackedAttention, Segment
 
@@ -56,8 +56,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         patches = None if self.patches is None else self.patches.to(device)
-        moved = (x.to(device) for x in (self.ids, self.labels, self.positions))
-        return Batch(*moved, self.attend, patches, self.grids, self.tokens, self.samples)
+        ids, labels, positions = (x.to(device) for x in (self.ids, self.labels, self.positions))
+        return evolve(self, ids=ids, labels=labels, positions=positions, patches=patches)
 
 
 def make_row(conversations: Sequence[Inputs]) -> Row:

@@ -86,7 +86,7 @@ class Recipe:
     """A whole training run.
 
     Attributes:
-        pipeline: arguments of `Pipeline.from_plugins` (plugins, image, seed …); `{folder}` in a text means the recipe's.
+        pipeline: arguments of `Pipeline.from_plugins` (plugins, image, seed …); `{folder}` in a text is the recipe's.
         stages: run one after another on the same weights.
         precision: 'no' (float32) or 'bf16' autocast.
         threads: CPU threads for torch; 0 leaves torch's choice.

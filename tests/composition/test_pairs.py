@@ -22,7 +22,10 @@ def built(tiny, decoder: str, policy: str, backend: str = "torch") -> Pipeline:
 
 
 def question() -> list:
-    content = [{"type": "image", "image": Image.new("RGB", (80, 60), "teal")}, {"type": "text", "text": "is it, is it, is it?"}]
+    content = [
+        {"type": "image", "image": Image.new("RGB", (80, 60), "teal")},
+        {"type": "text", "text": "is it, is it, is it?"},
+    ]
     return [{"role": "user", "content": content}]
 
 

@@ -257,7 +257,7 @@ ENCODERS = {
     OrderMatters: "the order of images does not matter",
     WrongWidth: "features have the shape the spec states, and are finite",
     DeadWeight: "gradients reach every parameter",
-    OwnNoise: "weights survive saving, and the seed decides them",
+    OwnNoise: "weights survive saving, and one seed gives one model",
     OffMeta: "builds on the meta device under the same names",
     AlwaysFloat: "runs in bfloat16",
     FailsEmpty: "no images give no rows",

@@ -82,7 +82,9 @@ def test_two_owners_of_a_slot_are_named(tiny) -> None:
 
 def test_every_slot_without_an_owner_is_named() -> None:
     found = errors_of("mlp")
-    assert [e.what for e in found] == [f"slot {s!r} has no owner" for s in ("vision_encoder", "language_model", "tokenizer")]
+    assert [e.what for e in found] == [
+        f"slot {s!r} has no owner" for s in ("vision_encoder", "language_model", "tokenizer")
+    ]
 
 
 def test_two_objects_of_one_name_in_a_collection_are_an_error(tiny) -> None:

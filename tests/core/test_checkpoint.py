@@ -10,6 +10,7 @@ import pytest
 import torch
 from attrs import frozen
 from safetensors.torch import load_file, save_file
+from stevedore import ExtensionManager
 
 from andes_sdk import Pipeline, hookimpl
 from andes_sdk.checkpoint import check_folder, load_weights, read_plan
@@ -516,6 +517,7 @@ class Probe:
 
 def test_options_that_hold_on_one_machine_only_are_left_out_of_the_saved_plan(distribution, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(distribution("andes-probe", {"probe": "local_probe:Probe"}, {"local_probe.py": PROBE}))
+    monkeypatch.setattr(ExtensionManager, "ENTRY_POINT_CACHE", {})  # stevedore looks once a process otherwise
     made = Pipeline.from_plugins([*TINY, {"probe": {"level": 2, "where": "/only/here"}}])
     plan, _ = read_plan(made.save_pretrained(tmp_path / "model"))
     assert plan.plugins[-1].options == {"level": 2}

@@ -33,8 +33,17 @@ def texts(options) -> list[str]:
 
 
 def test_values_arrive_as_they_are() -> None:
-    made = config.structure(Options, {"keep": 1, "rows": 3, "on": True, "maybe": 5, "where": "a/b", "table": {"a": 1}}, "okv")
-    assert (made.keep, made.rows, made.on, made.maybe, made.where, made.table) == (1.0, 3, True, 5, Path("a/b"), {"a": 1})
+    made = config.structure(
+        Options, {"keep": 1, "rows": 3, "on": True, "maybe": 5, "where": "a/b", "table": {"a": 1}}, "okv"
+    )
+    assert (made.keep, made.rows, made.on, made.maybe, made.where, made.table) == (
+        1.0,
+        3,
+        True,
+        5,
+        Path("a/b"),
+        {"a": 1},
+    )
     assert type(made.keep) is float
 
 
@@ -95,7 +104,9 @@ runs = st.fixed_dictionaries(
         "dtype": st.sampled_from(["float32", "bfloat16", "float8", ""]),
         "backend": st.sampled_from(["torch", "numba", ""]),
         "seed": st.integers(0, 5),
-        "image": st.dictionaries(st.sampled_from(["variant", "min_size", "max_size", "mean", "x"]), anything, max_size=2),
+        "image": st.dictionaries(
+            st.sampled_from(["variant", "min_size", "max_size", "mean", "x"]), anything, max_size=2
+        ),
     },
 )
 

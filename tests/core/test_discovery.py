@@ -41,7 +41,13 @@ def row(name: str) -> discovery.PluginInfo:
 
 
 def test_a_row_tells_kind_distribution_version_and_contract_from_source_alone(distribution, on_path) -> None:
-    on_path(distribution("acme-good", {"good": "acme_good.plugin:Good"}, {"acme_good/plugin.py": GOOD, "acme_good/__init__.py": "raise ImportError"}))
+    on_path(
+        distribution(
+            "acme-good",
+            {"good": "acme_good.plugin:Good"},
+            {"acme_good/plugin.py": GOOD, "acme_good/__init__.py": "raise ImportError"},
+        )
+    )
     info = row("good")
     assert (info.kind, info.distribution, info.version, info.contract, info.status) == (
         "cache_policy",
@@ -56,7 +62,9 @@ def test_a_row_tells_kind_distribution_version_and_contract_from_source_alone(di
 def test_a_class_re_exported_from_a_submodule_is_found(distribution, on_path) -> None:
     on_path(
         distribution(
-            "acme-re", {"re": "acme_re:Good"}, {"acme_re/__init__.py": "from .inner import Good\n", "acme_re/inner.py": GOOD}
+            "acme-re",
+            {"re": "acme_re:Good"},
+            {"acme_re/__init__.py": "from .inner import Good\n", "acme_re/inner.py": GOOD},
         )
     )
     assert row("re").kind == "cache_policy"

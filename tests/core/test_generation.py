@@ -20,13 +20,20 @@ def pipeline() -> Pipeline:
 
 
 def picture_question(text: str = "what is it?", size: tuple[int, int] = (60, 90)) -> list:
-    return [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", size, "teal")}, {"type": "text", "text": text}]}]
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": Image.new("RGB", size, "teal")}, {"type": "text", "text": text}],
+        }
+    ]
 
 
 SAMPLED = GenerationOptions(max_tokens=20, temperature=1.0, top_k=80, top_p=0.95, seed=3)
 
 
-@pytest.mark.parametrize("options", [GenerationOptions(max_tokens=20), SAMPLED, GenerationOptions(max_tokens=9, think=True)])
+@pytest.mark.parametrize(
+    "options", [GenerationOptions(max_tokens=20), SAMPLED, GenerationOptions(max_tokens=9, think=True)]
+)
 def test_streamed_pieces_joined_are_the_answer(pipeline: Pipeline, options: GenerationOptions) -> None:
     answer = pipeline.generate(picture_question(), options)
     assert "".join(pipeline.stream(picture_question(), options)) == answer.text

@@ -19,7 +19,11 @@ def loaded_after(code: str, site: Path | None = None) -> set[str]:
     path = os.pathsep.join([str(site)] if site else [])
     script = f"{code}\nimport sys\nprint('\\n'.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": path},
     )
     return set(done.stdout.split())
 

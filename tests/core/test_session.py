@@ -25,9 +25,7 @@ def pipeline() -> Pipeline:
 def full_pass(pipeline: Pipeline, ids: torch.Tensor) -> torch.Tensor:
     """Logits of every row, computed at once without a cache."""
     model = pipeline.model
-    hidden = model.hidden_states(
-        model.llm.embed(ids), torch.arange(len(ids)), PackedAttention([Segment(len(ids))])
-    )
+    hidden = model.hidden_states(model.llm.embed(ids), torch.arange(len(ids)), PackedAttention([Segment(len(ids))]))
     return model.logits(hidden)
 
 

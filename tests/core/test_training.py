@@ -131,7 +131,9 @@ def write_run(folder: Path, samples: int = 12, **stage) -> Path:
         colour = colours[i % 4]
         Image.new("RGB", (28, 28), colour).save(folder / f"{colour}.png")
         content = [{"type": "image_url", "image_url": {"url": f"{colour}.png"}}, {"type": "text", "text": "colour?"}]
-        lines.append(json.dumps({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": colour}]}))
+        lines.append(
+            json.dumps({"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": colour}]})
+        )
     (folder / "data.jsonl").write_text("\n".join(lines) + "\n")
     options = {"stage": "sft", "steps": 8, "warmup": 2, "max_patches": 48, "checkpoint_every": 2, **stage}
     rates = options.pop("rates", {})
@@ -163,7 +165,9 @@ def run(recipe: Path, out: Path, *overrides: str) -> tuple[list[tuple[int, float
 
 
 def test_a_short_run_learns_and_its_checkpoint_loads(tmp_path: Path) -> None:
-    losses, weights = run(write_run(tmp_path, steps=75, rates=RATES, max_patches=96, checkpoint_every=100), tmp_path / "out")
+    losses, weights = run(
+        write_run(tmp_path, steps=75, rates=RATES, max_patches=96, checkpoint_every=100), tmp_path / "out"
+    )
     assert losses[-1][1] < 0.01 * losses[0][1]
     loaded = Pipeline.from_pretrained(tmp_path / "out" / "model")
     assert torch.equal(loaded.model.mlp.state_dict()["0.weight"], weights["mlp.0.weight"])
@@ -289,5 +293,3 @@ def test_rates_that_name_nothing_are_refused(tmp_path: Path) -> None:
     path = write_run(tmp_path, steps=1)
     with pytest.raises(TrainingError, match="name no parameter: lm"):
         run(path, tmp_path / "o", "stages.0.rates.lm=0.1")
-
-

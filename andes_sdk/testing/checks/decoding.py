@@ -132,9 +132,9 @@ def _counted(subject: Subject) -> None:
 def _evicting(subject: Subject) -> None:
     if "andes_cache_policy" in subject.hooks:
         raise NotApplicable("the plugin brings its own cache policy")
-    policy = subject.pipe
-    session = policy.compiled.session(ReferencePolicy(rows=16).andes_cache_policy(model=policy.model))
-    inputs = plain_inputs(policy, 60)
+    pipe = subject.pipe
+    session = pipe.compiled.session(ReferencePolicy(rows=16).andes_cache_policy(model=pipe.model))
+    inputs = plain_inputs(pipe, 60)
     logits = session.prefill(inputs)
     count = 0
     for tokens in _decoder(subject).decode(session, logits, Noisy(), inputs.ids.tolist()):

@@ -177,7 +177,7 @@ def _bfloat16(subject: Subject) -> None:
     weights.check_bfloat16(language_model(subject), _forward)
 
 
-@check(KIND, "weights survive saving, and the seed decides them")
+@check(KIND, "weights survive saving, and one seed gives one model")
 def _saved(subject: Subject) -> None:
     weights.check_seed(lambda seed: subject.build("language_model", seed=seed))
     weights.check_saved(language_model(subject), language_model(subject, seed=9), _forward)

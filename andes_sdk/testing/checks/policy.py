@@ -29,11 +29,8 @@ class Watched:
     """A policy that looks over another's shoulder."""
 
     inner: CachePolicy
-    committed: int = 0
-    """Rows the test has committed, or is committing."""
     highest: int = -1
     damage: str = ""
-    evicted: int = 0
     name: str = "watched"
     window: int = field(default=0)
 
@@ -49,8 +46,6 @@ class Watched:
         if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
             self.damage = "keep writes to the rows it is shown"
         self.highest = max(self.highest, *(int(p.max()) for p in layer.positions if len(p)))
-        if kept is not None:
-            self.evicted += sum(len(p) - len(k) for p, k in zip(layer.positions, kept, strict=False))
         return kept
 
 

@@ -104,7 +104,7 @@ def _bfloat16(subject: Subject) -> None:
     weights.check_bfloat16(_projector(subject), _forward)
 
 
-@check(KIND, "weights survive saving, and the seed decides them")
+@check(KIND, "weights survive saving, and one seed gives one model")
 def _saved(subject: Subject) -> None:
     def build(seed: int) -> Any:
         return subject.build("projector", seed=seed, vision=VISION, text=TEXT)

@@ -178,7 +178,7 @@ def _bfloat16(subject: Subject) -> None:
     weights.check_bfloat16(_encoder(subject), _forward)
 
 
-@check(KIND, "weights survive saving, and the seed decides them")
+@check(KIND, "weights survive saving, and one seed gives one model")
 def _saved(subject: Subject) -> None:
     weights.check_seed(lambda seed: subject.build("vision_encoder", seed=seed))
     weights.check_saved(_encoder(subject), subject.build("vision_encoder", seed=9).eval(), _forward)

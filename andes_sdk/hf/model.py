@@ -1,33 +1,14 @@
-"""AndesVL for transformers' Auto classes, without remote code.
-
-    import andes_sdk.hf
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    model = AutoModelForImageTextToText.from_pretrained(folder)
-    processor = AutoProcessor.from_pretrained(folder)
-
-Both layouts open: ours and the published one. The modules are those of the plugins, under the same names; attention is
-transformers' own, as are its caches and `generate`.
-"""
+"""Configurations and model: the plugins' modules as transformers classes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    BatchFeature,
     GenerationMixin,
     PretrainedConfig,
     PreTrainedModel,
-    ProcessorMixin,
     Qwen3Config,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -35,9 +16,6 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from andes_sdk.assembly import assemble
 from andes_sdk.checkpoint.oppo import plugin_items, text_fields
 from andes_sdk.errors import InputError
-from andes_sdk.images import load_image
-from andes_sdk.processing import Processor
-from andes_sdk.types import Rendered
 
 IMAGE_TOKEN = 151654
 """`<|vision_pad|>` of the published vocabulary."""
@@ -197,125 +175,3 @@ class AndesVLSiglip2Qwen3ForConditionalGeneration(AndesVLForConditionalGeneratio
 
 
 MODELS = (AndesVLAimv2Qwen3ForConditionalGeneration, AndesVLSiglip2Qwen3ForConditionalGeneration)
-
-
-class AndesVLProcessor(ProcessorMixin):
-    """Conversations and pictures to the model's inputs, through `andes_sdk.processing.Processor`."""
-
-    def __init__(self, processor: Processor, folder: Path) -> None:
-        self.processor = processor
-        self.folder = folder
-        self.chat_template = None
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
-    ) -> AndesVLProcessor:
-        """From a checkpoint folder in either layout; `image={...}` gives options of the preprocessor."""
-        from andes_sdk.building import build_processor
-        from andes_sdk.checkpoint import read_plan
-        from andes_sdk.pipeline import Pipeline
-
-        folder = Path(pretrained_model_name_or_path)
-        plan, _ = read_plan(folder)
-        pipeline = Pipeline.from_plan(plan, weights=folder)
-        return cls(build_processor(pipeline.meta_model(), pipeline.plan), folder)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """transformers' own tokenizer of the folder, for text that is already rendered."""
-        return AutoTokenizer.from_pretrained(self.folder)
-
-    @property
-    def model_input_names(self) -> list[str]:
-        """What `apply_chat_template` and a call return."""
-        return ["input_ids", "attention_mask", "pixel_values", "image_grid_hw"]
-
-    def apply_chat_template(  # type: ignore[override]
-        self,
-        conversation: Any,
-        chat_template: str | None = None,
-        *,
-        tokenize: bool = False,
-        add_generation_prompt: bool = False,
-        enable_thinking: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """One conversation or a list of them -> text, or with `tokenize` the model's inputs (left-padded tensors).
-
-        Text cannot tell a special token from the same characters typed by a user; `tokenize=True` can.
-        """
-        several = bool(conversation) and not isinstance(conversation[0], Mapping)
-        if chat_template is not None or not tokenize:
-            options = {"add_generation_prompt": add_generation_prompt, "enable_thinking": enable_thinking}
-            return self.tokenizer.apply_chat_template(conversation, chat_template, tokenize=False, **options)
-        inputs = [
-            self.processor.prepare(messages, think=enable_thinking, generate=add_generation_prompt)
-            for messages in (conversation if several else [conversation])
-        ]
-        return self._batch(
-            [i.ids.tolist() for i in inputs],
-            [i.patches for i in inputs if i.patches is not None],
-            [grid for i in inputs for grid in i.grids],
-        )
-
-    def __call__(self, text: str | Sequence[str] = "", images: Any = None, **kwargs: Any) -> BatchFeature:
-        """Rendered text, one picture token per picture, and the pictures in order -> the model's inputs."""
-        texts = [text] if isinstance(text, str) else list(text)
-        flat = _flat(images)
-        patches, grids = self.processor.pixels([load_image(source) for source in flat])
-        left, rows = list(grids), []
-        for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
-            count = ids.count(self.processor.tokenizer.image_token)
-            rendered = Rendered(ids=tuple(ids), supervised=(False,) * len(ids))
-            rows.append(self.processor.expand(rendered, left[:count])[0])
-            left = left[count:]
-        if left:
-            raise InputError(f"{len(left)} pictures without a token", fix="write one <|vision_pad|> per picture")
-        return self._batch(rows, [] if patches is None else [patches], grids)
-
-    def _batch(self, rows: list[list[int]], patches: list[torch.Tensor], grids: Sequence[Any]) -> BatchFeature:
-        longest = max(map(len, rows), default=0)
-        pad = self.processor.tokenizer.pad
-        data: dict[str, Any] = {
-            "input_ids": torch.tensor([[pad] * (longest - len(row)) + row for row in rows]),
-            "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
-        }
-        if patches:
-            data |= {"pixel_values": torch.cat(patches), "image_grid_hw": torch.tensor([list(grid) for grid in grids])}
-        return BatchFeature(data)
-
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write the tokenizer's files; sizes and colours are the encoder's and stand in the model's configuration."""
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.processor.tokenizer.save(folder)
-        return []
-
-
-def _flat(images: Any) -> list[Any]:
-    if images is None:
-        return []
-    if not isinstance(images, list | tuple):
-        return [images]
-    return [image for item in images for image in _flat(item)]
-
-
-def register() -> None:
-    """Tell transformers' Auto classes about both model types; calling it again changes nothing."""
-    for model in MODELS:
-        config = model.config_class
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModelForImageTextToText.register(config, model, exist_ok=True)
-        AutoProcessor.register(config, AndesVLProcessor, exist_ok=True)
-
-
-register()
-
-__all__ = [
-    "AndesVLAimv2Qwen3Config",
-    "AndesVLForConditionalGeneration",
-    "AndesVLProcessor",
-    "AndesVLSiglip2Qwen3Config",
-    "register",
-]
