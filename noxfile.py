@@ -53,7 +53,7 @@ def conformance(session: nox.Session) -> None:
 
 @here
 def examples(session: nox.Session) -> None:
-    """Every example script, as a user would start it, and the benchmark of the shipped model on a part of the test data."""
+    """Every example script, as a user would start it, and the shipped model scored on a part of the test data."""
     for script in sorted(ROOT.glob("examples/*.py")):
         session.run("python", str(script))
     session.run("python", "benchmarks/first_light.py", "--limit", "400", "--json")

@@ -69,7 +69,7 @@ def assemble(items: Sequence[PluginItem], *, slots_required: bool = True, **run:
     manager = pluggy.PluginManager(PROJECT)
     manager.add_hookspecs(Hooks)
     plans: list[PluginPlan] = []
-    for item in _listed(items, errors):
+    for item in listed(items, errors):
         _register(manager, item, plans, errors)
     incomplete = bool(errors)
     plan = Plan(plugins=tuple(plans), sdk=_sdk_version(), **run)
@@ -88,7 +88,8 @@ def _sdk_version() -> str:
     return __version__
 
 
-def _listed(items: Sequence[PluginItem], errors: list[AndesError]) -> Iterable[tuple[str | object, Mapping[str, Any]]]:
+def listed(items: Sequence[PluginItem], errors: list[AndesError]) -> Iterable[tuple[str | object, Mapping[str, Any]]]:
+    """A user's list -> (name or object, options); what is neither goes to `errors`."""
     if isinstance(items, str | Mapping) or not isinstance(items, Sequence):
         errors.append(ConfigError(f"expected a list of plugins, got {items!r}", fix='write ["aimv2", "mlp", "qwen3"]'))
         return

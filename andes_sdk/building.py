@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from andes_sdk import config
 from andes_sdk.errors import AndesError, AssemblyError, BackendUnavailable, ConfigError
 
@@ -101,7 +103,7 @@ def build_processor(model: VisionLanguageModel, plan: Plan) -> Processor:
     from andes_sdk.processing import Processor
 
     vision = model.vision
-    preprocessor = Preprocessor(
-        patch_size=vision.patch_size, merge=vision.merge, mean=list(vision.mean), std=list(vision.std), **plan.image
-    )
+    own: dict[str, Any] = attrs.asdict(vision)
+    own.pop("width")
+    preprocessor = Preprocessor(**own, **plan.image)
     return Processor(model.tokenizer, preprocessor, model.text.max_positions)

@@ -93,6 +93,7 @@ class AssemblyError(ExceptionGroup[AndesError]):
     """All that is wrong with a list of plugins, at once, before any weight is read."""
 
     def __new__(cls, message: str, exceptions: Sequence[AndesError]) -> AssemblyError:
+        """A group needs at least one member."""
         return super().__new__(cls, message, exceptions)
 
     @property

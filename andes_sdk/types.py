@@ -264,8 +264,8 @@ class SessionStats:
     """What a session holds and what it has spent.
 
     Attributes:
-        kv_bytes: bytes of KV rows in use.
-        rows: kept rows per layer and KV head.
+        kv_bytes: bytes of committed KV rows.
+        rows: committed rows kept, per layer and KV head.
         committed: rows committed so far.
         accepted, proposed: tokens a decoder committed, and rows it asked `extend` for.
         seconds: time per part: preprocess, vision, projector, prefill, decode.

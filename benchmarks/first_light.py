@@ -3,8 +3,8 @@
     python benchmarks/first_light.py --json                    # the whole test split and the 500 held-out digits
     python benchmarks/first_light.py --limit 400               # every n-th question, for a quick look
 
-An answer counts if the generated text equals the truth. Baselines, on the same questions: the most frequent answer of the
-training split, and the most frequent answer for each question text (what a model that ignores the picture can reach).
+An answer counts if the generated text equals the truth. Baselines, on the same questions: the most frequent answer of
+the training split, and the most frequent answer for each question text (what ignoring the picture can reach).
 """
 
 from __future__ import annotations

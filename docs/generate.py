@@ -126,6 +126,10 @@ def types_page() -> str:
     tree = ast.parse(inspect.getsource(types))
     out = ["# Types", prose(inspect.getdoc(types) or ""), "Made from `andes_sdk/types.py`."]
     for node in tree.body:
+        if isinstance(node, ast.Assign):
+            out += [f"## {ast.unparse(node.targets[0])}", f"```python no-run\n{ast.unparse(node)}\n```"]
+        elif not out[-1].endswith(".") and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            out.append(escaped(str(node.value.value)))  # what stands under an alias
         if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
             continue
         protocol = any("Protocol" in ast.unparse(base) for base in node.bases)
@@ -134,25 +138,31 @@ def types_page() -> str:
             f"*{'Protocol' if protocol else 'Plain data'}.* {prose(ast.get_docstring(node) or '')}",
         ]
         out.append(f"```python no-run\n{_members(node)}\n```")
-        out += [_method(m) for m in node.body if isinstance(m, ast.FunctionDef) and ast.get_docstring(m)]
+        methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not _is_property(m)]
+        out += [f"**`{m.name}`** {prose(doc)}" for m in methods if (doc := ast.get_docstring(m))]
     return without_marks("\n\n".join(out) + "\n")
 
 
+def _is_property(node: ast.FunctionDef) -> bool:
+    return any(ast.unparse(decorator) == "property" for decorator in node.decorator_list)
+
+
 def _members(node: ast.ClassDef) -> str:
+    """Attributes and methods of a class as the reader of an interface wants them: one line each."""
     lines: list[str] = []
     for member in node.body:
         if isinstance(member, ast.AnnAssign):
             lines.append(ast.unparse(member))
-        elif isinstance(member, ast.Expr) and lines and isinstance(member.value, ast.Constant):
-            lines[-1] += f"  # {member.value.value}"
         elif isinstance(member, ast.FunctionDef):
-            returns = f" -> {ast.unparse(member.returns)}" if member.returns else ""
-            lines.append(f"def {member.name}({ast.unparse(member.args)}){returns}: ...")
+            returns = f"{ast.unparse(member.returns)}" if member.returns else "None"
+            if _is_property(member):
+                about = " ".join((ast.get_docstring(member) or "").split())
+                lines.append(f"{member.name}: {returns}" + (f"  # {about}" if about else ""))
+            else:
+                lines.append(f"def {member.name}({ast.unparse(member.args)}) -> {returns}: ...")
+        elif lines and isinstance(member, ast.Expr) and isinstance(member.value, ast.Constant):
+            lines[-1] += f"  # {member.value.value}"
     return "\n".join(lines)
-
-
-def _method(node: ast.FunctionDef) -> str:
-    return f"**`{node.name}`** {prose(ast.get_docstring(node) or '')}"
 
 
 # ---------------------------------------------------------------- markers

@@ -62,12 +62,10 @@ def ask_held_out(pipeline: Pipeline, console: Console) -> None:
     console.print(table)
     first = statistics.median(a.time_to_first_token for a, _ in answers)
     speed = statistics.median(a.tokens_per_second for a, _ in answers if a.tokens_per_second)
-    console.print(
-        f"{sum(r for _, r in answers)} of {len(answers)} right; medians: time to first token {first * 1e3:.1f} ms, {speed:.0f} tokens/s"
-    )
-    parts = {
-        p: statistics.median(a.seconds[p] for a, _ in answers) for p in ("preprocess", "vision", "projector", "prefill")
-    }
+    console.print(f"{sum(r for _, r in answers)} of {len(answers)} right")
+    console.print(f"medians: time to first token {first * 1e3:.1f} ms, then {speed:.0f} tokens/s")
+    names = ("preprocess", "vision", "projector", "prefill")
+    parts = {p: statistics.median(a.seconds[p] for a, _ in answers) for p in names}
     console.print("of which " + ", ".join(f"{part} {seconds * 1e3:.1f} ms" for part, seconds in parts.items()))
 
 

@@ -162,7 +162,7 @@ def read_plan(
     check_folder(folder)
     plan, stored = _describe(Path(folder))
     errors: list[AndesError] = []
-    given = list(assembly._listed(plugins, errors))
+    given = list(assembly.listed(plugins, errors))
     if errors:
         raise AssemblyError("cannot assemble the pipeline", errors)
     merged, objects = {p.name: p for p in plan.plugins}, []

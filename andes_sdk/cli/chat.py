@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,7 @@ from andes_sdk.errors import AndesError, AssemblyError
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.runtime.generation import GenerationOptions
+    from andes_sdk.runtime.generation import Answer, GenerationOptions
 
 HELP = """/image FILE  show a picture with the next question
 /reset       forget the conversation
@@ -51,29 +50,26 @@ class Conversation:
 
         asked = [*self.messages, user_message(question, self.images)]
         pieces: list[str] = []
-        start = time.perf_counter()
-        first = 0.0
+        stream = self.pipeline.stream(asked, self.options, allow_remote=self.allow_remote)
+        whole: Answer | None = None
         try:
-            for piece in self.pipeline.stream(asked, self.options, allow_remote=self.allow_remote):
-                first = first or time.perf_counter()
-                pieces.append(piece)
-                typer.echo(piece, nl=False)
+            while True:
+                pieces.append(next(stream))
+                typer.echo(pieces[-1], nl=False)
                 sys.stdout.flush()
+        except StopIteration as end:
+            whole = end.value
         except KeyboardInterrupt:
             typer.echo(" …", nl=False)
         typer.echo()
         answer = "".join(pieces)
         self.messages = [*asked, {"role": "assistant", "content": answer}]
         self.images = []
-        if self.stats and pieces:
-            self._print_stats(answer, first - start, time.perf_counter() - first)
+        if self.stats and whole is not None:
+            speed = f"{whole.tokens_per_second:.1f} tokens/s" if whole.tokens_per_second else "one token"
+            first = f"first token {whole.time_to_first_token * 1e3:.0f} ms"
+            stderr().print(f"[dim]{first} · {len(whole.tokens)} tokens · {speed}[/]")
         return answer
-
-    def _print_stats(self, answer: str, to_first: float, after: float) -> None:
-        # a stream tells text, not tokens: the answer encoded again has nearly always as many
-        tokens = len(self.pipeline.tokenizer.encode(answer))
-        speed = f"{(tokens - 1) / after:.1f} tokens/s" if tokens > 1 and after > 0 else "one token"
-        stderr().print(f"[dim]first token {to_first:.2f} s · about {tokens} tokens · {speed}[/]")
 
     def command(self, line: str) -> bool:
         """Obey a line that starts with a slash -> whether to go on."""

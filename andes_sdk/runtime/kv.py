@@ -107,6 +107,6 @@ class LayerStore:
         """Rows per KV head."""
         return tuple(group.count for group in self.groups for _ in range(group.heads))
 
-    def bytes(self) -> int:
-        """Bytes of the rows in use."""
-        return sum(group.count * group.heads * group.row_bytes for group in self.groups)
+    def bytes(self, pending: int = 0) -> int:
+        """Bytes of the rows in use, without the last `pending` ones."""
+        return sum((group.count - pending) * group.heads * group.row_bytes for group in self.groups)

@@ -68,10 +68,11 @@ class TorchSession:
 
     @property
     def stats(self) -> SessionStats:
-        """What the session holds and has spent."""
+        """What the session holds and has spent; uncommitted rows do not count."""
+        pending = len(self._parents)
         return SessionStats(
-            kv_bytes=sum(layer.bytes() for layer in self._layers),
-            rows=tuple(layer.counts() for layer in self._layers),
+            kv_bytes=sum(layer.bytes(pending) for layer in self._layers),
+            rows=tuple(tuple(n - pending for n in layer.counts()) for layer in self._layers),
             committed=self.length,
             accepted=self._accepted,
             proposed=self.proposed,

@@ -35,7 +35,7 @@ def score(values: Tensor) -> Tensor:
 def gradients(module: nn.Module, forward: Forward) -> dict[str, Tensor]:
     """Gradient of every parameter; Nonconformance names those that get none."""
     module.zero_grad()
-    score(forward(module)).backward()  # type: ignore[no-untyped-call]
+    score(forward(module)).backward()
     found = {name: p.grad for name, p in module.named_parameters()}
     lost = [name for name, g in found.items() if g is None or not bool(g.abs().max() > 0)]
     require(not lost, f"no gradient reaches {', '.join(lost[:8])}")

@@ -18,10 +18,11 @@ RESULTS = HERE.parents[1] / "docs" / "results" / "first_light.json"
 TEXT = """# first-light
 
 {parameters:,} parameters in the architecture of AndesVL: {parts}. Trained from random weights on two CPU cores by
-[`recipe.toml`](../recipe.toml) with andes_sdk {sdk}; nothing pre-trained went into it. Weights are bfloat16 safetensors.
+[`recipe.toml`](../recipe.toml) with andes_sdk {sdk}; nothing pre-trained went into it. The weights are bfloat16
+safetensors.
 
-It answers the questions of easy-vqa about coloured shapes, in those wordings, and reads single handwritten digits. It knows nothing
-else: another picture gets an answer from the same {answers} words.
+It answers the questions of easy-vqa about coloured shapes, in those wordings, and reads single handwritten digits.
+It knows nothing else: another picture gets an answer from the same {answers} words.
 
 | on data it has never seen | this model | without the picture | majority answer |
 |---|---|---|---|
@@ -30,8 +31,9 @@ else: another picture gets an answer from the same {answers} words.
 
 An answer counts when the greedy text equals the truth. Made again by `python benchmarks/first_light.py --json`.
 
-Data: [easy-vqa](https://pypi.org/project/easy-vqa/) 1.0 (MIT, Victor Zhou), its own train split; the 1 797 digits of scikit-learn
-(UCI, Alpaydin and Kaynak 1998), all but the {digits_held_out} held out. Pictures are mirrored (easy-vqa) or shifted and turned (digits) at random.
+Data: [easy-vqa](https://pypi.org/project/easy-vqa/) 1.0 (MIT, Victor Zhou), its own train split; the 1 797 digits of
+scikit-learn (UCI, Alpaydin and Kaynak 1998), all but the {digits_held_out} held out. Pictures are mirrored (easy-vqa)
+or shifted and turned (digits) at random.
 
 Stages: {stages}. Licence of the weights: Apache-2.0.
 """

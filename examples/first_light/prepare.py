@@ -2,7 +2,7 @@
 
     python examples/first_light/prepare.py          # into examples/first_light/data
 
-easy-vqa (PyPI, MIT) keeps its own split. Of the 1 797 digits the last 500, of a shuffle with a fixed seed, are held out.
+easy-vqa (PyPI, MIT) keeps its own split. Of the 1 797 digits, 500 drawn with a fixed seed are held out.
 """
 
 from __future__ import annotations

@@ -218,6 +218,7 @@ def test_uncommitted_rows_are_never_evicted(tiny) -> None:
     session = Pipeline.from_plugins([*tiny, Ragged(rows=3)]).session()
     session.prefill(Inputs(PROMPT))
     session.extend([1, 2, 3, 4, 5, 6])
-    assert session.stats.rows == ((10, 11),) * 2
+    assert session._layers[0].counts() == (10, 11)
+    assert session.stats.rows == ((4, 5),) * 2
     session.commit([0])
     assert session.stats.rows == ((4, 5),) * 2

@@ -141,7 +141,8 @@ def write_run(folder: Path, samples: int = 12, **stage) -> Path:
     text += "\nrates = { " + ", ".join(f"{k} = {v}" for k, v in rates.items()) + " }"
     recipe = folder / "recipe.toml"
     recipe.write_text(
-        'name = "t"\nthreads = 1\n[pipeline]\nplugins = [{ aimv2 = { preset = "tiny" } }, "mlp", { qwen3 = { preset = "tiny" } }, '
+        'name = "t"\nthreads = 1\n[pipeline]\n'
+        'plugins = [{ aimv2 = { preset = "tiny" } }, "mlp", { qwen3 = { preset = "tiny" } }, '
         '{ sft = { rate = 3e-3 } }, "pretraining"]\n'
         f'[[stages]]\n{text}\ndata = [{{ path = "data.jsonl", flip = true, shift = 0.1, rotate = 5.0 }}]\n'
     )
@@ -195,7 +196,8 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_bit(tmp_path: Path) -> None:
     recipe = write_run(tmp_path, steps=30)
     expected, weights = run(recipe, tmp_path / "whole")
     code = (
-        "import sys; from pathlib import Path; from andes_sdk import Pipeline; from andes_sdk.training.recipe import load_recipe\n"
+        "import sys; from pathlib import Path; from andes_sdk import Pipeline\n"
+        "from andes_sdk.training.recipe import load_recipe\n"
         "r = load_recipe(Path(sys.argv[1])); Pipeline.from_plugins(**r.pipeline).train(r, sys.argv[2])"
     )
     out = tmp_path / "killed"
@@ -239,9 +241,13 @@ def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
 )
 def test_bad_data_is_named_with_file_and_line(tmp_path: Path, pipeline: Pipeline, line: str, message: str) -> None:
     (tmp_path / "bad.jsonl").write_text('\n{"messages": [{"role": "assistant", "content": "ok"}]}\n' + line + "\n")
-    with pytest.raises(TrainingError, match=r"bad\.jsonl:3") as caught:
+
+    def read() -> None:
         samples = read_samples(DataRecipe(path=Path("bad.jsonl")), tmp_path)
         list(make_rows(samples, pipeline.processor, seed=0, epoch=0))
+
+    with pytest.raises(TrainingError, match=r"bad\.jsonl:3") as caught:
+        read()
     assert message in str(caught.value)
 
 

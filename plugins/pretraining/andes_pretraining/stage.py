@@ -1,4 +1,4 @@
-"""Stage 1, alignment: the projector learns to speak the language model's language (AndesVL report, section on training).
+"""Stage 1, alignment: the projector learns the language model's language (AndesVL report, training).
 
 Which modules train in stage 1 is not public; the projector always does here, the encoder on request, the language model
 never. The loss is the mean over all supervised tokens of a pack.
@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from andes_sdk.training.loss import next_token_loss
 from attrs import frozen
 
+from andes_sdk.training.loss import next_token_loss
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.training.packing import Batch
-    from torch import Tensor
 
 
 @frozen(kw_only=True)

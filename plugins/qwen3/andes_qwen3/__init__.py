@@ -34,7 +34,7 @@ class Qwen3:
     thinking: bool = field(default=False, metadata={"help": "whether a chat starts with <think> unless told otherwise"})
     tokenizer: str = field(
         default="",
-        metadata={"help": "tokenizer.json or its folder; empty: the checkpoint's, else the preset's"},
+        metadata={"help": "tokenizer.json or its folder; empty: the checkpoint's, else the preset's", "local": True},
     )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "recompute layers in the backward pass to save memory"}
