@@ -137,7 +137,7 @@ class Tokenizer(Protocol):
         """Chat template: turns -> ids, with one entry per image where its rows are to be inserted."""
 
     def save(self, folder: Path) -> None:
-        """Write what `andes_tokenizer(source=folder)` needs to build the same tokenizer again."""
+        """Write what `andes_tokenizer(folder=folder)` needs to build the same tokenizer again."""
 
 
 @frozen

@@ -37,7 +37,7 @@ class Kind:
 
     folder: str
     does: str
-    needs: tuple[str, ...] = ("torch>=2.6",)
+    needs: tuple[str, ...] = ("torch>=2.13",)
     use: str = 'Pipeline.from_plugins(["aimv2", "mlp", "qwen3", "NAME"])'
 
 
