@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from andes_sdk import CONTRACT, __version__
-from andes_sdk.cli import chat, explain, generate, models, new, plugins, train
+from andes_sdk.cli import bpw, chat, explain, generate, models, new, pack, plugins, train
 
 app = typer.Typer(
     name="andes",
@@ -22,6 +22,8 @@ app.command("explain")(explain.explain)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("train")(train.train)
+app.command("pack")(pack.pack)
+app.command("bpw")(bpw.bpw)
 app.command("new")(new.new)
 
 

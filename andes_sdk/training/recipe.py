@@ -47,6 +47,7 @@ class StageRecipe:
         steps: optimizer steps.
         warmup: steps of linear warm-up.
         schedule: shape after the warm-up.
+        horizon: step at which the schedule would end; 0 for `steps`. A later one stops the stage before its decay.
         floor: share of the learning rate left at the end.
         rates: module prefix -> learning rate, instead of the stage's own.
         max_tokens, max_patches: budget of one pack.
@@ -60,6 +61,7 @@ class StageRecipe:
     steps: int = field(validator=ge(1))
     warmup: int = field(default=0, validator=ge(0))
     schedule: str = field(default="cosine", validator=in_(("cosine", "linear", "constant")))
+    horizon: int = field(default=0, validator=ge(0))
     floor: float = field(default=0.0, validator=ge(0.0))
     rates: dict[str, float] = field(factory=dict)
     max_tokens: int = field(default=4096, validator=ge(1))
@@ -76,7 +78,7 @@ class StageRecipe:
             return (step + 1) / self.warmup
         if self.schedule == "constant":
             return 1.0
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        done = min(1.0, (step - self.warmup) / max(1, (self.horizon or self.steps) - self.warmup))
         shape = 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1 - done
         return self.floor + (1 - self.floor) * shape
 

@@ -1,4 +1,4 @@
-"""Write the model card of the first-light model from its plan and its measured results.
+"""Write the model card of the first-light model, and the figures in the README, from the measured results.
 
 python benchmarks/first_light.py --json > docs/results/first_light.json
 python examples/first_light/card.py
@@ -50,6 +50,13 @@ def main() -> None:
     kinds = "".join(f"| – {kind} | {value:.1%} | | |\n" for kind, value in results["kinds"].items())
     text = TEXT.format(**{**results, "kinds": kinds}, parts=parts, stages=stages, sdk=pipeline.plan.sdk, answers=23)
     (HERE / "model" / "README.md").write_text(text, encoding="utf-8")
+    table = text[text.index("| on data") : text.index("An answer counts")].strip()
+    readme = HERE.parents[1] / "README.md"
+    before, marker, rest = readme.read_text(encoding="utf-8").partition("<!-- first-light -->\n")
+    _, end, after = rest.partition("<!-- /first-light -->")
+    if not marker or not end:
+        raise SystemExit(f"{readme} has lost its first-light markers")
+    readme.write_text(f"{before}{marker}\n{table}\n\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -79,11 +79,13 @@ def main(out: Path = HERE / "data") -> None:
     texts: list[str] = list(DIGIT_QUESTIONS)
     with (
         open(out / "easy_vqa.jsonl", "w", encoding="utf-8") as everything,
+        open(out / "easy_vqa_thinned.jsonl", "w", encoding="utf-8") as some,
         open(out / "shapes.jsonl", "w", encoding="utf-8") as shapes,
     ):
         for path, pairs in easy_vqa_questions("train"):
             texts += [text for pair in pairs for text in pair]
-            write(everything, str(path), thinned(pairs, random.Random(path.name)))
+            write(everything, str(path), pairs)
+            write(some, str(path), thinned(pairs, random.Random(path.name)))
             write(shapes, str(path), [pair for pair in pairs if pair[1] in SHAPES])
     with open(out / "digits.jsonl", "w", encoding="utf-8") as file:
         for image, answer in digits("train"):
@@ -91,7 +93,7 @@ def main(out: Path = HERE / "data") -> None:
     tokenizer = train_small_tokenizer(texts, VOCABULARY)
     (out / "tokenizer").mkdir(exist_ok=True)
     tokenizer.save(str(out / "tokenizer" / "tokenizer.json"))
-    print(f"wrote {out}: easy_vqa.jsonl, shapes.jsonl, digits.jsonl, tokenizer/ ({tokenizer.get_vocab_size()} ids)")
+    print(f"wrote {out}: easy_vqa.jsonl, easy_vqa_thinned.jsonl, shapes.jsonl, digits.jsonl, tokenizer/ ({tokenizer.get_vocab_size()} ids)")
 
 
 if __name__ == "__main__":

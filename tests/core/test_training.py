@@ -284,6 +284,7 @@ def test_schedules_by_hand() -> None:
     assert [cosine.scale(0), cosine.scale(9), cosine.scale(10)] == [0.1, 1.0, 1.0]
     assert cosine.scale(60) == pytest.approx(0.5)
     assert StageRecipe(**base, schedule="linear", floor=0.2).scale(60) == pytest.approx(0.6)
+    assert StageRecipe(**{**base, "steps": 60}, horizon=110).scale(60) == pytest.approx(0.5)
     assert StageRecipe(**base, schedule="constant").scale(100) == 1.0
 
 

@@ -1,0 +1,195 @@
+"""One file per packed model: plan, formats, checksums, tokenizer, and weights that are mapped, not read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.formats import LANES, Format, known
+from andes_sdk.formats.base import Array
+from andes_sdk.packing.header import AGAIN, Entry, Header, Place, raw_dtype, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.plan import Plan
+
+CHUNK = 1 << 18
+"""Weights worked on at once, so that what is in between stays in the processor's cache."""
+
+
+def row_chunk(cols: int) -> int:
+    """Rows worked on at once, whole row blocks."""
+    return max(LANES, CHUNK // max(cols, 1) // LANES * LANES)
+
+
+@frozen(eq=False, slots=False)
+class Artefact:
+    """A packed model, opened with `Artefact.open`. Weights stay in the file until they are touched.
+
+    Attributes:
+        path: the file.
+        header: plan, formats, tensors, tied names, files.
+        formats: those in use, by name.
+        data: the mapped bytes after the header, read-only.
+    """
+
+    path: Path
+    header: Header
+    formats: Mapping[str, Format]
+    data: NDArray[np.uint8]
+
+    @classmethod
+    def open(cls, path: str | Path, *, formats: Iterable[Format] = (), verify: bool = False) -> Artefact:
+        """Map an artefact.
+
+        Header, sizes and offsets are always checked; checksums of the weights only by `verify`, since that reads them.
+
+        Args:
+            formats: of plugins.
+
+        Raises:
+            CheckpointError: damaged, truncated, of a later version, or in formats that are not those installed here.
+        """
+        path = Path(path)
+        available = known(formats)
+        header, start = read_header(path, available)
+        # a map of nothing is an error to the operating system; the header is always something
+        data = np.memmap(path, np.uint8, mode="r")[start:]
+        artefact = cls(path, header, {name: available[name] for name in header.formats}, data)
+        if verify:
+            artefact.verify()
+        return artefact
+
+    @property
+    def plan(self) -> Plan:
+        """The pipeline that the model belongs to."""
+        return self.header.plan
+
+    @property
+    def tensors(self) -> Mapping[str, Entry]:
+        """Tensors by name, tied ones once."""
+        return self.header.tensors
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the header, hence over all checksums: it names this artefact and no other."""
+        return hashlib.sha256(self.header.to_bytes()).hexdigest()
+
+    # ------------------------------------------------------------ reading
+
+    def packed(self, name: str) -> NDArray[np.uint8]:
+        """The mapped bytes of a matrix, (row blocks, bytes per row block), 64-byte aligned; nothing is copied.
+
+        Raises:
+            ConfigError: no such tensor, or it is stored raw.
+        """
+        entry = self._entry(name)
+        if entry.format.startswith("raw:"):
+            raise ConfigError(f"is stored as {entry.format}", who=name, fix="read it with `array`")
+        return self._bytes(entry).reshape(self.formats[entry.format].packed_shape(*entry.matrix))
+
+    def array(self, name: str) -> Array:
+        """A tensor as numbers in its own shape: dequantised float32, or the mapped raw array.
+
+        Raises:
+            ConfigError: no such tensor. CheckpointError: bytes that no packing writes.
+        """
+        entry = self._entry(name)
+        if entry.format.startswith("raw:"):
+            return self._bytes(entry).view(raw_dtype(entry.format.partition(":")[2])).reshape(entry.shape)
+        (rows, cols), form, packed = entry.matrix, self.formats[entry.format], self.packed(name)
+        out = np.empty((rows, cols), np.float32)
+        step = row_chunk(cols)
+        for at in range(0, rows, step):
+            end = min(at + step, rows)
+            out[at:end] = form.dequantise(packed[at // LANES : -(-end // LANES)], end - at, cols)
+        return out.reshape(entry.shape)
+
+    def dequantised_state(self) -> dict[str, Tensor]:
+        """Every tensor of the model's state, float32, tied names too: the reference for backends that run packed."""
+        import torch
+
+        state = {name: torch.from_numpy(np.array(self.array(name))) for name in self.tensors}
+        return state | {alias: state[name] for alias, name in self.header.tied.items()}
+
+    def extract(self, folder: str | Path) -> list[Path]:
+        """Write the tokenizer's files into an existing folder.
+
+        Raises:
+            CheckpointError: a file that differs from its checksum.
+        """
+        written = []
+        for name, place in self.header.files.items():
+            content = self._bytes(place).tobytes()
+            if hashlib.sha256(content).hexdigest() != place.sha256:
+                raise CheckpointError("is damaged", who=f"{self.path}: {name}", why="its checksum differs", fix=AGAIN)
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            written.append(path)
+        return written
+
+    def verify(self) -> None:
+        """Read everything and compare the checksums.
+
+        Raises:
+            CheckpointError: naming every tensor and file that differs.
+        """
+        places = {**self.header.tensors, **self.header.files}
+        wrong = [n for n, p in places.items() if hashlib.sha256(self._bytes(p).data).hexdigest() != p.sha256]
+        if wrong:
+            shown = ", ".join(wrong[:20]) + (f" and {len(wrong) - 20} more" if len(wrong) > 20 else "")
+            raise CheckpointError("is damaged", who=str(self.path), why=f"checksums differ: {shown}", fix=AGAIN)
+
+    def _entry(self, name: str) -> Entry:
+        name = self.header.tied.get(name, name)
+        if name not in self.tensors:
+            raise ConfigError("no such tensor", who=name, fix=f"see the tensors of {self.path.name}")
+        return self.tensors[name]
+
+    def _bytes(self, place: Place) -> NDArray[np.uint8]:
+        return self.data[place.offset : place.offset + place.nbytes]
+
+
+def open_reference(path: str | Path, *, formats: Iterable[Format] = (), device: str = "cpu") -> Pipeline:
+    """An artefact dequantised into a pipeline that runs with torch in float32: slow and large, the reference.
+
+    Raises:
+        CheckpointError: the artefact cannot be used, or does not fit the modules that its plan builds.
+    """
+    import attrs
+    import torch
+
+    from andes_sdk.checkpoint.load import _assign, _refuse_meta_buffers, aliases
+    from andes_sdk.pipeline import Pipeline
+
+    artefact = Artefact.open(path, formats=formats)
+    pipeline = Pipeline.from_plan(attrs.evolve(artefact.plan, device=device, dtype="float32", backend="torch"))
+    with TemporaryDirectory() as folder:
+        artefact.extract(folder)
+        pipeline.tokenizer = pipeline._assembly.slot("tokenizer", folder=Path(folder))
+    model = pipeline.meta_model()
+    wanted, tied = model.state_dict(), aliases(model)
+    stored = {name: entry.shape for name, entry in artefact.tensors.items()}
+    needed = {name: tuple(tensor.shape) for name, tensor in wanted.items() if name not in tied}
+    if stored != needed or dict(artefact.header.tied) != tied:
+        wrong = sorted(n for n in stored.keys() | needed.keys() if stored.get(n) != needed.get(n)) or sorted(tied)
+        why = f"missing, extra or of another shape: {', '.join(wrong[:20])}"
+        raise CheckpointError("does not fit the model that its plan builds", who=str(path), why=why, fix=AGAIN)
+    _refuse_meta_buffers(model, wanted)
+    _assign(model, {n: t for n, t in artefact.dequantised_state().items() if n not in tied}, tied)
+    if callable(tie := getattr(model.language_model, "tie_weights", None)):
+        tie()
+    pipeline.model = model.to(device=device, dtype=torch.float32).eval()
+    return pipeline
