@@ -93,7 +93,9 @@ def main(out: Path = HERE / "data") -> None:
     tokenizer = train_small_tokenizer(texts, VOCABULARY)
     (out / "tokenizer").mkdir(exist_ok=True)
     tokenizer.save(str(out / "tokenizer" / "tokenizer.json"))
-    print(f"wrote {out}: easy_vqa.jsonl, easy_vqa_thinned.jsonl, shapes.jsonl, digits.jsonl, tokenizer/ ({tokenizer.get_vocab_size()} ids)")
+    print(
+        f"wrote {len(list(out.glob('*.jsonl')))} data files and a tokenizer of {tokenizer.get_vocab_size()} ids into {out}"
+    )
 
 
 if __name__ == "__main__":
