@@ -2,8 +2,8 @@
 
     python examples/inline_plugin.py
 
-It keeps the first rows and the most recent ones (StreamingLLM, Xiao et al. 2023). The memory it saves is real: evicted rows
-are gone. To publish it, `andes new streaming --kind cache-policy` and move the class over.
+It keeps the first rows and the most recent ones (StreamingLLM, Xiao et al. 2023). The memory it saves is real:
+evicted rows are gone. To publish it, `andes new streaming --kind cache-policy` and move the class over.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from attrs import field, frozen
+from attrs.validators import ge
+
 from andes_sdk import Pipeline, hookimpl
 from andes_sdk.runtime.generation import GenerationOptions
 from andes_sdk.types import Layer
-from attrs import field, frozen
-from attrs.validators import ge
 
 
 @frozen

@@ -93,9 +93,8 @@ def main(out: Path = HERE / "data") -> None:
     tokenizer = train_small_tokenizer(texts, VOCABULARY)
     (out / "tokenizer").mkdir(exist_ok=True)
     tokenizer.save(str(out / "tokenizer" / "tokenizer.json"))
-    print(
-        f"wrote {len(list(out.glob('*.jsonl')))} data files and a tokenizer of {tokenizer.get_vocab_size()} ids into {out}"
-    )
+    files = len(list(out.glob("*.jsonl")))
+    print(f"wrote {files} data files and a tokenizer of {tokenizer.get_vocab_size()} ids into {out}")
 
 
 if __name__ == "__main__":
