@@ -65,24 +65,33 @@ def pack_model(
     saved = _tokenizer_files(model)
     header = arrange(model, recipe, plan, formats=formats, files={n: len(b) for n, b in saved.items()})
     _check_codes(given, header)
-    tensors, available = stored_tensors(model), known(formats)
+    content = _contents(model, header, known(formats), given, search)
     try:
-        with _appearing(target) as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-            start = len(header.to_bytes())
-            digests: dict[str, str] = {}
-            for name, entry in header.tensors.items():
-                content = _content(name, tensors[name], entry, available, given.get(name), search, pool)
-                digests[name] = _put(file, start, entry, content)
-                if progress is not None:
-                    progress(name, entry.weights)
-            for name, place in header.files.items():
-                digests[name] = _put(file, start, place, np.frombuffer(saved[name], np.uint8))
-            file.truncate(start + header.nbytes)
-            file.seek(0)
-            file.write(_sealed(header, digests).to_bytes())
+        with _appearing(target) as file:
+            _write(file, header, content, saved, progress or (lambda name, count: None))
     except OSError as error:
         raise CheckpointError("cannot be written", who=str(target), why=str(error), fix="nothing was changed") from None
     return Artefact.open(target, formats=formats)
+
+
+def _write(
+    file: BinaryIO,
+    header: Header,
+    contents: Iterator[tuple[str, NDArray[np.uint8]]],
+    saved: Mapping[str, bytes],
+    progress: Progress,
+) -> None:
+    """The data, one tensor in memory at a time, and then the header with its checksums in front of it."""
+    start = len(header.to_bytes())
+    digests: dict[str, str] = {}
+    for name, content in contents:
+        digests[name] = _put(file, start, header.tensors[name], content)
+        progress(name, header.tensors[name].weights)
+    for name, place in header.files.items():
+        digests[name] = _put(file, start, place, np.frombuffer(saved[name], np.uint8))
+    file.truncate(start + header.nbytes)
+    file.seek(0)
+    file.write(_sealed(header, digests).to_bytes())
 
 
 def arrange(
@@ -104,16 +113,14 @@ def arrange(
     formats = tuple(formats)
     chosen, group, available = recipes.resolve(model, recipe, formats), recipes.groups(model), known(formats)
     entries: dict[str, Entry] = {}
+    places: dict[str, Place] = {}
     end = 0
     for name, tensor in stored_tensors(model).items():
-        shape, kind = tuple(tensor.shape), chosen[name]
-        if kind in available:
-            size = available[kind].nbytes(*recipes.matrix(shape))
-        else:
-            size = tensor.numel() * raw_dtype(kind.partition(":")[2]).itemsize
-        entries[name] = Entry(shape=shape, format=kind, group=group[name], offset=end, nbytes=size)
+        size = _nbytes(tensor, chosen[name], available)
+        entries[name] = Entry(
+            shape=tuple(tensor.shape), format=chosen[name], group=group[name], offset=end, nbytes=size
+        )
         end = aligned(end + size)
-    places: dict[str, Place] = {}
     for name, size in (files or {}).items():
         places[name] = Place(offset=end, nbytes=size)
         end = aligned(end + size)
@@ -126,6 +133,12 @@ def arrange(
         files=places,
         nbytes=end,
     )
+
+
+def _nbytes(tensor: Tensor, kind: str, formats: Mapping[str, Format]) -> int:
+    if kind in formats:
+        return formats[kind].nbytes(*recipes.matrix(tensor.shape))
+    return tensor.numel() * raw_dtype(kind.partition(":")[2]).itemsize
 
 
 def _tokenizer_files(model: VisionLanguageModel) -> dict[str, bytes]:
@@ -154,21 +167,34 @@ def _check_codes(codes: Mapping[str, Codes], header: Header) -> None:
             raise ConfigError("codes of another shape", who=name, why=why, fix="give codes for the whole matrix")
 
 
-def _content(
-    name: str,
-    tensor: Tensor,
-    entry: Entry,
+def _contents(
+    model: VisionLanguageModel,
+    header: Header,
     formats: Mapping[str, Format],
-    codes: Codes | None,
+    codes: Mapping[str, Codes],
     search: bool,
-    pool: ThreadPoolExecutor,
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Name and bytes of every tensor, made when asked for."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, tensor in stored_tensors(model).items():
+            entry = header.tensors[name]
+            if entry.format.startswith("raw:"):
+                kind = raw_dtype(entry.format.partition(":")[2])
+                raw = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+                yield name, np.ascontiguousarray(raw, kind).reshape(-1).view(np.uint8)
+                continue
+            try:
+                yield name, _packed(tensor, entry.matrix, formats[entry.format], codes.get(name), search, pool)
+            except AndesError as error:
+                who = f"{name} ({entry.format})"
+                raise type(error)(error.what, who=who, why=error.why, fix=error.fix) from None
+
+
+def _packed(
+    tensor: Tensor, shape: tuple[int, int], form: Format, codes: Codes | None, search: bool, pool: ThreadPoolExecutor
 ) -> NDArray[np.uint8]:
-    """The bytes of one tensor."""
-    if entry.format.startswith("raw:"):
-        raw = np.ascontiguousarray((tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy())
-        return raw.astype(raw_dtype(entry.format.partition(":")[2])).reshape(-1).view(np.uint8)
-    (rows, cols), form = entry.matrix, formats[entry.format]
-    weight = tensor.reshape(rows, cols)
+    """The bytes of one matrix, worked on in parts by several threads."""
+    (rows, cols), weight = shape, tensor.reshape(shape)
     out = np.empty(form.packed_shape(rows, cols), np.uint8)
     step = row_chunk(cols)
 
@@ -180,11 +206,8 @@ def _content(
             part = Codes(codes.values[at:end], codes.scales[at:end], codes.group)
         out[at // LANES : -(-end // LANES)] = form.pack(part)
 
-    try:
-        # numpy leaves the interpreter's lock while it computes
-        list(pool.map(fill, range(0, rows, step)))
-    except AndesError as error:
-        raise type(error)(error.what, who=f"{name} ({entry.format})", why=error.why, fix=error.fix) from None
+    # numpy leaves the interpreter's lock while it computes
+    list(pool.map(fill, range(0, rows, step)))
     return out.reshape(-1)
 
 

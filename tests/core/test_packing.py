@@ -192,15 +192,9 @@ def test_in_16_bits_the_reference_answers_like_the_model(pipeline: Pipeline, tmp
 
 
 def test_an_artefact_of_other_modules_than_its_plan_builds_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
-    wider = attrs.evolve(
-        pipeline.plan,
-        plugins=tuple(
-            attrs.evolve(p, options={"preset": "tiny", "config": {"intermediate_size": 128}})
-            if p.name == "qwen3"
-            else p
-            for p in pipeline.plan.plugins
-        ),
-    )
+    options = {"preset": "tiny", "config": {"intermediate_size": 128}}
+    plugins = [attrs.evolve(p, options=options) if p.name == "qwen3" else p for p in pipeline.plan.plugins]
+    wider = attrs.evolve(pipeline.plan, plugins=tuple(plugins))
     recipe = default_recipe(pipeline.model, "w8")
     pack_model(pipeline.model, recipe, tmp_path / "a.andes", plan=wider)
     with pytest.raises(CheckpointError, match="does not fit"):
@@ -364,8 +358,8 @@ def test_a_failure_leaves_the_earlier_artefact_and_nothing_else(tmp_path: Path) 
 def test_a_folder_is_not_overwritten(pipeline: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a folder"):
         make(pipeline, tmp_path)
+    (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):
-        (tmp_path / "file").write_text("")
         make(pipeline, tmp_path / "file" / "a.andes")
 
 
@@ -377,7 +371,7 @@ def test_a_model_without_weights_is_refused(pipeline: Pipeline, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("recipe", "match"),
     [
-        ({"*": "w9"}, "did you mean"),
+        ({"*": "nm14w4"}, "did you mean"),
         ({"*": "w8", "*.no_such_matrix.*": "w8"}, "matches no matrix"),
         ({"*": "w8", "mlp.0.bias": "w8"}, "matches no matrix"),
         ({"mlp.*": "w8"}, "no format for some matrices"),
