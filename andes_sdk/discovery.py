@@ -162,7 +162,7 @@ def load(name: str) -> tuple[type, str, str]:
         raise PluginNotFound(
             f"no installed plugin is named {name!r}",
             who=name,
-            fix=f"{suggestion(name, known)} `andes plugins` lists what is installed; else install what brings it",
+            fix=f"{suggestion(name, known)}; `andes plugins` lists what is installed; else install what brings it",
         )
     if len(points) > 1:
         owners = " and ".join(f"{p.dist.name} ({p.value})" if p.dist else p.value for p in points)

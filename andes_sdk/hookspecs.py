@@ -30,6 +30,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from andes_sdk import types
+    from andes_sdk.formats import Format
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.plan import Plan
 
@@ -159,6 +160,17 @@ class Hooks:
         raise NotImplementedError
 
     @hookspec
+    def andes_formats(self) -> Sequence[Format]:
+        """Collection. Layouts of compressed weights, by name, beside the core's own (`andes_sdk.formats`).
+
+        @hookimpl
+        def andes_formats(self):
+            from .formats import Nibbles
+            return [Nibbles(name="w4_g64", group=64)]
+        """
+        raise NotImplementedError
+
+    @hookspec
     def andes_rewards(self) -> Sequence[types.Reward]:
         """Collection. Rewards for reinforcement learning, by name.
 
@@ -240,6 +252,7 @@ COLLECTIONS: dict[str, str] = {
     "training_stages": "andes_training_stages",
     "compressors": "andes_compressors",
     "backends": "andes_backends",
+    "formats": "andes_formats",
     "rewards": "andes_rewards",
     "data_filters": "andes_data_filters",
     "benchmarks": "andes_benchmarks",

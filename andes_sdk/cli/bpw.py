@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from andes_sdk.cli.console import Json, clean, print_json, stdout, table
+from andes_sdk.cli.loading import Plugins
 from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,28 +38,32 @@ def patterns(given: list[str] | None) -> dict[str, str]:
     return {pattern: form for pattern, _, form in pairs}
 
 
-def report_of(model: str, form: str | None, head: str | None, vision: str, given: list[str] | None) -> Report:
+def report_of(
+    model: str, form: str | None, head: str | None, vision: str, given: list[str] | None, plugins: list[str]
+) -> Report:
     """Bits of an artefact, a checkpoint folder, or a member of the family on shapes alone.
 
     Raises:
         ConfigError: a member without a format. CheckpointError: nothing that can be read.
     """
     from andes_sdk import packing
+    from andes_sdk.assembly import assemble
     from andes_sdk.pipeline import Pipeline
 
     path = Path(model)
     if path.is_file():
         if form is not None:
             raise ConfigError("an artefact has its formats already", who=model, fix="leave out --format")
-        return packing.of_artefact(packing.Artefact.open(path))
+        own = assemble(plugins, slots_required=False).collections["formats"]
+        return packing.of_artefact(packing.Artefact.open(path, formats=own.values()))
     if not path.exists() and model.lower().startswith("andesvl-"):
         from andes_sdk.catalogue import plugins_of
 
-        pipeline = Pipeline.from_plugins(plugins_of(model))
+        pipeline = Pipeline.from_plugins([*plugins_of(model), *plugins])
         if form is None:
             raise ConfigError("a member of the family has no weights to count", who=model, fix="pass --format")
     else:
-        pipeline = Pipeline.from_pretrained(path)
+        pipeline = Pipeline.from_pretrained(path, plugins=plugins)
     if form is None:
         return packing.of_checkpoint(pipeline)
     recipe = packing.default_recipe(pipeline.meta_model(), form, head=head, vision=vision) | patterns(given)
@@ -101,6 +106,7 @@ def bpw(
     head: Head = None,
     vision: Vision = "f16",
     change: Set = None,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Count the bits per weight of MODEL: each group of tensors and the whole, on disk and in memory.
@@ -109,7 +115,7 @@ def bpw(
     """
     if form is None and (head is not None or vision != "f16" or change):
         raise typer.BadParameter("--head, --vision and --set need --format")
-    report = report_of(model, form, head, vision, change)
+    report = report_of(model, form, head, vision, change, plugin or [])
     if as_json:
         print_json({"model": model, **report.to_dict()})
     else:

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from andes_sdk.cli.bpw import Head, Set, Vision, patterns, show
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout
+from andes_sdk.cli.loading import Plugins
 
 
 @clean
@@ -21,6 +22,7 @@ def pack(
     head: Head = None,
     vision: Vision = "f16",
     change: Set = None,
+    plugin: Plugins = None,
     search: Annotated[bool, typer.Option(help="Choose scales by squared error.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -31,7 +33,7 @@ def pack(
     from andes_sdk import packing
     from andes_sdk.pipeline import Pipeline
 
-    pipeline = Pipeline.from_pretrained(model)
+    pipeline = Pipeline.from_pretrained(model, plugins=plugin or ())
     recipe = packing.default_recipe(pipeline.meta_model(), form, head=head, vision=vision) | patterns(change)
     packing.of_model(pipeline, recipe)  # refuses a recipe that does not fit before weights are read
     begin = time.perf_counter()
@@ -39,6 +41,7 @@ def pack(
         task = bar.add_task("packing", total=pipeline.model.parameter_count())
         artefact = packing.pack_model(
             pipeline.model, recipe, out, plan=pipeline.plan, search=search,
+            formats=pipeline.collection("formats").values(),
             progress=lambda name, count: bar.update(task, advance=count, description=name),
         )  # fmt: skip
     seconds, report = time.perf_counter() - begin, packing.of_artefact(artefact)

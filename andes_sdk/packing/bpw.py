@@ -99,7 +99,7 @@ def of_artefact(artefact: Artefact) -> Report:
     return _of_header(artefact.header, artefact.formats, size - artefact.header.nbytes)
 
 
-def of_model(pipeline: Pipeline, recipe: Mapping[str, str], *, formats: Iterable[Format] = ()) -> Report:
+def of_model(pipeline: Pipeline, recipe: Mapping[str, str]) -> Report:
     """What a model would take once packed; shapes only, no weights are read and the tokenizer is not counted.
 
     Raises:
@@ -107,7 +107,7 @@ def of_model(pipeline: Pipeline, recipe: Mapping[str, str], *, formats: Iterable
     """
     from andes_sdk.packing.pack import arrange
 
-    formats = tuple(formats)
+    formats = tuple(pipeline.collection("formats").values())
     header = arrange(pipeline.meta_model(), recipe, pipeline.plan, formats=formats)
     return _of_header(header, known(formats), len(header.to_bytes()), counted=False)
 

@@ -25,6 +25,7 @@ COUNTS: dict[str, int] = {
     "training_stages": 8,
     "compressors": 2,
     "backends": 5,
+    "formats": 3,
     "rewards": 2,
     "data_filters": 3,
     "benchmarks": 2,

@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r'^```(\w+)( no-run)?(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 RUNNABLE = {
     "README.md": 1, "index.md": 1, "start.md": 4, "running.md": 6, "checkpoints.md": 4, "training.md": 1,
-    "testing.md": 2, "write-a-plugin.md": 2,
+    "testing.md": 2, "write-a-plugin.md": 2, "formats.md": 3,
 }  # fmt: skip
 """Page -> Python blocks that run, so that a block cannot drop out unseen."""
 PLUGINS = sorted((DOCS / "plugins").glob("*.md"))
@@ -157,7 +157,7 @@ def test_the_tutorial_lists_every_kind_of_scaffold() -> None:
 def test_the_hooks_page_has_every_hook_with_signature_and_an_example_that_parses(generate: ModuleType) -> None:
     page = generate.hooks_page()
     hooks = [name for name in vars(hookspecs.Hooks) if name.startswith("andes_")]
-    assert len(hooks) == 15
+    assert len(hooks) == 16
     assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == hooks
     for hook in hooks:
         section = page.partition(f"## {hook}\n")[2].partition("\n## ")[0]

@@ -1,4 +1,4 @@
-"""Compressors, backends, rewards, data filters and benchmarks."""
+"""Compressors, backends, formats, rewards, data filters and benchmarks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from andes_sdk.errors import BackendUnavailable
+from andes_sdk.formats import FORMATS, Format
 from andes_sdk.runtime.policy import KeepAll
 from andes_sdk.runtime.torch_backend import TorchBackend
 from andes_sdk.testing.material import answer_to_everything, conversation, plain_inputs
@@ -183,6 +185,41 @@ def _filter_stream(subject: Subject) -> None:
     for one in _filters(subject):
         first, again = ([(s["id"], reason) for s, reason in one.apply(stream())] for _ in range(2))
         require(first == again, f"filter {one.name!r} decides otherwise the second time")
+
+
+# ---------------------------------------------------------------- formats
+
+
+def _formats(subject: Subject) -> list[Any]:
+    return _objects(subject, "andes_formats", Format)
+
+
+@check("formats", "every format has a name of its own")
+def _format_names(subject: Subject) -> None:
+    for one in _formats(subject):
+        require(one.name not in FORMATS, f"format {one.name!r} has the name of one of the core's")
+
+
+@check("formats", "what is packed is dequantised without loss, whatever the shape")
+def _format_lossless(subject: Subject) -> None:
+    for one in _formats(subject):
+        for rows, cols in ((1, 1), (17, one.group + 3), (16, 2 * one.group), (3, 0), (0, 5)):
+            weight = np.random.default_rng(rows).normal(size=(rows, cols)).astype(np.float32)
+            codes = one.quantise(weight)
+            packed = one.pack(codes)
+            require(packed.shape == one.packed_shape(rows, cols), f"format {one.name!r} packs {rows}x{cols} otherwise")
+            again = one.dequantise(packed, rows, cols)
+            exact = np.array_equal(again, codes.weights())
+            require(exact, f"format {one.name!r} does not give back what it packed at {rows}x{cols}")
+
+
+@check("formats", "the bits per weight that it states are those of its bytes")
+def _format_bits(subject: Subject) -> None:
+    for one in _formats(subject):
+        rows, cols = 32, 4 * one.group
+        packed = one.pack(one.quantise(np.ones((rows, cols), np.float32)))
+        stated, real = one.type_bpw(rows, cols), packed.nbytes * 8 / (rows * cols)
+        require(stated == real, f"format {one.name!r} states {stated} bits per weight, its bytes are {real}")
 
 
 # ---------------------------------------------------------------- benchmarks

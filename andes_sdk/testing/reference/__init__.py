@@ -17,13 +17,15 @@ from andes_sdk import hookimpl
 
 if TYPE_CHECKING:
     from andes_sdk import types
+    from andes_sdk.formats import Format
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.plan import Plan
 
 __all__ = [
     "REFERENCES", "ReferenceBackend", "ReferenceBenchmark", "ReferenceCompressor", "ReferenceDecoder",
-    "ReferenceEncoder", "ReferenceFilter", "ReferenceLanguageModel", "ReferencePolicy", "ReferenceProjector",
-    "ReferenceReward", "ReferenceStage", "ReferenceTokenizer", "ReferenceWatcher",
+    "ReferenceEncoder", "ReferenceFilter", "ReferenceFormat", "ReferenceLanguageModel",
+    "ReferencePolicy", "ReferenceProjector", "ReferenceReward", "ReferenceStage", "ReferenceTokenizer",
+    "ReferenceWatcher",
 ]  # fmt: skip
 
 
@@ -168,6 +170,22 @@ class ReferenceBackend:
         from .running import Renamed
 
         return [Renamed()]
+
+
+@frozen(eq=False, kw_only=True)
+class ReferenceFormat:
+    """Four bits with a scale for each `group`. Shortest use: `Pipeline.from_plugins([..., ReferenceFormat()])`."""
+
+    contract = "1.0"
+
+    group: int = field(default=64, validator=ge(8), metadata={"help": "columns that share a scale, a multiple of 8"})
+
+    @hookimpl
+    def andes_formats(self) -> Sequence[Format]:
+        """One format."""
+        from andes_sdk.formats import Grid, Integer
+
+        return [Integer(name=f"w4_g{self.group}", group=self.group, grid=Grid(bits=4, low=-8, high=7))]
 
 
 @frozen(eq=False, kw_only=True)
