@@ -59,6 +59,7 @@ def write_weights(
         if len(set(addresses)) != len(addresses):  # a head that the published checkpoint stores beside its embedding
             shard = {n: t.clone() for n, t in shard.items()}
         save_file(shard, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # safetensors leaves it readable by its owner alone
         total += sum(t.nbytes for t in shard.values())
     if set(placed.values()) != {SAFETENSORS}:
         index = {"metadata": {**(metadata or {}), "total_size": total}, "weight_map": dict(placed)}
