@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pluggy
 
@@ -42,7 +42,7 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-class Hooks:
+class Hooks(Protocol):
     """The specifications. pluggy checks each implementation against these names and arguments."""
 
     @hookspec(firstresult=True)
@@ -64,7 +64,6 @@ class Hooks:
                     from .model import FlatEncoder
                     return FlatEncoder()
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def andes_projector(self, vision: types.VisionSpec, text: types.TextSpec) -> types.Projector:
@@ -75,7 +74,6 @@ class Hooks:
             from .model import Merge
             return Merge(vision.width * vision.merge**2, text.width)
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def andes_language_model(self) -> types.LanguageModel:
@@ -89,7 +87,6 @@ class Hooks:
                 from .model import MyDecoder
                 return MyDecoder(layers=self.layers)
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def andes_tokenizer(self, folder: Path | None) -> types.Tokenizer:
@@ -102,7 +99,6 @@ class Hooks:
                 from .tokenizer import Bytes
                 return Bytes()
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def andes_cache_policy(self, model: VisionLanguageModel) -> types.CachePolicy:
@@ -113,7 +109,6 @@ class Hooks:
             from .policy import Recent
             return Recent(rows=self.rows)
         """
-        raise NotImplementedError
 
     @hookspec(firstresult=True)
     def andes_decoder(self, model: VisionLanguageModel) -> types.Decoder:
@@ -124,7 +119,6 @@ class Hooks:
             from .decoder import PromptLookup
             return PromptLookup(depth=self.depth)
         """
-        raise NotImplementedError
 
     @hookspec
     def andes_training_stages(self) -> Sequence[types.TrainingStage]:
@@ -135,7 +129,6 @@ class Hooks:
             from .stage import MyStage
             return [MyStage(rate=self.rate)]
         """
-        raise NotImplementedError
 
     @hookspec
     def andes_compressors(self) -> Sequence[types.Compressor]:
@@ -146,7 +139,6 @@ class Hooks:
             from .prune import Magnitude
             return [Magnitude()]
         """
-        raise NotImplementedError
 
     @hookspec
     def andes_backends(self) -> Sequence[types.Backend]:
@@ -157,7 +149,6 @@ class Hooks:
             from .backend import MyBackend
             return [MyBackend()]
         """
-        raise NotImplementedError
 
     @hookspec
     def andes_formats(self) -> Sequence[Format]:
@@ -168,7 +159,6 @@ class Hooks:
             from .formats import Nibbles
             return [Nibbles(name="w4_g64", group=64)]
         """
-        raise NotImplementedError
 
     @hookspec
     def andes_rewards(self) -> Sequence[types.Reward]:
@@ -179,7 +169,6 @@ class Hooks:
             from .reward import ExactMatch
             return [ExactMatch()]
         """
-        raise NotImplementedError
 
     @hookspec
     def andes_data_filters(self) -> Sequence[types.DataFilter]:
@@ -190,7 +179,6 @@ class Hooks:
             from .filters import NoEmptyAnswers
             return [NoEmptyAnswers()]
         """
-        raise NotImplementedError
 
     @hookspec
     def andes_benchmarks(self) -> Sequence[types.Benchmark]:
@@ -201,7 +189,6 @@ class Hooks:
             from .bench import Digits
             return [Digits()]
         """
-        raise NotImplementedError
 
     @hookspec
     def andes_check(self, plan: Plan) -> Sequence[str]:
@@ -211,7 +198,6 @@ class Hooks:
         def andes_check(self, plan):
             return [] if "okv" in plan.names else ["needs the plugin 'okv': add it to the list"]
         """
-        raise NotImplementedError
 
     @hookspec
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
@@ -221,7 +207,6 @@ class Hooks:
         def andes_explain(self, plan):
             return {"activation": "exact GELU, as in the published inference code"}
         """
-        raise NotImplementedError
 
     @hookspec
     def andes_event(self, event: types.Event) -> None:
@@ -232,7 +217,6 @@ class Hooks:
             if event.kind == "step":
                 print(event.step, event.values["loss"])
         """
-        raise NotImplementedError
 
 
 SLOTS: dict[str, str] = {
