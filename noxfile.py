@@ -87,8 +87,11 @@ def downstream(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("name", PLUGINS)
 def plugin(session: nox.Session, name: str) -> None:
-    """One plugin with only its declared dependencies (and pytest)."""
-    session.install(*PIP, ".[testing]", f"./plugins/{name}")
+    """One plugin with only its declared dependencies, pytest, and what its tests say they need of ours."""
+    extras = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
+    needed = extras.get("optional-dependencies", {}).get("testing", [])
+    ours = [m[1] for text in needed if (m := re.match(r"andes-(\w+)>=", text)) and m[1] in PLUGINS]
+    session.install(*PIP, ".[testing]", f"./plugins/{name}", *(f"./plugins/{p}" for p in ours))
     session.run("python", "-m", "pip", "check")
     session.run("pytest", "-c", "pyproject.toml", f"plugins/{name}")
 

@@ -11,6 +11,7 @@ Kinds of hook
 Class attributes of a plugin
 - `contract`: the version it was written for, "1.0".
 - `testing`: options that make it tiny for the conformance kit, such as {"preset": "tiny"}; optional.
+- `companions`: plugins that the kit must put around it, such as [{"qwen3": {"preset": "tiny"}}]; optional.
 Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not
 be saved in an artefact's plan.
 

@@ -29,7 +29,8 @@ def run_checks(
     Args:
         plugin: a name, a class or an object.
         options: for a tiny random model; None takes the class attribute `testing`.
-        companions: plugins to put around it; slots left empty are filled with the kit's reference plugins.
+        companions: plugins to put around it, or None for those of its class attribute `companions`; slots left empty
+            are filled with the kit's reference plugins.
         kinds: only these kinds of checks; None: all that concern the plugin.
 
     Raises:

@@ -58,7 +58,7 @@ class Subject:
             given = not isinstance(plugin, str | type)
             options = config.plain(plugin) if given else getattr(self.cls, "testing", {})
         self.options = dict(options)
-        self._companions = list(companions or ())
+        self._companions = list(getattr(self.cls, "companions", ()) if companions is None else companions)
 
     @property
     def hooks(self) -> list[str]:

@@ -1,0 +1,68 @@
+"""Streaming low-bit CPU kernels for Qwen3, written in Numba."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from attrs import field, frozen
+from attrs.validators import ge, in_
+
+from andes_sdk import hookimpl
+
+if TYPE_CHECKING:
+    from andes_sdk.plan import Plan
+    from andes_sdk.types import Backend
+
+FORMATS = ("w4_g32", "w4_g128", "w8", "f16", "ternary_g128", "nm14_w4", "nm28_w4", "nm14_w2")
+
+
+@frozen(eq=False, kw_only=True)
+class Numba:
+    """The backend "numba". Shortest use: `Pipeline.from_plugins([..., "qwen3", "numba"], backend="numba")`."""
+
+    contract = "1.0"
+    testing: ClassVar[Mapping[str, object]] = {"format": "f16", "kv": "f32", "activations": "exact"}
+    companions: ClassVar[Sequence[object]] = ({"qwen3": {"preset": "tiny"}},)
+
+    format: str = field(
+        default="w4_g32", validator=in_(FORMATS), metadata={"help": f"of the matrices: {', '.join(FORMATS)}"}
+    )
+    head: str = field(
+        default="", validator=in_(("", *FORMATS)), metadata={"help": "format of the LM head; empty: as the others"}
+    )
+    kernels: str = field(
+        default="auto",
+        validator=in_(("auto", "avx512vnni", "avx2", "portable")),
+        metadata={"help": "kernel set: auto (the best this processor has), avx512vnni, avx2 or portable"},
+    )
+    threads: int = field(default=0, validator=ge(0), metadata={"help": "threads to use; 0: all Numba may start"})
+    activations: str = field(
+        default="int8",
+        validator=in_(("int8", "exact")),
+        metadata={"help": "activations in products: int8 with a scale per group of columns, or exact float32"},
+    )
+    kv: str = field(
+        default="f16", validator=in_(("f32", "f16", "int8")), metadata={"help": "keys and values: f32, f16 or int8"}
+    )
+
+    @hookimpl
+    def andes_backends(self) -> Sequence[Backend]:
+        """One backend, "numba"."""
+        from .backend import NumbaBackend
+
+        return [NumbaBackend(self)]
+
+    @hookimpl
+    def andes_explain(self, plan: Plan) -> Mapping[str, str]:
+        """The kernel set this processor gets, and what the backend would do."""
+        if plan.backend != "numba":
+            return {"kernels": f"inactive: the backend is {plan.backend!r}"}
+        from .machine import choose_kernels
+
+        kernels, why = choose_kernels(self.kernels)
+        return {
+            "kernels": f"{kernels}: {why}",
+            "format": f"{self.format}, head {self.head or self.format}; activations {self.activations}, kv {self.kv}",
+            "on torch": "vision encoder, projector and embedding",
+        }

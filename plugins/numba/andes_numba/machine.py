@@ -1,0 +1,115 @@
+"""What this machine can run: kernel sets, the threading layer, and compiled code that is kept between processes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding
+import numba
+from numba import njit
+from numba.core import config
+
+from andes_sdk.errors import BackendUnavailable
+
+KERNEL_SETS = {
+    "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni", "f16c", "fma"}),
+    "avx2": frozenset({"avx2", "fma", "f16c"}),
+    "portable": frozenset(),
+}
+"""Kernel set -> processor features it needs, best first."""
+
+
+def features() -> frozenset[str]:
+    """Features Numba generates code for: the processor's, or those in `NUMBA_CPU_FEATURES`."""
+    if config.CPU_FEATURES is not None:
+        return frozenset(f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+"))
+    return frozenset(name for name, there in llvmlite.binding.get_host_cpu_features().items() if there)
+
+
+def choose_kernels(wanted: str) -> tuple[str, str]:
+    """A kernel set by name, or "auto" for the best there is -> (set, why).
+
+    Raises:
+        BackendUnavailable: the processor lacks something the set needs.
+    """
+    there = features()
+    missing = {name: sorted(needs - there) for name, needs in KERNEL_SETS.items()}
+    usable = [name for name, lacks in missing.items() if not lacks]
+    if wanted == "auto":
+        better = [f"{n} lacks {', '.join(missing[n])}" for n in KERNEL_SETS if missing[n]]
+        return usable[0], "; ".join(better) or "the processor has everything it needs"
+    if wanted not in usable:
+        raise BackendUnavailable(
+            f"this processor cannot run the kernel set {wanted!r}",
+            who="numba.kernels",
+            why=f"it lacks {', '.join(missing[wanted])}",
+            fix=f"use kernels='auto', or one of {', '.join(usable)}",
+        )
+    return wanted, "asked for"
+
+
+@cache
+def threading_layer() -> str:
+    """The layer Numba starts threads with.
+
+    Raises:
+        BackendUnavailable: it is `workqueue`, which needs 50 to 70 µs per parallel region (OpenMP and TBB: about 1 µs)
+            and must not be entered from two threads at once.
+    """
+    _start_threads()
+    layer = numba.threading_layer()
+    if layer == "workqueue":
+        raise BackendUnavailable(
+            "Numba's threads would run on 'workqueue'",
+            who="numba",
+            why="it is 50 times slower to start a parallel region, and a token needs over a hundred",
+            fix="install an OpenMP runtime (libgomp1) or TBB, and leave NUMBA_THREADING_LAYER unset",
+        )
+    return layer
+
+
+@njit(parallel=True)
+def _start_threads() -> int:
+    started = 0
+    for _ in numba.prange(2):
+        started += 1
+    return started
+
+
+def choose_threads(wanted: int) -> int:
+    """Threads to use: `wanted`, or every one Numba may start for 0.
+
+    Raises:
+        BackendUnavailable: more than Numba may start.
+    """
+    most = config.NUMBA_NUM_THREADS
+    if wanted > most:
+        raise BackendUnavailable(
+            f"{wanted} threads are asked for, Numba may start {most}",
+            who="numba.threads",
+            fix=f"use threads<={most}, or set NUMBA_NUM_THREADS before Python starts",
+        )
+    return wanted or most
+
+
+@cache
+def _sources() -> tuple[str, str]:
+    """Numba's version, and a digest of this package: what compiled code was made from."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return numba.__version__, digest.hexdigest()
+
+
+def kept(function: Callable[..., Any]) -> Any:
+    """`njit` whose machine code is kept on disk until any file of this package changes.
+
+    Numba by itself looks only at the file of the function, not at those of the functions it calls.
+    """
+    compiled = njit(cache=True, nogil=True)(function)
+    compiled._cache._cache_file._source_stamp = _sources()
+    return compiled

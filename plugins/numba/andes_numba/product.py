@@ -1,0 +1,344 @@
+"""y = W x for weights in blocks of sixteen rows, one activation row or several.
+
+An output adds its groups of columns in ascending order, whatever else is computed beside it: results do not depend on
+the number of threads or of activation rows. With activations "int8" the products of a group are exact integers and one
+fused multiply-add per group applies both scales; with "exact" everything is float32.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+from numba import njit, prange
+from numba.extending import overload
+
+from andes_sdk.formats import FORMATS, Half, Integer, OneOfFour, TwoOfEight
+
+from .activations import activate, address, inline, silu
+from .isa import dot4, look_up, pick4, pick8
+from .machine import kept
+from .simd import (
+    FOUR,
+    NARROW,
+    ONE,
+    WIDE,
+    Tag,
+    add_f,
+    add_i,
+    and_i,
+    choose_f,
+    equal_i,
+    fma,
+    load_f,
+    load_half,
+    load_i,
+    mul_f,
+    mul_i,
+    shift_left,
+    shift_right,
+    splat_i,
+    spread_f,
+    spread_i,
+    spread_quad,
+    store_f,
+    sub_i,
+    to_f,
+    zeros_f,
+    zeros_i,
+)
+
+# ---------------------------------------------------------------- one group of one row block
+
+
+def dot_int8(isa: Any, fmt: Any, rows: Any, codes: int, x: int, stride: int, total: Any) -> Any:
+    """total + codes of a group times int8 activations, i32; sparse zero points are taken off here."""
+    raise NotImplementedError("compiled code only")
+
+
+def dot_float(fmt: Any, rows: Any, codes: int, x: int, stride: int) -> Any:
+    """Weights of a group, without their scale, times float32 activations."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(dot_int8, jit_options={"forceinline": True})
+def _dot_int8(isa, fmt, rows, codes, x, stride, total):
+    layout = FORMATS[fmt.value]
+    if isinstance(layout, TwoOfEight):
+        return _pairs_int8(layout)
+    return _sparse_int8(layout) if isinstance(layout, OneOfFour) else _dense_int8(layout)
+
+
+@overload(dot_float, jit_options={"forceinline": True})
+def _dot_float(fmt, rows, codes, x, stride):
+    layout = FORMATS[fmt.value]
+    if isinstance(layout, TwoOfEight):
+        return _pairs_float(layout)
+    return _sparse_float(layout) if isinstance(layout, OneOfFour) else _dense_float(layout)
+
+
+def _dense_int8(layout):
+    bits, fields, small = layout.grid.bits, 8 // layout.grid.bits, NARROW if layout.grid.bits < 8 else WIDE
+    vectors, mask = layout.group // (4 * fields), 0x01010101 * ((1 << bits) - 1)
+
+    def dot(isa, fmt, rows, codes, x, stride, total):
+        for n in range(vectors):
+            packed = load_i(ONE, codes + 64 * n, 0)
+            for j in range(fields):
+                field = packed if fields == 1 else and_i(shift_right(packed, bits * j), splat_i(mask))
+                values = spread_i(rows, x + 4 * (fields * n + j), stride)
+                total = dot4(isa, small, total, field, values)
+        return total
+
+    return dot
+
+
+def _sparse_int8(layout):
+    bits, fields = layout.grid.bits, 8 // layout.grid.bits
+    doubled, offset = layout.grid.step == 2, 0x01010101 * -layout.grid.low
+    parts, size, mask = layout.group // 64, 64 + 32 * bits, 0x01010101 * ((1 << bits) - 1)
+
+    def dot(isa, fmt, rows, codes, x, stride, total):
+        # the zero point meets only the columns that survive, which differ by row: it has to be summed along
+        offsets = zeros_i(rows)
+        for n in range(parts):
+            start = codes + size * n
+            index = load_i(ONE, start, 0)
+            for j in range(4):
+                where = and_i(shift_right(index, 2 * j), splat_i(0x03030303))
+                values = pick4(isa, spread_quad(rows, x + 64 * n + 16 * j, stride), where)
+                packed = load_i(ONE, start + 64 + 64 * (j // fields), 0)
+                field = and_i(shift_right(packed, bits * (j % fields)), splat_i(mask))
+                if doubled:
+                    field = shift_left(field, 1)
+                total = dot4(isa, NARROW, total, field, values)
+                offsets = dot4(isa, NARROW, offsets, splat_i(offset), values)
+        return sub_i(total, offsets)
+
+    return dot
+
+
+def _dense_float(layout):
+    bits, fields, low = layout.grid.bits, 8 // layout.grid.bits, layout.grid.low
+    vectors, mask = layout.group // (4 * fields), (1 << bits) - 1
+
+    def dot(fmt, rows, codes, x, stride):
+        total = zeros_f(rows)
+        for n in range(vectors):
+            packed = load_i(ONE, codes + 64 * n, 0)
+            for j in range(fields):
+                for i in range(4):
+                    code = and_i(shift_right(packed, 8 * i + bits * j), splat_i(mask))
+                    weight = to_f(add_i(code, splat_i(low)))
+                    total = fma(weight, spread_f(rows, x + 4 * (4 * (fields * n + j) + i), stride), total)
+        return total
+
+    return dot
+
+
+def _sparse_float(layout):
+    bits, fields, low = layout.grid.bits, 8 // layout.grid.bits, layout.grid.low
+    doubled, mask = layout.grid.step == 2, (1 << bits) - 1
+    parts, size = layout.group // 64, 64 + 32 * bits
+
+    def dot(fmt, rows, codes, x, stride):
+        total = zeros_f(rows)
+        for n in range(parts):
+            start = codes + size * n
+            index = load_i(ONE, start, 0)
+            for j in range(4):
+                packed = load_i(ONE, start + 64 + 64 * (j // fields), 0)
+                for i in range(4):
+                    code = and_i(shift_right(packed, 8 * i + bits * (j % fields)), splat_i(mask))
+                    if doubled:
+                        code = shift_left(code, 1)
+                    weight = to_f(add_i(code, splat_i(low)))
+                    where = and_i(shift_right(index, 8 * i + 2 * j), splat_i(3))
+                    at = x + 4 * (64 * n + 16 * j + 4 * i)
+                    value = spread_f(rows, at, stride)
+                    for c in range(1, 4):
+                        value = choose_f(equal_i(where, splat_i(c)), spread_f(rows, at + 4 * c, stride), value)
+                    total = fma(weight, value, total)
+        return total
+
+    return dot
+
+
+_PATTERNS = list(combinations(range(8), 2))
+FIRST, SECOND = (Tag("table", tuple([p[n] for p in _PATTERNS] + [0] * 4)) for n in (0, 1))
+"""Pattern of two survivors among eight -> position of the first, and of the second."""
+
+
+def _pairs_int8(layout):
+    octets, offset = layout.group // 8, 0x01010101 * -layout.grid.low
+
+    def dot(isa, fmt, rows, codes, x, stride, total):
+        offsets = zeros_i(rows)
+        for v in range(octets // 4):
+            low = load_i(ONE, codes + 2 * octets + 64 * (v // 2), 0)
+            pattern = and_i(shift_right(low, 4 * (v % 2)), splat_i(0x0F0F0F0F))
+            both = load_i(ONE, codes + 10 * octets + 64 * v, 0)
+            left, right = spread_quad(rows, x + 32 * v, stride), spread_quad(rows, x + 32 * v + 16, stride)
+            first = pick8(isa, left, right, look_up(isa, FIRST, pattern, codes + 8 * v))
+            second = pick8(isa, left, right, look_up(isa, SECOND, pattern, codes + 8 * v))
+            total = dot4(isa, NARROW, total, and_i(both, splat_i(0x0F0F0F0F)), first)
+            total = dot4(isa, NARROW, total, and_i(shift_right(both, 4), splat_i(0x0F0F0F0F)), second)
+            offsets = dot4(isa, NARROW, offsets, splat_i(offset), first)
+            offsets = dot4(isa, NARROW, offsets, splat_i(offset), second)
+        return sub_i(total, offsets)
+
+    return dot
+
+
+def _pairs_float(layout):
+    octets, low_code = layout.group // 8, layout.grid.low
+    portable = Tag("isa", "portable")
+
+    def dot(fmt, rows, codes, x, stride):
+        total = zeros_f(rows)
+        for v in range(octets // 4):
+            low = load_i(ONE, codes + 2 * octets + 64 * (v // 2), 0)
+            pattern = and_i(shift_right(low, 4 * (v % 2)), splat_i(0x0F0F0F0F))
+            both = load_i(ONE, codes + 10 * octets + 64 * v, 0)
+            first = look_up(portable, FIRST, pattern, codes + 8 * v)
+            second = look_up(portable, SECOND, pattern, codes + 8 * v)
+            for i in range(4):
+                at = x + 4 * (32 * v + 8 * i)
+                for n in range(2):
+                    code = and_i(shift_right(both, 8 * i + 4 * n), splat_i(15))
+                    where = and_i(shift_right(second if n else first, 8 * i), splat_i(7))
+                    value = spread_f(rows, at, stride)
+                    for c in range(1, 8):
+                        value = choose_f(equal_i(where, splat_i(c)), spread_f(rows, at + 4 * c, stride), value)
+                    total = fma(to_f(add_i(code, splat_i(low_code))), value, total)
+        return total
+
+    return dot
+
+
+# ---------------------------------------------------------------- one row block
+
+
+def block(isa: Any, fmt: Any, rows: Any, weights: int, x: Any, row: int) -> Any:
+    """Sixteen outputs for `rows` activation rows from `row` on; x comes from `activate`."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(block, jit_options={"forceinline": True})
+def _block(isa, fmt, rows, weights, x, row):
+    layout = FORMATS[fmt.value]
+    if isinstance(layout, Half):
+        return _block_half()
+    size, group = layout.group_bytes, layout.group
+    if x.types[0].value == "exact":
+        return _block_float(size, group)
+    zero = -layout.grid.low if isinstance(layout, Integer) else 0
+    return _block_int8(size, group, zero)
+
+
+def _block_int8(size, group, zero):
+    def product(isa, fmt, rows, weights, x, row):
+        _, groups, stride, codes, all_scales, all_sums = x
+        values, scales, sums = address(codes[row]), address(all_scales[row]), address(all_sums[row])
+        total = zeros_f(rows)
+        for g in range(groups):
+            at = weights + g * size
+            inner = zeros_i(rows)
+            if zero:
+                inner = mul_i(spread_i(rows, sums + 4 * g, 4 * groups), splat_i(-zero))
+            inner = dot_int8(isa, fmt, rows, at + 32, values + g * group, stride, inner)
+            both = mul_f(load_half(ONE, at, 0), spread_f(rows, scales + 4 * g, 4 * groups))
+            total = fma(to_f(inner), both, total)
+        return total
+
+    return product
+
+
+def _block_float(size, group):
+    def product(isa, fmt, rows, weights, x, row):
+        _, groups, stride, floats, _, _ = x
+        values = address(floats[row])
+        total = zeros_f(rows)
+        for g in range(groups):
+            at = weights + g * size
+            inner = dot_float(fmt, rows, at + 32, values + 4 * g * group, stride)
+            total = fma(inner, load_half(ONE, at, 0), total)
+        return total
+
+    return product
+
+
+def _block_half():
+    def product(isa, fmt, rows, weights, x, row):
+        _, groups, stride, floats, _, _ = x
+        values = address(floats[row])
+        even, odd = zeros_f(rows), zeros_f(rows)  # two sums: one alone would wait for itself
+        for g in range(groups):
+            at = weights + 64 * g
+            even = fma(load_half(ONE, at, 0), spread_f(rows, values + 8 * g, stride), even)
+            odd = fma(load_half(ONE, at + 32, 0), spread_f(rows, values + 8 * g + 4, stride), odd)
+        return add_f(even, odd)
+
+    return product
+
+
+# ---------------------------------------------------------------- whole matrices
+
+
+@inline
+def multiply_blocks(isa, fmt, weights, size, x, count, y, stride, add, first, last):
+    """Outputs of the row blocks `first` to `last` for all `count` activation rows, four at a time.
+
+    y (rows, stride bytes) float32; rows are padded to a multiple of four unless there is one. `add` adds to y.
+    """
+    for b in range(first, last):
+        at, out = weights + b * size, y + 64 * b
+        if count == 1:
+            value = block(isa, fmt, ONE, at, x, 0)
+            store_f(out, 0, add_f(load_f(ONE, out, 0), value) if add else value)
+            continue
+        for row in range(0, count, 4):
+            values = block(isa, fmt, FOUR, at, x, row)
+            here = out + row * stride
+            store_f(here, stride, add_f(load_f(FOUR, here, stride), values) if add else values)
+
+
+@njit(parallel=True, nogil=True)
+def multiply(isa, fmt, weights, blocks, size, x, count, y, stride, add, threads):
+    """`multiply_blocks` of a whole matrix, each thread a run of row blocks."""
+    for n in prange(threads):
+        multiply_blocks(
+            isa, fmt, weights, size, x, count, y, stride, add, n * blocks // threads, (n + 1) * blocks // threads
+        )
+
+
+@inline
+def gate(isa, fmt, weights, size, x, count, y, stride, first, last):
+    """SwiGLU: even row blocks are gates, odd ones what they gate; y gets silu(gate) * up, sixteen for each pair."""
+    for b in range(first, last):
+        at, out = weights + 2 * b * size, y + 64 * b
+        if count == 1:
+            store_f(out, 0, mul_f(silu(block(isa, fmt, ONE, at, x, 0)), block(isa, fmt, ONE, at + size, x, 0)))
+            continue
+        for row in range(0, count, 4):
+            gates = block(isa, fmt, FOUR, at, x, row)
+            store_f(out + row * stride, stride, mul_f(silu(gates), block(isa, fmt, FOUR, at + size, x, row)))
+
+
+@njit(parallel=True, nogil=True)
+def multiply_gated(isa, fmt, weights, pairs, size, x, count, y, stride, threads):
+    """`gate` of a whole matrix, each thread a run of pairs of row blocks."""
+    for n in prange(threads):
+        gate(isa, fmt, weights, size, x, count, y, stride, n * pairs // threads, (n + 1) * pairs // threads)
+
+
+@kept
+def multiply_rows(isa, fmt, mode, packed, columns, x, count, y, threads):
+    """y = W x from Python: packed (row blocks, bytes) weights of `columns` columns, `count` rows of x and y.
+
+    x and y are float32 with rows padded to a multiple of four (unless there is one); the columns of x are padded with
+    zeros to a multiple of 128, those of y to whole row blocks.
+    """
+    a = activate(mode, fmt, x, columns, 0, count, threads)
+    blocks, size = packed.shape
+    multiply(isa, fmt, address(packed), blocks, size, a, count, address(y), 4 * y.shape[1], False, threads)
