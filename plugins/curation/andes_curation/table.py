@@ -1,0 +1,59 @@
+"""What the filters of this package have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import imagehash
+
+from andes_sdk.data.references import pictures
+from andes_sdk.errors import InputError
+from andes_sdk.images import load_image
+
+
+class Table:
+    """A filter in two steps that can be used as a plain one."""
+
+    waits = False
+
+    def describe(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Facts of one sample."""
+        raise NotImplementedError
+
+    def decide(self, facts: Sequence[Mapping[str, Any]]) -> Sequence[str | None]:
+        """Reasons to drop."""
+        raise NotImplementedError
+
+    def apply(self, samples: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str | None]]:
+        """Both steps at once, with all samples in memory."""
+        held = list(samples)
+        yield from zip(held, self.decide([self.describe(s) for s in held]), strict=True)
+
+
+def normalised(text: str) -> str:
+    """Letters and digits in lower case, other characters as single spaces."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+
+
+def digest(text: str) -> str:
+    """Short name of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def perceptual_hashes(sample: Mapping[str, Any]) -> list[str]:
+    """64-bit DCT hashes (pHash) of a sample's pictures; "" for one that cannot be loaded."""
+    return [_hash(source) for source in pictures(sample)]
+
+
+def _hash(source: Any) -> str:
+    try:
+        return str(imagehash.phash(load_image(source)))
+    except InputError:
+        return ""
+
+
+def far(one: str, other: str) -> int:
+    """Bits in which two perceptual hashes differ; 65 if one is missing."""
+    return (int(one, 16) ^ int(other, 16)).bit_count() if one and other else 65

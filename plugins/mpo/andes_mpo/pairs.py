@@ -1,0 +1,308 @@
+"""Preference pairs from a model's own answers (MPO, arXiv 2411.10442, section 3.1).
+
+Each prompt is answered `k` times. Where a verifier says which answers are right, a pair is a right and a wrong one.
+Where none is wrong, or there is no verifier, the rejected answer is made by Dropout-NTP: a right answer is cut in half
+and finished without the pictures. Left out: the paper's choice of data, and answers of several models.
+
+Everything depends on the seed alone: not on the batch, nor on a restart. Each prompt's result is one line of a progress
+file; the pairs are written from it when all prompts are done.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import asdict, evolve, field, frozen
+from attrs.validators import ge, gt, le
+
+from andes_sdk.data.bad import BadSample
+from andes_sdk.data.boxes import find_boxes
+from andes_sdk.data.pictures import Pictures
+from andes_sdk.data.samples import Sample, stage_samples
+from andes_sdk.errors import TrainingError
+from andes_sdk.runtime.generation import GenerationOptions
+from andes_sdk.runtime.sampling import TokenSampler
+from andes_sdk.training.recipe import DataRecipe
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.runtime.generation import Answer
+    from andes_sdk.types import Reward
+
+Messages = list[Any]
+
+REASONS = {
+    "verified": "a right and a wrong answer",
+    "blind": "a right answer, and its first half finished without the pictures",
+    "all right": "every answer is right, and none was made wrong",
+    "all wrong": "no answer is right",
+    "unfinished": "no answer came to its end, or none that training would take (boxes that are not closed)",
+}
+"""What can become of a prompt."""
+
+
+@frozen(kw_only=True)
+class PairOptions:
+    """How pairs are made.
+
+    Attributes:
+        reward: name of the verifier; empty: every answer counts as right, and the rejected ones are made blind.
+        threshold: the score from which an answer is right.
+        k: answers per prompt. pairs: pairs per prompt, at most.
+        blind: make a wrong answer where there is none.
+        temperature, top_k, top_p, max_tokens, think: as in `GenerationOptions`.
+        batch: prompts that are answered together.
+    """
+
+    reward: str = "exact"
+    threshold: float = 1.0
+    k: int = field(default=8, validator=ge(1))
+    pairs: int = field(default=1, validator=ge(1))
+    blind: bool = True
+    temperature: float = field(default=1.0, validator=gt(0.0))
+    top_k: int = field(default=0, validator=ge(0))
+    top_p: float = field(default=1.0, validator=[gt(0.0), le(1.0)])
+    max_tokens: int = field(default=512, validator=ge(1))
+    think: bool | None = None
+    seed: int = field(default=0, validator=ge(0))
+    batch: int = field(default=16, validator=ge(1))
+
+    def generation(self, *name: object) -> GenerationOptions:
+        """Sampling options whose noise belongs to a name."""
+        key = hashlib.sha256("/".join(map(str, (self.seed, *name))).encode()).digest()
+        return GenerationOptions(
+            max_tokens=self.max_tokens, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
+            think=self.think, seed=int.from_bytes(key[:6], "big"),
+        )  # fmt: skip
+
+
+@frozen(eq=False)
+class Prompt:
+    """One line of a prompt file: its number, messages with pictures as paths, URLs or bytes, and the whole entry."""
+
+    number: int
+    messages: Messages
+    entry: Mapping[str, Any]
+    where: str
+
+    @classmethod
+    def of(cls, number: int, sample: Sample) -> Prompt:
+        """`{"prompt": [messages]}`, or `{"messages": [...]}`, whose last assistant text is the answer if none is given.
+
+        Raises:
+            TrainingError: neither.
+        """
+        entry = dict(sample.entry)
+        messages = entry.get("prompt", entry.get("messages"))
+        if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+            fix = 'write {"prompt": [messages], "answer": "…"}'
+            raise TrainingError("is not a prompt", who=sample.where, fix=fix)
+        if messages[-1].get("role") == "assistant":
+            entry.setdefault("answer", messages[-1].get("content"))
+            messages = messages[:-1]
+        return cls(number, Pictures(sample, lambda source: source).fill(messages), entry, sample.where)
+
+
+@frozen(eq=False)
+class PairBuilder:
+    """Makes pairs of a file of prompts.
+
+    Attributes:
+        pipeline: answers; its plugins bring the verifier.
+        prompts: file of prompts. out: the pairs, JSON Lines as the stage `mpo` reads them.
+        show: told after each prompt how many are done, and of how many.
+    """
+
+    pipeline: Pipeline
+    prompts: Path
+    out: Path
+    options: PairOptions = field(factory=PairOptions)
+    show: Callable[[int, int], None] = field(default=lambda done, of: None)
+
+    def run(self) -> dict[str, int]:
+        """Make the pairs, or go on with a run that was stopped -> prompts by what became of them, and `pairs`.
+
+        Raises:
+            TrainingError: prompts that cannot be used, or a progress file of other options, prompts or weights.
+        """
+        samples = stage_samples([DataRecipe(path=self.prompts.resolve())], Path())
+        progress = _Progress(self.out.with_name(f"{self.out.name}.progress"), self._digest())
+        done = progress.read()
+        for start in range(len(done), len(samples), self.options.batch):
+            numbers = range(start, min(start + self.options.batch, len(samples)))
+            for result in self._results([Prompt.of(n, samples[n]) for n in numbers]):
+                progress.append(result)
+                done.append(result)
+                self.show(len(done), len(samples))
+        lines = [json.dumps(pair, ensure_ascii=False) for result in done for pair in result["pairs"]]
+        temporary = self.out.with_name(f".{self.out.name}.partial")
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.replace(temporary, self.out)
+        counts = Counter(result["reason"] for result in done)
+        return {**{reason: counts[reason] for reason in REASONS}, "pairs": len(lines)}
+
+    def _digest(self) -> str:
+        """A hash of everything that decides the pairs."""
+        found = hashlib.sha256(self.prompts.read_bytes() if self.prompts.is_file() else b"")
+        # how many are answered together changes nothing
+        facts = {**asdict(self.options), "batch": 0, "plan": self.pipeline.plan.to_dict()}
+        found.update(json.dumps(facts, sort_keys=True, default=str).encode())
+        for name, parameter in self.pipeline.model.named_parameters():
+            found.update(name.encode())
+            found.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    def _results(self, prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
+        conversations = [p.messages for p in prompts]
+        rounds = [
+            self.pipeline.generate_batch(conversations, self.options.generation(i)) for i in range(self.options.k)
+        ]
+        for number, prompt in enumerate(prompts):
+            reason, chosen = self._pairs(prompt, [answers[number] for answers in rounds])
+            shown = portable(prompt.messages, self.out.resolve().parent)
+            extra = {"id": prompt.entry["id"]} if "id" in prompt.entry else {}
+            meta = {"made": reason, "reward": self.options.reward, "prompt": prompt.number}
+            pairs = [{"prompt": shown, "chosen": a, "rejected": b, "meta": meta, **extra} for a, b in chosen]
+            yield {"reason": reason, "pairs": pairs}
+
+    def _pairs(self, prompt: Prompt, answers: Sequence[Answer]) -> tuple[str, list[tuple[str, str]]]:
+        """What becomes of a prompt with its answers, and its pairs of texts."""
+        finished = {a.text: a for a in answers if a.finish == "stop" and _usable(a.text)}
+        if not finished:
+            return "unfinished", []
+        right = [a for a in finished.values() if self._right(prompt, a.text)]
+        wrong = [a for a in finished.values() if a not in right]
+        if not right:
+            return "all wrong", []
+        if wrong:
+            both = [(a.text, b.text) for a, b in product(right, wrong)]
+            rng = random.Random(f"{self.options.seed}/{prompt.number}")
+            return "verified", rng.sample(both, min(self.options.pairs, len(both)))
+        made = self._blind(prompt, right) if self.options.blind else []
+        return ("blind", made) if made else ("all right", [])
+
+    def _right(self, prompt: Prompt, text: str) -> bool:
+        if not self.options.reward:
+            return True
+        reward: Reward = self.pipeline.pick("rewards", self.options.reward)
+        return reward.score(prompt.entry, text) >= self.options.threshold
+
+    def _blind(self, prompt: Prompt, right: Sequence[Answer]) -> list[tuple[str, str]]:
+        """Dropout-NTP: the first half of right answers, finished without the pictures, where that comes out wrong."""
+        without = without_pictures(prompt.messages)
+        if without == prompt.messages:
+            return []
+        made, ends = [], {self.pipeline.tokenizer.eos, self.pipeline.tokenizer.pad}
+        for number, answer in enumerate(right[: self.options.pairs]):
+            options = self.options.generation("blind", prompt.number, number)
+            tokens = [token for token in answer.tokens if token not in ends]
+            text = finish(self.pipeline, without, tokens[: len(tokens) // 2], options)
+            different = text is not None and text != answer.text and _usable(text)
+            if text and different and not (self.options.reward and self._right(prompt, text)):
+                made.append((answer.text, text))
+        return made
+
+
+def _usable(text: str) -> bool:
+    """Whether training takes an answer: it says something, and its boxes are well formed."""
+    try:
+        find_boxes(text)
+    except BadSample:
+        return False
+    return bool(text.strip())
+
+
+def finish(pipeline: Pipeline, messages: Messages, begun: Sequence[int], options: GenerationOptions) -> str | None:
+    """Go on with an answer of which the first ids are given -> its whole text, or None if it comes to no end."""
+    prompt = pipeline.prepare(messages, think=options.think)
+    inputs = evolve(prompt, ids=torch.cat([prompt.ids, torch.tensor(list(begun), dtype=torch.int64)]), supervised=None)
+    session, history, tokens = pipeline.session(), inputs.ids.tolist(), list(begun)
+    ends = {pipeline.tokenizer.eos, pipeline.tokenizer.pad}
+    try:
+        logits = session.prefill(inputs)
+        for new in pipeline.decoder.decode(session, logits, TokenSampler(options, len(prompt.ids)), history):
+            for token in new:
+                if token in ends:
+                    return prompt.prefix + pipeline.tokenizer.decode(tokens)
+                tokens.append(token)
+            if len(tokens) >= options.max_tokens:
+                return None
+    finally:
+        session.close()
+    return None
+
+
+def without_pictures(messages: Messages) -> Messages:
+    """The same messages with their text parts only."""
+    return [
+        {**m, "content": [p for p in m["content"] if p.get("type") == "text"] or ""}
+        if isinstance(m.get("content"), list)
+        else m
+        for m in messages
+    ]
+
+
+def portable(messages: Messages, folder: Path) -> Messages:
+    """Messages as JSON for a file in `folder`: paths relative to it, bytes as data URLs."""
+
+    def part(value: Any) -> Any:
+        if value.get("type") != "image":
+            return value
+        source = value["image"]
+        if isinstance(source, bytes | bytearray):
+            url = f"data:application/octet-stream;base64,{base64.b64encode(source).decode()}"
+        else:
+            url = Path(os.path.relpath(source, folder)).as_posix() if isinstance(source, Path) else str(source)
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    return [
+        {**m, "content": [part(p) for p in m["content"]]} if isinstance(m.get("content"), list) else m for m in messages
+    ]
+
+
+@frozen
+class _Progress:
+    """One line per prompt that is done, after one that says what they were made with."""
+
+    path: Path
+    digest: str
+
+    def read(self) -> list[dict[str, Any]]:
+        """Results so far; a line that a kill left unfinished is cut off.
+
+        Raises:
+            TrainingError: the file was made with something else.
+        """
+        if not self.path.exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._write(json.dumps({"made_with": self.digest}) + "\n", "wb")
+            return []
+        whole = self.path.read_bytes()
+        kept = whole[: whole.rfind(b"\n") + 1]
+        lines = [json.loads(line) for line in kept.decode("utf-8").splitlines()]
+        if lines and lines[0] != {"made_with": self.digest}:
+            why, fix = "other options, prompts, plugins or weights", "delete it, or choose another output"
+            raise TrainingError("the progress file belongs to something else", who=str(self.path), why=why, fix=fix)
+        if len(kept) < len(whole) or not lines:
+            self._write(kept.decode("utf-8") or json.dumps({"made_with": self.digest}) + "\n", "wb")
+        return lines[1:]
+
+    def append(self, result: Mapping[str, Any]) -> None:
+        """One more line, on the disk before this returns."""
+        self._write(json.dumps(result, ensure_ascii=False) + "\n", "ab")
+
+    def _write(self, text: str, mode: str) -> None:
+        with open(self.path, mode) as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
