@@ -1,0 +1,93 @@
+"""`andes export`: a model as a file of another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from andes_sdk.cli.console import Json, clean, print_json, stdout, table
+from andes_sdk.cli.loading import Plugins, with_options
+from andes_sdk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.types import Exporter
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the exporter; repeatable.")
+]
+
+
+def exporter_named(name: str, given: list[str]) -> Exporter:
+    """The exporter of the plugin `name`, or `name-export` where the first one is another kind of plugin.
+
+    Raises:
+        ConfigError: neither plugin is installed or brings an exporter, or options that it does not have.
+    """
+    from andes_sdk import discovery
+    from andes_sdk.assembly import assemble
+
+    installed = {info.name for info in discovery.installed()}
+    for plugin in (name, f"{name}-export"):
+        if plugin in installed and hasattr(discovery.load(plugin)[0], "andes_exporters"):
+            items = with_options([plugin], [f"{plugin}.{text}" for text in given])
+            found: dict[str, Exporter] = dict(assemble(items, slots_required=False).collections["exporters"])
+            return found[name] if name in found else next(iter(found.values()))
+    raise ConfigError(f"no exporter {name!r}", who="NAME", fix="see `andes plugins`: exporters have the kind exporters")
+
+
+def opened(model: Path, plugins: list[str]) -> Pipeline:
+    """A checkpoint folder, a configuration of `Pipeline.from_plugins`, or a packed artefact dequantised."""
+    from andes_sdk.packing import open_reference
+    from andes_sdk.pipeline import Pipeline
+
+    if model.is_dir():
+        return Pipeline.from_pretrained(model, plugins=plugins)
+    if model.suffix in (".toml", ".json"):
+        return Pipeline.from_config(model)
+    from andes_sdk.assembly import assemble
+
+    return open_reference(model, formats=assemble(plugins, slots_required=False).collections["formats"].values())
+
+
+@clean
+def export(
+    name: Annotated[str, typer.Argument(help="The exporter, such as gguf.")],
+    model: Annotated[
+        Path, typer.Argument(help="Checkpoint folder, packed artefact, or a TOML or JSON list of plugins.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    change: Set = None,
+    plugin: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Write MODEL as a file of another runtime, and say what was lost or left out.
+
+    The exporter comes from the plugin NAME, or from NAME-export.
+    """
+    exporter = exporter_named(name, change or [])
+    report = dict(exporter.export(opened(model, plugin or []), out))
+    if as_json:
+        print_json(report)
+        return
+    console = stdout()
+    rows: list[dict[str, Any]] = next((v for v in report.values() if isinstance(v, list) and v and _is_row(v[0])), [])
+    if rows:
+        console.print(table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows], out.name))
+    for key, value in report.items():
+        if value is not rows:
+            console.print(f"{key}: {_cell(value)}", markup=False, soft_wrap=True)
+
+
+def _is_row(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)

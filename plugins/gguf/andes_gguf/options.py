@@ -1,0 +1,72 @@
+"""What the plugins' options mean: the types that can be written, and the sizes of a model. Nothing imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from andes_sdk.errors import ConfigError
+
+TYPES = ("auto", "F32", "BF16", "F16", "Q8_0", "Q4_0", "TQ1_0", "TQ2_0")
+"""`auto` is, tensor by tensor, the smallest without loss."""
+
+MODEL_TYPES = ("llama", "qwen2", "qwen3")
+
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "model_type": (str,),
+    "vocab_size": (int,),
+    "hidden_size": (int,),
+    "intermediate_size": (int,),
+    "num_hidden_layers": (int,),
+    "num_attention_heads": (int,),
+    "num_key_value_heads": (int,),
+    "head_dim": (int,),
+    "max_position_embeddings": (int,),
+    "rms_norm_eps": (float,),
+    "rope_parameters": (Mapping,),
+    "tie_word_embeddings": (bool,),
+    "attention_bias": (bool,),
+}
+_OPTIONAL: dict[str, tuple[type, ...]] = {"rope_factors": (list, tuple)}
+
+
+def read_options(path: str, config: Mapping[str, object]) -> dict[str, Any]:
+    """The sizes of the model: those of the file, else those given.
+
+    Raises:
+        ConfigError: neither, a field that is missing, unknown or of the wrong type, or sizes that are not the file's.
+        CheckpointError: the file cannot be used.
+    """
+    if not path:
+        if not config:
+            raise ConfigError("no file is given", who="gguf.path", fix='write {"gguf": {"path": "model.gguf"}}')
+        return checked(config)
+    from .architecture import fields_of
+    from .container import read
+
+    found = fields_of(read(path))
+    if config and checked(config) != found:
+        wrong = sorted(key for key in {*found, *config} if found.get(key) != config.get(key))
+        raise ConfigError(f"is not that of the file: {', '.join(wrong)}", who="gguf.config", fix="leave it out")
+    return found
+
+
+def checked(config: Mapping[str, object]) -> dict[str, Any]:
+    """The same fields as plain data.
+
+    Raises:
+        ConfigError: naming all that is missing or does not fit.
+    """
+    kinds = {**_FIELDS, **_OPTIONAL}
+    wrong = [f"{key} is missing" for key in _FIELDS if key not in config]
+    wrong += [f"{key} is unknown" for key in config if key not in kinds]
+    for key, value in config.items():
+        expected = kinds.get(key, (object,))
+        fits = isinstance(value, expected) and (expected == (bool,) or not isinstance(value, bool))
+        if not fits or (isinstance(value, int | float) and not isinstance(value, bool) and value <= 0):
+            wrong.append(f"{key} is {value!r}")
+    if config.get("model_type") not in MODEL_TYPES:
+        wrong.append(f"model_type is none of {', '.join(MODEL_TYPES)}")
+    if wrong:
+        raise ConfigError("; ".join(wrong), who="gguf.config", fix="give `path`, which states it all")
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}

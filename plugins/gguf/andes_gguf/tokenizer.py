@@ -1,0 +1,198 @@
+"""The tokenizer of a file: byte-level BPE on the `tokenizers` library, chat through the file's own template."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from andes_sdk.errors import CheckpointError, InputError
+from andes_sdk.types import Rendered, Turn
+
+from . import vocabulary
+from .container import read
+from .template import WHO, render
+from .vocabulary import Vocabulary
+
+_AROUND = (("<img>", "</img>"), ("<|vision_start|>", "<|vision_end|>"))
+"""Tokens that stand around a picture, where the vocabulary has them."""
+
+Piece = tuple[list[int], bool]
+"""Ids, and whether a loss may stand on them."""
+
+
+class GgufTokenizer:
+    """Text to ids and back; an `andes_sdk.types.Tokenizer`.
+
+    Attributes:
+        vocab_size: one more than the highest id in use.
+        image_token, eos, pad: ids.
+        vocabulary: what it was made from.
+    """
+
+    def __init__(self, data: Vocabulary) -> None:
+        """Raises CheckpointError where the vocabulary is damaged."""
+        self.vocabulary, self.vocab_size = data, data.size
+        try:
+            self._tokenizer = Tokenizer.from_str(json.dumps(data.content))
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError("its vocabulary cannot be used", who=data.source, why=str(error)) from error
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._ids = {token.content: number for number, token in added.items()}
+        try:
+            self.image_token, self.eos, self.pad = (self._ids[t] for t in (data.image, data.eos, data.pad))
+        except KeyError as error:
+            raise CheckpointError(f"its vocabulary lacks the special token {error}", who=data.source) from None
+        self._hidden = {number for number, token in added.items() if token.special}
+        self._shown = {number for number in added if number not in self._hidden}
+        self._special = re.compile("(" + "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True))) + ")")
+        # text is encoded with every added token switched off, whether or not it is marked special
+        for token in added.values():
+            token.special = True
+        self._tokenizer.add_special_tokens(list(added.values()))
+        self._tokenizer.encode_special_tokens = True
+        forged = [text for text, number in self._ids.items() if number in self._hidden and number in self.encode(text)]
+        if forged:
+            why = "written out in a text they would become control tokens"
+            raise CheckpointError(f"its merges make {', '.join(forged[:5])}", who=data.source, why=why)
+
+    def encode(self, text: str) -> list[int]:
+        """Special tokens written out in the text stay text."""
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except (UnicodeError, TypeError) as error:
+            raise InputError("text that is not valid Unicode", who=self.vocabulary.source, why=str(error)) from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Control tokens are left out; added tokens that belong to texts (`<think>`) are written out."""
+        return self._tokenizer.decode([i for i in ids if i not in self._hidden], skip_special_tokens=False)
+
+    def render(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Rendered:
+        """The chat template. With `generate`, an assistant's header follows, and `<think>` if `think`.
+
+        If `generate` and the last turn is the assistant's, that turn is left open and continued: its text is the
+        prefix. Templates that know `enable_thinking` are told `think`.
+
+        Raises:
+            InputError: no turns, no template, one that refuses them, a picture in an assistant's turn, or `think`
+                where the vocabulary has no `<think>`.
+        """
+        if not turns:
+            raise InputError("no messages", who=WHO)
+        if not self.vocabulary.template:
+            fix = "set gguf.chat_template, or use an instruction-tuned model"
+            raise InputError("the file has none", who=WHO, fix=fix)
+        is_open = generate and turns[-1].role == "assistant"
+        closed = turns[:-1] if is_open else turns
+        pieces = list(self._pieces(closed, think=think, generate=generate)) if closed else []
+        prefix = ""
+        if generate:
+            prefix = _text(turns[-1]) if is_open else ""
+            if think and not prefix.startswith("<think>"):
+                if "<think>" not in self._ids:
+                    raise InputError("the vocabulary has no <think>", who=WHO, fix="leave thinking off")
+                prefix = "<think>" + prefix
+            pieces.append((self._answer(prefix), False))
+        rows = [(i, mark) for part, mark in pieces for i in part]
+        if self.vocabulary.bos and (start := (self._ids[self.vocabulary.bos], False)) != next(iter(rows), None):
+            rows.insert(0, start)
+        return Rendered(tuple(i for i, _ in rows), tuple(mark for _, mark in rows), prefix)
+
+    def _pieces(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Iterator[Piece]:
+        """What the template writes and the texts that it places; neighbouring texts are one run, but for answers."""
+        data, run, ending = self.vocabulary, "", False
+        names = {"bos_token": data.bos, "eos_token": data.eos, "pad_token": data.pad, "enable_thinking": think}
+        for part in render(data.template, turns, generate=generate, **names):
+            if isinstance(part, int) and turns[part].role == "assistant":
+                yield self.encode(run), False
+                yield self._answer(_text(turns[part])), True
+                run, ending = "", True
+            elif isinstance(part, int):
+                for text in turns[part].parts:
+                    if text is not None:
+                        run += text
+                        continue
+                    yield self.encode(run), False
+                    yield self._picture(), False
+                    run = ""
+            else:
+                for number, text in enumerate(self._special.split(part)):
+                    if number % 2 == 0:
+                        run += text
+                        continue
+                    token = self._ids[text]
+                    ends = ending and token in (self.eos, self.pad)
+                    yield self.encode(run), ends
+                    yield [token], ends
+                    run, ending = "", ending and not ends
+        yield self.encode(run), False
+
+    def _picture(self) -> list[int]:
+        for before, after in _AROUND:
+            if before in self._ids and after in self._ids:
+                return [self._ids[before], self.image_token, self._ids[after]]
+        return [self.image_token]
+
+    def _answer(self, text: str) -> list[int]:
+        """Assistant text: added tokens that belong to texts become their ids."""
+        ids: list[int] = []
+        for part in self._special.split(text):
+            ids += [self._ids[part]] if self._ids.get(part) in self._shown else self.encode(part)
+        return ids
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json; `transformers.AutoTokenizer` reads them too."""
+        data = self.vocabulary
+        own = {"size": data.size, "bos": data.bos, "image": data.image}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": data.eos,
+            "pad_token": data.pad,
+            "bos_token": data.bos or None,
+            "unk_token": None,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": data.template,
+            "andes_gguf": own,
+        }
+        _write(folder / "tokenizer.json", json.dumps(data.content, ensure_ascii=False).encode())
+        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode() + b"\n")
+
+
+def find(path: str, folder: Path | None, *, image_token: str, template: str) -> GgufTokenizer:
+    """The file's tokenizer if there is a file, else the checkpoint's.
+
+    Raises:
+        CheckpointError: neither, or one that cannot be used.
+    """
+    if path:
+        made = vocabulary.from_metadata(read(path).metadata, path, image=image_token, template=template)
+    elif folder is not None:
+        made = vocabulary.from_folder(folder, image=image_token, template=template)
+    else:
+        raise CheckpointError("there is no tokenizer", who="gguf", fix="give gguf.path, or load a checkpoint")
+    return GgufTokenizer(made)
+
+
+def _text(turn: Turn) -> str:
+    if any(part is None for part in turn.parts):
+        raise InputError("an assistant's turn cannot hold a picture", who=WHO)
+    return "".join(part for part in turn.parts if part is not None)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Readers see the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

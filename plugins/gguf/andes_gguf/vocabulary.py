@@ -1,0 +1,259 @@
+"""The vocabulary of a file as a tokenizer.json of the `tokenizers` library, and the other way round.
+
+Byte-level BPE ("gpt2" in llama.cpp's words) with the pre-tokenizers of the three families. SentencePiece vocabularies
+("llama": Llama 1 and 2) are refused. Qwen's texts are brought to NFC, as its published tokenizer does and llama.cpp
+does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from andes_sdk.errors import CheckpointError, ConfigError
+
+_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+_GPT2 = {**_BYTES, "use_regex": True}
+
+_STEPS: dict[str, list[dict[str, Any]]] = {
+    "qwen2": [{**_SPLIT, "pattern": {"Regex": _QWEN}}, _BYTES],
+    "llama-bpe": [{**_SPLIT, "pattern": {"Regex": _LLAMA3}}, _BYTES],
+    "smollm": [{"type": "Digits", "individual_digits": True}, _GPT2],
+    "gpt-2": [_GPT2],
+}
+"""`tokenizer.ggml.pre` -> steps of the pre-tokenizer."""
+_ALIASES = {"deepseek-r1-qwen": "qwen2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
+_WHOLE = ("llama-bpe",)
+"""Kinds that take a whole piece found in the vocabulary before they merge."""
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+IMAGE = "andes.image_token_id"
+"""Key of a file that this plugin wrote."""
+PREFERRED = ("<|vision_pad|>", "<|image_pad|>", "<|image|>", "<image>")
+"""Control tokens made to stand for pictures."""
+
+
+@frozen(kw_only=True)
+class Vocabulary:
+    """A tokenizer as data.
+
+    Attributes:
+        content: of a tokenizer.json; added tokens marked special are control tokens, the others belong to texts.
+        size: one more than the highest id in use.
+        eos, pad, bos, image: texts of special tokens; `bos` is empty where a text starts without one.
+        template: Jinja text of the chat template, or empty.
+        source: the file or folder.
+    """
+
+    content: dict[str, Any]
+    size: int
+    eos: str
+    pad: str
+    bos: str
+    image: str
+    template: str
+    source: str
+
+
+def from_metadata(data: Mapping[str, Any], who: str, *, image: str = "", template: str = "") -> Vocabulary:
+    """The vocabulary of a file.
+
+    Args:
+        image, template: in place of those that the file has.
+
+    Raises:
+        CheckpointError: another kind of vocabulary or pre-tokenizer, or keys that are missing or do not fit.
+    """
+    kind, pre = data.get("tokenizer.ggml.model"), data.get("tokenizer.ggml.pre")
+    if kind != "gpt2":
+        why = {"llama": "SentencePiece vocabularies (Llama 1 and 2) are not read"}.get(str(kind), "")
+        fix = "use a file with a byte-level vocabulary: Llama 3 and later, SmolLM, Qwen2, Qwen3"
+        raise CheckpointError(f"has a vocabulary of the kind {kind!r}", who=who, why=why, fix=fix)
+    pre = _ALIASES.get(str(pre), str(pre))
+    if pre not in _STEPS:
+        fix = f"known are {', '.join([*_STEPS, *_ALIASES])}"
+        raise CheckpointError(f"has the pre-tokenizer {pre!r}", who=who, why="this plugin does not know it", fix=fix)
+    tokens, merges = (_texts(data, f"tokenizer.ggml.{key}", who) for key in ("tokens", "merges"))
+    kinds = data.get("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+    if len(set(tokens)) != len(tokens) or not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise CheckpointError("has tokens twice, or not a type for each", who=who, fix="convert the model again")
+    ids = {key: data.get(f"tokenizer.ggml.{key}_token_id") for key in ("bos", "eos", "eot", "padding")}
+    wrong = [k for k, i in ids.items() if i is not None and not (isinstance(i, int) and 0 <= i < len(tokens))]
+    if wrong or ids["eos"] is None:
+        raise CheckpointError(f"has no usable {', '.join(wrong) or 'eos'} token", who=who, fix="convert it again")
+    text = {key: "" if i is None else tokens[i] for key, i in ids.items()}
+    eos = text["eot"] or text["eos"]
+    template = template or str(data.get("tokenizer.chat_template", ""))
+    control = [t for t, k in zip(tokens, kinds, strict=True) if k in (UNKNOWN, CONTROL)]
+    spared = [t for t in control if t not in text.values() and (t in PREFERRED or t not in template)]
+    stated = data.get(IMAGE)
+    if not image and isinstance(stated, int) and 0 <= stated < len(tokens):
+        image = tokens[stated]
+    return Vocabulary(
+        content=_content(tokens, kinds, merges, pre, must=[t for t in text.values() if t]),
+        size=len(tokens),
+        eos=eos,
+        pad=text["padding"] or text["eos"],
+        bos=text["bos"] if data.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") else "",
+        image=_image(image, spared, control, who),
+        template=template,
+        source=who,
+    )
+
+
+def _texts(data: Mapping[str, Any], key: str, who: str) -> list[str]:
+    found = data.get(key)
+    if not isinstance(found, list) or not found or not all(isinstance(text, str) for text in found):
+        raise CheckpointError(f"lacks {key}", who=who, fix="convert the model again")
+    return found
+
+
+def _image(wanted: str, spared: Sequence[str], control: Sequence[str], who: str) -> str:
+    if wanted:
+        if wanted not in control:
+            raise ConfigError(f"{wanted!r} is no control token of the vocabulary", who=f"{who}: image token")
+        return wanted
+    found = [t for t in PREFERRED if t in spared] or list(spared[-1:])
+    if not found:
+        why = "every control token has a meaning of its own"
+        raise CheckpointError("no token can stand for pictures", who=who, why=why, fix="set gguf.image_token")
+    return found[0]
+
+
+def _content(
+    tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[str], pre: str, must: Sequence[str]
+) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    special = {t for t, k in zip(tokens, kinds, strict=True) if k in (UNKNOWN, CONTROL)} | set(must)
+    added = [
+        {"id": i, "content": t, **flags, "special": t in special}
+        for i, (t, k) in enumerate(zip(tokens, kinds, strict=True))
+        if t in special or k == USER_DEFINED
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _STEPS[pre]},
+        "post_processor": _BYTES,
+        "decoder": _BYTES,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": pre in _WHOLE,
+            "vocab": {text: number for number, text in enumerate(tokens)},
+            "merges": [merge.split(" ") for merge in merges],
+        },
+    }
+
+
+# ---------------------------------------------------------------- a saved tokenizer
+
+
+def from_folder(folder: Path, *, image: str = "", template: str = "") -> Vocabulary:
+    """A tokenizer that this plugin saved (`GgufTokenizer.save`).
+
+    Raises:
+        CheckpointError: files that are missing, damaged or of another tokenizer.
+    """
+    try:
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        own = config["andes_gguf"]
+        return Vocabulary(
+            content=content,
+            size=own["size"],
+            eos=config["eos_token"],
+            pad=config["pad_token"],
+            bos=own["bos"],
+            image=image or own["image"],
+            template=template or config["chat_template"],
+            source=str(folder),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        fix = "load a checkpoint that was saved with this plugin, or give gguf.path"
+        raise CheckpointError("holds no tokenizer of this plugin", who=str(folder), why=why, fix=fix) from None
+
+
+# ---------------------------------------------------------------- writing
+
+
+def to_metadata(folder: Path, rows: int) -> dict[str, Any]:
+    """A saved tokenizer -> the `tokenizer.*` keys of a file, lists of texts and of types included.
+
+    Args:
+        folder: with tokenizer.json and tokenizer_config.json, as transformers writes them.
+        rows: of the embedding; ids without a token become unused ones.
+
+    Raises:
+        ConfigError: no byte-level BPE, or a pre-tokenizer that llama.cpp would need another name for.
+    """
+    try:
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        fix = "use a language model whose tokenizer is saved as tokenizer.json"
+        raise ConfigError("the tokenizer cannot be written", who="gguf-export", why=str(error), fix=fix) from None
+    model, pre = content["model"], _kind(content)
+    added = {token["content"]: token for token in content["added_tokens"]}
+    ids = {**model["vocab"], **{text: token["id"] for text, token in added.items()}}
+    if max(ids.values()) >= rows:
+        why = f"the highest id is {max(ids.values())}, the embedding has {rows} rows"
+        raise ConfigError("the tokenizer does not fit the model", who="gguf-export", why=why)
+    tokens, kinds = [f"[PAD{i}]" for i in range(rows)], [UNUSED] * rows
+    for text, number in ids.items():
+        tokens[number] = text
+        kinds[number] = NORMAL if text not in added else CONTROL if added[text]["special"] else USER_DEFINED
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    named = {key: _text(config, f"{name}_token") for key, name in (("eos", "eos"), ("padding", "pad"), ("bos", "bos"))}
+    template = config.get("chat_template") or ""
+    if not template and (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    made: dict[str, Any] = {
+        "model": "gpt2", "pre": pre, "tokens": tokens, "token_type": kinds, "merges": merges,
+        "add_bos_token": bool(config["andes_gguf"]["bos"] if "andes_gguf" in config else config.get("add_bos_token")),
+        **{f"{key}_token_id": ids[text] for key, text in named.items() if text in ids},
+    }  # fmt: skip
+    found = {f"tokenizer.ggml.{key}": value for key, value in made.items()}
+    return {**found, "tokenizer.chat_template": template} if template else found
+
+
+def _text(config: Mapping[str, Any], key: str) -> str:
+    """transformers writes a special token as a text or as a table."""
+    value = config.get(key) or ""
+    return str(value["content"]) if isinstance(value, Mapping) else str(value)
+
+
+def _kind(content: Mapping[str, Any]) -> str:
+    """Which of llama.cpp's pre-tokenizers a tokenizer.json has."""
+    model, step = content["model"], content.get("pre_tokenizer") or {}
+    steps = step["pretokenizers"] if step.get("type") == "Sequence" else [step]
+    if model.get("type") == "BPE" and not model.get("byte_fallback"):
+        for kind, known in _STEPS.items():
+            if list(map(_signature, steps)) == list(map(_signature, known)):
+                return kind
+    fix = f"known are those of {', '.join(_STEPS)}"
+    raise ConfigError("llama.cpp has no name for this tokenizer", who="gguf-export", why=str(steps)[:200], fix=fix)
+
+
+def _signature(step: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What of a step changes the pieces."""
+    keys = ("type", "pattern", "behavior", "invert", "add_prefix_space", "use_regex", "individual_digits")
+    return tuple(str(step.get(key)) for key in keys)
