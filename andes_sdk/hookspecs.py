@@ -12,6 +12,7 @@ Class attributes of a plugin
 - `contract`: the version it was written for, "1.0".
 - `testing`: options that make it tiny for the conformance kit, such as {"preset": "tiny"}; optional.
 - `companions`: plugins that the kit must put around it, such as [{"qwen3": {"preset": "tiny"}}]; optional.
+- `samples`: data lines that the kit gives to its training stages and rewards instead of the usual ones; optional.
 Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not
 be saved in an artefact's plan.
 
@@ -192,6 +193,16 @@ class Hooks(Protocol):
         """
 
     @hookspec
+    def andes_exporters(self) -> Sequence[types.Exporter]:
+        """Collection. Exporters by name: models as files of other runtimes.
+
+        @hookimpl
+        def andes_exporters(self):
+            from .onnx import OnnxExporter
+            return [OnnxExporter(opset=self.opset)]
+        """
+
+    @hookspec
     def andes_check(self, plan: Plan) -> Sequence[str]:
         """Check. Problems with the assembled plan, one sentence each; empty if there is none. Reads no weights.
 
@@ -241,6 +252,7 @@ COLLECTIONS: dict[str, str] = {
     "rewards": "andes_rewards",
     "data_filters": "andes_data_filters",
     "benchmarks": "andes_benchmarks",
+    "exporters": "andes_exporters",
 }
 """Collection -> hook."""
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.packing import Artefact
+    from andes_sdk.training.run import StageRun
+    from andes_sdk.training.state import Position
 
 Grid = tuple[int, int]
 """Rows and columns of patches of one image: (H / patch, W / patch)."""
@@ -229,7 +232,7 @@ class Session(Protocol):
     """One conversation in progress on a compiled model. Everything that decodes, caches or adapts meets here."""
 
     adapter: str | None
-    """Name of the active LoRA adapter."""
+    """Name of the LoRA adapter of the rows to come; None: none. An unknown name raises `SessionError`."""
 
     @property
     def length(self) -> int:
@@ -286,6 +289,32 @@ class Sampler(Protocol):
         """(V,) logits for the token that will stand at `position`; `history` is prompt and answer so far."""
 
 
+@frozen(eq=False, kw_only=True)
+class LowRank:
+    """What an adapter adds to one linear layer: y += scale * b (a x), in float32.
+
+    Attributes:
+        a: (rank, in) float32. b: (out, rank) float32.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@frozen(eq=False, kw_only=True)
+class Adapter:
+    """A LoRA adapter: an input of a pass, as tokens are. Attached by reference, never merged, nothing is rebuilt.
+
+    Attributes:
+        layers: linear layer, by its name within the language model (`model.layers.0.self_attn.q_proj`) -> its pair.
+    """
+
+    name: str
+    layers: Mapping[str, LowRank]
+
+
+@runtime_checkable
 @runtime_checkable
 class Decoder(Protocol):
     """Turns a prefilled session into tokens: proposes, verifies through `extend`, commits."""
@@ -315,6 +344,21 @@ class Compiled(Protocol):
 
 
 @runtime_checkable
+class AdaptableCompiled(Protocol):
+    """A compiled model that takes adapters. Optional, beside `Compiled`; `session.adapter` then takes their names.
+
+    Sessions of one `extend_many` may have different adapters; each row gets what it would get alone.
+    """
+
+    def add_adapter(self, adapter: Adapter) -> None:
+        """Make an adapter known to all sessions, open ones too.
+
+        Raises:
+            DuplicateName: there is one of that name. ConfigError: a layer that this backend cannot adapt.
+        """
+
+
+@runtime_checkable
 class Backend(Protocol):
     """A way to run a model. Asking for what the machine lacks raises `BackendUnavailable`."""
 
@@ -324,6 +368,26 @@ class Backend(Protocol):
 
     def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
         """Make a model ready on a device ('cpu', 'cuda' …) in a precision ('float32', 'bfloat16', 'float16')."""
+
+
+@runtime_checkable
+class PackedBackend(Protocol):
+    """A backend that runs weights as an artefact stores them. Optional, beside `Backend`.
+
+    Without it an artefact is dequantised into float weights, and `compile` gets those.
+    """
+
+    def open(self, artefact: Artefact, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
+        """Make an artefact ready without unpacking what this backend computes itself.
+
+        Args:
+            artefact: mapped; `artefact.packed(name)` are the bytes of a matrix, to be used where they lie.
+            model: the modules of the artefact's plan. They hold no weights: each one is read from the artefact when
+                it is used, and forgotten. Right for whatever the backend leaves to torch.
+
+        Raises:
+            BackendUnavailable: formats or a model that this backend cannot run; the reasons say which.
+        """
 
 
 # ---------------------------------------------------------------- collections
@@ -342,6 +406,43 @@ class TrainingStage(Protocol):
 
     def loss(self, model: VisionLanguageModel, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
         """A packed batch -> (scalar loss summed over supervised tokens / `batch.tokens`, figures to log)."""
+
+
+@runtime_checkable
+class ConversationStage(Protocol):
+    """A training stage whose data lines have a shape of their own. Optional, beside `TrainingStage`."""
+
+    def conversations(self, entry: Mapping[str, Any]) -> Sequence[Sequence[Mapping[str, Any]]]:
+        """One data line -> conversations about the same pictures, which share their common prefix in a pack.
+
+        Raises:
+            TrainingError: the line is not of that shape; the loop adds file and line.
+        """
+
+
+@runtime_checkable
+class FeedingStage(Protocol):
+    """A training stage that makes its own batches. Optional, beside `TrainingStage`.
+
+    A batch has `tokens` (its weight in the mean over batches and processes), `samples` and `to(device)`.
+    """
+
+    def feed(self, run: StageRun) -> Iterator[tuple[Position, Any]]:
+        """Batches for ever, each with the position right after it; feeding from a position repeats what followed it.
+
+        Wrap `andes_sdk.training.feed.packed(run)` to add to the usual packs.
+        """
+
+
+@runtime_checkable
+class StatefulStage(Protocol):
+    """A training stage that learns something beside the weights, such as a running mean. Optional."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What a saved run must hold, by name; the same on every process."""
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put it back; called before the first batch of a run that goes on."""
 
 
 @runtime_checkable
@@ -381,6 +482,28 @@ class DataFilter(Protocol):
 
 
 @runtime_checkable
+class TableFilter(Protocol):
+    """A data filter in two steps, so that many machines can share the first. Optional, beside `DataFilter`.
+
+    Pictures of a sample are absolute paths, URLs or bytes.
+    """
+
+    @property
+    def version(self) -> str:
+        """Names what `describe` computes, options included: facts are kept under it and never computed again."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether `describe` mostly waits (for a server), so that threads serve it better than processes."""
+
+    def describe(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Facts of one sample as JSON data, whatever the others are. Runs in other processes: picklable, no state."""
+
+    def decide(self, facts: Sequence[Mapping[str, Any]]) -> Sequence[str | None]:
+        """Facts of all samples in order -> for each None to keep it, or the reason to drop it. Deterministic."""
+
+
+@runtime_checkable
 class Benchmark(Protocol):
     """A task with a score."""
 
@@ -390,6 +513,21 @@ class Benchmark(Protocol):
 
     def run(self, pipeline: Any, *, limit: int | None = None) -> Mapping[str, float]:
         """Score a pipeline, on the first `limit` items if given -> named figures."""
+
+
+@runtime_checkable
+class Exporter(Protocol):
+    """Writes a model, or a part of one, as a file of another runtime."""
+
+    @property
+    def name(self) -> str:
+        """Unique in its collection; as users write it."""
+
+    def export(self, pipeline: Any, path: Path) -> Mapping[str, Any]:
+        """Write `path`, whole or not at all -> a report as plain data: what was written, what was lost or left out.
+
+        The model stays as it was. A model that the runtime cannot express is an error, before anything is written.
+        """
 
 
 @frozen(kw_only=True)

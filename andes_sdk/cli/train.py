@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ from andes_sdk.errors import TrainingError
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.training.recipe import Recipe, StageRecipe
+    from andes_sdk.training.recipe import Recipe
 
 
 def open_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, Pipeline]:
@@ -38,44 +39,6 @@ def open_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, Pipeline]:
     return recipe, Pipeline.from_plugins(**arguments)
 
 
-def outlook(recipe: Recipe, pipeline: Pipeline) -> dict[str, Any]:
-    """What a recipe would do: steps, samples, what trains, and an estimate of memory. Reads data files, no weights."""
-    model = pipeline.meta_model()
-    total = model.parameter_count()
-    stages = [_stage(stage, recipe, pipeline, model) for stage in recipe.stages]
-    return {"recipe": recipe.name, "parameters": total, "stages": stages}
-
-
-def _stage(stage: StageRecipe, recipe: Recipe, pipeline: Pipeline, model: Any) -> dict[str, Any]:
-    from andes_sdk.training.data import read_samples
-    from andes_sdk.training.recipe import rates_of
-
-    rates = rates_of(stage, pipeline.pick("training_stages", stage.stage).rates(model))
-    trainable = dict.fromkeys(model.parts(), 0)
-    weights = learnt = 0
-    for name, parameter in model.named_parameters():
-        size = parameter.numel() * _bytes(pipeline.plan.dtype)
-        weights += size
-        prefix = max((p for p in rates if name == p or name.startswith(f"{p}.")), key=len, default=None)
-        if prefix is not None and rates[prefix] > 0:
-            trainable[name.partition(".")[0]] += parameter.numel()
-            learnt += size
-    # AdamW keeps two moments in the precision of the weights; activations come on top and depend on the packs
-    memory = {"weights": weights, "gradients": learnt, "optimizer": 2 * learnt}
-    return {
-        "stage": stage.stage,
-        "steps": stage.steps,
-        "samples": sum(len(read_samples(d, recipe.folder)) for d in stage.data),
-        "rates": rates,
-        "trainable": trainable,
-        "memory_bytes": {**memory, "total": sum(memory.values())},
-    }
-
-
-def _bytes(dtype: str) -> int:
-    return 4 if dtype == "float32" else 2
-
-
 def _print_outlook(facts: dict[str, Any]) -> None:
     modules = list(facts["stages"][0]["trainable"]) if facts["stages"] else []
     rows = [
@@ -83,15 +46,18 @@ def _print_outlook(facts: dict[str, Any]) -> None:
             s["stage"],
             f"{s['steps']:,}",
             f"{s['samples']:,}",
+            f"{s['tokens']:,}",
             *(f"{s['trainable'][m]:,}" for m in modules),
             f"{s['memory_bytes']['total'] / 2**20:,.0f} MiB",
         )
         for s in facts["stages"]
     ]
-    heads = ("stage", "steps", "samples", *(f"{m} trains" for m in modules), "memory")
+    heads = ("stage", "steps", "samples", "tokens, at most", *(f"{m} trains" for m in modules), "memory")
     console = stdout()
     console.print(table(heads, rows, f"{facts['recipe']}: {facts['parameters']:,} parameters"))
-    console.print("memory: weights, gradients and AdamW's moments; activations come on top")
+    for s in facts["stages"]:
+        parts = ", ".join(f"{k} {v / 2**20:,.0f}" for k, v in s["memory_bytes"].items() if k != "total")
+        console.print(f"memory of {s['stage']} (MiB): {parts}", markup=False, highlight=False, soft_wrap=True)
 
 
 @clean
@@ -102,6 +68,9 @@ def train(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Such as stages.0.steps=20; repeatable.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out, if there is one.")] = True,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html to --out at the end; again: andes report FOLDER.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -110,20 +79,48 @@ def train(
         raise typer.BadParameter("--out FOLDER is needed to train")
     loaded, pipeline = open_recipe(recipe, change or [])
     if dry_run or out is None:
+        from andes_sdk.training.outlook import outlook
+
         facts = outlook(loaded, pipeline)
         if as_json:
             print_json(facts)
         else:
             _print_outlook(facts)
         return
+    from andes_sdk.training.processes import leave_processes
     from andes_sdk.training.progress import Progress
+    from andes_sdk.training.report import need_matplotlib, write_report
 
-    console = None if as_json else stdout()
+    if report:
+        need_matplotlib()
+    first = os.environ.get("RANK", "0") == "0"
+    console = None if as_json or not first else stdout()
     with Progress(out, console, [s.log_every for s in loaded.stages]) as progress:
-        model = pipeline.train(loaded, out, resume=resume, progress=progress)
+        try:
+            model = pipeline.train(loaded, out, resume=resume, progress=progress)
+        finally:
+            leave_processes()
+    if not first:
+        return
+    if report:
+        write_report(out)
     if as_json:
         last = progress.path.read_text(encoding="utf-8").splitlines() if progress.path.exists() else []
         done = {"recipe": loaded.name, "model": str(model), "metrics": str(progress.path)}
         print_json({**done, "steps": len(last), "last": json.loads(last[-1]) if last else None})
     elif console is not None:
         console.print(f"trained model: {model}", markup=False, soft_wrap=True)
+
+
+@clean
+def report(
+    folder: Annotated[Path, typer.Argument(help="The --out folder of a run, finished or not.")], as_json: Json = False
+) -> None:
+    """Draw a run's metrics: loss, learning rate, gradient norm and speed of each stage, in one HTML file."""
+    from andes_sdk.training.report import write_report
+
+    path = write_report(folder)
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        stdout().print(f"report: {path}", markup=False, soft_wrap=True)

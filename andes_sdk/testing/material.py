@@ -1,4 +1,4 @@
-"""Fixed inputs for checks: pictures, patches, token ids, conversations, packed batches, attention."""
+"""Fixed inputs for checks: pictures, patches, token ids, conversations, attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.training.packing import Batch
     from andes_sdk.types import Grid, LanguageModel, VisionSpec
 
 BLOCKS = ((1, 2), (2, 2), (3, 1))
@@ -57,15 +56,6 @@ def conversation(number: int = 0, *, answer: bool = False) -> list[dict[str, Any
     answers = ("Noise, noise and noise.", "Three.", "Top left; it opens the settings.")
     messages = [user_message(questions[number % 3], [picture(number)])]
     return [*messages, {"role": "assistant", "content": answers[number % 3]}] if answer else messages
-
-
-def batches(pipe: Pipeline, count: int = 2) -> list[Batch]:
-    """`count` training samples, each as a batch, and then all of them in one pack."""
-    from andes_sdk.training.packing import collate, make_row
-
-    prepared = [pipe.processor.prepare(conversation(i, answer=True), generate=False) for i in range(count)]
-    rows = [make_row([p]) for p in prepared]
-    return [*(collate([row]) for row in rows), collate(rows)]
 
 
 def plain_inputs(pipe: Pipeline, count: int, seed: int = 3) -> Inputs:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.testing.material import answer_to_everything, batches, conversation
+from andes_sdk.testing.material import answer_to_everything, conversation
+from andes_sdk.testing.stages import Entries, stage_batches
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
 
 
-def probe(pipe: Pipeline, number: int = 0) -> dict[str, object]:
+def probe(pipe: Pipeline, number: int = 0, samples: Entries = ()) -> dict[str, object]:
     """Logits of a prompt, the tokens of an answer, and the loss of every stage; equal pipelines give equal values."""
     messages = conversation(number)
     logits = answer_to_everything(pipe.model, pipe.prepare(messages))
@@ -23,7 +24,9 @@ def probe(pipe: Pipeline, number: int = 0) -> dict[str, object]:
     }
     with torch.no_grad():
         for name, stage in pipe.collection("training_stages").items():
-            found[f"the loss of stage {name!r}"] = float(stage.loss(pipe.model, batches(pipe)[-1])[0])
+            found[f"the loss of stage {name!r}"] = float(
+                stage.loss(pipe.model, stage_batches(pipe, stage, samples)[-1])[0]
+            )
     return found
 
 

@@ -22,13 +22,14 @@ COUNTS: dict[str, int] = {
     "tokenizer": 10,
     "cache_policy": 10,
     "decoder": 7,
-    "training_stages": 8,
+    "training_stages": 10,
     "compressors": 2,
     "backends": 5,
     "formats": 3,
     "rewards": 2,
     "data_filters": 3,
     "benchmarks": 2,
+    "exporters": 2,
 }
 """Kind -> number of checks."""
 
@@ -43,6 +44,7 @@ MODULES = (
     "decoding",
     "training",
     "collections",
+    "exporting",
 )
 
 

@@ -1,161 +1,173 @@
-"""Training samples: JSON Lines of OpenAI-style messages, read in an order that depends on seed and epoch alone.
-
-A line is `{"messages": [...]}`, or `{"conversations": [[...], [...]]}` for several about the same pictures.
-"""
+"""Training samples to rows, in an order that depends on seed and epoch alone."""
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from attrs import frozen
-from PIL import Image
+import torch
+from attrs import evolve
 
-from andes_sdk.errors import AndesError, TrainingError
-from andes_sdk.images import load_image
-from andes_sdk.training.packing import Row, make_row
+from andes_sdk.building import build_processor, image_errors
+from andes_sdk.data.bad import BadSample, BadSamples
+from andes_sdk.data.rows import RowMaker, conversations_of
+from andes_sdk.data.samples import Sample, Samples, check_mixture, stage_samples
+from andes_sdk.data.shards import find_files
+from andes_sdk.errors import AssemblyError, TrainingError
+from andes_sdk.types import ConversationStage
 
 if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
     from andes_sdk.processing import Processor
-    from andes_sdk.training.recipe import DataRecipe
+    from andes_sdk.training.packing import Row
+    from andes_sdk.training.recipe import DataRecipe, Recipe, StageRecipe
+    from andes_sdk.types import TrainingStage
+
+__all__ = ["RowMaker", "Sample", "Samples", "ahead", "conversations_of", "make_rows", "read_samples", "stage_samples"]
 
 T = TypeVar("T")
-Augmentation = Callable[[Image.Image], Image.Image]
+R = TypeVar("R")
 
 
-@frozen
-class Sample:
-    """One line of a data file.
-
-    Attributes:
-        conversations: message lists about the same pictures.
-        where: `file:line`, for messages.
-        folder: what relative picture paths are relative to.
-        source: the recipe's options for this file.
-    """
-
-    conversations: Sequence[Sequence[Mapping[str, Any]]]
-    where: str
-    folder: Path
-    source: DataRecipe
-
-
-def read_samples(source: DataRecipe, folder: Path) -> list[Sample]:
-    """Every sample of a file.
+def read_samples(source: DataRecipe, folder: Path) -> Samples:
+    """The samples of one entry of a stage's data; see `stage_samples` for several.
 
     Raises:
-        TrainingError: a missing file, a line that is not JSON or not a sample; with file and line.
+        TrainingError: a file that is missing, damaged or empty.
     """
-    path = folder / source.path
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(
-            "the data cannot be read", who=str(path), why=str(error), fix="make it, or correct its path"
-        ) from None
-    samples = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TrainingError("is not JSON", who=where, why=str(error), fix="correct or delete the line") from None
-        samples.append(Sample(_conversations(entry, where), where, path.parent, source))
-    if not samples:
-        raise TrainingError("holds no sample", who=str(path), fix="write one JSON object per line")
-    return samples * source.repeat
+    return stage_samples([source], folder)
 
 
-def _conversations(entry: Any, where: str) -> list[list[Any]]:
-    if isinstance(entry, dict):
-        many = entry.get("conversations", [entry["messages"]] if "messages" in entry else None)
-        if isinstance(many, list) and many and all(isinstance(m, list) and m for m in many):
-            return many
-    raise TrainingError(
-        "is not a sample", who=where, fix='write {"messages": [...]} or {"conversations": [[...], ...]}'
-    )
+def check_stages(pipeline: Pipeline, recipe: Recipe) -> None:
+    """Find out before the first step what a later stage would stop at: its data files, its options for pictures.
+
+    Raises:
+        TrainingError: a file that does not exist, or a contradictory mixture.
+        AssemblyError: options of `image` that do not exist or do not fit.
+    """
+    for stage in recipe.stages:
+        check_mixture(stage.data)
+        _stage_image(pipeline, stage)
+        for source in stage.data:
+            for path in find_files(recipe.folder / source.path):
+                if not path.is_file():
+                    raise TrainingError(
+                        "the data cannot be read", who=str(path), why="no such file", fix="make it, or correct its path"
+                    )
+
+
+def stage_processor(pipeline: Pipeline, recipe: StageRecipe) -> Processor:
+    """The pipeline's processor with the stage's own resolution.
+
+    Raises:
+        AssemblyError: every option of the stage's `image` that does not exist or does not fit.
+    """
+    if not recipe.image:
+        return pipeline.processor
+    return build_processor(pipeline.model, evolve(pipeline.plan, image=_stage_image(pipeline, recipe)))
+
+
+def _stage_image(pipeline: Pipeline, recipe: StageRecipe) -> dict[str, Any]:
+    image = {**pipeline.plan.image, **recipe.image}
+    if errors := image_errors(image):
+        raise AssemblyError(f"cannot configure stage {recipe.stage}", errors)
+    return image
+
+
+def stage_maker(pipeline: Pipeline, recipe: StageRecipe, stage: TrainingStage) -> RowMaker:
+    """How the samples of a stage become rows: its conversations, its resolution, its limits."""
+    conversations = stage.conversations if isinstance(stage, ConversationStage) else conversations_of
+    return RowMaker(stage_processor(pipeline, recipe), conversations, recipe.max_tokens, recipe.max_patches)
+
+
+# ---------------------------------------------------------------- an epoch
 
 
 def make_rows(
-    samples: Sequence[Sample], processor: Processor, *, seed: int, epoch: int, start: int = 0
+    samples: Sequence[Sample],
+    maker: RowMaker | Processor,
+    *,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    workers: int = 1,
+    bad: BadSamples | None = None,
 ) -> Iterator[tuple[int, Row]]:
-    """Samples of one epoch in their shuffled order, from offset `start` -> (offset of the next sample, row).
+    """Samples of one epoch in their order, from offset `start` -> (offset of the next sample, row).
 
-    Order and augmentation are keyed by (seed, epoch, sample), so a resumed run sees exactly what it would have seen.
+    A row's `extras` are `sample`, the sample's index, and `epoch` and `offset`, its place in the order. Order and
+    augmentation are keyed by (seed, epoch, offset), so neither `workers` (threads) nor a restart changes anything.
+
+    Args:
+        maker: how a sample becomes a row; a processor stands for the usual way without limits.
+        bad: counts samples that cannot be used and are skipped.
+
+    Raises:
+        BadSample: a sample that cannot be used, where its file's `on_error` is "fail".
+        TrainingError: more bad samples than a file's `max_errors`, or no usable sample in a whole epoch.
     """
-    order = list(range(len(samples)))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    for offset in range(start, len(order)):
-        index = order[offset]
-        sample = samples[index]
-        try:
-            yield offset + 1, _row(sample, processor, random.Random(f"{seed}/{epoch}/{index}"))
-        except TrainingError:
-            raise
-        except AndesError as error:
-            raise TrainingError(
-                "cannot be used for training", who=sample.where, why=str(error), fix=error.fix
-            ) from error
-
-
-def _row(sample: Sample, processor: Processor, rng: random.Random) -> Row:
-    chosen = list(sample.conversations)
-    if 0 < sample.source.questions < len(chosen):
-        chosen = rng.sample(chosen, sample.source.questions)
-    augment = _augmentation(sample.source, rng)
-    pictures: dict[str, Any] = {}
-    prepared = [
-        processor.prepare([_with_pictures(m, sample, augment, pictures) for m in conversation], generate=False)
-        for conversation in chosen
-    ]
-    if any(p.grids != prepared[0].grids for p in prepared):
-        raise TrainingError(
-            "its conversations have different pictures", who=sample.where, fix="write one line per picture"
-        )
-    if not any(bool(p.supervised.any()) for p in prepared if p.supervised is not None):
-        raise TrainingError("has no assistant text to learn from", who=sample.where, fix="add an assistant message")
-    return make_row(prepared)
-
-
-def _augmentation(source: DataRecipe, rng: random.Random) -> Augmentation:
-    """The random changes that a file's recipe allows, the same for every picture of one sample."""
-    mirror = source.flip and rng.random() < 0.5
-    angle = rng.uniform(-source.rotate, source.rotate)
-    dx, dy = (rng.uniform(-source.shift, source.shift) for _ in range(2))
-
-    def augment(image: Image.Image) -> Image.Image:
-        if source.rotate or source.shift:
-            move = (dx * image.width, dy * image.height)
-            image = image.rotate(angle, Image.Resampling.BILINEAR, translate=move)  # type: ignore[arg-type]
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror else image
-
-    return augment
-
-
-def _with_pictures(message: Any, sample: Sample, augment: Augmentation, pictures: dict[str, Any]) -> Any:
-    """Replace picture references by loaded pictures: relative to the file, each read once, and augmented."""
-    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
-        return message
-    content = []
-    for part in message["content"]:
-        reference = None
-        if isinstance(part, dict) and part.get("type") == "image_url":
-            url = part.get("image_url")
-            reference = url.get("url") if isinstance(url, dict) else url
-        if not isinstance(reference, str):
-            content.append(part)
+    bad = BadSamples() if bad is None else bad
+    maker = maker if isinstance(maker, RowMaker) else RowMaker(maker)
+    order = samples.order(seed, epoch) if isinstance(samples, Samples) else _plain_order(len(samples), seed, epoch)
+    usable = start > 0
+    offsets = range(start, len(order))
+    for offset, made in zip(
+        offsets, in_order(partial(_make, samples, order, maker, seed, epoch), offsets, workers), strict=True
+    ):
+        if isinstance(made, BadSample):
+            bad.take(made, _source(samples, order[offset]), epoch=epoch, offset=offset)
             continue
-        if reference not in pictures:
-            local = reference.startswith(("data:", "http:", "https:", "file:"))
-            pictures[reference] = augment(load_image(reference if local else sample.folder / reference))
-        content.append({"type": "image", "image": pictures[reference]})
-    return {**message, "content": content}
+        usable = True
+        yield offset + 1, made
+    if not usable:
+        why, fix = f"skipped by reason: {bad.counts()}", "run `andes data check`"
+        raise TrainingError("no sample of the stage can be used", why=why, fix=fix)
+
+
+def _make(
+    samples: Sequence[Sample], order: Sequence[int], maker: RowMaker, seed: int, epoch: int, offset: int
+) -> Row | BadSample:
+    try:
+        row = maker.row(samples[order[offset]], random.Random(f"{seed}/{epoch}/{offset}"))
+    except BadSample as error:
+        return error
+    place = {"sample": order[offset], "epoch": epoch, "offset": offset}
+    return evolve(row, extras={name: torch.tensor(value) for name, value in place.items()})
+
+
+def _source(samples: Sequence[Sample], index: int) -> DataRecipe:
+    """The recipe of a sample's file; the sample itself may be what cannot be read."""
+    return samples.source_of(index) if isinstance(samples, Samples) else samples[index].source
+
+
+def _plain_order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], workers: int = 1) -> Iterator[R]:
+    """`map` on several threads: the same results in the same order, a few ahead."""
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Any] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:

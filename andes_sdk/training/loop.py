@@ -1,39 +1,50 @@
-"""The loop that runs every stage: Accelerate for devices and precision, a state that survives kill -9."""
+"""The loop that runs every stage, on one process or many, with a state that survives kill -9."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from attrs import define, evolve
+from attrs import define, evolve, field, frozen
 
+from andes_sdk.data.bad import BadSamples
 from andes_sdk.errors import TrainingError
-from andes_sdk.training.data import Sample, ahead, make_rows, read_samples
-from andes_sdk.training.packing import Batch, Row, collate, pack
+from andes_sdk.training.data import check_stages, stage_samples
+from andes_sdk.training.ema import start_average, swap_average, update_average
+from andes_sdk.training.feed import packed
+from andes_sdk.training.lora import Adapter, put_in
+from andes_sdk.training.processes import Processes, divided_copy, gather, losing_others_is_told
 from andes_sdk.training.recipe import Recipe, StageRecipe, rates_of
-from andes_sdk.training.state import Position, load_state, read_position, save_state, states
-from andes_sdk.types import Event
+from andes_sdk.training.recompute import recomputed
+from andes_sdk.training.run import StageRun
+from andes_sdk.training.state import Learner, Position, load_state, read_position, save_state, states
+from andes_sdk.training.step import Loss, freeze, make_optimizer, seed_step, update
+from andes_sdk.types import Event, FeedingStage, StatefulStage, TrainingStage
 
 if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.training.progress import Progress
-    from andes_sdk.types import TrainingStage
 
 
-class _Step(torch.nn.Module):
-    """The stage's loss as a forward pass, which is what Accelerate wraps."""
+@frozen(eq=False)
+class _Work:
+    """A stage made ready to run.
 
-    def __init__(self, model: torch.nn.Module, stage: TrainingStage) -> None:
-        super().__init__()
-        self.model = model
-        self.stage = stage
+    Attributes:
+        learner: what steps change; under sharding its model is a divided copy.
+        module: the loss, wrapped for several processes.
+    """
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, Mapping[str, float]]:
-        return self.stage.loss(self.model, batch)  # type: ignore[arg-type]
+    index: int
+    recipe: StageRecipe
+    stage: TrainingStage
+    learner: Learner
+    module: torch.nn.Module
+    adapter: Adapter | None
 
 
 @define
@@ -43,14 +54,18 @@ class Trainer:
     Attributes:
         pipeline: what is trained, in place.
         recipe: stages and data.
-        out: folder for states and the trained checkpoint.
-        progress: shows what happens, or None.
+        out: folder for states and the trained checkpoint; all processes must see it.
+        progress: shows what happens (in the first process), or None.
     """
 
     pipeline: Pipeline
     recipe: Recipe
     out: Path
     progress: Progress | None = None
+    processes: Processes = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.processes = Processes.join(self.pipeline.plan.device, self.recipe.timeout)
 
     def run(self, *, resume: bool = True) -> Path:
         """Train all stages, then save a checkpoint -> its folder.
@@ -58,7 +73,7 @@ class Trainer:
         A run that was stopped, even by kill -9, goes on from its last state with identical numbers.
 
         Raises:
-            TrainingError: bad data, a state of another recipe, or a loss that is not finite.
+            TrainingError: bad data, a state of another recipe, a loss that is not finite, a process that failed.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         if self.recipe.threads:
@@ -68,113 +83,153 @@ class Trainer:
         if found and not resume:
             raise TrainingError("the folder holds a run", who=str(self.out), fix="resume it, or choose another folder")
         position = read_position(found[-1], digest) if found else Position()
-        torch.manual_seed(self.recipe.seed)
-        for index in range(position.stage, len(self.recipe.stages)):
-            state = found[-1] if found and index == position.stage else None
-            self._stage(index, evolve(position, stage=index) if state else Position(stage=index), state, digest)
-        return self.pipeline.save_pretrained(self.out / "model")
+        check_stages(self.pipeline, self.recipe)
+        with losing_others_is_told():
+            self._agree(position)
+            for index in range(position.stage, len(self.recipe.stages)):
+                state = found[-1] if found and index == position.stage else None
+                self._stage(index, position if state else Position(stage=index), state, digest)
+            return self._save(self.out / "model")
+
+    def _agree(self, position: Position) -> None:
+        for rank, other in enumerate(self.processes.all(position)):
+            if other != position:
+                raise TrainingError(
+                    "the processes see different states",
+                    who=str(self.out),
+                    why=f"process {rank} stands at {other}, process {self.processes.rank} at {position}",
+                    fix="put the folder on a file system that all of them share",
+                )
 
     def _stage(self, index: int, position: Position, state: Path | None, digest: str) -> None:
-        recipe = self.recipe.stages[index]
-        stage = self.pipeline.pick("training_stages", recipe.stage)
-        samples = [s for d in recipe.data for s in read_samples(d, self.recipe.folder)]
-        accelerator = Accelerator(cpu=self.pipeline.plan.device == "cpu", mixed_precision=self.recipe.precision)
-        model = self.pipeline.model
-        model.to(accelerator.device)
-        optimizer = _optimizer(model, rates_of(recipe, stage.rates(model)), recipe.weight_decay)
+        seed_step(self.recipe, index, -1, 0)
+        work = self._prepare(index)
         if state is not None:
-            load_state(state, model, optimizer)
-        step_module, wrapped = accelerator.prepare(_Step(model, stage), optimizer)
-        step_module.train()
-        self._tell(
-            "stage-start", position.step, {"stage": recipe.stage, "steps": recipe.steps, "samples": len(samples)}
+            load_state(state, work.learner)
+        run = self._describe(work, position)
+        start = {"stage": work.recipe.stage, "steps": work.recipe.steps, "samples": len(run.samples)}
+        self._tell("stage-start", position.step, start)
+        with recomputed(work.learner.model, work.recipe.recompute):
+            done = position
+            for done in self._steps(work, run, position):
+                if done.step % work.recipe.checkpoint_every == 0 or done.step == work.recipe.steps:
+                    save_state(self.out, work.learner, done, digest, write=self.processes.first)
+                    self._tell("checkpoint", done.step, {})
+        self._finish(work)
+        if skipped := run.bad.finish(done):
+            self._tell("bad-samples", done.step, skipped)
+        self._tell("stage-end", work.recipe.steps, {"stage": work.recipe.stage})
+
+    def _prepare(self, index: int) -> _Work:
+        recipe = self.recipe.stages[index]
+        if recipe.accumulate % self.processes.world:
+            raise TrainingError(
+                f"{recipe.accumulate} packs per step cannot be shared by {self.processes.world} processes",
+                who=f"stages.{index}.accumulate",
+                fix=f"set it to a multiple of {self.processes.world}",
+            )
+        stage: TrainingStage = self.pipeline.pick("training_stages", recipe.stage)
+        model = self.pipeline.model
+        rates = rates_of(recipe, stage.rates(model))
+        adapter = None
+        if recipe.lora is not None:
+            adapter = put_in(model, recipe.lora)
+            rates = {**recipe.rates, **adapter.rates(recipe.lora.rate)}
+        divided = self.recipe.sharding == "full" and self.processes.world > 1
+        working = divided_copy(model) if divided else model.to(self.processes.device)
+        freeze(working, rates)  # before the model is wrapped or divided
+        loss = Loss(working, stage, complete=divided or (self.processes.world > 1 and _sees(working)))
+        module = self.processes.wrap(loss, self.recipe.sharding).train()
+        optimizer = make_optimizer(working, rates, recipe.weight_decay)
+        own = stage if isinstance(stage, StatefulStage) else None
+        learner = Learner(working, optimizer, start_average(working, recipe.ema), own)
+        return _Work(index, recipe, stage, learner, module, adapter)
+
+    def _describe(self, work: _Work, position: Position) -> StageRun:
+        return StageRun(
+            pipeline=self.pipeline,
+            recipe=work.recipe,
+            stage=work.stage,
+            samples=stage_samples(work.recipe.data, self.recipe.folder),
+            position=position,
+            seed=self.recipe.seed,
+            index=work.index,
+            out=self.out,
+            bad=BadSamples.open(self.out, position, write=self.processes.first),
+            device=self.processes.device,
+            rank=self.processes.rank,
+            world=self.processes.world,
+            tell=lambda kind, values: self._tell(kind, None, values),
+            gather=partial(gather, work.learner.model, self.pipeline.model),
+            autocast=partial(
+                torch.autocast, self.processes.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"
+            ),
         )
-        groups = ahead(self._packs(samples, recipe, position))
-        saved = position.step
+
+    def _steps(self, work: _Work, run: StageRun, position: Position) -> Iterator[Position]:
+        """Train -> the position after each step."""
+        recipe, learner = work.recipe, work.learner
+        groups = work.stage.feed(run) if isinstance(work.stage, FeedingStage) else packed(run)
         while position.step < recipe.steps:
-            packs = [next(groups) for _ in range(recipe.accumulate)]
-            values = _update(accelerator, step_module, wrapped, [b for _, b in packs], recipe, position.step)
-            position = evolve(packs[-1][0], stage=index, step=position.step + 1)
+            packs = [next(groups) for _ in range(recipe.accumulate // run.world)]
+            seed_step(self.recipe, work.index, position.step, run.rank)
+            values = update(
+                self.processes,
+                work.module,
+                learner.optimizer,
+                [batch for _, batch in packs],
+                recipe,
+                position.step,
+                run.autocast,
+            )
+            position = evolve(packs[-1][0], stage=work.index, step=position.step + 1)
+            update_average(learner.average, learner.model, recipe.ema, position.step)
             self._tell("step", position.step, values)
-            if position.step % recipe.checkpoint_every == 0 or position.step == recipe.steps:
-                save_state(self.out, model, optimizer, position, digest)
-                saved = position.step
-                self._tell("checkpoint", saved, {})
-        groups.close()  # type: ignore[attr-defined]
+            yield position
+        if (close := getattr(groups, "close", None)) is not None:
+            close()
+
+    def _finish(self, work: _Work) -> None:
+        """Bring the pipeline's model to what the stage made of it, whole and without an adapter."""
+        model, learner = self.pipeline.model, work.learner
+        if learner.average:
+            swap_average(learner.average, learner.model)
+            gather(learner.model, model)
+            if work.recipe.ema_export == "beside":
+                self._export(work, f"ema-{work.index:02d}")
+                swap_average(learner.average, learner.model)
+        gather(learner.model, model)
         model.eval()
         model.requires_grad_(True)
-        self._tell("stage-end", position.step, {"stage": recipe.stage})
+        if work.adapter is not None and work.recipe.lora is not None:
+            if self.processes.first:
+                work.adapter.save(self.out / "adapters" / (work.recipe.lora.name or work.recipe.stage))
+            work.adapter.take_out(merge=work.recipe.lora.merge)
 
-    def _packs(
-        self, samples: list[Sample], recipe: StageRecipe, position: Position
-    ) -> Iterator[tuple[Position, Batch]]:
-        """Packed batches for ever, each with the position right after it."""
-        epoch, start = position.epoch, position.offset
-        processor = self.pipeline.processor
-        while True:
-            offset = start
-            rows: Iterator[Row] = (
-                row for _, row in make_rows(samples, processor, seed=self.recipe.seed, epoch=epoch, start=start)
-            )
-            for group in pack(rows, max_tokens=recipe.max_tokens, max_patches=recipe.max_patches):
-                offset += len(group)
-                yield Position(epoch=epoch, offset=offset), collate(group)
-            epoch, start = epoch + 1, 0
+    def _export(self, work: _Work, name: str) -> None:
+        """Write averaged weights beside the run's own: an adapter alone, or a whole checkpoint."""
+        if work.adapter is None:
+            self._save(self.out / name)
+        elif self.processes.first:
+            work.adapter.save(self.out / "adapters" / name)
 
-    def _tell(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+    def _save(self, folder: Path) -> Path:
+        if self.processes.first:
+            self.pipeline.save_pretrained(folder)
+        self.processes.wait()
+        return folder
+
+    def _tell(self, kind: str, step: int | None, values: Mapping[str, Any]) -> None:
+        """To observers of the first process."""
+        if not self.processes.first:
+            return
         event = Event(kind=kind, step=step, values=values)
         if self.progress is not None:
             self.progress.show(event)
         self.pipeline.tell(event)
 
 
-def _optimizer(model: torch.nn.Module, rates: Mapping[str, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over what `rates` names (longest prefix wins); everything else is frozen. Vectors are not decayed."""
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        prefix = max((p for p in rates if name == p or name.startswith(f"{p}.")), key=len, default=None)
-        rate = 0.0 if prefix is None else rates[prefix]
-        parameter.requires_grad_(rate > 0)
-        if rate > 0:
-            groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
-    unknown = [p for p in rates if not any(n == p or n.startswith(f"{p}.") for n, _ in model.named_parameters())]
-    if unknown or not groups:
-        raise TrainingError(
-            f"learning rates name no parameter: {', '.join(unknown) or 'nothing trains'}",
-            fix="use prefixes such as 'mlp', 'vision_encoder', 'language_model'",
-        )
-    return torch.optim.AdamW(
-        [{"params": p, "lr": lr, "weight_decay": wd, "rate": lr} for (lr, wd), p in groups.items()], betas=(0.9, 0.95)
-    )
-
-
-def _update(
-    accelerator: Accelerator, module: Any, optimizer: Any, batches: list[Batch], recipe: StageRecipe, step: int
-) -> dict[str, float]:
-    """One optimizer step over several packs; their loss is one mean over all supervised tokens."""
-    factor = recipe.scale(step)
-    for group in optimizer.param_groups:
-        group["lr"] = group["rate"] * factor
-    tokens = sum(b.tokens for b in batches)
-    totals: dict[str, float] = {}
-    for batch in batches:
-        with accelerator.autocast():
-            loss, figures = module(batch.to(accelerator.device))
-        share = batch.tokens / max(tokens, 1)
-        accelerator.backward(loss * share)
-        for key, value in {"loss": float(loss.detach()), **figures}.items():
-            totals[key] = totals.get(key, 0.0) + value * share
-    norm = accelerator.clip_grad_norm_(module.parameters(), recipe.clip)
-    if not math.isfinite(totals["loss"]):
-        raise TrainingError(
-            f"the loss is {totals['loss']} at step {step + 1}", fix="lower the learning rate, or look at the data"
-        )
-    optimizer.step()
-    optimizer.zero_grad()
-    return {
-        **totals,
-        "gradient_norm": float(norm),
-        "rate_factor": factor,
-        "tokens": tokens,
-        "samples": sum(b.samples for b in batches),
-    }
+def _sees(model: VisionLanguageModel) -> bool:
+    """Whether anything that pictures pass through trains."""
+    parts = (model.vision_encoder, model.mlp)
+    return any(p.requires_grad for part in parts for p in part.parameters())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from andes_sdk.runtime.attention import PackedAttention, Segment
 
@@ -23,6 +24,7 @@ class Row:
         labels: (T,) the id that the row must predict, or -100.
         segment: how the T rows divide.
         patches, grids: its pictures.
+        extras: what a stage adds: 0-dim or 1-dim tensors by name, the same names in every row.
     """
 
     ids: torch.Tensor
@@ -30,6 +32,7 @@ class Row:
     segment: Segment
     patches: torch.Tensor | None
     grids: tuple[Grid, ...]
+    extras: Mapping[str, torch.Tensor] = field(factory=dict)
 
 
 @frozen(eq=False)
@@ -40,8 +43,9 @@ class Batch:
         ids, labels, positions: (T,) over all samples; labels are -100 where no loss is placed.
         attend: attention that keeps samples apart.
         patches, grids: all pictures, packed.
-        tokens: supervised rows; the loss is their mean.
+        tokens: supervised rows, the loss is their mean; or what else a stage takes the mean over.
         samples: how many samples the pack holds.
+        extras: the rows' extras, joined along their first axis.
     """
 
     ids: torch.Tensor
@@ -52,12 +56,14 @@ class Batch:
     grids: tuple[Grid, ...]
     tokens: int
     samples: int
+    extras: Mapping[str, torch.Tensor] = field(factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         patches = None if self.patches is None else self.patches.to(device)
         ids, labels, positions = (x.to(device) for x in (self.ids, self.labels, self.positions))
-        return evolve(self, ids=ids, labels=labels, positions=positions, patches=patches)
+        extras = {name: x.to(device) for name, x in self.extras.items()}
+        return evolve(self, ids=ids, labels=labels, positions=positions, patches=patches, extras=extras)
 
 
 def make_row(conversations: Sequence[Inputs]) -> Row:
@@ -106,7 +112,23 @@ def collate(rows: Sequence[Row]) -> Batch:
         grids=tuple(g for r in rows for g in r.grids),
         tokens=int((labels != -100).sum()),
         samples=len(rows),
+        extras={name: torch.cat([r.extras[name].reshape(-1) for r in rows]) for name in rows[0].extras},
     )
+
+
+def branch_slices(batch: Batch) -> list[list[slice]]:
+    """Per sample of a pack the rows of each branch; a sample without branches is one branch, all of its rows.
+
+    Every supervised row of a sample lies inside its branches.
+    """
+    found, start = [], 0
+    for segment in batch.attend.segments:
+        edges = [start + segment.prefix if segment.branches else start]
+        for length in segment.branches or (segment.prefix,):
+            edges.append(edges[-1] + length)
+        found.append([slice(a, b) for a, b in pairwise(edges)])
+        start = edges[-1]
+    return found
 
 
 def pack(rows: Iterable[Row], *, max_tokens: int, max_patches: int) -> Iterator[list[Row]]:

@@ -83,6 +83,9 @@ class Progress:
             self._start(step, event.values)
         elif event.kind == "step":
             self._step(step, event.values)
+        elif event.kind == "bad-samples":
+            listed = ", ".join(f"{reason}: {count}" for reason, count in event.values["reasons"].items())
+            self._print(f"skipped {event.values['skipped']} samples ({listed}): {event.values['file']}")
         elif event.kind == "stage-end":
             self._end()
 

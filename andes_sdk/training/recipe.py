@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
-from attrs.validators import ge, gt, in_, le, lt
+from attrs.validators import deep_iterable, ge, gt, in_, le, lt, min_len
 
 from andes_sdk.config import CONVERTER, structure
 from andes_sdk.errors import TrainingError
@@ -19,15 +19,20 @@ from andes_sdk.errors import TrainingError
 
 @frozen(kw_only=True)
 class DataRecipe:
-    """One data file of a stage.
+    """One data file of a stage, or several of one kind.
 
     Attributes:
-        path: JSON Lines of samples; relative to the recipe.
+        path: a file (`.jsonl`, `.parquet`, `.tar`), a folder of shards or a pattern; relative to the recipe.
         flip: mirror pictures left to right at random (only where the answer does not depend on it).
         shift, rotate: move pictures at random by up to this share of their sides, turn them by up to this many
             degrees; what comes into view is black.
         questions: at most this many conversations of a sample per epoch, chosen at random; 0 for all.
         repeat: how often an epoch shows each sample.
+        weight: share of the mixture, against the weights of the stage's other files; 0 for every sample.
+        samples, tokens: what an epoch takes from this file instead: so many samples, or about so many tokens (pictures
+            included, by the mean of a few samples).
+        on_error: what to do with a sample that cannot be used: 'fail', or 'skip' and count it.
+        max_errors: more skipped samples of this file than this stop the run.
     """
 
     path: Path
@@ -36,6 +41,36 @@ class DataRecipe:
     rotate: float = field(default=0.0, validator=[ge(0.0), le(180.0)])
     questions: int = field(default=0, validator=ge(0))
     repeat: int = field(default=1, validator=ge(1))
+    weight: float = field(default=0.0, validator=ge(0.0))
+    samples: int = field(default=0, validator=ge(0))
+    tokens: int = field(default=0, validator=ge(0))
+    on_error: str = field(default="fail", validator=in_(("fail", "skip")))
+    max_errors: int = field(default=1000, validator=ge(0))
+
+
+@frozen(kw_only=True)
+class LoraRecipe:
+    """Low-rank adapters of a stage, through peft (LoRA, arXiv 2106.09685).
+
+    Attributes:
+        rank, alpha, dropout: as in the paper; the update is scaled by alpha / rank.
+        rate: learning rate of A and B. Beside them only what the recipe's own `rates` names learns.
+        targets: kinds of module that get an adapter: 'attention' and 'mlp' of the language model, 'vision' for the
+            encoder's matrices, 'projector'.
+        merge: write the adapter into the weights at the stage's end; otherwise the weights stay as they were.
+        name: of the adapter's folder, `adapters/<name>`; empty for the stage's name.
+    """
+
+    rank: int = field(default=16, validator=ge(1))
+    alpha: int = field(default=32, validator=ge(1))
+    dropout: float = field(default=0.0, validator=[ge(0.0), lt(1.0)])
+    rate: float = field(default=2e-4, validator=gt(0.0))
+    targets: list[str] = field(
+        factory=lambda: ["attention", "mlp"],
+        validator=[min_len(1), deep_iterable(in_(("attention", "mlp", "vision", "projector")))],
+    )
+    merge: bool = False
+    name: str = ""
 
 
 @frozen(kw_only=True)
@@ -46,13 +81,22 @@ class StageRecipe:
         stage: name of a training stage that a plugin of the pipeline brings.
         steps: optimizer steps.
         warmup: steps of linear warm-up.
-        schedule: shape after the warm-up.
+        schedule: shape after the warm-up: 'cosine', 'linear', 'constant', or 'wsd' (warm-up, stable, decay:
+            MiniCPM, arXiv 2404.06395; the decay is 1 - sqrt, arXiv 2405.18392, figure 5).
+        decay: steps of the decay of 'wsd'; 0 for a tenth of all.
         horizon: step at which the schedule would end; 0 for `steps`. A later one stops the stage before its decay.
         floor: share of the learning rate left at the end.
         rates: module prefix -> learning rate, instead of the stage's own.
-        max_tokens, max_patches: budget of one pack.
-        accumulate: packs per optimizer step; their loss is one mean over all supervised tokens.
+        max_tokens, max_patches: budget of one pack; a sample that is larger cannot be used.
+        image: options of the preprocessor for this stage, over those of the pipeline (max_size, min_size …).
+        workers: threads that read and prepare samples; no number of them changes the batches.
+        accumulate: packs per optimizer step, over all processes; their loss is one mean over all supervised tokens.
         clip: largest gradient norm.
+        ema: decay of an exponential moving average of what trains; 0 for none.
+        ema_export: 'replace' ends the stage with the averaged weights; 'beside' keeps the last ones and writes the
+            averaged ones to `ema-<stage number>`.
+        recompute: compute activations of each layer again in the backward pass: less memory, more time.
+        lora: train low-rank adapters instead of the weights.
         checkpoint_every, log_every: steps.
     """
 
@@ -60,17 +104,30 @@ class StageRecipe:
     data: list[DataRecipe]
     steps: int = field(validator=ge(1))
     warmup: int = field(default=0, validator=ge(0))
-    schedule: str = field(default="cosine", validator=in_(("cosine", "linear", "constant")))
+    schedule: str = field(default="cosine", validator=in_(("cosine", "linear", "constant", "wsd")))
+    decay: int = field(default=0, validator=ge(0))
     horizon: int = field(default=0, validator=ge(0))
     floor: float = field(default=0.0, validator=ge(0.0))
     rates: dict[str, float] = field(factory=dict)
     max_tokens: int = field(default=4096, validator=ge(1))
     max_patches: int = field(default=4096, validator=ge(1))
+    image: dict[str, object] = field(factory=dict)
+    workers: int = field(default=1, validator=ge(1))
     accumulate: int = field(default=1, validator=ge(1))
     clip: float = field(default=1.0, validator=gt(0.0))
     weight_decay: float = field(default=0.05, validator=ge(0.0))
+    ema: float = field(default=0.0, validator=[ge(0.0), lt(1.0)])
+    ema_export: str = field(default="replace", validator=in_(("replace", "beside")))
+    recompute: bool = False
+    lora: LoraRecipe | None = None
     checkpoint_every: int = field(default=200, validator=ge(1))
     log_every: int = field(default=10, validator=ge(1))
+
+    def __attrs_post_init__(self) -> None:
+        if self.decay and self.schedule != "wsd":
+            raise ValueError(f"decay belongs to the schedule 'wsd', not to {self.schedule!r}")
+        if self.decay and self.decay > (self.horizon or self.steps) - self.warmup:
+            raise ValueError(f"a decay of {self.decay} steps does not fit after {self.warmup} of warm-up")
 
     def scale(self, step: int) -> float:
         """Learning-rate factor at a step, counted from 0."""
@@ -78,8 +135,13 @@ class StageRecipe:
             return (step + 1) / self.warmup
         if self.schedule == "constant":
             return 1.0
-        done = min(1.0, (step - self.warmup) / max(1, (self.horizon or self.steps) - self.warmup))
-        shape = 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1 - done
+        end = self.horizon or self.steps
+        if self.schedule == "wsd":
+            decay = self.decay or max(1, end // 10)
+            shape = 1 - math.sqrt(min(1.0, max(0.0, (step - (end - decay)) / decay)))
+        else:
+            done = min(1.0, (step - self.warmup) / max(1, end - self.warmup))
+            shape = 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1 - done
         return self.floor + (1 - self.floor) * shape
 
 
@@ -93,6 +155,9 @@ class Recipe:
         precision: 'no' (float32) or 'bf16' autocast.
         threads: CPU threads for torch; 0 leaves torch's choice.
         start: checkpoint folder to start from, or empty for random weights.
+        sharding: with several processes, 'none' keeps weights and optimizer whole in each (DDP), 'full' divides them
+            (FSDP2). Decides where numbers lie, so a run may go on with another choice.
+        timeout: seconds after which a process gives up waiting for the others.
     """
 
     name: str
@@ -102,11 +167,18 @@ class Recipe:
     precision: str = field(default="no", validator=in_(("no", "bf16")))
     threads: int = field(default=0, validator=ge(0))
     start: str = ""
+    sharding: str = field(default="none", validator=in_(("none", "full")))
+    timeout: float = field(default=1800.0, validator=gt(0.0))
     folder: Path = Path()
 
     def digest(self) -> str:
-        """Hash of everything that decides the run's numbers, but not of where it lies."""
+        """Hash of everything that decides the run's numbers, but not of where it lies or on how many processes."""
         data = CONVERTER.unstructure(self)
+        del data["sharding"], data["timeout"]
+        for stage in data["stages"]:
+            del stage["workers"]
+            for source in stage["data"]:  # a run that met a bad sample may go on and skip it
+                del source["on_error"], source["max_errors"]
         text = json.dumps(data, sort_keys=True).replace(json.dumps(data.pop("folder"))[1:-1], "")
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,18 +1,32 @@
-"""Restartable training state: safetensors and JSON in a folder that appears whole or not at all."""
+"""Restartable training state: safetensors and JSON in a folder that appears whole or not at all.
+
+Tensors lie whole under their parameters' names, whatever the number of processes that wrote them, so a run may go on
+with another number. One file holds up to `SHARD` bytes; no process ever holds more than that beside its own share.
+There is no random state: the loop seeds the generator anew before each step.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import frozen
-from safetensors.torch import load_file, save_file
+from attrs import asdict, frozen
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from andes_sdk.errors import TrainingError
+from andes_sdk.types import StatefulStage
+
+SHARD = 4 << 30
+"""Bytes of one file."""
+INDEX = "index.json"
 
 
 @frozen(kw_only=True)
@@ -25,40 +39,96 @@ class Position:
     offset: int = 0
 
 
+@frozen(eq=False)
+class Learner:
+    """What a state holds: a model, its optimizer, the moving average of its weights, and the stage's own state."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Mapping[str, Tensor]
+    stage: StatefulStage | None = None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor under its name, in an order that all processes share."""
+        for name, parameter in self.model.named_parameters():
+            yield f"weight.{name}", parameter.detach()
+            for key, value in sorted(self.optimizer.state.get(parameter, {}).items()):
+                yield f"optimizer.{key}.{name}", torch.as_tensor(value)
+            if name in self.average:
+                yield f"average.{name}", self.average[name]
+        for name, tensor in sorted(self.stage.state().items()) if self.stage is not None else ():
+            yield f"stage.{name}", tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor, gathered if it is divided among processes; every process must call this at the same point."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor on the device of `like`, divided as that is."""
+    value = value.to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+    return value
+
+
 def save_state(
-    folder: Path,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    digest: str,
-    keep: int = 2,
-) -> Path:
-    """Write `folder/state-<stage>-<step>` atomically and delete all but the newest `keep`."""
+    folder: Path, learner: Learner, position: Position, digest: str, *, keep: int = 2, write: bool = True
+) -> None:
+    """Write `folder/state-<stage>-<step>` atomically and delete all but the newest `keep`.
+
+    Args:
+        write: False in every process but one; all of them must call.
+    """
     target = folder / f"state-{position.stage:02d}-{position.step:08d}"
     temporary = folder / f".{target.name}.partial"
+    if not write:
+        for _, tensor in learner.tensors():
+            whole(tensor)
+        return
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    tensors = {f"weight.{n}": p.detach().contiguous() for n, p in model.named_parameters()}
-    names = {id(p): n for n, p in model.named_parameters()}
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            tensors[f"optimizer.{key}.{names[id(parameter)]}"] = torch.as_tensor(value).contiguous()
-    tensors["rng.cpu"] = torch.get_rng_state()
-    save_file(tensors, temporary / "state.safetensors")
-    text = json.dumps({"position": _as_dict(position), "recipe": digest})
-    (temporary / "position.json").write_text(text, encoding="utf-8")
-    for name in ("state.safetensors", "position.json"):
-        with open(temporary / name, "rb") as file:
-            os.fsync(file.fileno())
+    index = _write_shards(temporary, learner)
+    _write_json(temporary / INDEX, index)
+    _write_json(temporary / "position.json", {"position": asdict(position), "recipe": digest})
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
     for old in states(folder)[:-keep]:
         shutil.rmtree(old)
-    return target
 
 
-def _as_dict(position: Position) -> dict[str, int]:
-    return {"stage": position.stage, "step": position.step, "epoch": position.epoch, "offset": position.offset}
+def _write_shards(folder: Path, learner: Learner) -> dict[str, str]:
+    """Tensors to files -> name of tensor to name of file."""
+    index: dict[str, str] = {}
+    held: dict[str, Tensor] = {}
+    files = 0
+
+    def flush() -> None:
+        nonlocal files
+        path = folder / f"state-{files:05d}.safetensors"
+        save_file(held, path)
+        _sync(path)
+        index.update(dict.fromkeys(held, path.name))
+        held.clear()
+        files += 1
+
+    for name, tensor in learner.tensors():
+        if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > SHARD:
+            flush()
+        held[name] = whole(tensor).contiguous()
+    flush()
+    return index
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data), encoding="utf-8")
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def states(folder: Path) -> list[Path]:
@@ -88,23 +158,37 @@ def read_position(path: Path, digest: str) -> Position:
     return position
 
 
-def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights, optimizer and random state back, to the bit.
+@torch.no_grad()
+def load_state(path: Path, learner: Learner) -> None:
+    """Put weights, optimizer and average back, to the bit; each process reads the state and keeps its share.
 
     Raises:
-        TrainingError: the file is damaged or does not fit the model.
+        TrainingError: a file is damaged or does not fit the model.
     """
     try:
-        tensors = load_file(path / "state.safetensors")
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[f"weight.{name}"])
-                keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{k}.{name}" in tensors]
-                if keys:
-                    optimizer.state[parameter] = {
-                        k: tensors[f"optimizer.{k}.{name}"].to(parameter.device) for k in keys
-                    }
-        torch.set_rng_state(tensors["rng.cpu"])
+        index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        files = {name: safe_open(path / name, framework="pt") for name in set(index.values())}
+        optimizer: dict[str, list[str]] = {}
+        for key in index:
+            if key.startswith("optimizer."):
+                _, kind, name = key.split(".", 2)
+                optimizer.setdefault(name, []).append(kind)
+
+        def read(key: str, like: Tensor) -> Tensor:
+            value = files[index[key]].get_tensor(key)
+            return placed(value, like) if value.shape == like.shape else value.to(like.device)
+
+        for name, parameter in learner.model.named_parameters():
+            parameter.copy_(read(f"weight.{name}", parameter))
+            if name in optimizer:
+                learner.optimizer.state[parameter] = {
+                    kind: read(f"optimizer.{kind}.{name}", parameter) for kind in optimizer[name]
+                }
+            if name in learner.average:
+                learner.average[name].copy_(read(f"average.{name}", parameter))
+        if learner.stage is not None:
+            own = [key for key in index if key.startswith("stage.")]
+            learner.stage.load_state({key.removeprefix("stage."): files[index[key]].get_tensor(key) for key in own})
     except Exception as error:
         raise TrainingError(
             "the saved state cannot be restored", who=str(path), why=str(error), fix="delete it to use the one before"

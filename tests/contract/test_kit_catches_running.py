@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from andes_sdk import hookimpl
 from andes_sdk.formats import Grid, Integer
@@ -16,15 +16,17 @@ from andes_sdk.testing.reference import (
     ReferenceBenchmark,
     ReferenceCompressor,
     ReferenceDecoder,
+    ReferenceExporter,
     ReferenceFilter,
     ReferenceFormat,
     ReferencePolicy,
     ReferenceReward,
     ReferenceStage,
 )
-from andes_sdk.testing.reference.collections import Answers, Contains, NoEmptyAnswers, Rounding, Stage
+from andes_sdk.testing.reference.collections import Answers, Contains, NoEmptyAnswers, OwnStage, Rounding, Shapes, Stage
 from andes_sdk.testing.reference.running import PromptLookup, Recent, Renamed
 from andes_sdk.training.loss import next_token_loss
+from andes_sdk.training.state import Position
 
 SEEN = []
 
@@ -239,6 +241,20 @@ class RandomLoss(Stage):
         return value * (1 + 0.01 * torch.rand(())), figures
 
 
+class StartsAnew(OwnStage):
+    """Its feed begins at the beginning wherever the run stands."""
+
+    def feed(self, run):
+        yield from super().feed(evolve(run, position=Position()))
+
+
+class TakesAnything(OwnStage):
+    """Makes conversations of lines it cannot read."""
+
+    def conversations(self, entry):
+        return [entry.get("messages", [{"role": "assistant", "content": "?"}])]
+
+
 class BreaksWeights(Rounding):
     """Divides by a maximum of zero."""
 
@@ -323,6 +339,31 @@ class Counts(Answers):
         return {"answered": limit, "comment": "well done"}
 
 
+class Litters(Shapes):
+    """Leaves a file beside the one it was asked for."""
+
+    def export(self, pipeline, path):
+        told = super().export(pipeline, path)
+        path.with_suffix(".log").write_text("done")
+        return told
+
+
+class ExportsInPlace(Shapes):
+    """Rounds the model on its way out."""
+
+    def export(self, pipeline, path):
+        for weight in pipeline.model.parameters():
+            weight.data = weight.data.half().float()
+        return super().export(pipeline, path)
+
+
+class TellsPaths(Shapes):
+    """Reports what JSON cannot hold."""
+
+    def export(self, pipeline, path):
+        return {**super().export(pipeline, path), "path": path}
+
+
 PLANTED = [
     (OverBudget, "cache_policy", "keeps to its budget"),
     (Unsorted, "cache_policy", "keeps ascending, unique indices of rows that exist"),
@@ -347,6 +388,8 @@ PLANTED = [
     (TensorFigures, "training_stages", "the loss is a finite scalar with a gradient, the figures are numbers"),
     (StepsInside, "training_stages", "only the modules it names get gradients, and the loss changes no weight"),
     (RandomLoss, "training_stages", "the same batch gives the same loss"),
+    (StartsAnew, "training_stages", "a feed goes on from any of its positions with the same batches"),
+    (TakesAnything, "training_stages", "conversations of a sample are lists of messages, and other lines are refused"),
     (BreaksWeights, "compressors", "the compressed model computes, and facts are told"),
     (Silent, "compressors", "the compressed model computes, and facts are told"),
     (WrongLogits, "backends", "logits equal the torch backend's"),
@@ -357,6 +400,9 @@ PLANTED = [
     (Edits, "data_filters", "every sample comes out once, unchanged, kept or with a reason"),
     (OncePerLife, "data_filters", "takes a stream, and decides alike each time"),
     (Counts, "benchmarks", "a short run gives finite numbers"),
+    (Litters, "exporters", "writes its file and nothing beside it, and leaves the model as it was"),
+    (ExportsInPlace, "exporters", "writes its file and nothing beside it, and leaves the model as it was"),
+    (TellsPaths, "exporters", "writes its file and nothing beside it, and leaves the model as it was"),
 ]
 
 
@@ -413,9 +459,16 @@ def plugin_with(part):
         def andes_benchmarks(self):
             return [part()]
 
+    @frozen(eq=False, kw_only=True)
+    class Exporters(ReferenceExporter):
+        @hookimpl
+        def andes_exporters(self):
+            return [part()]
+
     kinds = {
         Recent: Policy, PromptLookup: Decoder, Stage: Stages, Rounding: Compressors, Renamed: Backends,
         Contains: Rewards, NoEmptyAnswers: Filters, Answers: Benchmarks,
+        Shapes: Exporters,
     }  # fmt: skip
     return next(plugin for parent, plugin in kinds.items() if issubclass(part, parent))
 

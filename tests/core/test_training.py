@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, TrainingError
 from andes_sdk.runtime.attention import Segment
+from andes_sdk.training import state
 from andes_sdk.training.data import ahead, make_rows, read_samples
 from andes_sdk.training.loop import Trainer
 from andes_sdk.training.loss import next_token_loss
@@ -193,7 +196,7 @@ def test_accumulated_packs_equal_one_large_pack(tmp_path: Path) -> None:
 
 
 def test_a_run_killed_at_any_moment_goes_on_to_the_bit(tmp_path: Path) -> None:
-    recipe = write_run(tmp_path, steps=30)
+    recipe = write_run(tmp_path, steps=40, ema=0.9)
     expected, weights = run(recipe, tmp_path / "whole")
     code = (
         "import sys; from pathlib import Path; from andes_sdk import Pipeline\n"
@@ -201,17 +204,59 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_bit(tmp_path: Path) -> None:
         "r = load_recipe(Path(sys.argv[1])); Pipeline.from_plugins(**r.pipeline).train(r, sys.argv[2])"
     )
     out = tmp_path / "killed"
-    child = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(recipe), str(out)])
-    deadline = time.time() + 120
-    while not (out.exists() and states(out)) and time.time() < deadline and child.poll() is None:
-        time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert states(out)
+    for wait in random.Random(time.time()).sample([0.0, 0.05, 0.1, 0.15, 0.2, 0.25], 3):
+        before = states(out)[-1:]
+        child = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(recipe), str(out)])
+        deadline = time.time() + 60
+        while states(out)[-1:] == before and time.time() < deadline and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(wait)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert states(out)
     resumed, again = run(recipe, out)
-    assert resumed
-    assert resumed == expected[-len(resumed) :]
+    assert resumed == expected[len(expected) - len(resumed) :]
     assert all(torch.equal(weights[k], again[k]) for k in weights)
+
+
+def test_a_state_in_several_files_is_the_same_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = write_run(tmp_path, steps=4)
+    expected, weights = run(recipe, tmp_path / "whole")
+    monkeypatch.setattr(state, "SHARD", 20_000)
+    run(recipe, tmp_path / "out")
+    first, last = states(tmp_path / "out")
+    files = sorted(first.glob("*.safetensors"))
+    assert len(files) > 3
+    # a file holds one tensor, or stays below the limit; the head of a file takes a few kilobytes
+    assert all(len(load_file(f)) == 1 or sum(t.nbytes for t in load_file(f).values()) <= 20_000 for f in files)
+    shutil.rmtree(last)
+    resumed, again = run(recipe, tmp_path / "out")
+    assert resumed == expected[2:]
+    assert all(torch.equal(weights[k], again[k]) for k in weights)
+    files[0].write_bytes(files[0].read_bytes()[:-8])
+    shutil.rmtree(states(tmp_path / "out")[-1])
+    with pytest.raises(TrainingError, match="cannot be restored"):
+        run(recipe, tmp_path / "out")
+
+
+def test_averaged_weights_follow_the_formula_and_are_exported_as_chosen(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, steps=3, checkpoint_every=1)
+    start = Pipeline.from_plugins(**load_recipe(recipe).pipeline).model.state_dict()["mlp.0.weight"].clone()
+    weights = []
+    for steps in (1, 2, 3):  # the schedule is that of three steps
+        _, found = run(recipe, tmp_path / f"{steps}", f"stages.0.steps={steps}", "stages.0.horizon=3")
+        weights.append(found["mlp.0.weight"])
+    average = start
+    for step, decay in ((1, 2 / 11), (2, 3 / 12), (3, 0.3)):  # min(0.3, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weights[step - 1]
+    options = ("stages.0.ema=0.3", "stages.0.horizon=3")
+    _, replaced = run(recipe, tmp_path / "a", *options)
+    assert torch.allclose(replaced["mlp.0.weight"], average, atol=1e-6)  # float32
+    _, last = run(recipe, tmp_path / "b", *options, 'stages.0.ema_export="beside"')
+    assert torch.equal(last["mlp.0.weight"], weights[-1])
+    beside = load_file(tmp_path / "b" / "ema-00" / "model.safetensors")
+    assert torch.equal(beside["mlp.0.weight"], replaced["mlp.0.weight"])
+    assert load_file(states(tmp_path / "b")[-1] / "state-00000.safetensors").keys() >= {"average.mlp.0.weight"}
 
 
 def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
@@ -286,6 +331,16 @@ def test_schedules_by_hand() -> None:
     assert StageRecipe(**base, schedule="linear", floor=0.2).scale(60) == pytest.approx(0.6)
     assert StageRecipe(**{**base, "steps": 60}, horizon=110).scale(60) == pytest.approx(0.5)
     assert StageRecipe(**base, schedule="constant").scale(100) == 1.0
+    stable = StageRecipe(**base, schedule="wsd", decay=16, floor=0.2)
+    assert [stable.scale(4), stable.scale(10), stable.scale(94)] == [0.5, 1.0, 1.0]
+    # a quarter of the decay is done: 1 - sqrt(4 / 16) = 0.5, and 0.2 + 0.8 · 0.5
+    assert stable.scale(98) == pytest.approx(0.6)
+    # a tenth of 110 steps when nothing is said: 11 from step 99 on
+    default = StageRecipe(**base, schedule="wsd")
+    assert [default.scale(99), default.scale(110)] == [1.0, 0.0]
+    for options in ({"decay": 5}, {"schedule": "wsd", "decay": 101}):
+        with pytest.raises(ValueError, match="decay"):
+            StageRecipe(**base, **options)
 
 
 def test_a_recipe_keeps_its_digest_when_it_moves() -> None:

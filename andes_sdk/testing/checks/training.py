@@ -6,12 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 
-from andes_sdk.testing.material import batches
+from andes_sdk.errors import TrainingError
 from andes_sdk.testing.registry import check
-from andes_sdk.testing.require import require, require_bits, require_close, require_finite
-from andes_sdk.types import TrainingStage
+from andes_sdk.testing.require import NotApplicable, require, require_bits, require_close, require_finite
+from andes_sdk.testing.stages import fed, stage_batches, stage_run, stage_samples
+from andes_sdk.training.packing import Batch
+from andes_sdk.types import ConversationStage, FeedingStage, TrainingStage
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -24,6 +27,10 @@ STEPS, RATE = 12, 3e-3
 
 def _stages(subject: Subject) -> list[Any]:
     return list(subject.assembly.manager.get_plugin(subject.name).andes_training_stages())  # type: ignore[union-attr]
+
+
+def _batches(subject: Subject, pipe: Pipeline, stage: Any, count: int = 2) -> list[Any]:
+    return stage_batches(pipe, stage, getattr(subject.cls, "samples", ()), count)
 
 
 def _under(prefix: str, name: str) -> bool:
@@ -77,7 +84,7 @@ def _loss(subject: Subject) -> None:
     pipe = _fresh(subject)
     for stage in _stages(subject):
         trained = _trained(pipe.model, stage.rates(pipe.model))
-        value, figures = stage.loss(pipe.model, batches(pipe)[-1])
+        value, figures = stage.loss(pipe.model, _batches(subject, pipe, stage)[-1])
         require(value.ndim == 0, f"stage {stage.name!r}: the loss has shape {tuple(value.shape)}, it must be a scalar")
         require_finite(value, f"stage {stage.name!r}: the loss")
         require(trained and value.requires_grad, f"stage {stage.name!r}: no gradient flows from the loss")
@@ -94,7 +101,8 @@ def _frozen(subject: Subject) -> None:
         _trained(pipe.model, given)
         pipe.model.zero_grad()
         before = {n: p.detach().clone() for n, p in pipe.model.named_parameters()}
-        stage.loss(pipe.model, batches(pipe)[-1])[0].backward()
+        batch = _batches(subject, pipe, stage)[-1]
+        stage.loss(pipe.model, batch)[0].backward()
         for name, parameter in pipe.model.named_parameters():
             require_bits(parameter.detach(), before[name], f"stage {stage.name!r}: {name} after computing the loss")
             learns = any(_under(prefix, name) for prefix in given)
@@ -105,7 +113,10 @@ def _frozen(subject: Subject) -> None:
                 learns or parameter.grad is None,
                 f"stage {stage.name!r}: {name} gets a gradient, its rates leave it out",
             )
+        blind = getattr(batch, "patches", None) is None
         for prefix in given:
+            if blind and not prefix.startswith("language_model"):
+                continue  # its own samples have no pictures
             reached = [p.grad for n, p in pipe.model.named_parameters() if _under(prefix, n) and p.grad is not None]
             require(
                 any(bool(g.abs().max() > 0) for g in reached), f"stage {stage.name!r}: no gradient reaches {prefix!r}"
@@ -116,8 +127,11 @@ def _frozen(subject: Subject) -> None:
 @torch.no_grad()
 def _packed(subject: Subject) -> None:
     pipe = subject.pipe
-    *single, pack = batches(pipe, 3)
-    for stage in _stages(subject):
+    stages = [s for s in _stages(subject) if not isinstance(s, FeedingStage)]
+    if not stages:
+        raise NotApplicable("its stages make their own batches")
+    for stage in stages:
+        *single, pack = _batches(subject, pipe, stage, 3)
         parts = [stage.loss(pipe.model, b)[0] * b.tokens for b in single]
         wanted = torch.stack(parts).sum() / pack.tokens
         got = stage.loss(pipe.model, pack)[0]
@@ -129,7 +143,8 @@ def _packed(subject: Subject) -> None:
 def _repeatable(subject: Subject) -> None:
     pipe = subject.pipe
     for stage in _stages(subject):
-        one, two = (stage.loss(pipe.model, batches(pipe)[-1])[0] for _ in range(2))
+        batch = _batches(subject, pipe, stage)[-1]
+        one, two = (stage.loss(pipe.model, batch)[0] for _ in range(2))
         require_bits(one, two, f"stage {stage.name!r}: loss of one batch computed twice")
 
 
@@ -138,7 +153,7 @@ def _learns(subject: Subject) -> None:
     for stage in _stages(subject):
         pipe = _fresh(subject)
         optimizer = torch.optim.AdamW(_trained(pipe.model, stage.rates(pipe.model)), lr=RATE)
-        batch, values = batches(pipe)[-1], []
+        batch, values = _batches(subject, pipe, stage)[-1], []
         for _ in range(STEPS):
             optimizer.zero_grad()
             value, _ = stage.loss(pipe.model, batch)
@@ -156,7 +171,9 @@ def _learns(subject: Subject) -> None:
 def _supervised(subject: Subject) -> None:
     pipe = subject.pipe
     for stage in _stages(subject):
-        batch = batches(pipe, 1)[-1]
+        batch = _batches(subject, pipe, stage, 1)[-1]
+        if not isinstance(batch, Batch):
+            continue
         before = stage.loss(pipe.model, batch)[0]
         last = int((batch.labels != -100).nonzero().max())
         # rows after the last supervised one predict nothing and are seen by nobody that counts
@@ -168,3 +185,52 @@ def _supervised(subject: Subject) -> None:
                 1e-5,
                 f"stage {stage.name!r}: loss after unsupervised rows changed",
             )
+
+
+@check(KIND, "conversations of a sample are lists of messages, and other lines are refused")
+def _conversations(subject: Subject) -> None:
+    stages: list[Any] = [s for s in _stages(subject) if isinstance(s, ConversationStage)]
+    if not stages:
+        raise NotApplicable("its stages read the usual lines")
+    for stage in stages:
+        for sample in stage_samples(getattr(subject.cls, "samples", ()), 2):
+            many = stage.conversations(sample.entry)
+            roles = many and all(isinstance(m, Mapping) and "role" in m for one in many for m in one)
+            require(roles, f"stage {stage.name!r}: no lists of messages made of {sample.entry!r}")
+        try:
+            stage.conversations({"nobody": "writes this"})
+        except TrainingError:
+            continue
+        require(False, f"stage {stage.name!r}: a line of another shape must raise TrainingError")
+
+
+@check(KIND, "a feed goes on from any of its positions with the same batches")
+def _feeds(subject: Subject) -> None:
+    stages: list[Any] = [s for s in _stages(subject) if isinstance(s, FeedingStage)]
+    if not stages:
+        raise NotApplicable("its stages use the usual feed")
+    for stage in stages:
+        with stage_run(subject.pipe, stage, getattr(subject.cls, "samples", ()), 3) as run:
+            whole = fed(stage, run, 4)
+            rest = fed(stage, attrs.evolve(run, position=whole[1][0]), 2)
+        for (position, batch), (again, other) in zip(whole[2:], rest, strict=True):
+            require(position == again, f"stage {stage.name!r}: stands at {again} instead of {position}")
+            for name in ("tokens", "samples"):
+                number = getattr(batch, name, None)
+                require(type(number) is int and number > 0, f"stage {stage.name!r}: a batch's {name} is {number!r}")
+            _require_same(batch, other, f"stage {stage.name!r}: batch at {position}")
+
+
+def _require_same(one: Any, other: Any, message: str) -> None:
+    if isinstance(one, torch.Tensor):
+        require_bits(one, other, message)
+    elif isinstance(one, Mapping):
+        require(one.keys() == other.keys(), f"{message}: {sorted(one)} and {sorted(other)}")
+        for key in one:
+            _require_same(one[key], other[key], f"{message}, {key}")
+    elif attrs.has(type(one)):
+        for part in attrs.fields(type(one)):
+            if part.eq or part.init:
+                _require_same(getattr(one, part.name), getattr(other, part.name), f"{message}, {part.name}")
+    elif isinstance(one, int | float | str | tuple | list):
+        require(one == other, f"{message}: {one!r} and {other!r}")

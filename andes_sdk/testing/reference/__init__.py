@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "REFERENCES", "ReferenceBackend", "ReferenceBenchmark", "ReferenceCompressor", "ReferenceDecoder",
-    "ReferenceEncoder", "ReferenceFilter", "ReferenceFormat", "ReferenceLanguageModel",
+    "ReferenceEncoder", "ReferenceExporter", "ReferenceFilter", "ReferenceFormat", "ReferenceLanguageModel",
     "ReferencePolicy", "ReferenceProjector", "ReferenceReward", "ReferenceStage", "ReferenceTokenizer",
     "ReferenceWatcher",
 ]  # fmt: skip
@@ -136,10 +136,10 @@ class ReferenceStage:
 
     @hookimpl
     def andes_training_stages(self) -> Sequence[types.TrainingStage]:
-        """One stage."""
-        from .collections import Stage
+        """One stage on the usual data, one on data of its own."""
+        from .collections import OwnStage, Stage
 
-        return [Stage(self.rate)]
+        return [Stage(self.rate), OwnStage(self.rate)]
 
 
 @frozen(eq=False, kw_only=True)
@@ -228,6 +228,20 @@ class ReferenceBenchmark:
         from .collections import Answers
 
         return [Answers()]
+
+
+@frozen(eq=False, kw_only=True)
+class ReferenceExporter:
+    """Shapes of all tensors as JSON. Shortest use: `Pipeline.from_plugins([..., ReferenceExporter()])`."""
+
+    contract = "1.0"
+
+    @hookimpl
+    def andes_exporters(self) -> Sequence[types.Exporter]:
+        """One exporter."""
+        from .collections import Shapes
+
+        return [Shapes()]
 
 
 @frozen(eq=False, kw_only=True)

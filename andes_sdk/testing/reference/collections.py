@@ -1,19 +1,26 @@
-"""Reference training stage, compressor, reward, data filter and benchmark."""
+"""Reference training stage, compressor, reward, data filter, benchmark and exporter."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
+from andes_sdk.errors import TrainingError
+from andes_sdk.training.feed import packed
 from andes_sdk.training.loss import next_token_loss
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.training.packing import Batch
+    from andes_sdk.training.run import StageRun
+    from andes_sdk.training.state import Position
 
 
 @frozen
@@ -30,6 +37,24 @@ class Stage:
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """Mean over supervised tokens."""
         return next_token_loss(model, batch)
+
+
+@frozen
+class OwnStage(Stage):
+    """The same loss on lines and batches of its own: a question and its answer, packs that know their number."""
+
+    name: str = "reference-own-stage"
+
+    def conversations(self, entry: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+        """The last question of a conversation and its answer."""
+        if "messages" not in entry:
+            raise TrainingError("has no messages", fix='write {"messages": [...]}')
+        return [list(entry["messages"][-2:])]
+
+    def feed(self, run: StageRun) -> Iterator[tuple[Position, Batch]]:
+        """The usual packs with an extra."""
+        for position, batch in packed(run):
+            yield position, evolve(batch, extras={**batch.extras, "epoch": torch.tensor(position.epoch)})
 
 
 @frozen
@@ -85,3 +110,19 @@ class Answers:
         questions = ["What is 2 + 2?", "Say something.", "Name a colour."][:limit]
         answers = [pipeline.generate(q, GenerationOptions(max_tokens=2)) for q in questions]
         return {"answered": sum(bool(a.tokens) for a in answers) / len(questions)}
+
+
+@frozen
+class Shapes:
+    """Writes name and shape of every tensor."""
+
+    name: str = "reference-shapes"
+
+    def export(self, pipeline: Any, path: Path) -> Mapping[str, Any]:
+        """JSON -> the number of tensors."""
+        shapes = {name: list(tensor.shape) for name, tensor in pipeline.model.state_dict().items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.partial")
+        temporary.write_text(json.dumps(shapes), encoding="utf-8")
+        os.replace(temporary, path)
+        return {"tensors": len(shapes)}

@@ -1,0 +1,61 @@
+"""What a training stage learns from, in small: its plugin's own samples, runs and batches for checks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from andes_sdk.data.samples import Sample
+from andes_sdk.testing.material import conversation
+from andes_sdk.training.data import stage_maker
+from andes_sdk.training.packing import collate
+from andes_sdk.training.recipe import DataRecipe, StageRecipe
+from andes_sdk.training.run import StageRun
+from andes_sdk.types import FeedingStage
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.training.state import Position
+
+Entries = Sequence[Mapping[str, Any]]
+"""Data lines: the class attribute `samples` of a plugin, or none for questions about pictures."""
+
+
+def stage_samples(entries: Entries, count: int) -> list[Sample]:
+    """The first `count` entries as samples."""
+    entries = entries or [{"messages": conversation(i, answer=True)} for i in range(count)]
+    source = DataRecipe(path=Path("samples.jsonl"))
+    return [Sample(e, f"samples.jsonl:{i}", Path(), source) for i, e in enumerate(entries[:count], 1)]
+
+
+@contextmanager
+def stage_run(pipe: Pipeline, stage: Any, entries: Entries, count: int) -> Iterator[StageRun]:
+    """A run of one stage on a few samples, as the loop would describe it."""
+    recipe = StageRecipe(stage=stage.name, data=[], steps=1, max_tokens=1 << 20, max_patches=1 << 20)
+    with TemporaryDirectory() as out:
+        samples = stage_samples(entries, count)
+        yield StageRun(pipeline=pipe, recipe=recipe, stage=stage, samples=samples, out=Path(out))
+
+
+def fed(stage: FeedingStage, run: StageRun, count: int) -> list[tuple[Position, Any]]:
+    """The first `count` batches of a stage's own feed."""
+    feed = stage.feed(run)
+    found = list(islice(feed, count))
+    if (close := getattr(feed, "close", None)) is not None:
+        close()
+    return found
+
+
+def stage_batches(pipe: Pipeline, stage: Any, entries: Entries = (), count: int = 2) -> list[Any]:
+    """Batches of a stage's own feed; without one, `count` samples, each as a batch, and then all in one pack."""
+    with stage_run(pipe, stage, entries, count) as run:
+        if isinstance(stage, FeedingStage):
+            return [batch for _, batch in fed(stage, run, count)]
+        maker = stage_maker(pipe, run.recipe, stage)
+        rows = [maker.row(sample, random.Random(0)) for sample in run.samples]
+    return [*(collate([row]) for row in rows), collate(rows)]

@@ -1,0 +1,5 @@
+"""The published conformance kit on this plugin."""
+
+from andes_sdk.testing import conformance
+
+test_conformance = conformance("tracking")
