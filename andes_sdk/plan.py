@@ -76,8 +76,8 @@ class Plan:
         try:
             return CONVERTER.structure(data, cls)
         except Exception as error:
-            from andes_sdk.config import _reasons
+            from andes_sdk.config import reasons
 
             raise PlanError(
-                "not a plan", why="; ".join(_reasons(error, "plan")), fix="use the file `save_pretrained` wrote"
+                "not a plan", why="; ".join(reasons(error, "plan")), fix="use the file `save_pretrained` wrote"
             ) from None

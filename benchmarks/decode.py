@@ -1,278 +1,300 @@
-"""Tokens per second of the numba backend and of llama.cpp on the same machine, at the shape of Qwen3-0.6B.
+"""Tokens per second of the numba backend, of llama.cpp and of transformers on the same machine, at the shape of
+Qwen3-0.6B with the embedding as LM head.
 
-    pip install xllamacpp gguf                                 # llama.cpp and its file format
-    python benchmarks/decode.py --json                         # every format, two peers, about four minutes
-    python benchmarks/decode.py --quick                        # our 4-bit format against Q4_0
-    python benchmarks/decode.py --kinds w4_g32,Q4_0 --prompt 512
+    pip install xllamacpp gguf                       # llama.cpp and its file format
+    python benchmarks/decode.py --quick --json       # the figures that matter, under four minutes
+    python benchmarks/decode.py --out docs/results   # everything, with a plot; about twenty minutes
 
-Weights are random: speed does not depend on their values. Engines take turns within each round, and the read bandwidth
-of the machine is measured in the same rounds; figures are medians over rounds. Decoding is greedy, one sequence, after
-a prompt; ours goes through the session that every user gets.
+Every engine runs in a process of its own, once per number of threads. They take turns within each round, and so does a
+loop that only reads memory; figures are medians over rounds, and each engine counts with its better number of threads.
+`ratio_sub2`: our best format of at most 1.8 bits per weight to llama.cpp's best type of at most 2.2, with every matrix
+of the model in it. `roofline_*`: bytes read per second to those of the loop that only reads. `rss_ratio`: peak memory
+while decoding, less that of the process with its libraries imported, to packed weights and KV rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from andes_numba.simd import FOUR, add_i, load_i, store_f, zeros_i
-from numba import njit, prange
+from attrs import define, field, frozen
+from decode_models import write_artefact, write_gguf
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
-OURS = ("w8", "w4_g32", "w4_g128", "ternary_g128", "nm14_w4", "nm28_w4", "nm14_w2")
-PEERS = {"Q8_0": (32, 34), "Q4_0": (32, 18), "TQ2_0": (256, 66)}
-"""llama.cpp type -> weights and bytes of a block."""
-
-Timing = dict[str, float]
-Engine = Callable[[int, int], Timing]
-"""(prompt rows, tokens) -> tokens per second of "prefill" and of "decode"."""
+WEIGHTS = 596_049_920
+"""Of the matrices, a tied head counted once."""
+HERE = Path(__file__).parent
 
 
-# ---------------------------------------------------------------- ours
+@frozen
+class Spec:
+    """An engine and what it runs. `head` is the type of embedding and head, empty: as the body."""
+
+    engine: str
+    weights: str
+    head: str = ""
+
+    @property
+    def label(self) -> str:
+        """Unique."""
+        return f"{self.engine} {self.weights}" + (f" + {self.head} head" if self.head else "")
 
 
-def ours(name: str, threads: int) -> tuple[Engine, int]:
-    """A session on random packed weights, and their bytes."""
-    import torch
-    from andes_numba import Numba
-    from andes_numba.backend import compile_packed
-
-    from andes_sdk import Pipeline
-    from andes_sdk.runtime.policy import KeepAll
-    from andes_sdk.types import Inputs
-
-    # only the parts that run on torch get memory: the embedding
-    pipe = Pipeline.from_plugins(["mlp", {"aimv2": {"preset": "tiny"}}, {"qwen3": {"preset": "0.6b"}}])
-    model = pipe.meta_model()
-    for part in (model.vision_encoder, model.mlp, model.language_model.model.embed_tokens):
-        part.to_empty(device="cpu")
-    with torch.no_grad():
-        model.language_model.model.embed_tokens.weight.normal_(std=0.02)
-    packed = random_model(model, name)
-    compiled = compile_packed(model, packed, Numba(format=name, threads=threads), dtype="float32")
-
-    def run(prompt: int, tokens: int) -> Timing:
-        session = compiled.session(KeepAll())
-        ids = torch.arange(prompt) % 1000
-        start = time.perf_counter()
-        token = int(session.prefill(Inputs(ids=ids)).argmax())
-        middle = time.perf_counter()
-        for _ in range(tokens):
-            token = int(session.extend([token])[0][0].argmax())
-            session.commit()
-        end = time.perf_counter()
-        return {"prefill": prompt / (middle - start), "decode": tokens / (end - middle)}
-
-    return run, packed.nbytes
+FULL = (
+    *(Spec("numba", w) for w in ("w8", "w4_g32", "w4_g128", "ternary_g128", "nm14_w4", "nm28_w4", "nm14_w2")),
+    *(Spec("numba", w, "w4_g32") for w in ("nm14_w4", "nm14_w2")),
+    *(Spec("llama.cpp", w) for w in ("F16", "Q8_0", "Q4_0", "TQ2_0", "TQ1_0")),
+    Spec("llama.cpp", "TQ2_0", "Q4_0"),
+    Spec("transformers", "bfloat16"),
+)
+QUICK = (
+    *(Spec("numba", w) for w in ("w4_g32", "nm14_w4", "nm14_w2")),
+    *(Spec("llama.cpp", w) for w in ("F16", "Q4_0", "TQ2_0")),
+)
+SUBSET = ("numba w4_g32", "numba nm14_w4", "numba nm14_w2", "llama.cpp Q4_0", "llama.cpp TQ2_0")
+"""Measured behind a long context and with long prompts too."""
 
 
-def random_model(model: Any, name: str) -> Any:
-    """Random bytes in the place of packed matrices, with scales that keep the numbers small."""
-    from andes_numba.weights import aligned, assemble, sizes_of
+@define
+class Worker:
+    """A process that runs one engine with one number of threads."""
+
+    spec: Spec
+    threads: int
+    size: int
+    process: subprocess.Popen[str]
+    load: float = 0.0
+    decode: dict[int, list[float]] = field(factory=dict)
+    prefill: dict[int, list[float]] = field(factory=dict)
+
+    @classmethod
+    def start(cls, spec: Spec, path: Path, size: int, threads: int, context: int) -> Worker:
+        """Start and wait until the model is loaded."""
+        command = [sys.executable, HERE / "decode_worker.py", spec.engine, path, str(threads), str(context)]
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+        )
+        worker = cls(spec, threads, size, process)
+        worker.load = worker._answer()["load"]
+        return worker
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """One request, one answer; a short pause lets the threads of the one before fall asleep."""
+        time.sleep(0.05)
+        assert self.process.stdin is not None
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.spec.label} ended with {self.process.wait()}; run it alone to see why")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def time_decode(self, context: int, tokens: int) -> None:
+        """Add tokens per second behind the present context."""
+        seconds = self.ask(do="decode", tokens=tokens)["seconds"]
+        self.decode.setdefault(context, []).append(tokens / seconds)
+
+    def time_prefill(self, rows: int) -> None:
+        """Add rows per second of a prompt."""
+        self.prefill.setdefault(rows, []).append(rows / self.ask(do="prefill", rows=rows)["seconds"])
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """The whole run."""
+    specs = QUICK if given.quick else FULL
+    rounds, tokens = given.rounds or (5 if given.quick else 9), given.tokens
+    long = [] if given.quick else [4096]
+    prompts = [512] if given.quick else [512, 2048]
+    counts = sorted({1, os.cpu_count() or 1})
+    with tempfile.TemporaryDirectory(dir=given.scratch) as folder, Progress(console=Console(stderr=True)) as bar:
+        job = bar.add_task("models", total=None)
+        models = {s: _write(s, Path(folder)) for s in specs}
+        context = max([64, *long, *prompts]) + 64 + (rounds + 1) * tokens
+        bar.update(job, description="load")
+        workers = [Worker.start(s, *models[s], t, context) for s in specs for t in counts]
+        streams = [Worker.start(Spec("stream", "-"), Path("-"), 1 << 29, t, 0) for t in counts]
+        try:
+            for rows in [64, *long]:
+                bar.update(job, description=f"decode behind {rows} rows")
+                _decode([*[w for w in workers if rows == 64 or w.spec.label in SUBSET], *streams], rows, rounds, tokens)
+            memory = {(w.spec, w.threads): w.ask(do="memory") for w in workers}
+            for rows in prompts:
+                bar.update(job, description=f"prompts of {rows} rows")
+                for _ in range(min(rounds, 3)):
+                    for w in workers:
+                        if w.spec.label in SUBSET or (rows == 512 and not given.quick):
+                            w.time_prefill(rows)
+        finally:
+            for w in (*workers, *streams):
+                w.process.kill()
+    gbps = max(statistics.median(s.decode[64]) * (1 << 29) / 1e9 for s in streams)
+    rows_ = [_row(s, [w for w in workers if w.spec == s], memory, gbps) for s in specs]
+    facts = {"read_gb_per_s": round(gbps, 1), "threads": counts, "rounds": rounds, "tokens": tokens}
+    return {**_figures(rows_), **facts, "load": os.getloadavg()[0], "rows": rows_}
+
+
+def _write(spec: Spec, folder: Path) -> tuple[Path, int]:
+    """A model for an engine -> its file and the bytes that a token reads."""
+    head = spec.head or spec.weights
+    if spec.engine == "numba":
+        path = folder / f"{spec.weights}-{head}.andes"
+        return path, write_artefact(path, spec.weights, head)
+    if spec.engine == "llama.cpp":
+        path = folder / f"{spec.weights}-{head}.gguf"
+        return path, write_gguf(path, spec.weights, head)
+    return folder, 2 * WEIGHTS
+
+
+def _decode(workers: Sequence[Worker], rows: int, rounds: int, tokens: int) -> None:
+    for w in workers:
+        w.ask(do="context", rows=rows)
+        w.ask(do="decode", tokens=2)  # warm
+    for _ in range(rounds):
+        for w in workers:
+            w.time_decode(rows, 1 if w.spec.engine == "stream" else tokens)
+
+
+def _row(spec: Spec, workers: Sequence[Worker], memory: dict[Any, dict[str, Any]], gbps: float) -> dict[str, Any]:
+    """Medians of an engine, each with its better number of threads."""
+    size = workers[0].size
+    row: dict[str, Any] = {"engine": spec.engine, "weights": spec.weights, "head": spec.head or spec.weights,
+                           "megabytes": round(size / 1e6, 1), "bpw": round(8 * size / WEIGHTS, 3)}  # fmt: skip
+    row["decode_by_threads"] = {w.threads: round(statistics.median(w.decode[64]), 1) for w in workers}
+    for context in workers[0].decode:
+        best = max(workers, key=lambda w: statistics.median(w.decode[context]))
+        found = sorted(best.decode[context])
+        row[f"decode_{context}"] = round(statistics.median(found), 1)
+        row[f"range_{context}"] = [round(found[0], 1), round(found[-1], 1)]
+        row.setdefault("threads", best.threads)
+    for rows in workers[0].prefill:
+        row[f"prefill_{rows}"] = round(max(statistics.median(w.prefill[rows]) for w in workers), 1)
+    row["share_of_bandwidth"] = round(row["decode_64"] * size / 1e9 / gbps, 3)
+    last = memory[spec, workers[-1].threads]
+    row["load_seconds"] = round(statistics.median(w.load for w in workers), 3)
+    row["peak_megabytes"] = round((last["peak"] - last["base"]) / 1e6, 1)
+    row["rss_ratio"] = round((last["peak"] - last["base"]) / (size + last["kv"]), 3)
+    return row
+
+
+def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the run is for."""
+
+    def best(engine: str, limit: float, head: str | None = None) -> dict[str, Any]:
+        # the body's type decides; with a 4-bit head the whole model weighs more
+        heads = [r for r in rows if r["engine"] == engine and (r["head"] == (head or r["weights"]))]
+        within = [r for r in heads if _body_bpw(r) <= limit]
+        return max(within, key=lambda r: r["decode_64"])
+
+    def one(engine: str, weights: str) -> dict[str, Any]:
+        return next(r for r in rows if (r["engine"], r["weights"], r["head"]) == (engine, weights, weights))
+
+    sub2, w4, q4 = best("numba", 1.8), one("numba", "w4_g32"), one("llama.cpp", "Q4_0")
+    figures = {
+        "ratio_sub2": sub2["decode_64"] / best("llama.cpp", 2.2)["decode_64"],
+        "ratio_w4": w4["decode_64"] / q4["decode_64"],
+        "ratio_f16": sub2["decode_64"] / one("llama.cpp", "F16")["decode_64"],
+        "roofline_w4": w4["share_of_bandwidth"],
+        "roofline_sub2": max(r["share_of_bandwidth"] for r in rows if r["engine"] == "numba" and r["bpw"] <= 1.8),
+        "prefill_ratio": w4["prefill_512"] / q4["prefill_512"],
+        "rss_ratio": max(r["rss_ratio"] for r in rows if r["engine"] == "numba"),
+    }
+    if any(r["head"] != r["weights"] for r in rows):
+        ours, theirs = best("numba", 1.8, "w4_g32"), best("llama.cpp", 2.2, "Q4_0")
+        figures["ratio_sub2_4bit_head"] = ours["decode_64"] / theirs["decode_64"]
+    if "decode_4096" in w4:
+        for name, ours, theirs in (("w4", w4, q4), ("sub2", one("numba", "nm14_w4"), one("llama.cpp", "TQ2_0"))):
+            kept, other = (r["decode_4096"] / r["decode_64"] for r in (ours, theirs))
+            figures[f"context_{name}"], figures[f"context_{name}_llama_cpp"] = kept, other
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def _body_bpw(row: dict[str, Any]) -> float:
+    from decode_models import BLOCKS
 
     from andes_sdk.formats import find
 
-    sizes, layout, rng = sizes_of(model), find(name), np.random.default_rng(0)
-
-    def matrix(rows: int, cols: int) -> np.ndarray:
-        blocks, size = layout.packed_shape(rows, cols)
-        packed = rng.integers(0, 256, (blocks, size), np.uint8).reshape(blocks, -1, layout.group_bytes)
-        packed[:, :, :32] = np.full(16, 1e-3, np.float16).view(np.uint8)
-        return aligned(packed.reshape(blocks, size))
-
-    shapes = (
-        ((sizes.q_heads + 2 * sizes.kv_heads) * sizes.head, sizes.width),
-        (sizes.width, sizes.q_heads * sizes.head),
-        (2 * sizes.inner, sizes.width),
-        (sizes.width, sizes.inner),
-    )
-    layers = [[matrix(*shape) for shape in shapes] for _ in range(sizes.layers)]
-    ones = [
-        np.ones(s, np.float32) for s in ((sizes.layers, 2, sizes.width), (sizes.layers, 2, sizes.head), sizes.width)
-    ]
-    return assemble(sizes, layers, matrix(sizes.vocab, sizes.width), *ones, 1e-6)
+    if row["engine"] == "numba":
+        return float(find(row["weights"]).bpw)
+    weights, size = BLOCKS[row["weights"]]
+    return 8 * size / weights
 
 
-# ---------------------------------------------------------------- llama.cpp
-
-
-def llama(kind: str, threads: int, folder: Path) -> tuple[Engine, int]:
-    """A llama.cpp server in this process on a random GGUF, and the bytes of its matrices."""
-    import xllamacpp
-
-    path, size = write_gguf(kind, folder)
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_ctx, params.n_parallel, params.warmup, params.verbosity = 2048, 1, True, -1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    server = xllamacpp.Server(params)
-
-    def run(prompt: int, tokens: int) -> Timing:
-        request = {
-            "prompt": [i % 1000 for i in range(prompt)], "n_predict": tokens, "temperature": 0.0, "ignore_eos": True,
-            "cache_prompt": False,
-        }  # fmt: skip
-        timings = server.handle_completions(request)["timings"]
-        assert timings["predicted_n"] == tokens, timings
-        return {"prefill": timings["prompt_per_second"], "decode": timings["predicted_per_second"]}
-
-    return run, size
-
-
-def write_gguf(kind: str, folder: Path) -> tuple[Path, int]:
-    """A Qwen3-0.6B of random blocks, head of the same type -> file, and bytes of its matrices without the embedding."""
-    import gguf
-
-    weights, bytes_ = PEERS[kind]
-    path, rng, size = folder / f"{kind}.gguf", np.random.default_rng(0), 0
-    quant = gguf.GGMLQuantizationType[kind]
-    writer = gguf.GGUFWriter(path, "qwen3")
-    _metadata(writer, gguf.LlamaFileType.ALL_F32)
-    scale_at = 64 if kind == "TQ2_0" else 0
-
-    def matrix(name: str, rows: int, cols: int) -> int:
-        blocks = rng.integers(0, 256, (rows, cols // weights, bytes_), np.uint8)
-        blocks[:, :, scale_at : scale_at + 2] = np.full(1, 1e-3, np.float16).view(np.uint8)
-        writer.add_tensor(name, blocks.reshape(rows, -1), raw_dtype=quant)
-        return blocks.nbytes
-
-    def norm(name: str, width: int) -> None:
-        writer.add_tensor(name, np.ones(width, np.float32))
-
-    matrix("token_embd.weight", 151_936, 1024)
-    for n in range(28):
-        shapes = {
-            "attn_q": (2048, 1024), "attn_k": (1024, 1024), "attn_v": (1024, 1024), "attn_output": (1024, 2048),
-            "ffn_gate": (3072, 1024), "ffn_up": (3072, 1024), "ffn_down": (1024, 3072),
-        }  # fmt: skip
-        size += sum(matrix(f"blk.{n}.{name}.weight", *shape) for name, shape in shapes.items())
-        for name, width in {"attn_norm": 1024, "ffn_norm": 1024, "attn_q_norm": 128, "attn_k_norm": 128}.items():
-            norm(f"blk.{n}.{name}.weight", width)
-    norm("output_norm.weight", 1024)
-    size += matrix("output.weight", 151_936, 1024)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path, size
-
-
-def _metadata(writer: Any, file_type: int) -> None:
-    writer.add_file_type(file_type)
-    writer.add_context_length(2048)
-    writer.add_embedding_length(1024)
-    writer.add_block_count(28)
-    writer.add_feed_forward_length(3072)
-    writer.add_head_count(16)
-    writer.add_head_count_kv(8)
-    writer.add_key_length(128)
-    writer.add_value_length(128)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(1e6)
-    # a vocabulary of the right size, of words that mean nothing
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list([f"t{n}" for n in range(151_936)])
-    writer.add_token_types([1] * 151_936)
-    writer.add_token_merges(["t 1"])
-    writer.add_eos_token_id(151_935)
-
-
-# ---------------------------------------------------------------- the machine
-
-
-@njit(parallel=True, nogil=True)
-def _read(words: int, count: int, sums: int, threads: int) -> None:
-    """Add `count` runs of 256 bytes up, four vectors at a time, as fast as they come."""
-    for n in prange(threads):
-        total = zeros_i(FOUR)
-        for i in range(n * count // threads, (n + 1) * count // threads):
-            total = add_i(total, load_i(FOUR, words + 256 * i, 64))
-        store_f(sums + 256 * n, 64, total)
-
-
-def bandwidth(threads: int) -> Callable[[], float]:
-    """A function that measures GB/s read from memory."""
-    words, sums = np.ones(1 << 29, np.uint8), np.zeros((threads, 256), np.uint8)  # 512 MB: more than any cache
-
-    def measure() -> float:
-        start = time.perf_counter()
-        _read(words.ctypes.data, words.size // 256, sums.ctypes.data, threads)
-        return float(words.nbytes / (time.perf_counter() - start) / 1e9)
-
-    measure()  # compile
-    return measure
-
-
-# ---------------------------------------------------------------- the run
-
-
-def compare(kinds: list[str], *, threads: int, rounds: int, prompt: int, tokens: int) -> dict[str, Any]:
-    """Medians per engine, from `rounds` rounds in which all take turns."""
-    with tempfile.TemporaryDirectory() as folder:
-        engines = {k: llama(k, threads, Path(folder)) if k in PEERS else ours(k, threads) for k in kinds}
-        read = bandwidth(threads)
-        for engine, _ in engines.values():
-            engine(8, 4)  # compile, map the weights, start threads
-        found: dict[str, list[Timing]] = {k: [] for k in kinds}
-        stream: list[float] = []
-        for _ in range(rounds):
-            for kind, (engine, _) in engines.items():
-                stream.append(read())
-                found[kind].append(engine(prompt, tokens))
-    gbps = statistics.median(stream)
-    rows = []
-    for kind, (_, size) in engines.items():
-        decode, prefill = (sorted(t[part] for t in found[kind]) for part in ("decode", "prefill"))
-        median = statistics.median(decode)
-        rows.append({
-            "engine": "llama.cpp" if kind in PEERS else "numba", "weights": kind, "megabytes": round(size / 1e6, 1),
-            "decode": round(median, 1), "decode_range": [round(decode[0], 1), round(decode[-1], 1)],
-            "prefill": round(statistics.median(prefill), 1),
-            "share_of_bandwidth": round(median * size / 1e9 / gbps, 3),
-        })  # fmt: skip
-    facts = {"threads": threads, "rounds": rounds, "prompt": prompt, "tokens": tokens, "load": os.getloadavg()[0]}
-    return {"read_gb_per_s": round(gbps, 1), **facts, "rows": rows}
+# ---------------------------------------------------------------- showing
 
 
 def table(result: dict[str, Any]) -> Table:
     """For people."""
-    title = f"Qwen3-0.6B shape, {result['threads']} threads, memory {result['read_gb_per_s']} GB/s"
-    shown = Table(title=title)
-    for head in ("engine", "weights", "MB", "decode tok/s", "range", "prefill tok/s", "of bandwidth"):
-        shown.add_column(head, justify="left" if head in ("engine", "weights") else "right")
+    shown = Table(title=f"Qwen3-0.6B shape, memory {result['read_gb_per_s']} GB/s")
+    heads = ("engine", "body", "head", "BPW", "MB", "threads", "decode 64", "range", "decode 4096", "prefill 512",
+             "prefill 2048", "of bandwidth", "load s", "peak MB")  # fmt: skip
+    for head in heads:
+        shown.add_column(head, justify="left" if head in ("engine", "body", "head") else "right")
     for row in result["rows"]:
-        low, high = row["decode_range"]
-        cells = (row["engine"], row["weights"], row["megabytes"], row["decode"], f"{low}-{high}", row["prefill"])
-        shown.add_row(*map(str, cells), f"{row['share_of_bandwidth']:.0%}")
+        low, high = row["range_64"]
+        cells = (
+            row["engine"], row["weights"], row["head"], row["bpw"], row["megabytes"], row["threads"], row["decode_64"],
+            f"{low}-{high}", row.get("decode_4096", ""), row.get("prefill_512", ""), row.get("prefill_2048", ""),
+            f"{row['share_of_bandwidth']:.0%}", row["load_seconds"], row["peak_megabytes"],
+        )  # fmt: skip
+        shown.add_row(*map(str, cells))
     return shown
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Tokens per second against bits per weight, with the limit that memory sets."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for engine, mark in (("numba", "o"), ("llama.cpp", "s"), ("transformers", "^")):
+        rows = [r for r in result["rows"] if r["engine"] == engine and r["head"] == r["weights"]]
+        axes.scatter([r["bpw"] for r in rows], [r["decode_64"] for r in rows], marker=mark, label=engine, zorder=3)
+        for r in rows:
+            axes.annotate(r["weights"], (r["bpw"], r["decode_64"]), textcoords="offset points", xytext=(6, 4), size=8)
+    bits = [1 + n / 10 for n in range(160)]
+    limit = [result["read_gb_per_s"] * 1e9 * 8 / (b * WEIGHTS) for b in bits]
+    axes.plot(bits, limit, color="grey", linestyle="--", label=f"memory: {result['read_gb_per_s']} GB/s")
+    axes.set(xscale="log", yscale="log", xlabel="bits per weight, all matrices", ylabel="decoded tokens per second")
+    axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    axes.set_yticks([10, 20, 50, 100, 200, 500], ["10", "20", "50", "100", "200", "500"])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", default=",".join([*OURS, *PEERS]), help="formats of ours and types of llama.cpp")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prompt", type=int, default=128, help="rows of the prompt")
-    parser.add_argument("--tokens", type=int, default=48, help="tokens decoded in each round")
-    parser.add_argument("--quick", action="store_true", help="one of each, three short rounds")
+    parser.add_argument("--rounds", type=int, default=0, help="rounds of decoding; 0: 5 if quick, else 9")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens decoded in each round")
+    parser.add_argument("--quick", action="store_true", help="three formats against three types")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--out", type=Path, help="folder for decode.json and decode.svg")
+    parser.add_argument("--scratch", type=Path, help="where the models are written meanwhile (up to 5 GB)")
     given = parser.parse_args()
-    if given.quick:
-        given.kinds, given.rounds, given.prompt, given.tokens = "w4_g32,Q4_0", 3, 32, 16
-    logging.disable(logging.WARNING)
-    sizes = {"rounds": given.rounds, "prompt": given.prompt, "tokens": given.tokens}
-    result = compare(given.kinds.split(","), threads=given.threads, **sizes)
+    result = measure(given)
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
+        (given.out / "decode.json").write_text(json.dumps(result, indent=1) + "\n")
+        plot(result, given.out / "decode.svg")
     if given.json:
         print(json.dumps(result, indent=1))
     else:

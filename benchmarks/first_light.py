@@ -2,6 +2,10 @@
 
     python benchmarks/first_light.py --json                    # the whole test split and the 500 held-out digits
     python benchmarks/first_light.py --limit 400               # every n-th question, for a quick look
+    python benchmarks/first_light.py --backend numba --format w8 --limit 1000 --json    # packed, against torch
+
+With another backend than torch the model is packed first, and `agreement` is the share of questions to which both
+backends give the same answer, right or wrong.
 
 An answer counts if the generated text equals the truth. Baselines, on the same questions: the most frequent answer of
 the training split, and the most frequent answer for each question text (what ignoring the picture can reach).
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -22,6 +27,7 @@ from rich.console import Console
 from rich.progress import track
 
 from andes_sdk import Pipeline
+from andes_sdk.packing import default_recipe, pack_model
 from andes_sdk.runtime.generation import GenerationOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,20 +45,49 @@ def spread(items: Sequence[Item], limit: int) -> list[Item]:
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
-def score(pipeline: Pipeline, items: Sequence[Item], label: str) -> tuple[float, dict[str, float]]:
-    """Share of exact answers, in all and per kind of question."""
-    right: dict[str, list[bool]] = defaultdict(list)
+def answers_of(pipeline: Pipeline, items: Sequence[Item], label: str) -> list[str]:
+    """The answer to each question."""
+    found = []
     options = GenerationOptions(max_tokens=8)
     for start in track(range(0, len(items), BATCH), label, console=Console(stderr=True)):
-        part = items[start : start + BATCH]
         conversations = [
             [{"role": "user", "content": [{"type": "image", "image": i}, {"type": "text", "text": q}]}]
-            for i, q, _ in part
+            for i, q, _ in items[start : start + BATCH]
         ]
-        for answer, (_, question, truth) in zip(pipeline.generate_batch(conversations, options), part, strict=True):
-            right[kind_of(question)].append(answer.text == truth)
+        found += [answer.text for answer in pipeline.generate_batch(conversations, options)]
+    return found
+
+
+def score(pipeline: Pipeline, items: Sequence[Item], label: str) -> tuple[float, dict[str, float]]:
+    """Share of exact answers, in all and per kind of question."""
+    return shares(answers_of(pipeline, items, label), items)
+
+
+def shares(answers: Sequence[str], items: Sequence[Item]) -> tuple[float, dict[str, float]]:
+    """Answers -> share of right ones, in all and per kind of question."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for answer, (_, question, truth) in zip(answers, items, strict=True):
+        right[kind_of(question)].append(answer == truth)
     every = [r for found in right.values() for r in found]
     return sum(every) / len(every), {k: sum(v) / len(v) for k, v in sorted(right.items())}
+
+
+def compare(pipeline: Pipeline, backend: str, form: str, questions: Sequence[Item]) -> dict[str, Any]:
+    """Pack a pipeline's model, run it on another backend, and count the answers that both give."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = default_recipe(pipeline.model, form, vision="w8")
+        path = pack_model(pipeline.model, recipe, Path(folder) / "model.andes", plan=pipeline.plan).path
+        packed = Pipeline.from_artefact(path, backend=backend)
+        ours, theirs = (answers_of(p, questions, p.plan.backend) for p in (packed, pipeline))
+    return {
+        "backend": backend,
+        "format": form,
+        "questions": len(questions),
+        "agreement": round(sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(questions), 4),
+        "easy_vqa": round(shares(ours, questions)[0], 4),
+        "easy_vqa_torch": round(shares(theirs, questions)[0], 4),
+        "facts": dict(packed.compiled.facts()),
+    }
 
 
 def kind_of(question: str) -> str:
@@ -78,21 +113,13 @@ def blind(items: Sequence[Item]) -> tuple[float, float]:
     return sum(t == majority for _, _, t in items) / n, sum(best.get(q, majority) == t for _, q, t in items) / n
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "examples" / "first_light" / "model")
-    parser.add_argument("--limit", type=int, default=0, help="questions of each data set; 0 for all")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    arguments = parser.parse_args()
-    pipeline = Pipeline.from_pretrained(arguments.model, dtype="float32")
-    questions = [(path, q, a) for path, pairs in easy_vqa_questions("test") for q, a in pairs]
-    held_out = [(image, DIGIT_QUESTIONS[0], answer) for image, answer in digits("test")]
-    questions, held_out = spread(questions, arguments.limit), spread(held_out, arguments.limit)
-    start = time.perf_counter()
+def evaluate(pipeline: Pipeline, questions: Sequence[Item], limit: int) -> dict[str, Any]:
+    """Accuracy on both data sets, beside the baselines."""
+    held_out = spread([(image, DIGIT_QUESTIONS[0], answer) for image, answer in digits("test")], limit)
     vqa, kinds = score(pipeline, questions, "easy-vqa")
     digit, _ = score(pipeline, held_out, "digits")
     majority, per_question = blind(questions)
-    result = {
+    return {
         "easy_vqa": round(vqa, 4),
         "easy_vqa_majority": round(majority, 4),
         "easy_vqa_blind": round(per_question, 4),
@@ -101,8 +128,26 @@ def main() -> None:
         "kinds": {k: round(v, 4) for k, v in kinds.items()},
         "questions": len(questions),
         "digits_held_out": len(held_out),
-        "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=ROOT / "examples" / "first_light" / "model")
+    parser.add_argument("--limit", type=int, default=0, help="questions of each data set; 0 for all")
+    parser.add_argument("--backend", default="torch", help="run the packed model on this one, and compare with torch")
+    parser.add_argument("--format", default="w8", help="of the packed language model")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    arguments = parser.parse_args()
+    pipeline = Pipeline.from_pretrained(arguments.model, dtype="float32")
+    questions = [(path, q, a) for path, pairs in easy_vqa_questions("test") for q, a in pairs]
+    questions = spread(questions, arguments.limit)
+    start = time.perf_counter()
+    if arguments.backend == "torch":
+        result = evaluate(pipeline, questions, arguments.limit)
+    else:
+        result = compare(pipeline, arguments.backend, arguments.format, questions)
+    result["seconds"] = round(time.perf_counter() - start, 1)
     if arguments.json:
         print(json.dumps(result))
     else:

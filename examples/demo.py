@@ -1,4 +1,5 @@
-"""The whole idea in one file: assemble a model from plugins, look at it, ask it about pictures it has never seen.
+"""The whole idea in one file: assemble a model from plugins, look at it, ask it about pictures it has never seen, pack
+it into a few bits per weight and ask again.
 
 python examples/demo.py                       # what `make demo` runs
 python examples/demo.py --image photo.png     # your own picture, with --question
@@ -9,13 +10,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from andes_sdk import Pipeline
-from andes_sdk.runtime.generation import GenerationOptions
+from andes_sdk.packing import default_recipe, of_artefact, pack_model
+from andes_sdk.runtime.generation import Answer, GenerationOptions
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "first_light"))
@@ -50,23 +53,54 @@ def message(picture: object, question: str) -> list[dict[str, object]]:
     return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
 
 
-def ask_held_out(pipeline: Pipeline, console: Console) -> None:
+def answers_of(pipeline: Pipeline) -> list[Answer]:
+    options = GenerationOptions(max_tokens=8)
+    return [pipeline.generate(message(picture, question), options) for _, picture, question, _ in held_out()]
+
+
+def ask_held_out(pipeline: Pipeline, console: Console) -> list[Answer]:
     table = Table(title="Pictures the model has never seen")
     for head in ("picture", "question", "answer", "truth", ""):
         table.add_column(head)
-    answers = []
-    for name, picture, question, truth in held_out():
-        answer = pipeline.generate(message(picture, question), GenerationOptions(max_tokens=8))
-        answers.append((answer, answer.text == truth))
-        table.add_row(name, question, answer.text, truth, "[green]right" if answers[-1][1] else "[red]wrong")
+    answers = answers_of(pipeline)
+    for (name, _, question, truth), answer in zip(held_out(), answers, strict=True):
+        mark = "[green]right" if answer.text == truth else "[red]wrong"
+        table.add_row(name, question, answer.text, truth, mark)
     console.print(table)
-    first = statistics.median(a.time_to_first_token for a, _ in answers)
-    speed = statistics.median(a.tokens_per_second for a, _ in answers if a.tokens_per_second)
-    console.print(f"{sum(r for _, r in answers)} of {len(answers)} right")
-    console.print(f"medians: time to first token {first * 1e3:.1f} ms, then {speed:.0f} tokens/s")
+    right = sum(a.text == truth for a, (*_, truth) in zip(answers, held_out(), strict=True))
+    console.print(f"{right} of {len(answers)} right")
     names = ("preprocess", "vision", "projector", "prefill")
-    parts = {p: statistics.median(a.seconds[p] for a, _ in answers) for p in names}
-    console.print("of which " + ", ".join(f"{part} {seconds * 1e3:.1f} ms" for part, seconds in parts.items()))
+    parts = {p: statistics.median(a.seconds[p] for a in answers) for p in names}
+    console.print("medians: " + ", ".join(f"{part} {seconds * 1e3:.1f} ms" for part, seconds in parts.items()))
+    return answers
+
+
+def ask_packed(pipeline: Pipeline, console: Console, floats: list[Answer]) -> None:
+    """The same questions to the model packed into one file, which the numba backend runs without unpacking it."""
+    table = Table(title="The same model packed, on compiled kernels")
+    for head in ("backend", "format", "kB", "time to first token", "tokens/s", "same answers"):
+        table.add_column(head)
+    size = pipeline.model.parameter_count() * 4
+    table.add_row("torch", "float32", f"{size / 1e3:,.0f}", *speeds(floats), "")
+    with tempfile.TemporaryDirectory() as folder:
+        for form in ("w8", "w4_g32"):
+            recipe = default_recipe(pipeline.model, form, vision="w8")
+            artefact = pack_model(pipeline.model, recipe, Path(folder) / f"{form}.andes", plan=pipeline.plan)
+            packed = Pipeline.from_artefact(artefact.path, backend="numba")
+            with console.status(f"{form}: compiling kernels, the first time only"):
+                packed.generate("hello", GenerationOptions(max_tokens=2))
+            answers = answers_of(packed)
+            same = sum(a.text == b.text for a, b in zip(answers, floats, strict=True))
+            size = of_artefact(artefact).memory
+            table.add_row("numba", form, f"{size / 1e3:,.0f}", *speeds(answers), f"{same} of {len(answers)}")
+    console.print(table)
+
+
+def speeds(answers: list[Answer]) -> tuple[str, str]:
+    """Medians of the time to the first token and of the speed after it."""
+    first = statistics.median(a.time_to_first_token for a in answers)
+    after = statistics.median(a.tokens_per_second for a in answers if a.tokens_per_second)
+    return f"{first * 1e3:.1f} ms", f"{after:,.0f}"
 
 
 def stream_one(pipeline: Pipeline, console: Console, picture: object, question: str) -> None:
@@ -87,7 +121,7 @@ def main() -> None:
     if arguments.image:
         stream_one(pipeline, console, arguments.image, arguments.question)
         return
-    ask_held_out(pipeline, console)
+    ask_packed(pipeline, console, ask_held_out(pipeline, console))
     _, picture, question, _ = held_out()[0]
     stream_one(pipeline, console, picture, question)
     console.print("\nYour own picture: [bold].venv/bin/andes chat --image photo.jpg[/bold]")

@@ -56,13 +56,13 @@ def load_weights(model: VisionLanguageModel, folder: str | Path, *, device: str,
         why = "".join(f"\n  - {text}" for text in shown)
         fix = "fetch the checkpoint again, or load it with the plugins that it was made for"
         raise CheckpointError("these weights do not fit the model", who=str(folder), why=why, fix=fix)
-    _refuse_meta_buffers(model, wanted)
+    refuse_meta_buffers(model, wanted)
     source = _sources(entries, tied)
     filled: dict[str, torch.Tensor] = {}
     for name, tensor in read_tensors({n: e for n, e in entries.items() if n in source}):
         kind = dtype if tensor.is_floating_point() else tensor.dtype
         filled[source[name]] = tensor.to(device=device, dtype=kind)
-    _assign(model, filled, tied)
+    assign(model, filled, tied)
     if callable(tie := getattr(model.language_model, "tie_weights", None)):
         tie()
     model.to(device=device, dtype=dtype)  # moves the buffers that no checkpoint stores
@@ -112,7 +112,12 @@ def _sources(entries: Mapping[str, Entry], tied: Mapping[str, str]) -> dict[str,
     return {name: original for original, name in stored.items()}
 
 
-def _refuse_meta_buffers(model: nn.Module, wanted: Mapping[str, torch.Tensor]) -> None:
+def refuse_meta_buffers(model: nn.Module, wanted: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a model built on the meta device whose buffers no checkpoint fills.
+
+    Raises:
+        PluginBroken: naming them.
+    """
     left = [n for n, b in model.named_buffers() if n not in wanted and b.is_meta]
     if left:
         raise PluginBroken(
@@ -122,7 +127,8 @@ def _refuse_meta_buffers(model: nn.Module, wanted: Mapping[str, torch.Tensor]) -
         )
 
 
-def _assign(model: nn.Module, filled: Mapping[str, torch.Tensor], tied: Mapping[str, str]) -> None:
+def assign(model: nn.Module, filled: Mapping[str, torch.Tensor], tied: Mapping[str, str]) -> None:
+    """Put tensors in place by name; each name in `tied` gets the parameter of the name it is tied to."""
     modules = dict(model.named_modules())
     made: dict[str, nn.Parameter] = {}
     for name in [*filled, *tied]:

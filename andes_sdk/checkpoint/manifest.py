@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, frozen
 
-from andes_sdk import assembly
-from andes_sdk.errors import AndesError, AssemblyError, CheckpointError, PlanError
+from andes_sdk.errors import CheckpointError
+from andes_sdk.opening import BY_NAME, extended
 from andes_sdk.plan import Plan, PluginPlan
 
 if TYPE_CHECKING:
     from andes_sdk.assembly import PluginItem
+    from andes_sdk.opening import BackendItem
 
 MANIFEST = "andes.json"
 CONFIG = "config.json"
@@ -142,18 +143,18 @@ def _describe(folder: Path) -> tuple[Plan, str]:
     )
 
 
-BY_NAME = "by name"
-"""Stands for the distribution of a plugin that assembly is going to look up."""
-
-
 def read_plan(
-    folder: Path, plugins: Sequence[PluginItem] = (), *, device: str = "cpu", dtype: str | None = None
+    folder: Path,
+    plugins: Sequence[PluginItem] = (),
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    backend: BackendItem | None = None,
 ) -> tuple[Plan, tuple[object, ...]]:
     """Plan of a checkpoint with more plugins -> (plan for `Pipeline.from_plan`, the plugin objects among `plugins`).
 
     Args:
-        plugins: names, `{name: options}` and objects. Options of a plugin that the checkpoint has replace its options
-            of the same name; an object takes the whole place of the plugin of its name.
+        plugins, backend: as `andes_sdk.opening.extended`.
         dtype: None keeps the checkpoint's.
 
     Raises:
@@ -161,22 +162,5 @@ def read_plan(
     """
     check_folder(folder)
     plan, stored = _describe(Path(folder))
-    errors: list[AndesError] = []
-    given = list(assembly.listed(plugins, errors))
-    if errors:
-        raise AssemblyError("cannot assemble the pipeline", errors)
-    merged, objects = {p.name: p for p in plan.plugins}, []
-    added: set[str] = set()
-    for target, options in given:
-        name = target if isinstance(target, str) else type(target).__name__.lower()
-        if name in added:
-            raise PlanError("is listed twice", who=name, fix="list each plugin once")
-        added.add(name)
-        if isinstance(target, str):
-            old = merged.get(name, PluginPlan(name=name))
-            merged[name] = evolve(old, options={**old.options, **options}, distribution=old.distribution or BY_NAME)
-        else:
-            merged[name] = PluginPlan(name=name)
-            objects.append(target)
-    plan = evolve(plan, plugins=tuple(merged.values()), device=device, dtype=stored if dtype is None else dtype)
-    return plan, tuple(objects)
+    plan, objects = extended(plan, plugins, backend=backend)
+    return evolve(plan, device=device, dtype=stored if dtype is None else dtype), objects

@@ -45,7 +45,7 @@ def save(pipeline: Pipeline, folder: str | Path, *, layout: str = "andes", dtype
         CheckpointError: `folder` holds something else, cannot be written, or the layout cannot describe the modules.
         ConfigError: no such layout or dtype.
     """
-    from andes_sdk.pipeline import DTYPES
+    from andes_sdk.building import DTYPES
 
     if layout not in LAYOUTS:
         raise ConfigError(f"no layout {layout!r}", who="layout", fix=configuration.suggestion(str(layout), LAYOUTS))
@@ -134,7 +134,7 @@ def _write_andes(pipeline: Pipeline, folder: Path, dtype: str, convert: bool) ->
         for path in published["files"]:
             shutil.copyfile(path, folder / PUBLISHED / path.name)
     manifest = Manifest(
-        plan=_portable(pipeline.plan),
+        plan=portable(pipeline.plan),
         dtype=dtype,
         parameters=model.parameter_count(),
         files={p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()},
@@ -215,7 +215,7 @@ def _json(data: Mapping[str, Any]) -> bytes:
 # ---------------------------------------------------------------- plan
 
 
-def _portable(plan: Plan) -> Plan:
+def portable(plan: Plan) -> Plan:
     """The plan without options that hold on this machine only (fields marked `metadata={"local": True}`)."""
     return attrs.evolve(plan, device="cpu", plugins=tuple(map(_without_local, plan.plugins)))
 

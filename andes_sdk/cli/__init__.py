@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from andes_sdk import CONTRACT, __version__
-from andes_sdk.cli import bpw, chat, explain, generate, models, new, pack, plugins, train
+from andes_sdk.cli import bpw, chat, data, explain, export, generate, models, new, pack, plugins, train, warmup
 
 app = typer.Typer(
     name="andes",
@@ -17,13 +17,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(plugins.app, name="plugins")
+app.add_typer(data.app, name="data")
 app.command("models")(models.models)
 app.command("explain")(explain.explain)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
+app.command("warmup")(warmup.warmup)
 app.command("train")(train.train)
+app.command("report")(train.report)
 app.command("pack")(pack.pack)
 app.command("bpw")(bpw.bpw)
+app.command("export")(export.export)
 app.command("new")(new.new)
 
 

@@ -83,7 +83,8 @@ class Batch:
         return lines
 
     def _key(self, text: str) -> str:
-        whole = json.dumps([text, self.pipeline.plan.to_dict(), str(self.pipeline.weights), asdict(self.options)])
+        source = self.pipeline.artefact.digest if self.pipeline.artefact else str(self.pipeline.weights)
+        whole = json.dumps([text, self.pipeline.plan.to_dict(), source, asdict(self.options)])
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     def _answered(self, keys: Sequence[str]) -> set[int]:

@@ -125,27 +125,10 @@ def _prompt() -> str:
 
 
 @clean
+@loading.requesting
 def chat(
+    request: loading.Request,
     question: Annotated[str | None, typer.Argument(help="Asked once; without it a conversation starts.")] = None,
-    model: loading.Model = None,
-    config: loading.Config = None,
-    image: loading.Images = None,
-    plugin: loading.Plugins = None,
-    option: loading.Options = None,
-    device: loading.Device = None,
-    dtype: loading.Dtype = None,
-    backend: loading.Backend = None,
-    think: loading.Think = None,
-    max_tokens: loading.MaxTokens = None,
-    temperature: loading.Temperature = None,
-    top_k: loading.TopK = None,
-    top_p: loading.TopP = None,
-    min_p: loading.MinP = None,
-    repetition_penalty: loading.Repetition = None,
-    presence_penalty: loading.Presence = None,
-    stop: loading.Stop = None,
-    seed: loading.Seed = None,
-    allow_remote: loading.Remote = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print time to first token and speed on stderr.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -155,22 +138,15 @@ def chat(
     """
     if as_json and question is None:
         raise typer.BadParameter("--json needs a QUESTION")
-    options = loading.generation_options(
-        think=think, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, stop=stop, seed=seed,
-    )  # fmt: skip
-    opened = loading.open_pipeline(
-        model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
-    )
-    pipeline = loading.ready(opened)
+    options, pipeline = request.generation(), request.pipeline()
     if as_json:
         from andes_sdk.cli.generate import as_dict
         from andes_sdk.messages import user_message
 
-        asked = [user_message(str(question), image or [])]
-        print_json(as_dict(pipeline.generate(asked, options, allow_remote=allow_remote)))
+        asked = [user_message(str(question), request.image or [])]
+        print_json(as_dict(pipeline.generate(asked, options, allow_remote=request.allow_remote)))
         return
-    conversation = Conversation(pipeline, options, allow_remote, stats, list(image or []))
+    conversation = Conversation(pipeline, options, request.allow_remote, stats, list(request.image or []))
     if question is not None:
         conversation.ask(question)
         return

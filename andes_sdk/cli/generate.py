@@ -49,48 +49,25 @@ def read_messages(source: str) -> Any:
 
 
 @clean
+@loading.requesting
 def generate(
+    request: loading.Request,
     prompt: Annotated[str | None, typer.Argument(help="The question.")] = None,
     messages: Annotated[str | None, typer.Option(help="JSON file with a list of messages; - for stdin.")] = None,
     batch: Annotated[Path | None, typer.Option(help="JSON Lines, one list of messages (or one text) a line.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON Lines of answers to --batch; continued if it exists.")] = None,
     together: Annotated[int, typer.Option(min=1, help="Lines of --batch that are decoded together.")] = 1,
-    model: loading.Model = None,
-    config: loading.Config = None,
-    image: loading.Images = None,
-    plugin: loading.Plugins = None,
-    option: loading.Options = None,
-    device: loading.Device = None,
-    dtype: loading.Dtype = None,
-    backend: loading.Backend = None,
-    think: loading.Think = None,
-    max_tokens: loading.MaxTokens = None,
-    temperature: loading.Temperature = None,
-    top_k: loading.TopK = None,
-    top_p: loading.TopP = None,
-    min_p: loading.MinP = None,
-    repetition_penalty: loading.Repetition = None,
-    presence_penalty: loading.Presence = None,
-    stop: loading.Stop = None,
-    seed: loading.Seed = None,
-    allow_remote: loading.Remote = False,
     as_json: Json = False,
 ) -> None:
     """Answer a PROMPT, a conversation (--messages) or a file of conversations (--batch with --out)."""
-    _check_usage(prompt, messages, batch, out, image)
-    options = loading.generation_options(
-        think=think, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, stop=stop, seed=seed,
-    )  # fmt: skip
+    _check_usage(prompt, messages, batch, out, request.image)
+    options = request.generation()
     asked = None if messages is None else read_messages(messages)
-    opened = loading.open_pipeline(
-        model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
-    )
-    pipeline = loading.ready(opened)
+    pipeline = request.pipeline()
     if batch is not None and out is not None:
         from andes_sdk.cli.batch import Batch
 
-        job = Batch(pipeline, options, batch, out, together, allow_remote)
+        job = Batch(pipeline, options, batch, out, together, request.allow_remote)
         done = job.run(console=None if as_json else stderr())
         if as_json:
             print_json(done)
@@ -100,8 +77,8 @@ def generate(
     if asked is None:
         from andes_sdk.messages import user_message
 
-        asked = [user_message(str(prompt), image or [])]
-    answer = pipeline.generate(asked, options, allow_remote=allow_remote)
+        asked = [user_message(str(prompt), request.image or [])]
+    answer = pipeline.generate(asked, options, allow_remote=request.allow_remote)
     if as_json:
         print_json(as_dict(answer))
     else:

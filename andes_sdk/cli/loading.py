@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
+import attrs
 import typer
+from attrs import frozen
 
 from andes_sdk.errors import ConfigError
 
@@ -16,10 +19,15 @@ if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.runtime.generation import GenerationOptions
 
+P = ParamSpec("P")
+
 SHIPPED = Path("examples/first_light/model")
 """The small trained model in the SDK's repository, used where neither --model nor --config is given."""
 
-Model = Annotated[Path | None, typer.Option("--model", "-m", help="Checkpoint folder, ours or a published one.")]
+Model = Annotated[
+    Path | None,
+    typer.Option("--model", "-m", help="Checkpoint folder, ours or a published one, or a packed model file."),
+]
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML or JSON with the arguments of Pipeline.from_plugins.")
 ]
@@ -32,7 +40,10 @@ Options = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
-Backend = Annotated[str | None, typer.Option(help="What runs the model; torch is built in.")]
+Backend = Annotated[str | None, typer.Option(help="What runs the model; torch is built in, numba is a plugin.")]
+AdapterOption = Annotated[
+    str | None, typer.Option("--adapter", metavar="NAME=FOLDER", help="Answer with a LoRA adapter that peft saved.")
+]
 Remote = Annotated[bool, typer.Option("--allow-remote", help="Fetch pictures from http(s) addresses.")]
 Images = Annotated[list[str] | None, typer.Option("--image", "-i", help="A picture; repeatable, order is kept.")]
 Think = Annotated[
@@ -49,12 +60,77 @@ Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer;
 Seed = Annotated[int | None, typer.Option(help="Of the sampling noise. [default: 0]")]
 
 
-def generation_options(**given: Any) -> GenerationOptions:
-    """Sampling options as checked data; what was not given (None) keeps its default."""
-    from andes_sdk.config import structure
-    from andes_sdk.runtime.generation import GenerationOptions
+@frozen(kw_only=True)
+class Request:
+    """The options of commands that answer: which model, how it is run, and how answers are decoded."""
 
-    return structure(GenerationOptions, {k: v for k, v in given.items() if v is not None}, "generation")
+    model: Model = None
+    config: Config = None
+    image: Images = None
+    plugin: Plugins = None
+    option: Options = None
+    device: Device = None
+    dtype: Dtype = None
+    backend: Backend = None
+    adapter: AdapterOption = None
+    think: Think = None
+    max_tokens: MaxTokens = None
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: TopP = None
+    min_p: MinP = None
+    repetition_penalty: Repetition = None
+    presence_penalty: Presence = None
+    stop: Stop = None
+    seed: Seed = None
+    allow_remote: Remote = False
+
+    def generation(self) -> GenerationOptions:
+        """Sampling options as checked data; what was not given (None) keeps its default."""
+        from andes_sdk.config import structure
+        from andes_sdk.runtime.generation import GenerationOptions
+
+        names = {f.name for f in attrs.fields(GenerationOptions)}
+        given = {k: v for k, v in attrs.asdict(self).items() if k in names and v is not None}
+        if self.adapter is not None:
+            given["adapter"] = self._adapter()[0]
+        return structure(GenerationOptions, given, "generation")
+
+    def pipeline(self) -> Pipeline:
+        """The pipeline with its weights read and its adapter attached, so that an answer's times are its own."""
+        opened = open_pipeline(
+            self.model, self.config, plugins=self.plugin, options=self.option, device=self.device, dtype=self.dtype,
+            backend=self.backend,
+        )  # fmt: skip
+        pipeline = ready(opened)
+        if self.adapter is not None:
+            pipeline.add_adapter(*self._adapter())
+        return pipeline
+
+    def _adapter(self) -> tuple[str, str]:
+        name, _, folder = str(self.adapter).partition("=")
+        if not (name and folder):
+            raise ConfigError(f"cannot read {self.adapter!r}", who="--adapter", fix="write NAME=FOLDER")
+        return name, folder
+
+
+def requesting(command: Callable[Concatenate[Request, P], None]) -> Callable[..., None]:
+    """Give a command, whose first parameter is a `Request`, the options of one."""
+    hints = get_type_hints(Request, include_extras=True)
+    shared = [
+        Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+        for f in attrs.fields(Request)
+    ]
+    own = list(signature(command, eval_str=True).parameters.values())[1:]
+
+    def wrapped(**given: Any) -> None:
+        command(Request(**{p.name: given.pop(p.name) for p in shared}), **given)  # type: ignore[call-arg]
+
+    wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+    every = [*(p.replace(kind=Parameter.KEYWORD_ONLY) for p in own), *shared]
+    wrapped.__signature__ = Signature(every)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in every}
+    return wrapped
 
 
 def plugin_items(names: Sequence[str], options: Sequence[str]) -> list[PluginItem]:
@@ -133,10 +209,16 @@ def open_pipeline(
         arguments["plugins"] = with_options([*arguments["plugins"], *(plugins or ())], options or ())
         chosen = {"device": device, "dtype": dtype, "backend": backend}
         return Pipeline.from_plugins(**{**arguments, **{k: v for k, v in chosen.items() if v is not None}})
-    if backend is not None:
-        raise typer.BadParameter("--backend needs --config: a checkpoint states its backend")
-    more = plugin_items(plugins or (), options or ())
-    return Pipeline.from_pretrained(model or _shipped(), plugins=more, device=device or "cpu", dtype=dtype)
+    path = model or _shipped()
+    names = list(plugins or ())
+    if backend is not None and backend not in names and any(o.startswith(f"{backend}.") for o in options or ()):
+        names.append(backend)  # so that --option finds it
+    more = plugin_items(names, options or ())
+    if path.is_file():
+        return Pipeline.from_artefact(
+            path, plugins=more, backend=backend, device=device or "cpu", dtype=dtype or "float32"
+        )
+    return Pipeline.from_pretrained(path, plugins=more, backend=backend, device=device or "cpu", dtype=dtype)
 
 
 def ready(pipeline: Pipeline) -> Pipeline:

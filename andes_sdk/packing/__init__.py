@@ -1,7 +1,8 @@
 """Packed models: a recipe of formats, one file per artefact, and the bits that it takes."""
 
-from andes_sdk.packing.artefact import Artefact, open_reference
+from andes_sdk.packing.artefact import Artefact
 from andes_sdk.packing.bpw import Report, of_artefact, of_checkpoint, of_model
+from andes_sdk.packing.modules import open_reference
 from andes_sdk.packing.pack import pack_model
 from andes_sdk.packing.recipe import default_recipe
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +20,6 @@ from andes_sdk.packing.header import AGAIN, Entry, Header, Place, raw_dtype, rea
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from andes_sdk.pipeline import Pipeline
     from andes_sdk.plan import Plan
 
 CHUNK = 1 << 18
@@ -88,6 +86,10 @@ class Artefact:
 
     # ------------------------------------------------------------ reading
 
+    def stored_raw(self, name: str) -> bool:
+        """Whether a tensor is stored as it is, without a format."""
+        return self._entry(name).format.startswith("raw:")
+
     def packed(self, name: str) -> NDArray[np.uint8]:
         """The mapped bytes of a matrix, (row blocks, bytes per row block), 64-byte aligned; nothing is copied.
 
@@ -95,7 +97,7 @@ class Artefact:
             ConfigError: no such tensor, or it is stored raw.
         """
         entry = self._entry(name)
-        if entry.format.startswith("raw:"):
+        if self.stored_raw(name):
             raise ConfigError(f"is stored as {entry.format}", who=name, fix="read it with `array`")
         return self._bytes(entry).reshape(self.formats[entry.format].packed_shape(*entry.matrix))
 
@@ -115,6 +117,21 @@ class Artefact:
             end = min(at + step, rows)
             out[at:end] = form.dequantise(packed[at // LANES : -(-end // LANES)], end - at, cols)
         return out.reshape(entry.shape)
+
+    def rows(self, name: str, index: NDArray[np.int64]) -> Array:
+        """(n,) rows of a matrix as numbers (n, columns), such as embeddings; only their row blocks are read.
+
+        Raises:
+            ConfigError: no such tensor.
+        """
+        entry = self._entry(name)
+        if entry.format.startswith("raw:"):
+            return np.array(self.array(name)[index])
+        blocks, where = np.unique(index // LANES, return_inverse=True)
+        cols = entry.matrix[1]
+        numbers = self.formats[entry.format].dequantise(self.packed(name)[blocks], len(blocks) * LANES, cols)
+        found: Array = numbers[where * LANES + index % LANES]
+        return found
 
     def dequantised_state(self) -> dict[str, Tensor]:
         """Every tensor of the model's state, float32, tied names too: the reference for backends that run packed."""
@@ -160,36 +177,3 @@ class Artefact:
 
     def _bytes(self, place: Place) -> NDArray[np.uint8]:
         return self.data[place.offset : place.offset + place.nbytes]
-
-
-def open_reference(path: str | Path, *, formats: Iterable[Format] = (), device: str = "cpu") -> Pipeline:
-    """An artefact dequantised into a pipeline that runs with torch in float32: slow and large, the reference.
-
-    Raises:
-        CheckpointError: the artefact cannot be used, or does not fit the modules that its plan builds.
-    """
-    import attrs
-    import torch
-
-    from andes_sdk.checkpoint.load import _assign, _refuse_meta_buffers, aliases
-    from andes_sdk.pipeline import Pipeline
-
-    artefact = Artefact.open(path, formats=formats)
-    pipeline = Pipeline.from_plan(attrs.evolve(artefact.plan, device=device, dtype="float32", backend="torch"))
-    with TemporaryDirectory() as folder:
-        artefact.extract(folder)
-        pipeline.tokenizer = pipeline._assembly.slot("tokenizer", folder=Path(folder))
-    model = pipeline.meta_model()
-    wanted, tied = model.state_dict(), aliases(model)
-    stored = {name: entry.shape for name, entry in artefact.tensors.items()}
-    needed = {name: tuple(tensor.shape) for name, tensor in wanted.items() if name not in tied}
-    if stored != needed or dict(artefact.header.tied) != tied:
-        wrong = sorted(n for n in stored.keys() | needed.keys() if stored.get(n) != needed.get(n)) or sorted(tied)
-        why = f"missing, extra or of another shape: {', '.join(wrong[:20])}"
-        raise CheckpointError("does not fit the model that its plan builds", who=str(path), why=why, fix=AGAIN)
-    _refuse_meta_buffers(model, wanted)
-    _assign(model, {n: t for n, t in artefact.dequantised_state().items() if n not in tied}, tied)
-    if callable(tie := getattr(model.language_model, "tie_weights", None)):
-        tie()
-    pipeline.model = model.to(device=device, dtype=torch.float32).eval()
-    return pipeline

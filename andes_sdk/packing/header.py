@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from attrs import frozen
 
-from andes_sdk.config import CONVERTER, _reasons
+from andes_sdk.config import CONVERTER, reasons
 from andes_sdk.errors import CheckpointError
 from andes_sdk.formats import Format
 from andes_sdk.plan import Plan
@@ -101,13 +101,7 @@ def read_header(path: Path, formats: Mapping[str, Format]) -> tuple[Header, int]
     Raises:
         CheckpointError: with every reason why this is no artefact that can be used here.
     """
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
-            body = _body(file, size, path)
-    except OSError as error:
-        raise CheckpointError("cannot be read", who=str(path), why=str(error), fix="check the path") from None
+    body, size = _read(path)
     start = aligned(PREAMBLE.size + len(body))
     header = _structure(body, path)
     problems = list(_problems(header, formats))
@@ -119,6 +113,25 @@ def read_header(path: Path, formats: Mapping[str, Format]) -> tuple[Header, int]
         why = "".join(f"\n  - {text}" for text in shown)
         raise CheckpointError("this artefact cannot be used", who=str(path), why=why, fix=AGAIN)
     return header, start
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan alone, from which the formats that the rest is checked against become known.
+
+    Raises:
+        CheckpointError: this is no artefact, or its header is damaged.
+    """
+    return _structure(_read(path)[0], path).plan
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            return _body(file, size, path), size
+    except OSError as error:
+        raise CheckpointError("cannot be read", who=str(path), why=str(error), fix="check the path") from None
 
 
 def _body(file: BinaryIO, size: int, path: Path) -> bytes:
@@ -141,7 +154,7 @@ def _structure(body: bytes, path: Path) -> Header:
     try:
         return CONVERTER.structure(json.loads(body), Header)
     except Exception as error:
-        why = "; ".join(_reasons(error, "header"))
+        why = "; ".join(reasons(error, "header"))
     raise CheckpointError("has a header that is none", who=str(path), why=why, fix=AGAIN)
 
 

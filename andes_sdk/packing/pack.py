@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from andes_sdk.checkpoint.load import aliases
-from andes_sdk.checkpoint.saving import _portable
+from andes_sdk.checkpoint.saving import portable
 from andes_sdk.checkpoint.shards import stored_tensors
 from andes_sdk.errors import AndesError, CheckpointError, ConfigError
 from andes_sdk.formats import LANES, Codes, Format, known
@@ -126,7 +126,7 @@ def arrange(
         end = aligned(end + size)
     used = sorted({e.format for e in entries.values()} & available.keys())
     return Header(
-        plan=_portable(plan),
+        plan=portable(plan),
         formats={name: available[name].facts() for name in used},
         tensors=entries,
         tied=aliases(model),

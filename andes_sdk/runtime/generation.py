@@ -28,6 +28,7 @@ class GenerationOptions:
         stop: strings that end the answer; they are not part of it.
         seed: keys the noise together with the position.
         think: prefill `<think>`; None leaves it to the language model's plugin.
+        adapter: name of a LoRA adapter that `pipeline.add_adapter` attached; None: none.
     """
 
     max_tokens: int = field(default=512, validator=ge(1))
@@ -40,6 +41,7 @@ class GenerationOptions:
     stop: tuple[str, ...] = ()
     seed: int = field(default=0, validator=ge(0))
     think: bool | None = None
+    adapter: str | None = None
 
 
 @frozen(kw_only=True)
@@ -173,6 +175,7 @@ class _Request:
 
 def _begin(pipeline: Pipeline, messages: Any, options: GenerationOptions, *, allow_remote: bool) -> _Request:
     session = pipeline.session()  # first use builds the model: that is no part of a request's time
+    session.adapter = options.adapter
     start = time.perf_counter()
     inputs = pipeline.prepare(messages, think=options.think, allow_remote=allow_remote)
     text = _Text(pipeline.tokenizer, options.stop, inputs.prefix)

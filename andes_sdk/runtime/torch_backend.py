@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 
 from andes_sdk.building import device_error
+from andes_sdk.runtime.lora import ModuleAdapters
 from andes_sdk.runtime.session import TorchSession
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import CachePolicy, Session
+    from andes_sdk.types import Adapter, CachePolicy, Session
 
 
 @frozen
@@ -40,10 +41,23 @@ class CompiledTorch:
     """A model that opens sessions."""
 
     model: VisionLanguageModel
+    adapters: ModuleAdapters = field()
+
+    @adapters.default
+    def _none_yet(self) -> ModuleAdapters:
+        return ModuleAdapters(self.model)
 
     def session(self, policy: CachePolicy) -> TorchSession:
         """An empty session."""
-        return TorchSession(self.model, policy)
+        return TorchSession(self.model, policy, self.adapters)
+
+    def add_adapter(self, adapter: Adapter) -> None:
+        """Make an adapter known to all sessions.
+
+        Raises:
+            DuplicateName: there is one of that name.
+        """
+        self.adapters.add(adapter)
 
     @torch.inference_mode()
     def extend_many(self, sessions: Sequence[Session], tokens: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
@@ -63,7 +77,8 @@ class CompiledTorch:
 
         ids = torch.tensor([t for one in tokens for t in one], device=self.model.device)
         positions = torch.cat([step.positions for step in steps])
-        with own[0].timed("decode"):
+        spans = [(s.adapter, n) for s, n in zip(own, lengths, strict=True)]
+        with own[0].timed("decode"), self.adapters.rows(spans):
             hidden = self.model.hidden_states(self.model.llm.embed(ids), positions, attend)
             logits = self.model.logits(hidden)
         for session, length in zip(own, lengths, strict=True):

@@ -68,6 +68,7 @@ KINDS: dict[str, Kind] = {
     "reward": Kind("reward", "Scores answers for reinforcement learning", needs=()),
     "data-filter": Kind("data_filter", "Drops training samples that are not worth their time, with a reason", needs=()),
     "benchmark": Kind("benchmark", "Asks a model for the colour of pictures and scores it", needs=("pillow>=11.3",)),
+    "exporter": Kind("exporter", "Writes the weights of a model as a file of another runtime"),
 }
 """Kind, as `andes new --kind` takes it."""
 

@@ -98,7 +98,6 @@ def test_the_version_is_printed():
         ["generate", "--messages", "a", "--image", "b"],
         ["chat", "--json"],
         ["chat", "a", "--model", "b", "--config", "c"],
-        ["chat", "a", "--model", "b", "--backend", "c"],
         ["train", "recipe.toml"],
         ["new", "a", "--kind", "b"],
     ],
@@ -381,3 +380,54 @@ def test_new_writes_a_distribution_and_says_what_to_do_next(tmp_path):
     assert all((tmp_path / made["folder"] / path).is_file() for path in made["files"])
     assert "andes plugins check other" in andes("new", "other", "--kind", "reward").stdout
     assert "exists already" in andes("new", "other", "--kind", "reward", code=1).stderr
+
+
+@pytest.fixture
+def artefact(config, tmp_path):
+    from andes_sdk.packing import default_recipe, pack_model
+
+    pipe = Pipeline.from_config(config)
+    return pack_model(pipe.model, default_recipe(pipe.model, "w8"), tmp_path / "tiny.andes", plan=pipe.plan).path
+
+
+def test_a_packed_model_answers_as_its_pipeline_does(artefact, config):
+    rows = [
+        loads("generate", "hello", *given, "--max-tokens", 4, "--json")["tokens"]
+        for given in (["--model", artefact], ["--model", artefact, "--backend", "torch", "--dtype", "float32"])
+    ]
+    answer = Pipeline.from_artefact(artefact).generate("hello", GenerationOptions(max_tokens=4))
+    assert rows[0] == rows[1] == list(answer.tokens)
+    said = loads("explain", "--model", artefact, "--json")["rows"]
+    assert next(r["value"] for r in said if r["part"] == "weights") == str(artefact)
+
+
+def test_a_batch_of_another_artefact_is_not_continued(artefact, config, tmp_path):
+    (tmp_path / "in.jsonl").write_text('"hello"\n')
+    common = ["--batch", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl", "--max-tokens", 2, "--json"]
+    assert loads("generate", "--model", artefact, *common)["answered"] == 1
+    assert loads("generate", "--model", artefact, *common)["skipped"] == 1
+    result = andes("generate", "--config", config, *common, code=1)
+    assert "cannot continue this file" in result.output + (result.stderr or "")
+
+
+def test_an_adapter_is_attached_and_used(config, tmp_path):
+    from safetensors.torch import save_file
+
+    random = torch.Generator().manual_seed(0)
+    pair = {"A": torch.randn(2, 96, generator=random), "B": torch.randn(48, 2, generator=random)}
+    layer = "base_model.model.model.layers.1.mlp.down_proj"
+    save_file({f"{layer}.lora_{k}.weight": v for k, v in pair.items()}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 64}')
+    ask = ["generate", "hello there", "--config", config, "--max-tokens", 6, "--json"]
+    assert loads(*ask, "--adapter", f"mine={tmp_path}")["tokens"] != loads(*ask)["tokens"]
+    assert "NAME=FOLDER" in json.loads(andes(*ask, "--adapter", "mine", code=1).stderr)["errors"][0]["fix"]
+
+
+def test_warmup_runs_every_kind_of_pass_and_says_how_long_it_took(config):
+    told = loads("warmup", "--config", config, "--json")
+    assert list(told["seconds"]) == [
+        "open", "a picture and a question", "one token", "a tree of tokens", "two conversations",
+    ]  # fmt: skip
+    assert all(seconds > 0 for seconds in told["seconds"].values())
+    assert told["facts"]["device"] == "cpu"
+    assert "two conversations" in andes("warmup", "--config", config).stdout

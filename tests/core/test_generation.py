@@ -11,7 +11,7 @@ from scipy import stats
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, BackendUnavailable, InputError
 from andes_sdk.runtime.generation import GenerationOptions, _Text
-from andes_sdk.runtime.sampling import TokenSampler, filtered, gumbel
+from andes_sdk.runtime.sampling import TokenSampler, gumbel, gumbel_at, survivors
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +126,41 @@ def test_filters_agree_with_transformers() -> None:
     for _ in range(20):
         scores = torch.randn(1, 50, generator=generator, dtype=torch.float64)
         for options, warper in (
-            (GenerationOptions(top_k=7), TopKLogitsWarper(7)),
-            (GenerationOptions(top_p=0.7), TopPLogitsWarper(0.7)),
-            (GenerationOptions(min_p=0.2), MinPLogitsWarper(0.2)),
+            (GenerationOptions(temperature=1.0, top_k=7), TopKLogitsWarper(7)),
+            (GenerationOptions(temperature=1.0, top_p=0.7), TopPLogitsWarper(0.7)),
+            (GenerationOptions(temperature=1.0, min_p=0.2), MinPLogitsWarper(0.2)),
         ):
-            ours = filtered(scores[0].numpy().copy(), options)
+            tokens, ours = survivors(scores[0].numpy(), options)
             theirs = warper(None, scores.clone())[0].numpy()
-            assert np.array_equal(np.isfinite(ours), np.isfinite(theirs))
+            assert tokens.tolist() == np.flatnonzero(np.isfinite(theirs)).tolist()
+            assert np.array_equal(ours, theirs[tokens])
+
+
+def test_noise_of_a_few_tokens_is_that_of_the_whole_vocabulary() -> None:
+    for tokens in ([0], [3, 4, 5, 7, 8, 900], list(range(1000)), []):
+        assert np.array_equal(gumbel_at(2, 9, tokens), gumbel(2, 9, 1000)[tokens])
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
+def test_top_p_of_a_vocabulary_is_what_sorting_all_of_it_gives(top_p: float, spread: float) -> None:
+    scores = np.random.default_rng(0).normal(size=5000) * spread
+    order = np.argsort(-scores, kind="stable")
+    chances = np.exp(scores[order] - scores[order[0]])
+    count = 1 + int((np.cumsum(chances)[:-1] < top_p * chances.sum()).sum())
+    tokens, _ = survivors(scores, GenerationOptions(temperature=1.0, top_p=top_p))
+    assert tokens.tolist() == sorted(order[:count].tolist())
+
+
+@pytest.mark.parametrize("options", [{"top_k": 20}, {"top_k": 20, "top_p": 0.9}, {"top_p": 0.95}, {"min_p": 0.1}, {}])
+def test_a_sampled_token_does_not_depend_on_which_tokens_get_noise(options: dict) -> None:
+    for position in range(20):
+        logits = np.random.default_rng(position).normal(size=3000).astype(np.float32) * 3
+        tokens, scores = survivors(logits, GenerationOptions(temperature=0.6, **options))
+        everywhere = np.full(3000, -np.inf)
+        everywhere[tokens] = scores
+        wanted = (everywhere + gumbel(0, position, 3000)).argmax()
+        assert pick(logits, position, temperature=0.6, **options) == wanted
 
 
 def test_repetition_penalty_agrees_with_transformers() -> None:

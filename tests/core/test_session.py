@@ -8,7 +8,7 @@ from attrs import frozen
 
 from andes_sdk import Pipeline, hookimpl
 from andes_sdk.errors import SessionError
-from andes_sdk.runtime import session as session_module
+from andes_sdk.runtime import base as session_module
 from andes_sdk.runtime.attention import PackedAttention, Segment
 from andes_sdk.types import Inputs
 

@@ -9,6 +9,7 @@ off, and dropout, which is zero in them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,14 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
         self.norm_2 = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
+    def blueprint(self) -> dict[str, Any]:
+        """Weights by their part in a pre-norm block."""
+        layers = {
+            "qkv": self.attn.qkv, "out": self.attn.proj, "gate": self.mlp.fc1, "up": self.mlp.fc3, "down": self.mlp.fc2,
+        }  # fmt: skip
+        norms = {"norm1": (self.norm_1.weight, None), "norm2": (self.norm_2.weight, None)}
+        return norms | {name: (layer.weight, layer.bias) for name, layer in layers.items()}
+
     def forward(self, x: Tensor, turn: Rotation, lengths: Sequence[int]) -> Tensor:
         """(N, Dv) -> (N, Dv)."""
         x = x + self.attn(self.norm_1(x), turn, lengths)
@@ -187,6 +196,23 @@ class AimV2Encoder(nn.Module):
                     nn.init.zeros_(module.bias)
         if self.config.preserve_original_pe:
             nn.init.normal_(self.preprocessor.pos_embed, std=std)
+
+    def blueprint(self) -> dict[str, Any]:
+        """Structure and weights as plain data, for backends that compile encoders (`andes_numba.blueprint`)."""
+        config, embed = self.config, self.preprocessor.patchifier
+        return {
+            "width": config.hidden_size,
+            "heads": config.num_attention_heads,
+            "norm": "rms",
+            "eps": config.rms_norm_eps,
+            "activation": "swiglu",
+            "rotary": None if config.disable_rope else config.rope_theta,
+            "embed": (embed.proj.weight.flatten(1), embed.proj.bias),
+            "embed_norm": (embed.norm.weight, None),
+            "positions": self.preprocessor.positions if config.preserve_original_pe else None,
+            "blocks": (block.blueprint() for block in self.trunk.blocks),
+            "last": (self.trunk.post_trunk_norm.weight, None),
+        }
 
     def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
         """(N, 3*p*p) normalised pixels in block order, one (rows, columns) grid per image -> (N, Dv), same order.

@@ -6,6 +6,8 @@ projector has biases, the exact GELU and no normalisation.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from andes_sdk.errors import InputError
@@ -21,6 +23,11 @@ class PixelShuffleMLP(nn.Sequential):
         for layer in (self[0], self[2]):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+
+    def blueprint(self) -> dict[str, Any]:
+        """Structure and weights as plain data, for backends that compile projectors (`andes_numba.blueprint`)."""
+        first, second = ((layer.weight, layer.bias) for layer in (self[0], self[2]))
+        return {"merge": self.merge, "first": first, "activation": "gelu", "second": second}
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, Dv) in block order -> (N / merge**2, D).

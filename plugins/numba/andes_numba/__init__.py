@@ -26,7 +26,9 @@ class Numba:
     companions: ClassVar[Sequence[object]] = ({"qwen3": {"preset": "tiny"}},)
 
     format: str = field(
-        default="w4_g32", validator=in_(FORMATS), metadata={"help": f"of the matrices: {', '.join(FORMATS)}"}
+        default="w4_g32",
+        validator=in_(FORMATS),
+        metadata={"help": f"of matrices that are not packed yet: {', '.join(FORMATS)}"},
     )
     head: str = field(
         default="", validator=in_(("", *FORMATS)), metadata={"help": "format of the LM head; empty: as the others"}
@@ -44,6 +46,14 @@ class Numba:
     )
     kv: str = field(
         default="f16", validator=in_(("f32", "f16", "int8")), metadata={"help": "keys and values: f32, f16 or int8"}
+    )
+    vision: str = field(
+        default="auto",
+        validator=in_(("auto", "w8", "bf16", "f32", "torch")),
+        metadata={
+            "help": "encoder and projector: w8 (int8), bf16, f32, torch; auto is f32 with exact activations, otherwise "
+            "bf16, or w8 on processors that cannot multiply bf16"
+        },
     )
 
     @hookimpl
@@ -63,6 +73,8 @@ class Numba:
         kernels, why = choose_kernels(self.kernels)
         return {
             "kernels": f"{kernels}: {why}",
-            "format": f"{self.format}, head {self.head or self.format}; activations {self.activations}, kv {self.kv}",
-            "on torch": "vision encoder, projector and embedding",
+            "format": f"{self.format}, head {self.head or self.format}; an artefact keeps its own",
+            "numbers": f"activations {self.activations}, kv {self.kv}",
+            "vision": f"{self.vision}: encoder and projector, where they can be compiled",
+            "on torch": "embedding",
         }

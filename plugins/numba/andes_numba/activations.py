@@ -30,6 +30,7 @@ from .simd import (
     splat_f,
     splat_i,
     store_bytes,
+    store_f,
     store_f32,
     store_i32,
     sub_f,
@@ -39,7 +40,10 @@ from .simd import (
     zeros_i,
 )
 
-inline = njit(forceinline=True, nogil=True)
+bare = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""For functions that only compiled ones call: without the code that would let Python call them."""
+
+inline = njit(forceinline=True, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @inline
@@ -132,3 +136,54 @@ def quantise_rows(x, count, groups, group, codes, scales, sums, threads):
     for n in prange(threads):
         for t in range(n * count // threads, (n + 1) * count // threads):
             quantise_row(address(x[t]), groups, group, address(codes[t]), address(scales[t]), address(sums[t]))
+
+
+def space(mode: Any, fmt: Any, columns: int, rows: int) -> Any:
+    """Room for `rows` rows of activations of a product, as the tuple that `activate` makes."""
+    raise NotImplementedError("compiled code only")
+
+
+def take(mode: Any, fmt: Any, values: int, x: Any, row: int) -> None:
+    """Float32 values at an address, with zeros behind them up to a whole group, become row `row` of x (`space`)."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(space)
+def _space(mode, fmt, columns, rows):
+    layout = FORMATS[fmt.value]
+    group, exact = layout.group, mode.value == "exact" or isinstance(layout, Half)
+    kind, size = (np.float32, 4) if exact else (np.int8, 1)
+
+    def make(mode, fmt, columns, rows):
+        groups, padded = (columns + group - 1) // group, (columns + 127) // 128 * 128
+        scaled = 0 if exact else rows
+        scales, sums = np.zeros((scaled, groups), np.float32), np.zeros((scaled, groups), np.int32)
+        return mode, groups, size * padded, np.zeros((rows, padded), kind), scales, sums
+
+    return make
+
+
+@overload(take, jit_options={"forceinline": True})
+def _take(mode, fmt, values, x, row):
+    layout = FORMATS[fmt.value]
+    group = layout.group
+    if mode.value == "exact" or isinstance(layout, Half):
+
+        def copy(mode, fmt, values, x, row):
+            to = address(x[3][row])
+            for j in range(0, x[3].shape[1], LANES):
+                store_f(to + 4 * j, 0, load_f(ONE, values + 4 * j, 0))
+
+        return copy
+
+    def round_off(mode, fmt, values, x, row):
+        quantise_row(values, x[1], group, address(x[3][row]), address(x[4][row]), address(x[5][row]))
+
+    return round_off
+
+
+@inline
+def from_row(x, row):
+    """Activations from a row on."""
+    mode, groups, stride, values, scales, sums = x
+    return mode, groups, stride, values[row:], scales[row:], sums[row:]

@@ -14,7 +14,7 @@ from numba.extending import overload
 
 from .activations import address, exp, inline
 from .simd import (
-    FOUR,
+    EIGHT,
     ONE,
     abs_f,
     add_f,
@@ -32,6 +32,7 @@ from .simd import (
     store_f,
     store_f32,
     store_half,
+    store_totals,
     sub_f,
     total_f,
     zeros_f,
@@ -43,6 +44,11 @@ NUMBER_BYTES = {"f32": 4, "f16": 2, "int8": 1}
 
 def load_kv(kv: Any, rows: Any, at: int, column: int) -> Any:
     """Vectors of sixteen numbers of a stored row, from `column` on, as float32 (int8: without the row's scale)."""
+    raise NotImplementedError("compiled code only")
+
+
+def load_rows(kv: Any, rows: Any, at: int, column: int, stride: int) -> Any:
+    """One vector of `load_kv` each of several stored rows."""
     raise NotImplementedError("compiled code only")
 
 
@@ -70,6 +76,13 @@ def _load_kv(kv, rows, at, column):
         return load(rows, at + width * column, 16 * width)
 
     return read
+
+
+@overload(load_rows, jit_options={"forceinline": True})
+def _load_rows(kv, rows, at, column, stride):
+    load = {"f32": load_f, "f16": load_half, "int8": load_bytes}[kv.value]
+    width = NUMBER_BYTES[kv.value]
+    return lambda kv, rows, at, column, stride: load(rows, at + width * column, stride)
 
 
 @overload(store_kv, jit_options={"forceinline": True})
@@ -122,17 +135,35 @@ def rotate(x, weight, cos, sin, eps):
         squares = fma(part, part, squares)
     factor = np.float32(1) / np.sqrt(total_f(squares) / np.float32(size) + eps)
     half = size // 2
-    for j in range(half):
+    whole = half // 16 * 16
+    every, scales = splat_f(factor), address(weight)
+    for j in range(0, whole, 16):
+        left, right = at + 4 * j, at + 4 * (half + j)
+        low = mul_f(mul_f(load_f(ONE, left, 0), every), load_f(ONE, scales + 4 * j, 0))
+        high = mul_f(mul_f(load_f(ONE, right, 0), every), load_f(ONE, scales + 4 * (half + j), 0))
+        across, along = load_f(ONE, address(cos) + 4 * j, 0), load_f(ONE, address(sin) + 4 * j, 0)
+        store_f(left, 0, sub_f(mul_f(low, across), mul_f(high, along)))
+        store_f(right, 0, add_f(mul_f(high, across), mul_f(low, along)))
+    for j in range(whole, half):
         low, high = x[j] * factor * weight[j], x[half + j] * factor * weight[half + j]
         x[j] = low * cos[j] - high * sin[j]
         x[half + j] = high * cos[j] + low * sin[j]
 
 
 @inline
-def place(kv, store, head, row, qkv, heads, norms, cos, sin, eps, queries):
-    """Norms and positions for one new row of one KV head: its queries stay in `qkv`, key and value go to the store."""
-    keys, values, key_scales, value_scales = store[0], store[1], store[2], store[3]
+def query(queries, layer, t):
+    """Where the rotated queries of a row go; no numbers if nobody wants them."""
+    return queries[min(layer, len(queries) - 1), min(t, queries.shape[1] - 1)]
+
+
+@inline
+def place(kv, layer, store, t, head, qkv, heads, norms, cos, sin, eps, queries):
+    """Norms and positions for new row t of one KV head: its queries stay in `qkv`, key and value go to the store."""
     q_heads, kv_heads, size = heads
+    s = store.owners[t]
+    places = store.addresses[s]
+    keys, values, key_scales, value_scales = places[0], places[1], places[2], places[3]
+    row = store.starts[s, layer, head] + store.counts[s, layer, head] + store.ranks[t]
     per_head = q_heads // kv_heads
     for r in range(head * per_head, (head + 1) * per_head):
         q = qkv[r * size : (r + 1) * size]
@@ -153,14 +184,34 @@ def place(kv, store, head, row, qkv, heads, norms, cos, sin, eps, queries):
 
 
 @inline
-def score(kv, keys, scales, rows, q, size, factor, scores):
-    """scores = factor * q · key of each row."""
-    for m in range(rows.size):
-        at = keys + rows[m] * row_bytes(kv, size)
-        products = zeros_f(ONE)
+def score(kv, keys, scales, row, q, size, factor, scores):
+    """factor * q · key of one stored row, to an address."""
+    at, products = keys + row * row_bytes(kv, size), zeros_f(ONE)
+    for j in range(0, size, 16):
+        products = fma(load_kv(kv, ONE, at, j), load_f(ONE, q + 4 * j, 0), products)
+    store_f32(scores, total_f(products) * row_scale(kv, scales, row) * factor)
+
+
+@inline
+def score_run(kv, keys, scales, start, count, first, second, size, factor, scores):
+    """`score` of `count` rows from `start` on for two queries, which share what is loaded."""
+    stride, whole = row_bytes(kv, size), count // 8 * 8
+    one, other = address(scores[0]), address(scores[1])
+    for m in range(0, whole, 8):
+        left, right, at = zeros_f(EIGHT), zeros_f(EIGHT), keys + (start + m) * stride
         for j in range(0, size, 16):
-            products = fma(load_f(ONE, q + 4 * j, 0), load_kv(kv, ONE, at, j), products)
-        scores[m] = total_f(products) * row_scale(kv, scales, rows[m]) * factor
+            key = load_rows(kv, EIGHT, at, j, stride)
+            left = fma(key, load_f(ONE, first + 4 * j, 0), left)
+            right = fma(key, load_f(ONE, second + 4 * j, 0), right)
+        store_totals(one + 4 * m, left)
+        store_totals(other + 4 * m, right)
+    for m in range(whole):
+        scale = row_scale(kv, scales, start + m)
+        scores[0, m] = scores[0, m] * scale * factor
+        scores[1, m] = scores[1, m] * scale * factor
+    for m in range(whole, count):
+        score(kv, keys, scales, start + m, first, size, factor, one + 4 * m)
+        score(kv, keys, scales, start + m, second, size, factor, other + 4 * m)
 
 
 @inline
@@ -182,47 +233,63 @@ def softmax(scores, count):
 
 
 @inline
-def weigh(kv, width, values, scales, rows, size, scores, column, factor, out):
-    """out = factor * sum of scores * stored values, for `width` (ONE or FOUR) vectors from `column` on."""
-    total = zeros_f(width)
-    for m in range(rows.size):
-        weight = splat_f(scores[m] * row_scale(kv, scales, rows[m]))
-        total = fma(load_kv(kv, width, values + rows[m] * row_bytes(kv, size), column), weight, total)
-    store_f(out + 4 * column, 64, mul_f(total, splat_f(factor)))
+def weigh(kv, width, values, scales, start, committed, visible, size, scores, column, first, second, outs):
+    """For two queries: factor * sum of scores * stored values, `width` (ONE or EIGHT) vectors from `column` on."""
+    left, right, stride = zeros_f(width), zeros_f(width), row_bytes(kv, size)
+    for m in range(committed):
+        value = load_kv(kv, width, values + (start + m) * stride, column)
+        scale = row_scale(kv, scales, start + m)
+        left = fma(value, splat_f(scores[0, m] * scale), left)
+        right = fma(value, splat_f(scores[1, m] * scale), right)
+    m = committed
+    for p in range(visible.size):
+        if visible[p]:
+            value = load_kv(kv, width, values + (start + committed + p) * stride, column)
+            scale = row_scale(kv, scales, start + committed + p)
+            left = fma(value, splat_f(scores[0, m] * scale), left)
+            right = fma(value, splat_f(scores[1, m] * scale), right)
+            m += 1
+    store_f(outs[0] + 4 * column, 64, mul_f(left, splat_f(first)))
+    store_f(outs[1] + 4 * column, 64, mul_f(right, splat_f(second)))
 
 
 @inline
-def look(kv, store, head, rows, qkv, heads, scores, out):
-    """Attention of one new row's queries of one KV head over stored `rows`, into `out` (Hq * d,)."""
-    keys, values, key_scales, value_scales = store[0], store[1], store[2], store[3]
+def look(kv, layer, store, t, head, qkv, heads, scores, out):
+    """Attention of new row t over the stored rows it sees of one KV head, into `out` (Hq * d,).
+
+    Queries go in pairs, since reading keys and values is what takes long; the last of an odd number is its own partner.
+    scores: (2, …) room for every stored row, and sixteen more.
+    """
     q_heads, kv_heads, size = heads
+    s = store.owners[t]
+    places = store.addresses[s]
+    keys, values, key_scales, value_scales = places[0], places[1], places[2], places[3]
+    start, committed = store.starts[s, layer, head], store.counts[s, layer, head] - store.pending[s]
+    visible = store.visible[t]
     per_head, factor = q_heads // kv_heads, np.float32(1) / np.sqrt(np.float32(size))
-    for r in range(head * per_head, (head + 1) * per_head):
-        score(kv, keys, key_scales, rows, address(qkv) + 4 * r * size, size, factor, scores)
-        inverse = np.float32(1) / softmax(scores, rows.size)
-        to, column = address(out) + 4 * r * size, 0
-        while column + 64 <= size:
-            weigh(kv, FOUR, values, value_scales, rows, size, scores, column, inverse, to)
-            column += 64
+    for r in range(head * per_head, (head + 1) * per_head, 2):
+        pair = min(r + 1, (head + 1) * per_head - 1)
+        first, second = address(qkv) + 4 * r * size, address(qkv) + 4 * pair * size
+        score_run(kv, keys, key_scales, start, committed, first, second, size, factor, scores)
+        count = committed
+        for p in range(visible.size):
+            if visible[p]:
+                row = start + committed + p
+                score(kv, keys, key_scales, row, first, size, factor, address(scores[0]) + 4 * count)
+                score(kv, keys, key_scales, row, second, size, factor, address(scores[1]) + 4 * count)
+                count += 1
+        one = np.float32(1) / softmax(scores[0], count)
+        other = np.float32(1) / softmax(scores[1], count)
+        outs, column = (address(out) + 4 * r * size, address(out) + 4 * pair * size), 0
+        while column + 128 <= size:
+            weigh(kv, EIGHT, values, value_scales, start, committed, visible, size, scores, column, one, other, outs)
+            column += 128
         while column < size:
-            weigh(kv, ONE, values, value_scales, rows, size, scores, column, inverse, to)
+            weigh(kv, ONE, values, value_scales, start, committed, visible, size, scores, column, one, other, outs)
             column += 16
 
 
 # ---------------------------------------------------------------- all rows, all heads
-
-
-@inline
-def seen(start, committed, visible, rows):
-    """Stored rows that a new row sees: committed ones, then those marked in `visible` -> filled part of `rows`."""
-    for m in range(committed):
-        rows[m] = start + m
-    count = committed
-    for p in range(visible.size):
-        if visible[p]:
-            rows[count] = start + committed + p
-            count += 1
-    return rows[:count]
 
 
 @njit(parallel=True, nogil=True)
@@ -233,10 +300,7 @@ def place_rows(kv, layer, store, qkv, count, heads, norms, cos, sin, eps, querie
     for n in prange(threads):
         for item in range(n * items // threads, (n + 1) * items // threads):
             t, h = item // kv_heads, item % kv_heads
-            s = store.owners[t]
-            row = store.starts[s, layer, h] + store.counts[s, layer, h] + store.ranks[t]
-            q = queries[min(layer, len(queries) - 1), min(t, queries.shape[1] - 1)]
-            place(kv, store.addresses[s], h, row, qkv[t], heads, norms, cos[t], sin[t], eps, q)
+            place(kv, layer, store, t, h, qkv[t], heads, norms, cos[t], sin[t], eps, query(queries, layer, t))
 
 
 @njit(parallel=True, nogil=True)
@@ -244,15 +308,9 @@ def look_rows(kv, layer, store, qkv, count, heads, out, threads):
     """`look` for `count` new rows of every KV head."""
     kv_heads = heads[1]
     items = count * kv_heads
-    longest = 0
-    for s in range(len(store.counts)):
-        for h in range(kv_heads):
-            longest = max(longest, store.counts[s, layer, h] + count)
+    room = store.counts.max() + count + 16
     for n in prange(threads):
-        rows, scores = np.empty(longest, np.int64), np.empty(longest + 16, np.float32)
+        scores = np.empty((2, room), np.float32)
         for item in range(n * items // threads, (n + 1) * items // threads):
             t, h = item // kv_heads, item % kv_heads
-            s = store.owners[t]
-            committed = store.counts[s, layer, h] - store.pending[s]
-            chosen = seen(store.starts[s, layer, h], committed, store.visible[t], rows)
-            look(kv, store.addresses[s], h, chosen, qkv[t], heads, scores, out[t])
+            look(kv, layer, store, t, h, qkv[t], heads, scores, out[t])

@@ -13,14 +13,18 @@ from torch import Tensor
 from andes_sdk.errors import BackendUnavailable
 from andes_sdk.formats import find
 
-from .machine import choose_kernels, choose_threads, threading_layer
+from .encoder import Vision, choose_vision
+from .lora import Adapters
+from .machine import choose_kernels, choose_threads, code_origin, threading_layer
 from .session import NumbaSession, run
 from .simd import Tag
-from .weights import PackedModel, Rotary, pack_model
+from .step import forward
+from .weights import PackedModel, Rotary, map_model, pack_model
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import CachePolicy, Session
+    from andes_sdk.packing import Artefact
+    from andes_sdk.types import Adapter, CachePolicy, Session
 
     from . import Numba
 
@@ -38,42 +42,65 @@ class NumbaBackend:
         return {"f16": 1e-3, "w8": 0.02}.get(self.options.format, 0.5)
 
     def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> CompiledNumba:
-        """Pack the language model; the encoder, the projector and the embedding stay on torch in `dtype`.
+        """Pack the language model; encoder and projector follow with the first picture, the embedding stays on torch.
 
         Raises:
             BackendUnavailable: another device than the CPU, a kernel set or a number of threads this machine does not
                 have, a model that is no Qwen3, or no threading layer but workqueue.
         """
-        if device != "cpu":
-            raise BackendUnavailable(f"no device {device!r}", who="numba", fix="use device='cpu'")
+        self._check(device)
         options = self.options
-        choose_kernels(options.kernels)  # refuse before the long part
-        choose_threads(options.threads)
         model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
         packed = pack_model(model, find(options.format), find(options.head or options.format))
-        return compile_packed(model, packed, options, dtype=dtype)
+        return compiled(model, packed, options, f"embedding, in {dtype}")
+
+    def open(self, artefact: Artefact, model: VisionLanguageModel, *, device: str, dtype: str) -> CompiledNumba:
+        """Run the matrices of an artefact where they lie in the file; the artefact's formats, not the options', count.
+
+        Raises:
+            BackendUnavailable: as `compile`, or formats that no kernel runs.
+        """
+        self._check(device)
+        kept = f"embeddings, looked up in the artefact; in {dtype}, dequantised when used, whatever else stays there"
+        return compiled(model, map_model(model, artefact), self.options, kept)
+
+    def _check(self, device: str) -> None:
+        """Refuse what this machine lacks before the long part."""
+        if device != "cpu":
+            raise BackendUnavailable(f"no device {device!r}", who="numba", fix="use device='cpu'")
+        choose_kernels(self.options.kernels)
+        choose_threads(self.options.threads)
 
 
-def compile_packed(model: VisionLanguageModel, packed: PackedModel, options: Numba, *, dtype: str) -> CompiledNumba:
-    """Matrices that are packed already, in the options' formats; of `model` only what stays on torch is used.
+def compiled(model: VisionLanguageModel, packed: PackedModel, options: Numba, on_torch: str) -> CompiledNumba:
+    """A packed model with the kernels for it; of `model` only what stays on torch is used.
 
     Raises:
         BackendUnavailable: a kernel set, a threading layer or a number of threads that this machine does not have.
     """
     kernels, why = choose_kernels(options.kernels)
     threads, layer = choose_threads(options.threads), threading_layer()
-    head = options.head or options.format
+    vision = Vision(model, choose_vision(options.vision, options.activations, kernels), kernels, threads)
     facts = {
         "kernels": f"{kernels}: {why}",
         "threads": f"{threads}, {layer}",
-        "format": f"{options.format}, head {head}: {packed.nbytes:,} bytes",
+        "format": f"{_told(packed.formats)}: {packed.nbytes:,} bytes",
         "activations": options.activations,
         "kv": options.kv,
-        "on torch": f"vision encoder, projector and embedding, in {dtype}",
+        **vision.facts,
+        "on torch": on_torch,
     }
-    named = [("isa", kernels), ("format", options.format), ("format", head), ("mode", options.activations)]
-    tags = tuple(Tag(kind, value) for kind, value in [*named, ("kv", options.kv)])
-    return CompiledNumba(model, packed, tags, options.kv, threads, facts)
+    formats = tuple(Tag("format", name) for name in packed.formats)
+    tags = (Tag("isa", kernels), formats, Tag("mode", options.activations), Tag("kv", options.kv))
+    return CompiledNumba(model, packed, tags, options.kv, threads, facts, vision)
+
+
+def _told(formats: Sequence[str]) -> str:
+    """`body, head other`; formats of the body one by one where they differ."""
+    *body, head = formats
+    names = ("q-k-v", "output", "gate-up", "down")
+    told = [body[0]] if len(set(body)) == 1 else [f"{n} {f}" for n, f in zip(names, body, strict=True)]
+    return ", ".join([*told, f"head {head}"])
 
 
 @define(eq=False, slots=False)
@@ -86,6 +113,20 @@ class CompiledNumba:
     kv: str
     threads: int
     _facts: Mapping[str, str]
+    vision: Vision
+
+    @cached_property
+    def adapters(self) -> Adapters:
+        """Adapters by name."""
+        return Adapters(self.packed.sizes)
+
+    def add_adapter(self, adapter: Adapter) -> None:
+        """Make an adapter known to all sessions.
+
+        Raises:
+            DuplicateName: there is one of that name. ConfigError: it adapts what is no linear layer of a Qwen3 layer.
+        """
+        self.adapters.add(adapter)
 
     @cached_property
     def rotary(self) -> Rotary:
@@ -106,11 +147,11 @@ class CompiledNumba:
         with own[0].timed("decode"):
             steps = [session.step(length, None) for session, length in zip(own, lengths, strict=True)]
             ids = torch.tensor([token for new in tokens for token in new])
-            logits, hidden = run(self, own, steps, self.model.llm.embed(ids).float(), last=False)
+            logits, hidden = run(self, own, steps, self.model.llm.embed(ids).float())
         for session, length in zip(own, lengths, strict=True):
             session.proposed += length
         return list(zip(logits.split(lengths), hidden.split(lengths), strict=True))
 
     def facts(self) -> Mapping[str, str]:
-        """Kernel set and why, threads and their layer, formats, precisions, what stays on torch."""
-        return self._facts
+        """Kernel set and why, threads and their layer, formats, precisions, what stays on torch, where code is from."""
+        return {**self._facts, "machine code": code_origin(forward)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import numba
 from numba import njit
 from numba.core import config
 
-from andes_sdk.errors import BackendUnavailable
+from andes_sdk.errors import BackendUnavailable, SessionError
 
 KERNEL_SETS = {
     "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni", "f16c", "fma"}),
@@ -62,6 +63,7 @@ def threading_layer() -> str:
     """
     _start_threads()
     layer = numba.threading_layer()
+    _STARTED.append(os.getpid())
     if layer == "workqueue":
         raise BackendUnavailable(
             "Numba's threads would run on 'workqueue'",
@@ -72,7 +74,35 @@ def threading_layer() -> str:
     return layer
 
 
-@njit(parallel=True)
+_STARTED: list[int] = []
+"""The process that started Numba's threads."""
+
+
+def check_process() -> None:
+    """Refuse to run in a child forked from a process whose threads are OpenMP's: it would end the child unasked.
+
+    Raises:
+        SessionError: this is such a child.
+    """
+    if _STARTED and _STARTED[0] != os.getpid() and numba.threading_layer() == "omp":
+        raise SessionError(
+            "a model compiled in another process cannot run in a child forked from it",
+            who="numba",
+            why="GNU OpenMP does not survive fork() once its threads have started",
+            fix="start processes with multiprocessing's 'spawn' or 'forkserver', or open the model in the child first",
+        )
+
+
+def code_origin(compiled: Any) -> str:
+    """Whether a `kept` function's machine code came from the cache on disk, or was compiled in this process."""
+    found = compiled.stats
+    if not found.cache_hits and not found.cache_misses:
+        return "not loaded yet"
+    made = sum(found.cache_misses.values())
+    return f"compiled in this process, and kept in {found.cache_path}" if made else f"from the cache {found.cache_path}"
+
+
+@njit(parallel=True, cache=True)
 def _start_threads() -> int:
     started = 0
     for _ in numba.prange(2):

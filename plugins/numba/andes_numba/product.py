@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 from numba import njit, prange
 from numba.extending import overload
 
@@ -304,32 +305,41 @@ def multiply_blocks(isa, fmt, weights, size, x, count, y, stride, add, first, la
 
 
 @njit(parallel=True, nogil=True)
-def multiply(isa, fmt, weights, blocks, size, x, count, y, stride, add, threads):
-    """`multiply_blocks` of a whole matrix, each thread a run of row blocks."""
+def multiply(isa, fmt, runs, size, x, count, y, stride, add, threads):
+    """`multiply_blocks` of matrices that stand one above another, each thread a run of row blocks.
+
+    runs (matrices, 2): address and row blocks of each; `size` bytes per row block.
+    """
+    blocks = runs[:, 1].sum()
     for n in prange(threads):
-        multiply_blocks(
-            isa, fmt, weights, size, x, count, y, stride, add, n * blocks // threads, (n + 1) * blocks // threads
-        )
+        start = 0
+        for r in range(len(runs)):
+            stop = start + runs[r, 1]
+            first, last = max(start, n * blocks // threads), min(stop, (n + 1) * blocks // threads)
+            multiply_blocks(isa, fmt, runs[r, 0] - start * size, size, x, count, y, stride, add, first, last)
+            start = stop
 
 
 @inline
-def gate(isa, fmt, weights, size, x, count, y, stride, first, last):
-    """SwiGLU: even row blocks are gates, odd ones what they gate; y gets silu(gate) * up, sixteen for each pair."""
+def gate(isa, fmt, gates, ups, size, x, count, y, stride, first, last):
+    """SwiGLU of the row blocks `first` to `last` of a gate and of what it gates: y gets silu(gate) * up."""
     for b in range(first, last):
-        at, out = weights + 2 * b * size, y + 64 * b
+        at, other, out = gates + b * size, ups + b * size, y + 64 * b
         if count == 1:
-            store_f(out, 0, mul_f(silu(block(isa, fmt, ONE, at, x, 0)), block(isa, fmt, ONE, at + size, x, 0)))
+            store_f(out, 0, mul_f(silu(block(isa, fmt, ONE, at, x, 0)), block(isa, fmt, ONE, other, x, 0)))
             continue
         for row in range(0, count, 4):
-            gates = block(isa, fmt, FOUR, at, x, row)
-            store_f(out + row * stride, stride, mul_f(silu(gates), block(isa, fmt, FOUR, at + size, x, row)))
+            value = silu(block(isa, fmt, FOUR, at, x, row))
+            store_f(out + row * stride, stride, mul_f(value, block(isa, fmt, FOUR, other, x, row)))
 
 
 @njit(parallel=True, nogil=True)
-def multiply_gated(isa, fmt, weights, pairs, size, x, count, y, stride, threads):
-    """`gate` of a whole matrix, each thread a run of pairs of row blocks."""
+def multiply_gated(isa, fmt, pair, size, x, count, y, stride, threads):
+    """`gate` of whole matrices, each thread a run of row blocks. pair (2, 2): address and row blocks of gate and up."""
+    blocks = pair[0, 1]
     for n in prange(threads):
-        gate(isa, fmt, weights, size, x, count, y, stride, n * pairs // threads, (n + 1) * pairs // threads)
+        first, last = n * blocks // threads, (n + 1) * blocks // threads
+        gate(isa, fmt, pair[0, 0], pair[1, 0], size, x, count, y, stride, first, last)
 
 
 @kept
@@ -340,5 +350,5 @@ def multiply_rows(isa, fmt, mode, packed, columns, x, count, y, threads):
     zeros to a multiple of 128, those of y to whole row blocks.
     """
     a = activate(mode, fmt, x, columns, 0, count, threads)
-    blocks, size = packed.shape
-    multiply(isa, fmt, address(packed), blocks, size, a, count, address(y), 4 * y.shape[1], False, threads)
+    runs = np.array([[address(packed), packed.shape[0]]])
+    multiply(isa, fmt, runs, packed.shape[1], a, count, address(y), 4 * y.shape[1], False, threads)

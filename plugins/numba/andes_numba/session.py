@@ -1,5 +1,5 @@
-"""`Session` on the compiled step. Trees, checks and bookkeeping are those of the torch session; memory and arithmetic
-are this plugin's. The vision encoder, the projector and the embedding table stay on torch.
+"""`Session` on the compiled step: this plugin's memory and arithmetic under the core's bookkeeping. The embedding table
+stays on torch.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from andes_sdk.errors import SessionError
 from andes_sdk.formats import LANES
-from andes_sdk.runtime.session import CHUNK, Step, TorchSession
-from andes_sdk.types import Inputs, Layer, SessionStats
+from andes_sdk.runtime.base import BaseSession, Heads
+from andes_sdk.runtime.tree import Step
 
+from .few import FEW, forward_few
+from .machine import check_process
 from .step import Store, forward, padded, padded_rows
 from .store import KVStore, LazyHeads
 
 if TYPE_CHECKING:
-    from andes_sdk.types import CachePolicy
+    from andes_sdk.types import CachePolicy, Inputs
 
     from .backend import CompiledNumba
 
@@ -29,130 +30,80 @@ STRIP = 256
 """Rows of a prompt computed at a time: their int8 activations stay in the second-level cache."""
 
 
-class NumbaSession(TorchSession):
+class NumbaSession(BaseSession):
     """A conversation in progress; see `andes_sdk.types.Session`."""
 
     def __init__(self, compiled: CompiledNumba, policy: CachePolicy) -> None:
-        super().__init__(compiled.model, policy)
+        super().__init__(compiled.model, policy, compiled.adapters)
         self._compiled = compiled
-        self._layers = []
-        self._store = KVStore(compiled.packed.sizes, compiled.kv)
+        self.store = KVStore(compiled.packed.sizes, compiled.kv)
         self._shown = [self._show(layer) for layer in range(compiled.packed.sizes.layers)]
-
-    @property
-    def stats(self) -> SessionStats:
-        """What the session holds and has spent; uncommitted rows do not count."""
-        pending = len(self._parents)
-        return SessionStats(
-            kv_bytes=self._store.nbytes(pending),
-            rows=tuple(tuple(row) for row in (self._store.counts - pending).tolist()),
-            committed=self.length,
-            accepted=self._accepted,
-            proposed=self.proposed,
-            seconds=dict(self._seconds),
-        )
-
-    @torch.inference_mode()
-    def prefill(self, inputs: Inputs) -> Tensor:
-        """Read and commit a prompt -> logits (V,) of its last row. A second prompt continues the first.
-
-        Raises:
-            SessionError: an empty prompt, uncommitted rows, or more rows than the model has positions.
-        """
-        self.check(len(inputs.ids), pending=False)
-        self._seconds["preprocess"] += inputs.seconds
-        embeds = self.model.embed(inputs.ids, self._encode(inputs)).float()
-        image = inputs.ids == self.model.tokenizer.image_token
-        with self.timed("prefill"):
-            for start in range(0, len(embeds), CHUNK):
-                stop = min(start + CHUNK, len(embeds))
-                for at in range(start, stop, STRIP):
-                    rows = embeds[at : min(at + STRIP, stop)]
-                    logits, _ = self._run(rows, self.step(len(rows), None), last=True)
-                self._image = torch.cat([self._image, image[start:stop]])
-                self._keep(list(range(stop - start)))
-        return logits[0]
-
-    @torch.inference_mode()
-    def extend(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Add uncommitted rows, a chain or a tree -> logits (T, V), hidden (T, D).
-
-        Raises:
-            SessionError: no tokens, parents that point forward, or more rows than the model has positions.
-        """
-        self.check(len(tokens), pending=True)
-        with self.timed("decode"):
-            embeds = self.model.llm.embed(torch.tensor(list(tokens))).float()
-            out = self._run(embeds, self.step(len(tokens), parents))
-        self.proposed += len(tokens)
-        return out
-
-    def close(self) -> None:
-        """Free the KV store."""
-        super().close()
-        self._store = KVStore(self._compiled.packed.sizes, self._compiled.kv)
 
     # ------------------------------------------------------------ one pass
 
-    def _run(self, embeds: Tensor, step: Step, *, last: bool = False) -> tuple[Tensor, Tensor]:
-        """(T, D) embeddings -> logits (T, V), or (1, V) of the last row, and hidden (T, D)."""
-        return run(self._compiled, [self], [step], embeds, last)
+    def read(self, embeds: Tensor) -> Tensor:
+        """(T, D) -> logits (V,) of the last row."""
+        for at in range(0, len(embeds), STRIP):
+            rows = embeds[at : at + STRIP].float()
+            logits, _ = run(self._compiled, [self], [self.step(len(rows), None)], rows, last=True)
+        return logits[0]
+
+    def grow(self, tokens: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """(T,) tokens -> logits (T, V), hidden (T, D)."""
+        return run(self._compiled, [self], [step], self.model.llm.embed(tokens).float())
 
     def receive(self, positions: np.ndarray, queries: Tensor | None) -> None:
         """Take note of new rows: (T,) positions, and queries (layers, Hq, T, d) if the policy wants them."""
-        self._store.added(len(positions), positions)
-        if queries is not None and self.policy.window:
-            for pending, new in zip(self._pending_queries, queries, strict=True):
-                pending.append(new)
+        self.store.added(len(positions), positions)
+        if queries is not None:
+            for layer, new in enumerate(queries):
+                self.note_queries(layer, new)
 
-    @property
-    def pending(self) -> int:
-        """Uncommitted rows."""
-        return len(self._parents)
+    def _encode(self, inputs: Inputs) -> Tensor | None:
+        if inputs.patches is None:
+            return None
+        vision = self._compiled.vision
+        with self.timed("vision"):
+            features = vision.encode(inputs.patches, inputs.grids)
+        with self.timed("projector"):
+            return vision.project(features)
 
     # ------------------------------------------------------------ memory
 
-    def _keep(self, rows: list[int]) -> None:
-        super()._keep(rows)
-        for layer in range(self._compiled.packed.sizes.layers):
-            self._evict_layer(layer)
-        self._store.shrink()
+    def counts(self) -> Sequence[Sequence[int]]:
+        """Rows stored per layer and KV head."""
+        counts: list[list[int]] = self.store.counts.tolist()
+        return counts
 
-    def _drop(self, rows: list[int]) -> None:
-        self._store.keep_tail(len(self._parents), rows)
-        for index, new in enumerate(self._pending_queries):
-            if new:
-                window = torch.cat([*([] if (old := self._queries[index]) is None else [old]), *new], dim=1)
-                keep = window.shape[1] - len(self._parents) + np.array(rows, np.int64)
-                past = torch.arange(window.shape[1] - len(self._parents))
-                chosen = torch.cat([past, torch.from_numpy(keep)])[-self.policy.window :]
-                self._queries[index] = window[:, chosen]
-                self._pending_queries[index] = []
-        self._parents, self._depths = [], []
+    def kv_bytes(self) -> int:
+        """Bytes of committed rows."""
+        return self.store.nbytes(self.pending)
 
-    def _show(self, layer: int) -> tuple[LazyHeads, ...]:
-        """Keys, values and positions of a layer's heads, read when a policy looks at them."""
+    def heads(self, layer: int) -> Heads:
+        """Keys, values and positions of one layer, read when a policy looks at them."""
+        return self._shown[layer]
 
+    def keep_pending(self, rows: Sequence[int]) -> None:
+        """Of the uncommitted rows keep these."""
+        self.store.keep_tail(self.pending, rows)
+
+    def evict(self, layer: int, kept: Sequence[Tensor]) -> None:
+        """Of one layer keep per KV head these rows."""
+        self.store.evict(layer, kept)
+
+    def settle(self) -> None:
+        """Give memory back once less than half of it is in use."""
+        self.store.shrink()
+
+    def release(self) -> None:
+        """Free the rows."""
+        self.store = KVStore(self._compiled.packed.sizes, self._compiled.kv)
+
+    def _show(self, layer: int) -> Heads:
         def part(number: int) -> LazyHeads:
-            return LazyHeads(self._compiled.packed.sizes.kv_heads, lambda h: self._store.head(layer, h)[number])
+            return LazyHeads(self._compiled.packed.sizes.kv_heads, lambda h: self.store.head(layer, h)[number])
 
         return part(0), part(1), part(2)
-
-    def _evict_layer(self, index: int) -> None:
-        store, queries = self._store, self._queries[index]
-        if queries is None:
-            queries = torch.empty(self.model.text.query_heads, 0, self.model.text.head_dim)
-        kept = self.policy.keep(Layer(index, *self._shown[index], queries, self._image))
-        if kept is not None:
-            self._check_kept(kept, store.counts[index].tolist())
-            store.evict(index, kept)
-        budget = self.policy.budget(self.length)
-        if budget is not None and int(store.counts[index].max()) > budget:
-            raise SessionError(
-                f"layer {index} holds {int(store.counts[index].max())} rows per head, its budget is {budget}",
-                who=f"cache policy {self.policy.name!r}",
-                fix="`keep` must return at most `budget(rows)` indices per head",
-            )
 
 
 def run(
@@ -160,12 +111,14 @@ def run(
     sessions: Sequence[NumbaSession],
     steps: Sequence[Step],
     embeds: Tensor,
-    last: bool,
+    *,
+    last: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One pass over the weights for new rows of several sessions, one after another in `embeds` (T, D).
 
     -> logits (T, V), or (1, V) of the last row, and hidden (T, D).
     """
+    check_process()
     sizes, count = compiled.packed.sizes, len(embeds)
     first = count - 1 if last else 0
     x = np.zeros((padded_rows(count), padded(sizes.width)), np.float32)
@@ -175,10 +128,15 @@ def run(
     queries = np.zeros((sizes.layers, count, sizes.q_heads * sizes.head) if window else (1, 1, 0), np.float32)
     logits = np.empty((padded_rows(count - first), -(-sizes.vocab // LANES) * LANES), np.float32)
     arguments = _places(sessions, steps), x, count, *compiled.rotary.at(positions), queries, first, logits
+    lora = compiled.adapters.of([s.adapter for s in sessions], [len(step.positions) for step in steps])
     before = numba.get_num_threads()
     numba.set_num_threads(compiled.threads)
     try:
-        forward(*compiled.tags, sizes, compiled.packed.weights, *arguments, compiled.threads)
+        weights, threads = compiled.packed.weights, compiled.threads
+        if count < FEW and not len(lora.rows):
+            forward_few(*compiled.tags, sizes, weights, *arguments, threads)
+        else:
+            forward(*compiled.tags, sizes, weights, lora, *arguments, threads)
     finally:
         numba.set_num_threads(before)  # other users of Numba in this process have their own number
     shaped = torch.from_numpy(queries).view(sizes.layers, count, sizes.q_heads, sizes.head) if window else None
@@ -193,7 +151,7 @@ def run(
 def _places(sessions: Sequence[NumbaSession], steps: Sequence[Step]) -> Store:
     """Where new rows of these sessions go, and what they see."""
     lengths = [len(step.positions) for step in steps]
-    stores = [session._store for session in sessions]
+    stores = [session.store for session in sessions]
     for store, length in zip(stores, lengths, strict=True):
         store.reserve(length)
     visible = np.zeros((sum(lengths), max(session.pending for session in sessions)), np.uint8)

@@ -39,6 +39,7 @@ class Tag:
 
     def __init__(self, kind: str, value: Any) -> None:
         self.kind, self.value = kind, value
+        self.type = TagType(kind, value)  # made once: Numba asks with every call
 
 
 class TagType(types.Type):
@@ -72,7 +73,7 @@ class _VectorsModel(models.PrimitiveModel):
 
 @typeof_impl.register(Tag)
 def _typeof_tag(tag: Tag, _: Any) -> TagType:
-    return TagType(tag.kind, tag.value)
+    return tag.type
 
 
 @unbox(TagType)
@@ -85,7 +86,7 @@ def _tag_constant(*_: Any) -> ir.Constant:
     return I8(0)
 
 
-ONE, FOUR = Tag("rows", 1), Tag("rows", 4)
+ONE, FOUR, EIGHT = Tag("rows", 1), Tag("rows", 4), Tag("rows", 8)
 NARROW, WIDE = Tag("weights", "below 128"), Tag("weights", "any byte")
 
 
@@ -361,6 +362,38 @@ def _reduce(emit: Emit, lane: str) -> Any:
 total_f = _reduce(lambda b, x, y: b.fadd(x, y), "f32")
 total_i = _reduce(lambda b, x, y: b.add(x, y), "i32")
 largest_f = _reduce(lambda b, x, y: b.select(b.fcmp_ordered(">", x, y), x, y), "f32")
+
+
+@intrinsic
+def store_totals(typingctx, address, value):
+    """The sum of each row's lanes, as `total_f` adds them, one float32 after another; a power of two of rows."""
+
+    def codegen(context, builder, sig, args):
+        parts, segment = _split(builder, args[1], value.rows), LANES
+        while len(parts) > 1:  # halves of two vectors' segments side by side: one addition for both
+            segment //= 2
+            starts = range(0, 2 * LANES, 2 * segment)
+            low = ir.VectorType(I32, LANES)([s + i for s in starts for i in range(segment)])
+            high = ir.VectorType(I32, LANES)([s + segment + i for s in starts for i in range(segment)])
+            pairs = zip(parts[::2], parts[1::2], strict=True)
+            parts = [
+                builder.fadd(builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high)) for a, b in pairs
+            ]
+        whole = parts[0]
+        while segment > 1:
+            half, width = segment // 2, whole.type.count
+            starts = range(0, width, segment)
+            whole = builder.fadd(
+                shuffle(builder, whole, [s + i for s in starts for i in range(half)]),
+                shuffle(builder, whole, [s + half + i for s in starts for i in range(half)]),
+            )
+            segment = half
+        builder.store(whole, _pointer(builder, args[0], whole.type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), codegen
+
+
 total_f.__doc__ = "Sum of one vector's lanes, by halves: always the same order."
 total_i.__doc__ = "Sum of one vector's lanes."
 largest_f.__doc__ = "Largest lane of one vector."

@@ -13,6 +13,7 @@ from numba import njit, prange
 
 from .activations import activate, address, inline
 from .attention import look_rows, place_rows
+from .lora import adapt, gate_rows
 from .machine import kept
 from .product import multiply, multiply_gated
 from .simd import ONE, fma, load_f, mul_f, splat_f, store_f, total_f, zeros_f
@@ -33,15 +34,15 @@ class Sizes(NamedTuple):
 class Weights(NamedTuple):
     """Addresses and norms; whoever calls keeps the arrays behind the addresses.
 
-    products: (layers, 4) addresses of q-k-v, output, gate-up (row blocks alternate) and down; blocks, block_bytes: (4,)
-    of each. head: address, row blocks and bytes per block of the head. norms: (layers, 2, width) before attention and
-    before the MLP; head_norms: (layers, 2, d) of queries and keys; last: (width,) norm.
+    products: (layers, 7, 2) address and row blocks of q, k, v, output, gate, up and down; sizes: (7,) bytes per row
+    block of each. head: (1, 2) as products; head_size: bytes per row block. norms: (layers, 2, width) before attention
+    and before the MLP; head_norms: (layers, 2, d) of queries and keys; last: (width,) norm.
     """
 
     products: np.ndarray
-    blocks: np.ndarray
-    block_bytes: np.ndarray
+    sizes: np.ndarray
     head: np.ndarray
+    head_size: np.int64
     norms: np.ndarray
     head_norms: np.ndarray
     last: np.ndarray
@@ -107,44 +108,59 @@ def norm(x, weight, out, size, eps, count, threads):
 
 
 @kept
-def forward(isa, body, head, mode, kv, sizes, weights, store, x, count, cos, sin, queries, first, logits, threads):
+def forward(
+    isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, logits, threads
+):  # fmt: skip
     """Run `count` rows of embeddings x (padded rows, padded width) through the model, in place.
 
+    formats: of q-k-v, output, gate-up, down and head. lora: the rows' adapters.
     Keys and values are written behind those in the store (whose counts the caller raises). x becomes the hidden rows
     after the last norm, logits (rows, padded vocabulary) those of the rows from `first` (0, or the last) on. cos and
     sin (T, d / 2) belong to the positions; queries (layers, T, Hq * d), or a size of zero, receives rotated queries.
     """
     _, width, q_heads, kv_heads, size, inner, _ = sizes
     heads = (q_heads, kv_heads, size)
-    products, blocks, lengths = weights.products, weights.blocks, weights.block_bytes
+    bytes_ = weights.sizes
     rows = x.shape[0]
     normed = np.zeros(x.shape, np.float32)
     qkv = np.empty((rows, (q_heads + 2 * kv_heads) * size), np.float32)
     mixed = np.zeros((rows, (q_heads * size + 127) // 128 * 128), np.float32)
     gated = np.zeros((rows, (inner + 127) // 128 * 128), np.float32)
+    adapted = rows if len(lora.rows) else 0
+    low, both = np.empty((adapted, 3, lora.most), np.float32), np.empty((adapted, 2 * gated.shape[1]), np.float32)
     for n in range(sizes.layers):
+        products, used = weights.products[n], lora.used[n]
         norm(x, weights.norms[n, 0], normed, width, weights.eps, count, threads)
-        a = activate(mode, body, normed, width, 0, count, threads)
-        multiply(
-            isa, body, products[n, 0], blocks[0], lengths[0], a, count, address(qkv), 4 * qkv.shape[1], False, threads
-        )
+        a = activate(mode, formats[0], normed, width, 0, count, threads)
+        multiply(isa, formats[0], products[:3], bytes_[0], a, count, address(qkv), 4 * qkv.shape[1], False, threads)
+        if used[0]:
+            adapt(lora, n, 0, 3, normed, qkv, low, count, threads)
         place_rows(kv, n, store, qkv, count, heads, weights.head_norms[n], cos, sin, weights.eps, queries, threads)
         look_rows(kv, n, store, qkv, count, heads, mixed, threads)
-        b = activate(mode, body, mixed, q_heads * size, 0, count, threads)
-        multiply(isa, body, products[n, 1], blocks[1], lengths[1], b, count, address(x), 4 * x.shape[1], True, threads)
+        b = activate(mode, formats[1], mixed, q_heads * size, 0, count, threads)
+        multiply(isa, formats[1], products[3:4], bytes_[3], b, count, address(x), 4 * x.shape[1], True, threads)
+        if used[1]:
+            adapt(lora, n, 3, 4, mixed, x, low, count, threads)
         norm(x, weights.norms[n, 1], normed, width, weights.eps, count, threads)
-        c = activate(mode, body, normed, width, 0, count, threads)
-        multiply_gated(
-            isa, body, products[n, 2], blocks[2] // 2, lengths[2], c, count, address(gated), 4 * gated.shape[1], threads
-        )
-        d = activate(mode, body, gated, inner, 0, count, threads)
-        multiply(isa, body, products[n, 3], blocks[3], lengths[3], d, count, address(x), 4 * x.shape[1], True, threads)
+        c = activate(mode, formats[2], normed, width, 0, count, threads)
+        out, stride = address(gated), 4 * gated.shape[1]
+        if used[2]:
+            # adapters add to both before one gates the other
+            to = address(both)
+            multiply(isa, formats[2], products[4:5], bytes_[4], c, count, to, 2 * stride, False, threads)
+            multiply(isa, formats[2], products[5:6], bytes_[5], c, count, to + stride, 2 * stride, False, threads)
+            adapt(lora, n, 4, 6, normed, both, low, count, threads)
+            gate_rows(both, gated, (inner + 15) // 16 * 16, count, threads)
+        else:
+            multiply_gated(isa, formats[2], products[4:6], bytes_[4], c, count, out, stride, threads)
+        d = activate(mode, formats[3], gated, inner, 0, count, threads)
+        multiply(isa, formats[3], products[6:], bytes_[6], d, count, address(x), 4 * x.shape[1], True, threads)
+        if used[3]:
+            adapt(lora, n, 6, 7, gated, x, low, count, threads)
     norm(x, weights.last, normed, width, weights.eps, count, threads)
     for t in range(count):
         for j in range(width):
             x[t, j] = normed[t, j]
-    e = activate(mode, head, x, width, first, count - first, threads)
-    multiply(
-        isa, head, weights.head[0], weights.head[1], weights.head[2], e, count - first, address(logits),
-        4 * logits.shape[1], False, threads,
-    )  # fmt: skip
+    e = activate(mode, formats[4], x, width, first, count - first, threads)
+    to, wide = address(logits), 4 * logits.shape[1]
+    multiply(isa, formats[4], weights.head, weights.head_size, e, count - first, to, wide, False, threads)

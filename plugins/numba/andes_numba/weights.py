@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,12 +10,17 @@ import torch
 from attrs import frozen
 
 from andes_sdk.errors import BackendUnavailable
-from andes_sdk.formats import LANES, Format
+from andes_sdk.formats import Format
 
+from . import FORMATS
+from .lora import GROUPS, ROLES
 from .step import Sizes, Weights
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.packing import Artefact
+
+HEAD = "lm_head.weight"
 
 _FIXED = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False}
 """What the compiled step takes for granted of a configuration."""
@@ -22,10 +28,16 @@ _FIXED = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False}
 
 @frozen(eq=False)
 class PackedModel:
-    """A Qwen3 whose matrices are packed. `arrays` keeps the memory that `weights` points to."""
+    """A Qwen3 whose matrices are packed.
+
+    Attributes:
+        formats: of q-k-v, output, gate-up, down and head.
+        arrays: keep the memory, or the map of a file, that `weights` points to.
+    """
 
     sizes: Sizes
     weights: Weights
+    formats: tuple[str, ...]
     arrays: tuple[Any, ...]
 
     @property
@@ -64,67 +76,91 @@ def sizes_of(model: VisionLanguageModel) -> Sizes:
 
 
 def pack_model(model: VisionLanguageModel, body: Format, head: Format) -> PackedModel:
-    """Quantise the language model's matrices to two formats, and lay them out for the compiled step.
+    """Quantise the language model's matrices to two formats, beside the float ones.
 
     Raises:
         BackendUnavailable: as `sizes_of`. CheckpointError: weights that are not finite.
     """
-    sizes = sizes_of(model)
-    state = {name: value.detach() for name, value in model.language_model.state_dict().items()}
+    state = model.language_model.state_dict()
+
+    def array(name: str) -> np.ndarray:
+        return state[name].detach().float().numpy()
 
     def matrix(name: str) -> np.ndarray:
-        return state[name].float().numpy()
+        layout = head if name == HEAD else body
+        return aligned(layout.pack(layout.quantise(array(name))))
 
-    layers = []
-    for n in range(sizes.layers):
-        at = f"model.layers.{n}."
-        qkv = np.concatenate([matrix(f"{at}self_attn.{p}_proj.weight") for p in "qkv"])
-        pair = [matrix(f"{at}mlp.{p}_proj.weight") for p in ("gate", "up")]
-        four = (qkv, matrix(f"{at}self_attn.o_proj.weight"), _alternate(*pair), matrix(f"{at}mlp.down_proj.weight"))
-        layers.append([_packed(m, body) for m in four])
-    top = _packed(matrix("lm_head.weight"), head)
+    formats = (body.name,) * len(GROUPS) + (head.name,)
+    return _assembled(model, matrix, array, formats)
+
+
+def map_model(model: VisionLanguageModel, artefact: Artefact) -> PackedModel:
+    """The language model's matrices where they lie in an artefact; nothing is copied but norms.
+
+    Raises:
+        BackendUnavailable: as `sizes_of`, or formats that the compiled step cannot run.
+    """
+    prefix = "language_model."
+
+    def matrix(name: str) -> np.ndarray:
+        return artefact.packed(prefix + name)
+
+    def array(name: str) -> np.ndarray:
+        return np.asarray(artefact.array(prefix + name), np.float32)
+
+    return _assembled(model, matrix, array, formats_of(artefact, sizes_of(model).layers))
+
+
+def formats_of(artefact: Artefact, layers: int) -> tuple[str, ...]:
+    """Formats of q-k-v, output, gate-up, down and head.
+
+    Raises:
+        BackendUnavailable: no kernel for one of them, or more than one where one is needed.
+    """
+    entries, tied = artefact.tensors, artefact.header.tied
+    names = [[f"model.layers.{n}.{ROLES[r]}.weight" for n in range(layers) for r in range(*g)] for g in GROUPS]
+    chosen, why = [], []
+    for group in [*names, [HEAD]]:
+        whole = [f"language_model.{name}" for name in group]
+        found = sorted({entries[tied.get(name, name)].format for name in whole})
+        what = " and ".join(dict.fromkeys(n.rpartition(".layers.")[2].partition(".")[2] or n for n in group))
+        if len(found) > 1:
+            why.append(f"{what} are in {', '.join(found)}, and need one format")
+        elif found[0] not in FORMATS:
+            why.append(f"{what}: there is no kernel for {found[0]}")
+        chosen.append(found[0])
+    if why:
+        fix = 'use backend="torch", or pack it with one of ' + ", ".join(FORMATS)
+        raise BackendUnavailable(f"cannot run {artefact.path.name}", who="numba", why="; ".join(why), fix=fix)
+    return tuple(chosen)
+
+
+def _assembled(
+    model: VisionLanguageModel,
+    matrix: Callable[[str], np.ndarray],
+    array: Callable[[str], np.ndarray],
+    formats: tuple[str, ...],
+) -> PackedModel:
+    """Matrices by name, as (row blocks, bytes), and norms -> what the compiled step takes."""
+    sizes = sizes_of(model)
+    every = range(sizes.layers)
+    layers = [[matrix(f"model.layers.{n}.{role}.weight") for role in ROLES] for n in every]
+    head = matrix(HEAD)
 
     def norms(*names: str) -> np.ndarray:
-        each = [[matrix(f"model.layers.{n}.{name}.weight") for name in names] for n in range(sizes.layers)]
-        return np.array(each, np.float32)
+        return np.array([[array(f"model.layers.{n}.{name}.weight") for name in names] for n in every], np.float32)
 
-    return assemble(
-        sizes, layers, top, norms("input_layernorm", "post_attention_layernorm"),
-        norms("self_attn.q_norm", "self_attn.k_norm"), matrix("model.norm.weight").copy(),
-        float(model.language_model.config.rms_norm_eps),
-    )  # fmt: skip
-
-
-def assemble(
-    sizes: Sizes, layers: list[list[np.ndarray]], head: np.ndarray, norms: np.ndarray, head_norms: np.ndarray,
-    last: np.ndarray, eps: float,
-) -> PackedModel:  # fmt: skip
-    """Packed matrices (row blocks, bytes), four a layer, the head, and norms -> what the compiled step takes."""
     weights = Weights(
-        products=np.array([[m.ctypes.data for m in four] for four in layers], np.int64),
-        blocks=np.array([m.shape[0] for m in layers[0]], np.int64),
-        block_bytes=np.array([m.shape[1] for m in layers[0]], np.int64),
-        head=np.array([head.ctypes.data, *head.shape], np.int64),
-        norms=norms,
-        head_norms=head_norms,
-        last=last,
-        eps=np.float32(eps),
+        products=np.array([[(m.ctypes.data, len(m)) for m in seven] for seven in layers], np.int64),
+        sizes=np.array([m.shape[1] for m in layers[0]], np.int64),
+        head=np.array([[head.ctypes.data, len(head)]], np.int64),
+        head_size=np.int64(head.shape[1]),
+        norms=norms("input_layernorm", "post_attention_layernorm"),
+        head_norms=norms("self_attn.q_norm", "self_attn.k_norm"),
+        last=np.array(array("model.norm.weight"), np.float32),
+        eps=np.float32(model.language_model.config.rms_norm_eps),  # type: ignore[union-attr, arg-type]
     )
-    return PackedModel(sizes, weights, (*(m for four in layers for m in four), head))
-
-
-def _alternate(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """Two (inner, D) matrices -> one whose row blocks are of the first and of the second in turn."""
-    blocks = -(-len(gate) // LANES)
-    both = np.zeros((blocks, 2, LANES, gate.shape[1]), np.float32)
-    for n, one in enumerate((gate, up)):
-        padded = np.pad(one, ((0, blocks * LANES - len(one)), (0, 0)))
-        both[:, n] = padded.reshape(blocks, LANES, -1)
-    return both.reshape(2 * blocks * LANES, -1)
-
-
-def _packed(weight: np.ndarray, layout: Format) -> np.ndarray:
-    return aligned(layout.pack(layout.quantise(weight)))
+    return PackedModel(sizes, weights, formats, (*(m for seven in layers for m in seven), head))
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

@@ -59,6 +59,10 @@ def read_layout(path: Path) -> str:
     """
     folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
     if file.is_file():
+        text = _read_text(file)
+        tokens = _stated_tokens(text)
+        if tokens and _changed(tokens, path) == tokens:
+            return text  # a vocabulary is large: it is taken apart only where something has to be put right
         content = _read_json(file)
     elif path.is_dir() and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         lines = (folder / "merges.txt").read_text("utf-8").split("\n")
@@ -73,16 +77,34 @@ def read_layout(path: Path) -> str:
         )
     if not isinstance(content.get("model"), dict):
         raise CheckpointError("not a tokenizer.json", who=str(file), why="it has no 'model'")
-    tokens = {token["id"]: token for token in content.get("added_tokens", [])}
+    content["added_tokens"] = _changed(content.get("added_tokens", []), path)
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _stated_tokens(text: str) -> list[dict[str, Any]] | None:
+    """The added tokens of a tokenizer.json, which stand before its vocabulary; None where they do not."""
+    start, key, _ = text.partition('"added_tokens":')
+    at = len(start) + len(key)
+    at += len(text[at : at + 64]) - len(text[at : at + 64].lstrip())
+    try:
+        json.loads(start.rstrip().rstrip(",") + "}")  # what precedes is whole: the key is one of the outermost object
+        found, _ = json.JSONDecoder().raw_decode(text, at)
+    except ValueError:
+        return None
+    return found if isinstance(found, list) else None
+
+
+def _changed(added: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """Added tokens by id, with what stands beside a folder's tokenizer.json applied, and AndesVL's picture slots."""
+    tokens = {token["id"]: dict(token) for token in added}
     if path.is_dir():
-        _override(tokens, folder)
+        _override(tokens, path)
     names = {token["content"] for token in tokens.values()}
     for token in tokens.values():
         wanted = _RENAMED.get(token["content"])
         if wanted is not None and wanted not in names:
             token["content"] = wanted
-    content["added_tokens"] = [tokens[number] for number in sorted(tokens)]
-    return json.dumps(content, ensure_ascii=False)
+    return [tokens[number] for number in sorted(tokens)]
 
 
 def _override(tokens: dict[int, dict[str, Any]], folder: Path) -> None:
@@ -97,6 +119,13 @@ def _override(tokens: dict[int, dict[str, Any]], folder: Path) -> None:
         for number, token in _read_json(config).get("added_tokens_decoder", {}).items():
             base = added_token(int(number), token["content"], special=bool(token.get("special")))
             tokens[int(number)] = {key: token.get(key, base[key]) for key in base}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError("cannot be read", who=str(path), why=str(error)) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

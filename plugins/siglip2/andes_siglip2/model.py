@@ -10,6 +10,7 @@ which AndesVL does not have.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,17 @@ class Layer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = FeedForward(config)
 
+    def blueprint(self) -> dict[str, Any]:
+        """Weights by their part in a pre-norm block."""
+        attention = self.self_attn
+        three = (attention.q_proj, attention.k_proj, attention.v_proj)
+        parts = {
+            "norm1": self.layer_norm1, "out": attention.out_proj, "norm2": self.layer_norm2, "up": self.mlp.fc1,
+            "down": self.mlp.fc2,
+        }  # fmt: skip
+        qkv = (torch.cat([layer.weight for layer in three]), torch.cat([layer.bias for layer in three]))
+        return {"qkv": qkv} | {name: (part.weight, part.bias) for name, part in parts.items()}
+
     def forward(self, x: Tensor, turn: Rotation, lengths: Sequence[int]) -> Tensor:
         """(N, Dv) -> (N, Dv)."""
         x = x + self.self_attn(self.layer_norm1(x), turn, lengths)
@@ -162,6 +174,22 @@ class SigLIP2Encoder(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
+
+    def blueprint(self) -> dict[str, Any]:
+        """Structure and weights as plain data, for backends that compile encoders (`andes_numba.blueprint`)."""
+        config, model = self.config, self.vision_model
+        return {
+            "width": config.hidden_size,
+            "heads": config.num_attention_heads,
+            "norm": "layer",
+            "eps": config.layer_norm_eps,
+            "activation": "gelu" if config.hidden_act == "gelu" else "gelu_tanh",
+            "rotary": None if config.disable_rope else config.rope_theta,
+            "embed": (model.embeddings.proj.weight, model.embeddings.proj.bias),
+            "positions": model.embeddings.positions if config.preserve_original_pe else None,
+            "blocks": (layer.blueprint() for layer in model.encoder.layers),
+            "last": (model.post_layernorm.weight, model.post_layernorm.bias),
+        }
 
     def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
         """(N, 3*p*p) normalised pixels in block order, one (rows, columns) grid per image -> (N, Dv), same order.

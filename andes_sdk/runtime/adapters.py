@@ -1,0 +1,132 @@
+"""LoRA adapters as peft saves them (Hu et al. 2021): one pair of small matrices per linear layer, never merged."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.types import Adapter, LowRank
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+_NOTED = frozenset({
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights",
+})  # fmt: skip
+"""Fields that are read or checked by value."""
+
+_WITHOUT_EFFECT = frozenset({
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern", "megatron_core",
+    "qalora_group_size", "runtime_config", "ensure_weight_tying", "eva_config",
+})  # fmt: skip
+"""Fields that say how an adapter was trained or where it belongs; the tensors' names and shapes say the rest."""
+
+_UNCHANGED = (True, False, "gaussian", "orthogonal", "eva")
+"""Values of `init_lora_weights` that leave the base model as it is; others train against changed base weights."""
+
+
+def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Adapter:
+    """A peft folder -> an adapter for a language model; nothing of the model is changed.
+
+    Names may be those of the language model alone (`model.layers.0…`) or of the whole (`language_model.model…`).
+
+    Raises:
+        ConfigError: a feature of peft that is not supported. CheckpointError: files that are missing or damaged, names
+        that the model lacks, or matrices of other shapes.
+    """
+    folder = Path(folder)
+    config = _config(folder)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        fix = "give the folder that peft's save_pretrained wrote"
+        raise CheckpointError("cannot be read", who=str(folder / WEIGHTS), why=str(error), fix=fix) from None
+    modules = {n: m for n, m in language_model.named_modules() if isinstance(m, nn.Linear)}
+    pairs: dict[str, dict[str, Tensor]] = {}
+    problems = []
+    for key, tensor in tensors.items():
+        match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)(?:\.default)?\.weight", key)
+        if match is None:
+            problems.append(f"{key}: no matrix of a linear layer's LoRA")
+        elif not bool(torch.isfinite(tensor).all()):
+            problems.append(f"{key}: numbers that are not finite")
+        else:
+            pairs.setdefault(match[1], {})[match[2]] = tensor
+    layers = {}
+    for path, pair in pairs.items():
+        module = path.removeprefix("language_model.")
+        problems += (found := _problems(path, pair, modules.get(module), config))
+        if not found:
+            layers[module] = LowRank(a=pair["A"].float(), b=pair["B"].float(), scale=_scale(path, config))
+    if problems or not layers:
+        why = "".join(f"\n  - {p}" for p in problems[:20]) or "it holds no matrices"
+        raise CheckpointError("does not fit this language model", who=f"adapter {name!r}: {folder}", why=why)
+    return Adapter(name=name, layers=layers)
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    """The fields of `adapter_config.json`.
+
+    Raises:
+        CheckpointError: no such file, or no JSON object. ConfigError: features that would be left out, all of them.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        fix = "give the folder that peft's save_pretrained wrote"
+        raise CheckpointError("cannot be read", who=str(path), why=str(error), fix=fix) from None
+    if not isinstance(config, dict):
+        raise CheckpointError("is no JSON object", who=str(path), fix="save the adapter again with peft")
+    why = [f"{n} is {v!r}" for n, v in config.items() if n not in _NOTED | _WITHOUT_EFFECT and v]
+    if config.get("peft_type") != "LORA":
+        why.append(f"peft_type is {config.get('peft_type')!r}, not 'LORA'")
+    if config.get("bias", "none") != "none":
+        why.append(f"bias is {config['bias']!r}: changed biases belong to no low-rank pair")
+    if config.get("init_lora_weights", True) not in _UNCHANGED:
+        why.append(f"init_lora_weights is {config['init_lora_weights']!r}, which changes the base weights")
+    numbers = [n for n in ("r", "lora_alpha") if isinstance(config.get(n), bool) or not _positive(config.get(n))]
+    why += [f"{n} is {config.get(n)!r}, not a number above 0" for n in numbers]
+    if why:
+        fix = "merge it into the checkpoint with peft, or train a plain LoRA (rsLoRA and patterns of ranks are fine)"
+        raise ConfigError("uses what this runtime does not compute", who=str(path), why="; ".join(why), fix=fix)
+    return config
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _pattern(path: str, patterns: Mapping[str, Any] | None, default: float) -> float:
+    """peft's rule: the first pattern that matches the end of a module's path."""
+    hits = (v for key, v in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", path))
+    return float(next(hits, default))
+
+
+def _scale(path: str, config: Mapping[str, Any]) -> float:
+    rank = _pattern(path, config.get("rank_pattern"), config["r"])
+    alpha = _pattern(path, config.get("alpha_pattern"), config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _problems(path: str, pair: Mapping[str, Tensor], module: nn.Linear | None, config: Mapping[str, Any]) -> list[str]:
+    if module is None:
+        return [f"{path}: the language model has no such linear layer"]
+    if not any(part.isdigit() for part in path.split(".")):  # the head runs outside a pass over rows
+        return [f"{path}: only linear layers inside a numbered decoder layer can be adapted"]
+    if set(pair) != {"A", "B"}:
+        return [f"{path}: only lora_{next(iter(pair))} is there"]
+    rank = int(_pattern(path, config.get("rank_pattern"), config["r"]))
+    wanted = {"A": (rank, module.in_features), "B": (module.out_features, rank)}
+    wrong = [k for k in "AB" if tuple(pair[k].shape) != wanted[k]]
+    return [f"{path}: lora_{k} is {list(pair[k].shape)}, not {list(wanted[k])}" for k in wrong]

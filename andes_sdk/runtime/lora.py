@@ -1,0 +1,96 @@
+"""Adapters on torch modules: a forward hook adds `scale * B (A x)` to the rows that asked for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve
+from torch import Tensor, nn
+
+from andes_sdk.errors import DuplicateName
+
+if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Adapter, LowRank
+
+Span = tuple[str | None, int]
+"""An adapter's name, or None, and how many rows in a run it is for."""
+
+
+class ModuleAdapters(Mapping[str, "Adapter"]):
+    """The adapters of one compiled model. Base weights are not touched; without `rows` the hooks do nothing.
+
+    Hooks stay on the modules; what they add is chosen per thread, so that sessions may run side by side.
+    """
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        self._model = model
+        self._adapters: dict[str, Adapter] = {}
+        self._hooked: set[str] = set()
+        self._now = threading.local()
+
+    def __getitem__(self, name: str) -> Adapter:
+        return self._adapters[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._adapters)
+
+    def __len__(self) -> int:
+        return len(self._adapters)
+
+    def add(self, adapter: Adapter) -> None:
+        """Make an adapter known; its matrices go to the model's device.
+
+        Raises:
+            DuplicateName: there is one of that name.
+        """
+        refuse_double(adapter, self)
+        device = self._model.device
+        layers = {n: evolve(low, a=low.a.to(device), b=low.b.to(device)) for n, low in adapter.layers.items()}
+        for name in layers.keys() - self._hooked:
+            self._model.language_model.get_submodule(name).register_forward_hook(self._hook(name))
+            self._hooked.add(name)
+        self._adapters[adapter.name] = evolve(adapter, layers=layers)
+
+    @contextmanager
+    def rows(self, spans: Sequence[Span]) -> Iterator[None]:
+        """Within: the rows of every pass through the model belong to these adapters, in this order."""
+        self._now.spans = spans if any(name is not None for name, _ in spans) else ()
+        try:
+            yield
+        finally:
+            self._now.spans = ()
+
+    def _hook(self, layer: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> Tensor | None:
+            spans: Sequence[Span] = getattr(self._now, "spans", ())
+            if not spans:
+                return None
+            out, start = out.clone(), 0
+            for name, count in spans:
+                low = None if name is None else self._adapters[name].layers.get(layer)
+                if low is not None:
+                    rows = (..., slice(start, start + count), slice(None))
+                    out[rows] = (out[rows].float() + delta(low, inputs[0][rows])).to(out.dtype)
+                start += count
+            return out
+
+        return hook
+
+
+def delta(low: LowRank, x: Tensor) -> Tensor:
+    """(..., in) -> (..., out) float32: what an adapter adds to a linear layer's output."""
+    return x.float() @ low.a.T @ low.b.T * low.scale
+
+
+def refuse_double(adapter: Adapter, known: Mapping[str, object]) -> None:
+    """Refuse a second adapter of one name: sessions hold names, and would change under their rows.
+
+    Raises:
+        DuplicateName: there is one already.
+    """
+    if adapter.name in known:
+        raise DuplicateName("there is an adapter of this name", who=adapter.name, fix="choose another name")

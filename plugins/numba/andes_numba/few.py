@@ -1,0 +1,189 @@
+"""A pass of a few rows, as when decoding: `step.forward` to the bit, in one parallel region.
+
+Starting a region costs some microseconds, and a pass would need two hundred. A single row is so short that every thread
+normalises and rounds it for itself; several rows are items of a stage of their own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from .activations import address, bare, from_row, inline, space, take
+from .attention import look, place, query
+from .crew import LINE, claim, finish, meet, piece, pieces
+from .machine import kept
+from .product import gate, multiply_blocks
+from .step import norm_row
+
+FEW = 12
+"""Rows below which this is faster."""
+
+SET, ADD, GATE = 0, 1, 2
+"""What becomes of outputs: stored, added to what is there, or gates of what follows them."""
+
+
+@bare
+def _multiply(isa, fmt, runs, size, x, count, y, stride, add, first, last):
+    """`multiply_blocks` for the row blocks `first` to `last` of matrices that stand one above another."""
+    start = 0
+    for r in range(len(runs)):
+        stop = start + runs[r, 1]
+        multiply_blocks(
+            isa, fmt, runs[r, 0] - start * size, size, x, count, y, stride, add, max(first, start), min(last, stop)
+        )
+        start = stop
+
+
+@bare
+def _gate(isa, fmt, runs, size, x, count, y, stride, first, last):
+    gate(isa, fmt, runs[0, 0], runs[1, 0], size, x, count, y, stride, first, last)
+
+
+@bare
+def _ready(mode, fmt, source, weight, eps, scratch, x, slot):
+    """Row `slot` of x from numbers at an address, normalised first if there are weights."""
+    if weight.size:
+        norm_row(source, address(weight), address(scratch), weight.size, eps)
+        take(mode, fmt, address(scratch), x, slot)
+    else:
+        take(mode, fmt, source, x, slot)
+
+
+@inline
+def _project(n, stage, isa, mode, fmt, runs, size, x, source, weight, eps, scratch, y, kind, threads):
+    """Rows `source` -> activations x -> products in y; two stages. `weight` is empty, or of a norm that comes first."""
+    count = len(source)
+    if count > 1:
+        item = claim(stage)
+        while item < count:
+            _ready(mode, fmt, address(source[item]), weight, eps, scratch, x, item)
+            finish(stage)
+            item = claim(stage)
+        meet(stage, count)
+    own = from_row(x, n if count == 1 else 0)
+    stage, parts, blocks = stage + LINE, pieces(threads), runs[0, 1] if kind == GATE else runs[:, 1].sum()
+    item = claim(stage)
+    if item < parts and count == 1:
+        _ready(mode, fmt, address(source), weight, eps, scratch, x, n)
+    while item < parts:
+        first, last = piece(item, blocks, threads)
+        if kind == GATE:
+            _gate(isa, fmt, runs, size, own, count, address(y), 4 * y.shape[1], first, last)
+        else:
+            _multiply(isa, fmt, runs, size, own, count, address(y), 4 * y.shape[1], kind == ADD, first, last)
+        finish(stage)
+        item = claim(stage)
+    meet(stage, parts)
+
+
+@bare
+def _attend(stage, kv, layer, store, qkv, count, heads, norms, cos, sin, eps, queries, out, room):
+    """`place`, then `look`, for every row and KV head: one stage for a single row, two for several."""
+    kv_heads = heads[1]
+    items = count * kv_heads
+    scores = np.empty((2, room), np.float32)
+    item = claim(stage)
+    while item < items:
+        t, h = item // kv_heads, item % kv_heads
+        place(kv, layer, store, t, h, qkv[t], heads, norms, cos[t], sin[t], eps, query(queries, layer, t))
+        if count == 1:
+            look(kv, layer, store, t, h, qkv[t], heads, scores, out[t])
+        finish(stage)
+        item = claim(stage)
+    meet(stage, items)
+    if count > 1:
+        item = claim(stage + LINE)
+        while item < items:
+            t, h = item // kv_heads, item % kv_heads
+            look(kv, layer, store, t, h, qkv[t], heads, scores, out[t])
+            finish(stage + LINE)
+            item = claim(stage + LINE)
+        meet(stage + LINE, items)
+
+
+@bare
+def _work(
+    n, counters, isa, formats, mode, kv, sizes, weights, store, x, count, cos, sin, queries, first, logits, qkv, mixed,
+    gated, scratch, a, b, c, d, e, room, threads,
+):  # fmt: skip
+    """What thread n does in a pass; see `forward_few`."""
+    stage = (address(counters) + LINE - 1) // LINE * LINE
+    heads = (sizes.q_heads, sizes.kv_heads, sizes.head)
+    own, eps, none = scratch[n], weights.eps, weights.last[:0]
+    rows, two = x[:count], 2 * LINE
+    for layer in range(sizes.layers):
+        runs, norms = weights.products[layer], weights.norms[layer]
+        at = stage + 5 * two * layer
+        _project(
+            n, at, isa, mode, formats[0], runs[:3], weights.sizes[0], a, rows, norms[0], eps, own, qkv, SET, threads
+        )
+        _attend(
+            at + two,
+            kv,
+            layer,
+            store,
+            qkv,
+            count,
+            heads,
+            weights.head_norms[layer],
+            cos,
+            sin,
+            eps,
+            queries,
+            mixed,
+            room,
+        )
+        _project(
+            n, at + 2 * two, isa, mode, formats[1], runs[3:4], weights.sizes[3], b, mixed[:count], none, eps, own, x,
+            ADD, threads,
+        )  # fmt: skip
+        _project(
+            n, at + 3 * two, isa, mode, formats[2], runs[4:6], weights.sizes[4], c, rows, norms[1], eps, own, gated,
+            GATE, threads,
+        )  # fmt: skip
+        _project(
+            n, at + 4 * two, isa, mode, formats[3], runs[6:], weights.sizes[6], d, gated[:count], none, eps, own, x,
+            ADD, threads,
+        )  # fmt: skip
+    at = stage + 5 * two * sizes.layers
+    _project(
+        n, at, isa, mode, formats[4], weights.head, weights.head_size, e, rows[first:], weights.last, eps, own, logits,
+        SET, threads,
+    )  # fmt: skip
+
+
+@njit(parallel=True, nogil=True)
+def _together(
+    counters, isa, formats, mode, kv, sizes, weights, store, x, count, cos, sin, queries, first, logits, qkv, mixed,
+    gated, scratch, a, b, c, d, e, room, threads,
+):  # fmt: skip
+    for n in prange(threads):
+        _work(
+            n, counters, isa, formats, mode, kv, sizes, weights, store, x, count, cos, sin, queries, first, logits,
+            qkv, mixed, gated, scratch, a, b, c, d, e, room, threads,
+        )  # fmt: skip
+
+
+@kept
+def forward_few(isa, formats, mode, kv, sizes, weights, store, x, count, cos, sin, queries, first, logits, threads):
+    """As `step.forward`, for fewer than `FEW` rows without adapters."""
+    width, heads, inner = sizes.width, sizes.q_heads * sizes.head, sizes.inner
+    rows, seen = x.shape[0], count - first
+    slots = threads if count == 1 else rows
+    qkv = np.empty((rows, heads + 2 * sizes.kv_heads * sizes.head), np.float32)
+    mixed = np.zeros((rows, (heads + 127) // 128 * 128), np.float32)
+    gated = np.zeros((rows, (inner + 127) // 128 * 128), np.float32)
+    scratch = np.zeros((threads, x.shape[1]), np.float32)
+    a, b = space(mode, formats[0], width, slots), space(mode, formats[1], heads, slots)
+    c, d = space(mode, formats[2], width, slots), space(mode, formats[3], inner, slots)
+    e = space(mode, formats[4], width, threads if seen == 1 else (seen + 3) // 4 * 4)
+    # a line more than there are stages, so that the first can start on a line
+    counters = np.zeros((10 * sizes.layers + 3) * LINE, np.uint8)
+    room = store.counts.max() + count + 16
+    _together(
+        counters, isa, formats, mode, kv, sizes, weights, store, x, count, cos, sin, queries, first, logits, qkv, mixed,
+        gated, scratch, a, b, c, d, e, room, threads,
+    )  # fmt: skip
+    for t in range(count):
+        norm_row(address(x[t]), address(weights.last), address(x[t]), width, weights.eps)

@@ -1,0 +1,62 @@
+import numba
+import numpy as np
+import pytest
+import torch
+from andes_numba.activations import address
+from andes_numba.crew import LINE, claim, finish, meet, piece, pieces
+from andes_numba.few import FEW
+from numba import njit, prange
+
+from andes_sdk import Pipeline
+from andes_sdk.runtime.policy import KeepAll
+from andes_sdk.types import Inputs
+
+
+@njit(parallel=True)
+def relay(counters, sums, stages, items, threads):
+    """Item i of stage s holds a sum over the stage before, which must be complete by then."""
+    for _ in prange(threads):
+        start = (address(counters) + LINE - 1) // LINE * LINE
+        for s in range(1, stages):
+            item = claim(start + LINE * s)
+            while item < items:
+                sums[s, item] = sums[s - 1].sum() % 1000003 + item
+                finish(start + LINE * s)
+                item = claim(start + LINE * s)
+            meet(start + LINE * s, items)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_a_stage_begins_when_the_one_before_is_done_however_many_threads_come(threads):
+    wanted = np.ones((200, 11), np.int64)
+    for s in range(1, 200):
+        wanted[s] = wanted[s - 1].sum() % 1000003 + np.arange(11)
+    for most in {1, numba.get_num_threads()}:  # fewer threads than were asked for must not hang
+        before = numba.get_num_threads()
+        numba.set_num_threads(most)
+        sums = np.ones((200, 11), np.int64)
+        relay(np.zeros(201 * LINE, np.uint8), sums, 200, 11, threads)
+        numba.set_num_threads(before)
+        assert np.array_equal(sums, wanted)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("blocks", [0, 1, 5, 64, 9496])
+def test_pieces_of_a_product_are_all_of_it_once(threads, blocks):
+    edges = [piece.py_func(item, blocks, threads) for item in range(pieces.py_func(threads))]
+    assert [b for first, last in edges for b in range(first, last)] == list(range(blocks))
+
+
+@pytest.mark.parametrize("activations", ["int8", "exact"])
+def test_a_pass_of_many_rows_has_the_bits_of_single_steps(activations):
+    parts = ["mlp", {"aimv2": {"preset": "tiny"}}, {"qwen3": {"preset": "tiny"}}]
+    pipe = Pipeline.from_plugins(
+        [*parts, {"numba": {"format": "w8", "activations": activations}}], backend="numba", seed=1
+    )
+    single, many, few = (pipe.compiled.session(KeepAll()) for _ in range(3))
+    for session in (single, many, few):
+        session.prefill(Inputs(ids=torch.arange(30)))
+    tokens = list(range(FEW + 1))
+    steps = torch.cat([single.extend([token])[0] for token in tokens])
+    assert torch.equal(many.extend(tokens)[0], steps)
+    assert torch.equal(few.extend(tokens[:-2])[0], steps[:-2])

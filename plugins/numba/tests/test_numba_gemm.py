@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from andes_numba import FORMATS, gemm, product
+from andes_numba.machine import KERNEL_SETS, choose_kernels, features
+from andes_numba.simd import Tag
+
+from andes_sdk.formats import find
+
+BEST = choose_kernels("auto")[0]
+
+
+def run(module, name, isa, packed, x, threads, mode="int8"):
+    count, columns = x.shape
+    rows = -(-count // 4) * 4
+    buffer = np.zeros((rows, -(-columns // 128) * 128), np.float32)
+    buffer[:count, :columns] = x
+    y = np.full((rows, 16 * len(packed)), 7, np.float32)
+    tags = Tag("isa", isa), Tag("format", name), Tag("mode", mode)
+    module.multiply_rows(*tags, packed, columns, buffer, count, y, threads)
+    return y[:count]
+
+
+def check(name, isa):
+    rng = np.random.default_rng(0)
+    layout = find(name)
+    # eleven row blocks: two times four, and three that are left; 13 and 300 fill no tile and no group
+    packed = layout.pack(layout.quantise(rng.normal(size=(176, 300)).astype(np.float32), search=False))
+    x = rng.normal(size=(gemm.FEW + 1, 300)).astype(np.float32)
+    x[0] *= 1e4
+    wanted = run(product, name, isa, packed, x, 1)
+    for threads in (1, 3):
+        assert np.array_equal(run(gemm, name, isa, packed, x, threads), wanted)
+    few = x[: gemm.FEW - 1]
+    assert np.array_equal(run(gemm, name, isa, packed, few, 1), wanted[: len(few)])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_many_rows_have_the_bits_of_few(name):
+    check(name, BEST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+@pytest.mark.parametrize("name", ["w8", "w4_g32", "nm14_w2", "nm28_w4"])
+def test_many_rows_have_the_bits_of_few_in_other_kernel_sets(name, isa):
+    if not KERNEL_SETS[isa] <= features():
+        pytest.skip(f"no {isa} here")
+    check(name, isa)
+
+
+def test_exact_activations_are_left_to_the_plain_product():
+    layout = find("w4_g32")
+    weight = np.random.default_rng(0).normal(size=(64, 128)).astype(np.float32)
+    packed, x = layout.pack(layout.quantise(weight, search=False)), np.ones((16, 128), np.float32)
+    here = run(gemm, "w4_g32", BEST, packed, x, 1, mode="exact")
+    assert np.array_equal(here, run(product, "w4_g32", BEST, packed, x, 1, mode="exact"))
