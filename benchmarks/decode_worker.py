@@ -224,7 +224,7 @@ LIBRARIES = {
     "llama.cpp": ("xllamacpp",),
     "transformers": ("torch", "transformers.models.qwen3.modeling_qwen3"),
     "stream": ("stream_kernel",),
-    "numba": ("andes_sdk.pipeline", "andes_numba.backend"),
+    "numba": ("andes_sdk.pipeline", "andes_numba.backend", "andes_qwen3.model", "andes_aimv2.model", "andes_mlp.model"),
 }
 """What each engine imports before a model is loaded: it does not count as the engine's memory."""
 

@@ -190,7 +190,8 @@ def test_what_llama_cpp_has_no_words_for_is_refused_and_leaves_nothing(tmp_path)
         GgufExport(type="Q5_K")
 
 
-def test_from_the_command_line(tmp_path):
+def test_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     pipeline(QWEN3).save_pretrained(tmp_path / "saved")
     run = CliRunner().invoke
     done = run(app, ["export", "gguf", str(tmp_path / "saved"), str(tmp_path / "a.gguf"), "--set", "type=Q8_0"])

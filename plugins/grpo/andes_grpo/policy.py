@@ -1,0 +1,49 @@
+"""The policy that learns: the model's distribution at a temperature, without the image token.
+
+An answer with an image token could not be read again (there are no pixels for it), so neither the sampler nor the loss
+gives it any probability.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from andes_sdk.training.loss import CHUNK, hidden_rows
+
+if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.training.packing import Batch
+
+
+def log_policy(logits: Tensor, *, image_token: int, temperature: float) -> Tensor:
+    """(T, V) logits -> (T, V) float32 log-probabilities; the image token's is -inf."""
+    scores = logits.float() / temperature
+    banned = torch.tensor([image_token], device=scores.device)
+    return scores.index_fill(1, banned, -torch.inf).log_softmax(dim=1)
+
+
+def answer_logps(model: VisionLanguageModel, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    """A pack -> (N,) log-probabilities of its labels, differentiable, and (N,) entropies in nats, without gradient.
+
+    Never holds more than `CHUNK` logits.
+    """
+    wanted = batch.labels != -100
+    hidden, targets = hidden_rows(model, batch)[wanted], batch.labels[wanted]
+    banned = model.tokenizer.image_token
+
+    def score(rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        every = log_policy(model.logits(rows), image_token=banned, temperature=temperature)
+        with torch.no_grad():
+            entropy = -(every.exp() * every.masked_fill(every == -torch.inf, 0.0)).sum(1)
+        return every.gather(1, ids[:, None])[:, 0], entropy
+
+    size = max(1, CHUNK // model.text.vocab_size)
+    if len(hidden) <= size:
+        return score(hidden, targets)
+    parts = zip(hidden.split(size), targets.split(size), strict=True)
+    scored = [checkpoint(score, rows, ids, use_reentrant=False) for rows, ids in parts]
+    return torch.cat([s[0] for s in scored]), torch.cat([s[1] for s in scored])
