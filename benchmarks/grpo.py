@@ -1,6 +1,6 @@
 """What GRPO adds to a small language model after supervised fine-tuning: a task of reasoning-gym, from random weights.
 
-    python benchmarks/grpo.py --json                           # about ten CPU-minutes on one thread
+    python benchmarks/grpo.py --json                           # about seven CPU-minutes on one thread
     python benchmarks/grpo.py --out FOLDER                     # keep data, states, models; goes on where it stopped
 
 A model of 0.9 M parameters (Qwen3's architecture) sees solved sums, which it learns in part. From there GRPO sees new

@@ -117,4 +117,5 @@ def _nucleus(scores: np.ndarray, top_p: float) -> np.ndarray:
         count *= 8
     best = best[np.argsort(-scores[best], kind="stable")]
     before = np.cumsum(chances[best]) - chances[best]
-    return best[before < wanted]
+    kept: np.ndarray = best[before < wanted]
+    return kept

@@ -14,11 +14,14 @@ from andes_sdk.errors import BackendUnavailable
 from andes_sdk.formats import find
 
 from .encoder import Vision, choose_vision
+from .few import forward_few
 from .lora import Adapters
 from .machine import choose_kernels, choose_threads, code_origin, threading_layer
 from .session import NumbaSession, run
 from .simd import Tag
 from .step import forward
+from .vision import forward as encode
+from .vision import project
 from .weights import PackedModel, Rotary, map_model, pack_model
 
 if TYPE_CHECKING:
@@ -154,4 +157,4 @@ class CompiledNumba:
 
     def facts(self) -> Mapping[str, str]:
         """Kernel set and why, threads and their layer, formats, precisions, what stays on torch, where code is from."""
-        return {**self._facts, "machine code": code_origin(forward)}
+        return {**self._facts, "machine code": code_origin(forward, forward_few, encode, project)}

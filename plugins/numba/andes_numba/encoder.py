@@ -17,7 +17,7 @@ from andes_sdk.errors import BackendUnavailable, InputError
 from andes_sdk.patches import patch_positions
 
 from .blueprint import Described, PackedEncoder, PackedProjector, obstacle, pack_encoder, pack_projector
-from .machine import features
+from .machine import check_process, features
 from .simd import Tag
 from .vision import forward, project
 from .vision_attention import STRIP
@@ -166,6 +166,7 @@ def strips_of(grids: Sequence[Grid]) -> np.ndarray:
 
 @contextmanager
 def _threads(wanted: int) -> Iterator[None]:
+    check_process()
     before = numba.get_num_threads()
     numba.set_num_threads(wanted)
     try:

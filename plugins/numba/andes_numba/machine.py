@@ -93,13 +93,16 @@ def check_process() -> None:
         )
 
 
-def code_origin(compiled: Any) -> str:
-    """Whether a `kept` function's machine code came from the cache on disk, or was compiled in this process."""
-    found = compiled.stats
-    if not found.cache_hits and not found.cache_misses:
+def code_origin(*functions: Any) -> str:
+    """Whether the machine code of `kept` functions came from the cache on disk, or was compiled in this process."""
+    found = [function.stats for function in functions]
+    hits, misses = (sum(sum(getattr(f, kind).values()) for f in found) for kind in ("cache_hits", "cache_misses"))
+    if not hits and not misses:
         return "not loaded yet"
-    made = sum(found.cache_misses.values())
-    return f"compiled in this process, and kept in {found.cache_path}" if made else f"from the cache {found.cache_path}"
+    folder = found[0].cache_path
+    if not misses:
+        return f"from the cache {folder}"
+    return f"{misses} of {hits + misses} functions compiled in this process, and kept in {folder}"
 
 
 @njit(parallel=True, cache=True)

@@ -119,15 +119,16 @@ CHILD = """
 import os, sys, torch
 from andes_sdk import Pipeline
 from andes_sdk.errors import SessionError
+from andes_sdk.testing.material import conversation
 pipe = Pipeline.from_artefact(sys.argv[1], backend="numba")
 if sys.argv[2] == "used":
-    pipe.session().extend([5])
+    pipe.session().prefill(pipe.prepare(conversation(0)))
 else:
     pipe.model
 child = os.fork()
 if not child:
     try:
-        logits = pipe.session().extend([5])[0]
+        logits = pipe.session().prefill(pipe.prepare(conversation(0)))
     except SessionError as error:
         os._exit(3 if "forked" in str(error) and "spawn" in error.fix else 4)
     os._exit(0 if logits.isfinite().all() else 5)

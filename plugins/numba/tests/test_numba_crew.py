@@ -47,12 +47,10 @@ def test_pieces_of_a_product_are_all_of_it_once(threads, blocks):
     assert [b for first, last in edges for b in range(first, last)] == list(range(blocks))
 
 
-@pytest.mark.parametrize("activations", ["int8", "exact"])
-def test_a_pass_of_many_rows_has_the_bits_of_single_steps(activations):
+@pytest.mark.parametrize("numbers", [{"activations": "int8", "kv": "f16"}, {"activations": "exact", "kv": "f32"}])
+def test_a_pass_of_many_rows_has_the_bits_of_single_steps(numbers):
     parts = ["mlp", {"aimv2": {"preset": "tiny"}}, {"qwen3": {"preset": "tiny"}}]
-    pipe = Pipeline.from_plugins(
-        [*parts, {"numba": {"format": "w8", "activations": activations}}], backend="numba", seed=1
-    )
+    pipe = Pipeline.from_plugins([*parts, {"numba": {"format": "w4_g32", **numbers}}], backend="numba", seed=1)
     single, many, few = (pipe.compiled.session(KeepAll()) for _ in range(3))
     for session in (single, many, few):
         session.prefill(Inputs(ids=torch.arange(30)))

@@ -69,7 +69,8 @@ def test_explain_tells_the_kernel_set_and_formats():
     rows = Pipeline.from_plugins([*parts, {"numba": {"kernels": "portable"}}], backend="numba").explain().rows
     told = {row.part: row.value for row in rows if row.owner == "numba"}
     assert told["kernels"] == "portable: asked for"
-    assert told["format"] == "w4_g32, head w4_g32; activations int8, kv f16"
+    assert told["format"] == "w4_g32, head w4_g32; an artefact keeps its own"
+    assert told["numbers"] == "activations int8, kv f16"
     idle = Pipeline.from_plugins([*parts, "numba"]).explain().rows
     assert any(row.owner == "numba" and row.value == "inactive: the backend is 'torch'" for row in idle)
 

@@ -83,11 +83,14 @@ def read_layout(path: Path) -> str:
 
 def _stated_tokens(text: str) -> list[dict[str, Any]] | None:
     """The added tokens of a tokenizer.json, which stand before its vocabulary; None where they do not."""
-    start, key, _ = text.partition('"added_tokens":')
-    at = len(start) + len(key)
+    key = '"added_tokens":'
+    start = text.find(key)
+    at = start + len(key)
     at += len(text[at : at + 64]) - len(text[at : at + 64].lstrip())
     try:
-        json.loads(start.rstrip().rstrip(",") + "}")  # what precedes is whole: the key is one of the outermost object
+        json.loads(
+            text[: max(start, 0)].rstrip().rstrip(",") + "}"
+        )  # what precedes is whole: the key is one of the outermost object
         found, _ = json.JSONDecoder().raw_decode(text, at)
     except ValueError:
         return None
