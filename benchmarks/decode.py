@@ -9,7 +9,8 @@ Every engine runs in a process of its own, once per number of threads. They take
 loop that only reads memory; figures are medians over rounds, and each engine counts with its better number of threads.
 `ratio_sub2`: our best format of at most 1.8 bits per weight to llama.cpp's best type of at most 2.2, with every matrix
 of the model in it. `roofline_*`: bytes read per second to those of the loop that only reads. `rss_ratio`: peak memory
-while decoding, less that of the process with its libraries imported, to packed weights and KV rows.
+while decoding, less that of the process with its libraries imported, to packed weights and KV rows; once more without
+what loading the tokenizer took, which is the same 150 MB for every format.
 """
 
 from __future__ import annotations
@@ -189,6 +190,8 @@ def _row(spec: Spec, workers: Sequence[Worker], memory: dict[Any, dict[str, Any]
     row["load_seconds"] = round(statistics.median(w.load for w in workers), 3)
     row["peak_megabytes"] = round((last["peak"] - last["base"]) / 1e6, 1)
     row["rss_ratio"] = round((last["peak"] - last["base"]) / (size + last["kv"]), 3)
+    row["tokenizer_megabytes"] = round(last["tokenizer"] / 1e6, 1)
+    row["rss_ratio_no_tokenizer"] = round((last["peak"] - last["base"] - last["tokenizer"]) / (size + last["kv"]), 3)
     return row
 
 
@@ -213,6 +216,7 @@ def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "roofline_sub2": max(r["share_of_bandwidth"] for r in rows if r["engine"] == "numba" and r["bpw"] <= 1.8),
         "prefill_ratio": w4["prefill_512"] / q4["prefill_512"],
         "rss_ratio": max(r["rss_ratio"] for r in rows if r["engine"] == "numba"),
+        "rss_ratio_no_tokenizer": max(r["rss_ratio_no_tokenizer"] for r in rows if r["engine"] == "numba"),
     }
     if any(r["head"] != r["weights"] for r in rows):
         ours, theirs = best("numba", 1.8, "w4_g32"), best("llama.cpp", 2.2, "Q4_0")

@@ -1,10 +1,10 @@
 """One engine in a process of its own, driven by lines of JSON: so that peak memory is its own and no thread pool of
-one engine steals cores from another. Started by `decode.py`.
+one engine steals cores from another. Started by `decode.py`. `base` is the peak with libraries imported and no model.
 
     {"do": "prefill", "rows": 512}       -> {"seconds": ...}
     {"do": "context", "rows": 64}        -> {}             get ready to decode behind that many rows
     {"do": "decode", "tokens": 32}       -> {"seconds": ...}
-    {"do": "memory"}                     -> {"base": ..., "peak": ..., "kv": ...}   bytes; base: with libraries imported
+    {"do": "memory"}                     -> {"base": ..., "peak": ..., "kv": ..., "tokenizer": ...}   bytes
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ class Ours:
         from andes_sdk.runtime.policy import KeepAll
 
         torch.set_num_threads(1)
+        before = peak()
         pipe = Pipeline.from_artefact(path, backend={"numba": {"threads": threads}})
+        # a vocabulary of 151 643 words in the library `tokenizers`, which the decoding of ids does not need
+        assert pipe.tokenizer is not None
+        self.tokenizer = peak() - before
         self._open = lambda: pipe.compiled.session(KeepAll())
         self._session = self._open()
         self._token = 0
@@ -270,7 +274,7 @@ def main() -> None:
             case "decode":
                 answer(seconds=running.decode(request["tokens"]))
             case "memory":
-                answer(base=base, peak=peak(), kv=running.kv_bytes())
+                answer(base=base, peak=peak(), kv=running.kv_bytes(), tokenizer=getattr(running, "tokenizer", 0))
 
 
 if __name__ == "__main__":
