@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,18 +14,18 @@ from andes_sdk.errors import InputError
 from andes_sdk.images import load_image
 
 
-class Table:
+class Table(ABC):
     """A filter in two steps that can be used as a plain one."""
 
     waits = False
 
+    @abstractmethod
     def describe(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
         """Facts of one sample."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decide(self, facts: Sequence[Mapping[str, Any]]) -> Sequence[str | None]:
         """Reasons to drop."""
-        raise NotImplementedError
 
     def apply(self, samples: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str | None]]:
         """Both steps at once, with all samples in memory."""
