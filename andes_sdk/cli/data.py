@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from andes_sdk.data.samples import Samples
     from andes_sdk.training.data import RowMaker
 
-app = typer.Typer(no_args_is_help=True, help="Check, count and look at training data.")
+app = typer.Typer(no_args_is_help=True, help="Check, count, look at and filter training data.")
 
 Paths = Annotated[
     list[Path] | None,
