@@ -91,10 +91,12 @@ class Hooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def andes_tokenizer(self, folder: Path | None) -> types.Tokenizer:
+    def andes_tokenizer(self, folder: Path | None, files: types.Files | None) -> types.Tokenizer:
         """Slot, normally owned by the language model's plugin. Build tokenizer and chat template.
 
-        `folder` is the checkpoint being loaded (read the tokenizer saved there), or None.
+        `folder` is the checkpoint being loaded (read the tokenizer saved there), or None. Take `files` in its place to
+        read the same files later, such as a large vocabulary when text is first tokenised: that of an artefact is
+        written to a folder, and gone once the hook returns, only for plugins that take `folder`.
 
             @hookimpl
             def andes_tokenizer(self, folder):

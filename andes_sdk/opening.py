@@ -1,18 +1,23 @@
-"""The plan of something saved, with what the caller adds to it: plugins, options, a backend."""
+"""What opens something saved: its plan, with what the caller adds (plugins, options, a backend), and its tokenizer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import evolve
 
 from andes_sdk import assembly, discovery
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError, PlanError
+from andes_sdk.files import FolderFiles
 from andes_sdk.plan import Plan, PluginPlan
 
 if TYPE_CHECKING:
-    from andes_sdk.assembly import PluginItem
+    from andes_sdk.assembly import Assembly, PluginItem
+    from andes_sdk.packing import Artefact
+    from andes_sdk.types import Files, Tokenizer
 
 BackendItem = str | Mapping[str, Mapping[str, Any]]
 """A backend's name, or {name: options} of the plugin of that name."""
@@ -71,3 +76,18 @@ def _backend(
     if options is not None or (name != "torch" and name not in named and discovery.exists(name)):
         return name, [*plugins, {name: options or {}}]
     return name, plugins
+
+
+def open_tokenizer(assembly: Assembly, folder: Path | None = None, artefact: Artefact | None = None) -> Tokenizer:
+    """The tokenizer of a checkpoint or of an artefact; of neither, the one that goes with the plugins."""
+
+    def built(folder: Path | None, files: Files | None) -> Tokenizer:
+        return cast("Tokenizer", assembly.slot("tokenizer", folder=folder, files=files))
+
+    if artefact is None:
+        return built(folder, None if folder is None else FolderFiles(folder))
+    if not any("folder" in hook.argnames for hook in assembly.manager.hook.andes_tokenizer.get_hookimpls()):
+        return built(None, artefact.files)
+    with TemporaryDirectory() as extracted:
+        artefact.extract(extracted)
+        return built(Path(extracted), artefact.files)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -14,7 +13,7 @@ from andes_sdk import assembly as _assembly
 from andes_sdk import config
 from andes_sdk.building import run_errors
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError, PlanError
-from andes_sdk.opening import extended
+from andes_sdk.opening import extended, open_tokenizer
 from andes_sdk.plan import Plan
 from andes_sdk.types import AdaptableCompiled, PackedBackend
 
@@ -206,11 +205,7 @@ class Pipeline:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Chat template and vocabulary."""
-        if self._artefact is None:
-            return cast("Tokenizer", self._assembly.slot("tokenizer", folder=self._weights))
-        with TemporaryDirectory() as folder:
-            self._artefact.extract(folder)
-            return cast("Tokenizer", self._assembly.slot("tokenizer", folder=Path(folder)))
+        return open_tokenizer(self._assembly, self._weights, self._artefact)
 
     @cached_property
     def model(self) -> VisionLanguageModel:

@@ -15,6 +15,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from andes_sdk import hookspecs, types
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "first_light.json"
+SUBJECTS = ("modules", "text", "sessions", "backends", "training", "collections")
+"""Modules of `andes_sdk.types` as the page goes through them."""
 KINDS = {"check": "check", "explain": "observer", "event": "observer"}
 
 
@@ -122,13 +125,20 @@ def signature(owner: type, name: str) -> str:
 
 
 def types_page() -> str:
-    """Every public class of `andes_sdk.types`, in the order of the source."""
-    tree = ast.parse(inspect.getsource(types))
-    out = ["# Types", prose(inspect.getdoc(types) or ""), "Made from `andes_sdk/types.py`."]
+    """Every public class of `andes_sdk.types`, subject by subject, in the order of the source."""
+    out = ["# Types", prose(inspect.getdoc(types) or ""), "Made from `andes_sdk/types/`."]
+    for subject in SUBJECTS:
+        out += _types(ast.parse(inspect.getsource(import_module(f"andes_sdk.types.{subject}"))))
+    return without_marks("\n\n".join(out) + "\n")
+
+
+def _types(tree: ast.Module) -> list[str]:
+    """Sections of one module."""
+    out: list[str] = []
     for node in tree.body:
         if isinstance(node, ast.Assign):
             out += [f"## {ast.unparse(node.targets[0])}", f"```python no-run\n{ast.unparse(node)}\n```"]
-        elif not out[-1].endswith(".") and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        elif out and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             out.append(escaped(str(node.value.value)))  # what stands under an alias
         if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
             continue
@@ -140,7 +150,7 @@ def types_page() -> str:
         out.append(f"```python no-run\n{_members(node)}\n```")
         methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not _is_property(m)]
         out += [f"**`{m.name}`** {prose(doc)}" for m in methods if (doc := ast.get_docstring(m))]
-    return without_marks("\n\n".join(out) + "\n")
+    return out
 
 
 def _is_property(node: ast.FunctionDef) -> bool:

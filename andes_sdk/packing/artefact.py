@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -140,6 +141,11 @@ class Artefact:
         state = {name: torch.from_numpy(np.array(self.array(name))) for name in self.tensors}
         return state | {alias: state[name] for alias, name in self.header.tied.items()}
 
+    @property
+    def files(self) -> StoredFiles:
+        """The tokenizer's files."""
+        return StoredFiles(self.path, self.header.files, self.header.nbytes)
+
     def extract(self, folder: str | Path) -> list[Path]:
         """Write the tokenizer's files into an existing folder.
 
@@ -147,13 +153,10 @@ class Artefact:
             CheckpointError: a file that differs from its checksum.
         """
         written = []
-        for name, place in self.header.files.items():
-            content = self._bytes(place).tobytes()
-            if hashlib.sha256(content).hexdigest() != place.sha256:
-                raise CheckpointError("is damaged", who=f"{self.path}: {name}", why="its checksum differs", fix=AGAIN)
+        for name in self.header.files:
             path = Path(folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            path.write_bytes(self.files.read(name))
             written.append(path)
         return written
 
@@ -177,3 +180,46 @@ class Artefact:
 
     def _bytes(self, place: Place) -> NDArray[np.uint8]:
         return self.data[place.offset : place.offset + place.nbytes]
+
+
+@frozen
+class StoredFiles:
+    """The files inside an artefact; an `andes_sdk.types.Files`.
+
+    They are read from the file, not through its map, whose pages would count as this process's memory from then on.
+
+    Attributes:
+        nbytes: of the data, which ends the file.
+    """
+
+    path: Path
+    places: Mapping[str, Place]
+    nbytes: int
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
+    def where(self, name: str = "") -> str:
+        """The artefact, and which of its files."""
+        return f"{self.path}: {name}" if name else str(self.path)
+
+    def read(self, name: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            CheckpointError: it is not there, cannot be read, or differs from its checksum.
+        """
+        if name not in self.places:
+            raise CheckpointError("is not there", who=self.where(name), fix=AGAIN)
+        place = self.places[name]
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(place.offset - self.nbytes, os.SEEK_END)
+                content = file.read(place.nbytes)
+        except OSError as error:
+            raise CheckpointError(
+                "cannot be read", who=self.where(name), why=str(error), fix="check the path"
+            ) from error
+        if hashlib.sha256(content).hexdigest() != place.sha256:
+            raise CheckpointError("is damaged", who=self.where(name), why="its checksum differs", fix=AGAIN)
+        return content

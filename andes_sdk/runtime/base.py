@@ -17,7 +17,7 @@ from torch import Tensor
 
 from andes_sdk.config import suggestion
 from andes_sdk.errors import SessionError
-from andes_sdk.runtime.policy import check_budget, check_kept
+from andes_sdk.runtime.policy import KeepAll, check_budget, check_kept
 from andes_sdk.runtime.tree import Step, Tree
 from andes_sdk.types import Inputs, Layer, SessionStats
 
@@ -45,7 +45,7 @@ class BaseSession(ABC):
         spec = model.text
         self.model, self.policy = model, policy
         # asked for with every token; a model answers from its configuration, which takes microseconds each time
-        self._limit, self._device = spec.max_positions, model.device
+        self._limit, self._vocabulary, self._device = spec.max_positions, spec.vocab_size, model.device
         self._unseen = torch.empty(spec.query_heads, 0, spec.head_dim, device=model.device)
         self.length = self.proposed = 0
         self._adapters = adapters  # the compiled model's own collection: it may grow
@@ -54,6 +54,8 @@ class BaseSession(ABC):
         self._windows: list[Tensor | None] = [None] * spec.layers
         self._queries: list[list[Tensor]] = [[] for _ in range(spec.layers)]
         self._image = torch.zeros(0, dtype=torch.bool, device=model.device)
+        # asking in vain for each layer of each token costs more than the rest of a commit
+        self._evicts = type(policy) is not KeepAll
         self._seconds = dict.fromkeys(("preprocess", "vision", "projector", "prefill", "decode"), 0.0)
         self._accepted = 0
         self._closed = False
@@ -134,7 +136,7 @@ class BaseSession(ABC):
         Raises:
             SessionError: an empty prompt, uncommitted rows, or more rows than the model has positions.
         """
-        self.check(len(inputs.ids), pending=False)
+        self.check(inputs.ids.tolist(), pending=False)
         self._seconds["preprocess"] += inputs.seconds
         ids = inputs.ids.to(self.model.device)
         embeds = self.model.embed(ids, self._encode(inputs))
@@ -143,8 +145,7 @@ class BaseSession(ABC):
             for start in range(0, len(ids), CHUNK):
                 chunk = embeds[start : start + CHUNK]
                 logits = self.read(chunk)
-                self._image = torch.cat([self._image, image[start : start + CHUNK]])
-                self._keep(list(range(len(chunk))))
+                self._keep(list(range(len(chunk))), image[start : start + CHUNK])
         return logits
 
     @torch.inference_mode()
@@ -154,7 +155,7 @@ class BaseSession(ABC):
         Raises:
             SessionError: no tokens, parents that point forward, or more rows than the model has positions.
         """
-        self.check(len(tokens), pending=True)
+        self.check(tokens, pending=True)
         with self.timed("decode"):
             ids = torch.tensor(list(tokens), device=self._device)
             grown = self.grow(ids, self.step(len(tokens), parents))
@@ -170,10 +171,8 @@ class BaseSession(ABC):
         """
         rows = list(range(self.pending)) if rows is None else list(rows)
         self._tree.check_path(rows)
-        new = torch.zeros(len(rows), dtype=torch.bool, device=self._device)
-        self._image = torch.cat([self._image, new])
         self._accepted += len(rows)
-        self._keep(rows)
+        self._keep(rows, None)
 
     def rollback(self) -> None:
         """Drop every uncommitted row."""
@@ -196,12 +195,17 @@ class BaseSession(ABC):
         if self.policy.window:
             self._queries[layer].append(queries)
 
-    def check(self, rows: int, *, pending: bool) -> None:
-        """Refuse `rows` more rows if the session is closed, they do not fit, or uncommitted ones are in the way."""
+    def check(self, tokens: Sequence[int], *, pending: bool) -> None:
+        """Refuse tokens if the session is closed, they do not fit, or uncommitted rows are in the way."""
         if self._closed:
             raise SessionError("the session is closed", fix="open another with pipe.session()")
+        rows = len(tokens)
         if not rows:
             raise SessionError("there are no tokens to read", fix="give at least one")
+        lowest, highest = min(tokens), max(tokens)
+        if lowest < 0 or highest >= self._vocabulary:
+            wrong, why = (lowest if lowest < 0 else highest), f"the model knows 0 to {self._vocabulary - 1}"
+            raise SessionError(f"there is no token {wrong}", why=why, fix="use the model's own tokenizer")
         if self.pending and not pending:
             raise SessionError(f"{self.pending} rows are not committed", fix="call commit() or rollback() first")
         total, limit = self.length + self.pending + rows, self._limit
@@ -222,11 +226,15 @@ class BaseSession(ABC):
 
     # ------------------------------------------------------------ commit and eviction
 
-    def _keep(self, rows: Sequence[int]) -> None:
+    def _keep(self, rows: Sequence[int], image: Tensor | None) -> None:
+        """Commit uncommitted rows, of which `image` (T,) tells those of pictures; None: there are none."""
         self._drop(rows)
         self.length += len(rows)
-        for layer, counts in enumerate(self.counts()):
-            self._ask(layer, counts)
+        if self._evicts:
+            new = torch.zeros(len(rows), dtype=torch.bool, device=self._device) if image is None else image
+            self._image = torch.cat([self._image, new])
+            for layer, counts in enumerate(self.counts()):
+                self._ask(layer, counts)
         self.settle()
 
     def _drop(self, rows: Sequence[int]) -> None:

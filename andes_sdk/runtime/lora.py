@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import evolve
 from torch import Tensor, nn
 
-from andes_sdk.errors import DuplicateName
+from andes_sdk.errors import ConfigError, DuplicateName
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -45,9 +45,10 @@ class ModuleAdapters(Mapping[str, "Adapter"]):
         """Make an adapter known; its matrices go to the model's device.
 
         Raises:
-            DuplicateName: there is one of that name.
+            DuplicateName: there is one of that name. ConfigError: it does not fit the language model.
         """
         refuse_double(adapter, self)
+        refuse_misfit(adapter, adaptable(self._model.language_model))
         device = self._model.device
         layers = {n: evolve(low, a=low.a.to(device), b=low.b.to(device)) for n, low in adapter.layers.items()}
         for name in layers.keys() - self._hooked:
@@ -94,3 +95,30 @@ def refuse_double(adapter: Adapter, known: Mapping[str, object]) -> None:
     """
     if adapter.name in known:
         raise DuplicateName("there is an adapter of this name", who=adapter.name, fix="choose another name")
+
+
+def adaptable(language_model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Linear layers inside numbered decoder layers -> (outputs, inputs); the head runs outside a pass over rows."""
+    modules = ((n, m) for n, m in language_model.named_modules() if isinstance(m, nn.Linear))
+    return {n: (m.out_features, m.in_features) for n, m in modules if any(part.isdigit() for part in n.split("."))}
+
+
+def refuse_misfit(adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Refuse pairs for layers that are not there, or that are of other shapes than (outputs, inputs) ask for.
+
+    Raises:
+        ConfigError: names all of them.
+    """
+    wrong = []
+    for name, low in adapter.layers.items():
+        if name not in shapes:
+            wrong.append(f"{name}: no linear layer that can be adapted")
+            continue
+        rank, (rows, columns) = len(low.a), shapes[name]
+        for part, matrix, wanted in (("a", low.a, (rank, columns)), ("b", low.b, (rows, rank))):
+            if tuple(matrix.shape) != wanted:
+                wrong.append(f"{name}: {part} is {list(matrix.shape)}, not {list(wanted)}")
+    if wrong:
+        fix = "use an adapter of this language model"
+        why = "".join(f"\n  - {line}" for line in wrong[:20])
+        raise ConfigError("does not fit", who=f"adapter {adapter.name!r}", why=why, fix=fix)

@@ -55,7 +55,7 @@ class CompiledTorch:
         """Make an adapter known to all sessions.
 
         Raises:
-            DuplicateName: there is one of that name.
+            DuplicateName: there is one of that name. ConfigError: it does not fit the language model.
         """
         self.adapters.add(adapter)
 
@@ -67,8 +67,8 @@ class CompiledTorch:
         """
         lengths = [len(t) for t in tokens]
         own = [cast("TorchSession", s) for s in sessions]
-        for session, length in zip(own, lengths, strict=True):
-            session.check(length, pending=True)
+        for session, new in zip(own, tokens, strict=True):
+            session.check(new, pending=True)
         steps = [s.step(n, None) for s, n in zip(own, lengths, strict=True)]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

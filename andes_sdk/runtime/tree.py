@@ -48,7 +48,7 @@ class Tree:
         for parent in parents:
             self.parents.append(parent)
             self.depths.append(0 if parent < 0 else self.depths[parent] + 1)
-        positions = torch.tensor(self.depths[first:], device=device) + start
+        positions = torch.tensor([start + depth for depth in self.depths[first:]], device=device)
         if chain and first == 0:
             return Step(positions, None)
         visible = torch.zeros(rows, first + rows, dtype=torch.bool)

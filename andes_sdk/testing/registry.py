@@ -24,7 +24,7 @@ COUNTS: dict[str, int] = {
     "decoder": 7,
     "training_stages": 10,
     "compressors": 2,
-    "backends": 5,
+    "backends": 10,
     "formats": 3,
     "rewards": 2,
     "data_filters": 3,
@@ -44,6 +44,7 @@ MODULES = (
     "decoding",
     "training",
     "collections",
+    "adapting",
     "exporting",
 )
 

@@ -93,9 +93,9 @@ class Subject:
 
     def _vocabulary(self, items: Sequence[PluginItem]) -> int:
         from andes_sdk.assembly import assemble
+        from andes_sdk.opening import open_tokenizer
 
-        tokenizer = assemble([*items, self.item()], slots_required=False).slot("tokenizer", folder=None)
-        return int(tokenizer.vocab_size)
+        return int(open_tokenizer(assemble([*items, self.item()], slots_required=False)).vocab_size)
 
     def pipeline(self, *, options: Mapping[str, Any] | None = None, **arguments: Any) -> Pipeline:
         """A new pipeline around the plugin; `arguments` as in `Pipeline.from_plugins`."""

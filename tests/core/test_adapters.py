@@ -21,7 +21,7 @@ from andes_sdk.testing.reference import (
     ReferenceProjector,
     ReferenceTokenizer,
 )
-from andes_sdk.types import Inputs
+from andes_sdk.types import Adapter, Inputs, LowRank
 
 MODEL = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 PROMPT = torch.tensor([5, 9, 70, 33, 120, 44, 9, 8])
@@ -217,6 +217,24 @@ def test_a_folder_that_is_none_and_a_damaged_file_are_refused(
     (tmp_path / "adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="cannot be read"):
         pipeline.add_adapter("other", tmp_path)
+
+
+def test_an_adapter_made_by_hand_that_does_not_fit_is_refused(pipeline: Pipeline) -> None:
+    def pair(a: tuple[int, int], b: tuple[int, int]) -> LowRank:
+        return LowRank(a=torch.zeros(a), b=torch.zeros(b), scale=1.0)
+
+    layers = {
+        "model.layers.0.self_attn.q_proj": pair((2, 47), (64, 3)),
+        "model.layers.1.mlp.up_proj": pair((2, 48), (96, 2)),
+        "lm_head": pair((2, 48), (512, 2)),
+    }
+    with pytest.raises(ConfigError, match="does not fit") as caught:
+        pipeline.compiled.add_adapter(Adapter(name="odd", layers=layers))
+    for words in ("q_proj: a is [2, 47], not [2, 48]", "q_proj: b is [64, 3], not [64, 2]", "lm_head: no linear layer"):
+        assert words in caught.value.why
+    assert "up_proj" not in caught.value.why
+    with pytest.raises(SessionError, match="no adapter 'odd'"):
+        pipeline.session().adapter = "odd"
 
 
 def test_other_language_models_take_adapters_too(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def _compresses(subject: Subject) -> None:
 # ---------------------------------------------------------------- backends
 
 
-def _backends(subject: Subject) -> list[Any]:
+def backends_of(subject: Subject) -> list[Any]:
+    """The backends that a plugin brings."""
     return _objects(subject, "andes_backends", Backend)
 
 
@@ -73,12 +74,12 @@ def _compiled(subject: Subject, backend: Any) -> Any:
 
 @check("backends", "every backend has a name of its own")
 def _backend_names(subject: Subject) -> None:
-    require(all(b.name != "torch" for b in _backends(subject)), "a backend takes the core's name, 'torch'")
+    require(all(b.name != "torch" for b in backends_of(subject)), "a backend takes the core's name, 'torch'")
 
 
 @check("backends", "logits equal the torch backend's")
 def _backend_logits(subject: Subject) -> None:
-    for backend in _backends(subject):
+    for backend in backends_of(subject):
         tolerance = getattr(backend, "tolerance", 1e-4)
         answers = []
         for compiled in (_compiled(subject, TorchBackend()), _compiled(subject, backend)):
@@ -93,7 +94,7 @@ def _backend_logits(subject: Subject) -> None:
 
 @check("backends", "several sessions together equal each alone")
 def _backend_together(subject: Subject) -> None:
-    for backend in _backends(subject):
+    for backend in backends_of(subject):
         tolerance, answers = getattr(backend, "tolerance", 1e-4), []
         compiled = _compiled(subject, backend)
         for together in (False, True):
@@ -111,7 +112,7 @@ def _backend_together(subject: Subject) -> None:
 
 @check("backends", "an absent device is refused")
 def _backend_device(subject: Subject) -> None:
-    for backend in _backends(subject):
+    for backend in backends_of(subject):
         model = subject.pipeline().model
         for device in ("cuda:99", "abacus"):
             expect_refusal(
@@ -123,7 +124,7 @@ def _backend_device(subject: Subject) -> None:
 
 @check("backends", "facts are texts")
 def _backend_facts(subject: Subject) -> None:
-    for backend in _backends(subject):
+    for backend in backends_of(subject):
         told = _compiled(subject, backend).facts()
         texts = all(isinstance(k, str) and isinstance(v, str) for k, v in told.items())
         require(told and texts, f"backend {backend.name!r} tells {told!r}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from andes_sdk.files import FolderFiles
 from andes_sdk.testing.registry import check
 from andes_sdk.testing.require import require
 from andes_sdk.types import Tokenizer, Turn
@@ -142,17 +143,21 @@ def _thinking(subject: Subject) -> None:
 @check(KIND, "saved and loaded it is the same")
 def _saved(subject: Subject) -> None:
     tokenizer = subject.pipe.tokenizer
-    with TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        again: Tokenizer = subject.assembly.slot("tokenizer", folder=Path(folder))
-    for name in ("vocab_size", "eos", "pad", "image_token"):
-        require(getattr(again, name) == getattr(tokenizer, name), f"{name} differs after saving and loading")
-    for text in (*TEXTS, *INJECTIONS):
-        require(again.encode(text) == tokenizer.encode(text), f"{text!r} encodes otherwise after saving and loading")
-    turns = [SYSTEM, USER, ASSISTANT]
-    for think in (False, True):
-        one, two = (t.render(turns, think=think, generate=True) for t in (tokenizer, again))
-        require(one == two, "the chat template differs after saving and loading")
+    with TemporaryDirectory() as kept:
+        tokenizer.save(Path(kept))
+        with TemporaryDirectory() as gone:  # as that of an artefact is
+            tokenizer.save(Path(gone))
+            again: Tokenizer = subject.assembly.slot("tokenizer", folder=Path(gone), files=FolderFiles(Path(kept)))
+        for name in ("vocab_size", "eos", "pad", "image_token"):
+            require(getattr(again, name) == getattr(tokenizer, name), f"{name} differs after saving and loading")
+        for text in (*TEXTS, *INJECTIONS):
+            require(
+                again.encode(text) == tokenizer.encode(text), f"{text!r} encodes otherwise after saving and loading"
+            )
+        turns = [SYSTEM, USER, ASSISTANT]
+        for think in (False, True):
+            one, two = (t.render(turns, think=think, generate=True) for t in (tokenizer, again))
+            require(one == two, "the chat template differs after saving and loading")
 
 
 @check(KIND, "text appears character by character as ids arrive")

@@ -15,7 +15,7 @@ from .options import TYPES, read_options
 
 if TYPE_CHECKING:
     from andes_sdk.plan import Plan
-    from andes_sdk.types import Exporter
+    from andes_sdk.types import Exporter, Files
 
     from .model import Decoder
     from .tokenizer import GgufTokenizer
@@ -47,11 +47,11 @@ class Gguf:
         return build(self.config, self.path, gradient_checkpointing=self.gradient_checkpointing)
 
     @hookimpl
-    def andes_tokenizer(self, folder: Path | None) -> GgufTokenizer:
+    def andes_tokenizer(self, files: Files | None) -> GgufTokenizer:
         """The file's, else the checkpoint's."""
         from .tokenizer import find
 
-        return find(self.path, folder, image_token=self.image_token, template=self.chat_template)
+        return find(self.path, files, image_token=self.image_token, template=self.chat_template)
 
     @hookimpl
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:

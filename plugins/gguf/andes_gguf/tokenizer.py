@@ -6,10 +6,10 @@ import json
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING, Any
 
 from andes_sdk.errors import CheckpointError, InputError
 from andes_sdk.types import Rendered, Turn
@@ -19,6 +19,13 @@ from .container import read
 from .template import WHO, render
 from .vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from andes_sdk.types import Files
+
+_BUILDING = threading.Lock()
+"""Of all tokenizers, so that each can be copied and pickled."""
 _AROUND = (("<img>", "</img>"), ("<|vision_start|>", "<|vision_end|>"))
 """Tokens that stand around a picture, where the vocabulary has them."""
 
@@ -27,7 +34,7 @@ Piece = tuple[list[int], bool]
 
 
 class GgufTokenizer:
-    """Text to ids and back; an `andes_sdk.types.Tokenizer`.
+    """Text to ids and back; an `andes_sdk.types.Tokenizer`. Its vocabulary is built when it is first needed.
 
     Attributes:
         vocab_size: one more than the highest id in use.
@@ -36,41 +43,73 @@ class GgufTokenizer:
     """
 
     def __init__(self, data: Vocabulary) -> None:
-        """Raises CheckpointError where the vocabulary is damaged."""
+        """Raises CheckpointError where the vocabulary lacks a special token."""
         self.vocabulary, self.vocab_size = data, data.size
+        self._tokenizer: Tokenizer | None = None
         try:
-            self._tokenizer = Tokenizer.from_str(json.dumps(data.content))
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError("its vocabulary cannot be used", who=data.source, why=str(error)) from error
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._ids = {token.content: number for number, token in added.items()}
-        try:
+            self._ids: dict[str, int] = {token["content"]: token["id"] for token in data.added}
             self.image_token, self.eos, self.pad = (self._ids[t] for t in (data.image, data.eos, data.pad))
         except KeyError as error:
             raise CheckpointError(f"its vocabulary lacks the special token {error}", who=data.source) from None
-        self._hidden = {number for number, token in added.items() if token.special}
-        self._shown = {number for number in added if number not in self._hidden}
+        self._hidden = {token["id"] for token in data.added if token["special"]}
+        self._shown = {*self._ids.values()} - self._hidden
         self._special = re.compile("(" + "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True))) + ")")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the library would copy the vocabulary, and forget that written-out special tokens are text
+        return {**self.__dict__, "_tokenizer": None}
+
+    @property
+    def built(self) -> bool:
+        """Whether the vocabulary has been built."""
+        return self._tokenizer is not None
+
+    @property
+    def _library(self) -> Tokenizer:
+        """The library's tokenizer, built on first use; threads that need it at once wait for one of them."""
+        if self._tokenizer is None:
+            with _BUILDING:
+                if self._tokenizer is None:
+                    self._tokenizer = self._build()
+        return self._tokenizer
+
+    def _build(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        data = self.vocabulary
+        try:
+            tokenizer = Tokenizer.from_buffer(data.read())
+        except CheckpointError:
+            raise
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError("its vocabulary cannot be used", who=data.source, why=str(error)) from error
+        added = tokenizer.get_added_tokens_decoder()
+        size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+        if size != data.size or {token.content: number for number, token in added.items()} != self._ids:
+            why = f"{size} ids and {len(added)} added tokens, stated are {data.size} and {len(self._ids)}"
+            raise CheckpointError("its vocabulary does not have the ids that it states", who=data.source, why=why)
         # text is encoded with every added token switched off, whether or not it is marked special
         for token in added.values():
             token.special = True
-        self._tokenizer.add_special_tokens(list(added.values()))
-        self._tokenizer.encode_special_tokens = True
-        forged = [text for text, number in self._ids.items() if number in self._hidden and number in self.encode(text)]
+        tokenizer.add_special_tokens(list(added.values()))
+        tokenizer.encode_special_tokens = True
+        hidden = {text: number for text, number in self._ids.items() if number in self._hidden}
+        forged = [t for t, number in hidden.items() if number in tokenizer.encode(t, add_special_tokens=False).ids]
         if forged:
             why = "written out in a text they would become control tokens"
             raise CheckpointError(f"its merges make {', '.join(forged[:5])}", who=data.source, why=why)
+        return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Special tokens written out in the text stay text."""
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return self._library.encode(text, add_special_tokens=False).ids
         except (UnicodeError, TypeError) as error:
             raise InputError("text that is not valid Unicode", who=self.vocabulary.source, why=str(error)) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Control tokens are left out; added tokens that belong to texts (`<think>`) are written out."""
-        return self._tokenizer.decode([i for i in ids if i not in self._hidden], skip_special_tokens=False)
+        return self._library.decode([i for i in ids if i not in self._hidden], skip_special_tokens=False)
 
     def render(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Rendered:
         """The chat template. With `generate`, an assistant's header follows, and `<think>` if `think`.
@@ -159,11 +198,11 @@ class GgufTokenizer:
             "chat_template": data.template,
             "andes_gguf": own,
         }
-        _write(folder / "tokenizer.json", json.dumps(data.content, ensure_ascii=False).encode())
+        _write(folder / "tokenizer.json", json.dumps(data.content(), ensure_ascii=False).encode())
         _write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode() + b"\n")
 
 
-def find(path: str, folder: Path | None, *, image_token: str, template: str) -> GgufTokenizer:
+def find(path: str, files: Files | None, *, image_token: str, template: str) -> GgufTokenizer:
     """The file's tokenizer if there is a file, else the checkpoint's.
 
     Raises:
@@ -171,8 +210,8 @@ def find(path: str, folder: Path | None, *, image_token: str, template: str) -> 
     """
     if path:
         made = vocabulary.from_metadata(read(path).metadata, path, image=image_token, template=template)
-    elif folder is not None:
-        made = vocabulary.from_folder(folder, image=image_token, template=template)
+    elif files is not None:
+        made = vocabulary.from_files(files, image=image_token, template=template)
     else:
         raise CheckpointError("there is no tokenizer", who="gguf", fix="give gguf.path, or load a checkpoint")
     return GgufTokenizer(made)

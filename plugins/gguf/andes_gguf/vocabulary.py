@@ -8,13 +8,18 @@ does not.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from andes_sdk.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from andes_sdk.types import Files
 
 _QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -35,6 +40,7 @@ _ALIASES = {"deepseek-r1-qwen": "qwen2", "llama3": "llama-bpe", "llama-v3": "lla
 _WHOLE = ("llama-bpe",)
 """Kinds that take a whole piece found in the vocabulary before they merge."""
 
+_MODEL = re.compile(rb',\s*"model"\s*:\s*\{')
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 IMAGE = "andes.image_token_id"
 """Key of a file that this plugin wrote."""
@@ -47,14 +53,16 @@ class Vocabulary:
     """A tokenizer as data.
 
     Attributes:
-        content: of a tokenizer.json; added tokens marked special are control tokens, the others belong to texts.
+        added: tokens as in a tokenizer.json; those marked special are control tokens, the others belong to texts.
+        read: makes the content of a tokenizer.json.
         size: one more than the highest id in use.
         eos, pad, bos, image: texts of special tokens; `bos` is empty where a text starts without one.
         template: Jinja text of the chat template, or empty.
         source: the file or folder.
     """
 
-    content: dict[str, Any]
+    added: Sequence[Mapping[str, Any]]
+    read: Callable[[], bytes]
     size: int
     eos: str
     pad: str
@@ -62,6 +70,20 @@ class Vocabulary:
     image: str
     template: str
     source: str
+
+    def content(self) -> dict[str, Any]:
+        """The content of a tokenizer.json, taken apart.
+
+        Raises:
+            CheckpointError: files that are gone or damaged.
+        """
+        try:
+            content = json.loads(self.read())
+        except ValueError as error:
+            raise CheckpointError("its vocabulary cannot be used", who=self.source, why=str(error)) from error
+        if not isinstance(content, dict):
+            raise CheckpointError("its vocabulary cannot be used", who=self.source, why="not a tokenizer.json")
+        return content
 
 
 def from_metadata(data: Mapping[str, Any], who: str, *, image: str = "", template: str = "") -> Vocabulary:
@@ -98,8 +120,10 @@ def from_metadata(data: Mapping[str, Any], who: str, *, image: str = "", templat
     stated = data.get(IMAGE)
     if not image and isinstance(stated, int) and 0 <= stated < len(tokens):
         image = tokens[stated]
+    added = _added(tokens, kinds, must=[t for t in text.values() if t])
     return Vocabulary(
-        content=_content(tokens, kinds, merges, pre, must=[t for t in text.values() if t]),
+        added=added,
+        read=partial(_content, tokens, merges, pre, added),
         size=len(tokens),
         eos=eos,
         pad=text["padding"] or text["eos"],
@@ -129,17 +153,18 @@ def _image(wanted: str, spared: Sequence[str], control: Sequence[str], who: str)
     return found[0]
 
 
-def _content(
-    tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[str], pre: str, must: Sequence[str]
-) -> dict[str, Any]:
+def _added(tokens: Sequence[str], kinds: Sequence[int], must: Sequence[str]) -> list[dict[str, Any]]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     special = {t for t, k in zip(tokens, kinds, strict=True) if k in (UNKNOWN, CONTROL)} | set(must)
-    added = [
+    return [
         {"id": i, "content": t, **flags, "special": t in special}
         for i, (t, k) in enumerate(zip(tokens, kinds, strict=True))
         if t in special or k == USER_DEFINED
     ]
-    return {
+
+
+def _content(tokens: Sequence[str], merges: Sequence[str], pre: str, added: Sequence[Mapping[str, Any]]) -> bytes:
+    content = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -161,35 +186,49 @@ def _content(
             "merges": [merge.split(" ") for merge in merges],
         },
     }
+    return json.dumps(content, ensure_ascii=False).encode()
 
 
 # ---------------------------------------------------------------- a saved tokenizer
 
 
-def from_folder(folder: Path, *, image: str = "", template: str = "") -> Vocabulary:
+def from_files(files: Files, *, image: str = "", template: str = "") -> Vocabulary:
     """A tokenizer that this plugin saved (`GgufTokenizer.save`).
 
     Raises:
         CheckpointError: files that are missing, damaged or of another tokenizer.
     """
     try:
-        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if "tokenizer.json" not in files:
+            raise ValueError("no tokenizer.json")
+        raw, config = files.read("tokenizer.json"), json.loads(files.read("tokenizer_config.json"))
         own = config["andes_gguf"]
         return Vocabulary(
-            content=content,
+            added=_stated(raw),
+            read=partial(files.read, "tokenizer.json"),
             size=own["size"],
             eos=config["eos_token"],
             pad=config["pad_token"],
             bos=own["bos"],
             image=image or own["image"],
             template=template or config["chat_template"],
-            source=str(folder),
+            source=files.where(),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
         fix = "load a checkpoint that was saved with this plugin, or give gguf.path"
-        raise CheckpointError("holds no tokenizer of this plugin", who=str(folder), why=why, fix=fix) from None
+        raise CheckpointError("holds no tokenizer of this plugin", who=files.where(), why=why, fix=fix) from None
+
+
+def _stated(raw: bytes) -> list[dict[str, Any]]:
+    """Added tokens of a file; they stand before the vocabulary, which is large and not taken apart for them."""
+    model = _MODEL.search(raw)
+    try:
+        head = json.loads(raw[: model.start()] + b"}") if model else {}
+    except ValueError:
+        head = {}
+    added: list[dict[str, Any]] = (head if "added_tokens" in head else json.loads(raw))["added_tokens"]
+    return added
 
 
 # ---------------------------------------------------------------- writing

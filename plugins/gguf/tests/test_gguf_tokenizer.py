@@ -61,7 +61,7 @@ def test_smollm2s_chats_are_transformers(tmp_path, smollm2):
 )
 def test_vocabularies_that_cannot_be_used_are_refused(changes, message):
     with pytest.raises(CheckpointError, match=message):
-        made(changes)
+        made(changes).encode("x")
 
 
 def test_the_image_token_can_be_chosen():
@@ -81,7 +81,7 @@ def test_merges_that_spell_a_control_token_are_refused():
     merges = [*vocabulary()["tokenizer.ggml.merges"], "( )"]
     keys = ("tokens", "token_type", "merges")
     with pytest.raises(CheckpointError, match=r"its merges make \(\)"):
-        made({f"tokenizer.ggml.{k}": v for k, v in zip(keys, (tokens, kinds, merges), strict=True)})
+        made({f"tokenizer.ggml.{k}": v for k, v in zip(keys, (tokens, kinds, merges), strict=True)}).encode("x")
 
 
 def test_a_text_that_starts_with_a_token_gets_it_once():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
@@ -15,6 +14,7 @@ from .configuration import resolve
 
 if TYPE_CHECKING:
     from andes_sdk.plan import Plan
+    from andes_sdk.types import Files
 
     from .model import Qwen3LanguageModel
     from .tokenizer import QwenTokenizer
@@ -52,11 +52,11 @@ class Qwen3:
         return Qwen3LanguageModel.build(fields, gradient_checkpointing=self.gradient_checkpointing)
 
     @hookimpl
-    def andes_tokenizer(self, folder: Path | None) -> QwenTokenizer:
+    def andes_tokenizer(self, files: Files | None) -> QwenTokenizer:
         """The tokenizer of the option, else of the checkpoint, else the one that goes with the preset."""
         from .tokenizer import QwenTokenizer
 
-        tokenizer = QwenTokenizer.find(self.tokenizer, folder, tiny=self.preset == "tiny", thinking=self.thinking)
+        tokenizer = QwenTokenizer.find(self.tokenizer, files, tiny=self.preset == "tiny", thinking=self.thinking)
         rows = resolve(self.preset, self.config)["vocab_size"]
         if tokenizer.vocab_size > rows:
             raise ConfigError(

@@ -1,14 +1,28 @@
-"""How transformers lays a tokenizer out in a folder: read it, and the chat template it carries."""
+"""How transformers lays a tokenizer out in files: read them, and the chat template they carry."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
 
 from andes_sdk.errors import CheckpointError
+from andes_sdk.files import FolderFiles
 
-from .vocabulary import added_token, assemble
+from .vocabulary import added_token, assemble, qwen_tokenizer_json
+
+if TYPE_CHECKING:
+    from andes_sdk.types import Files
+
+NAME = "tokenizer.json"
+_MODEL = re.compile(rb',\s*"model"\s*:\s*\{')
+_VOCAB = re.compile(rb'"vocab"\s*:\s*\{')
+_ENTRY = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"\s*:\s*(\d+)\s*([,}])')
+"""A token of the vocabulary, its id, and what follows."""
 
 _RENAMED = {"<|vision_start|>": "<img>", "<|vision_end|>": "</img>"}
 """Qwen's name of a slot -> AndesVL's."""
@@ -48,8 +62,70 @@ def chat_template(*, thinking: bool) -> str:
     return _TEMPLATE.replace("@DEFAULT@", "true" if thinking else "false")
 
 
-def read_layout(path: Path) -> str:
-    """A tokenizer.json, or a folder with one, or with vocab.json and merges.txt -> the content of a tokenizer.json.
+@frozen
+class Stated:
+    """What a tokenizer's files say of it without its vocabulary being taken apart.
+
+    Attributes:
+        tokens: added tokens, as in a tokenizer.json, by id.
+        size: one more than the highest id.
+    """
+
+    tokens: Sequence[Mapping[str, Any]]
+    size: int
+
+
+@frozen
+class OneFile:
+    """A tokenizer.json of any name, with nothing beside it; an `andes_sdk.types.Files`."""
+
+    path: Path
+
+    def __contains__(self, name: object) -> bool:
+        return name == NAME and self.path.is_file()
+
+    def where(self, name: str = "") -> str:
+        """The file."""
+        return str(self.path)
+
+    def read(self, name: str) -> bytes:
+        """Its content. Raises CheckpointError if it cannot be read."""
+        return FolderFiles(self.path.parent).read(self.path.name)
+
+
+@frozen
+class Packaged:
+    """The Qwen vocabulary of the distribution `qwen-tokenizer` as a tokenizer.json; an `andes_sdk.types.Files`."""
+
+    def __contains__(self, name: object) -> bool:
+        return name == NAME
+
+    def where(self, name: str = "") -> str:
+        """The distribution."""
+        return "qwen-tokenizer"
+
+    def read(self, name: str) -> bytes:
+        """A tokenizer.json. Raises CheckpointError if the distribution is not installed or damaged."""
+        return qwen_tokenizer_json()
+
+
+def read_stated(files: Files) -> Stated:
+    """The facts of a tokenizer. Special tokens as `read_content` says.
+
+    Raises:
+        CheckpointError: nothing there, or a file that is no such JSON as far as it is looked at.
+    """
+    raw = files.read(NAME) if NAME in files else b""
+    head, highest = _head(raw), _highest(raw)
+    if head is None or highest is None:
+        content = _whole(files)
+        head, highest = content, max(content["model"]["vocab"].values(), default=-1)
+    tokens = _changed(head, files)
+    return Stated(tokens, 1 + max([highest, *(token["id"] for token in tokens)]))
+
+
+def read_content(files: Files) -> dict[str, Any]:
+    """A tokenizer.json, or vocab.json and merges.txt -> the content of a tokenizer.json, taken apart.
 
     Special tokens stated in tokenizer_config.json or added_tokens.json win, id by id, over those of tokenizer.json.
     A vocabulary that still calls AndesVL's two picture slots by Qwen's names gets AndesVL's.
@@ -57,52 +133,89 @@ def read_layout(path: Path) -> str:
     Raises:
         CheckpointError: nothing there, or a file that is no such JSON.
     """
-    folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
-    if file.is_file():
-        text = _read_text(file)
-        tokens = _stated_tokens(text)
-        if tokens and _changed(tokens, path) == tokens:
-            return text  # a vocabulary is large: it is taken apart only where something has to be put right
-        content = _read_json(file)
-    elif path.is_dir() and (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        lines = (folder / "merges.txt").read_text("utf-8").split("\n")
-        merges = [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
-        content = assemble(_read_json(folder / "vocab.json"), merges)
+    content = _whole(files)
+    model = content.pop("model")
+    return {**content, "added_tokens": _changed(content, files), "model": model}
+
+
+def read_layout(files: Files) -> bytes:
+    """`read_content` as text. A vocabulary is large: it is taken apart only where something has to be put right.
+
+    Raises:
+        CheckpointError: as `read_content`; a tokenizer.json is handed on without a look at its vocabulary.
+    """
+    if NAME in files:
+        raw = files.read(NAME)
+        head = _head(raw)
+        if head is not None and _changed(head, files) == head["added_tokens"]:
+            return raw
+    return json.dumps(read_content(files), ensure_ascii=False).encode()
+
+
+def _whole(files: Files) -> dict[str, Any]:
+    """All of a tokenizer.json, its own added tokens in it."""
+    if NAME in files:
+        content = _read_json(files, NAME)
+    elif "vocab.json" in files and "merges.txt" in files:
+        content = assemble(_read_json(files, "vocab.json"), _merges(files))
     else:
         raise CheckpointError(
             "no tokenizer here",
-            who=str(path),
+            who=files.where(),
             why="neither tokenizer.json nor vocab.json with merges.txt",
             fix="give the path of a tokenizer in the option `tokenizer` of qwen3",
         )
-    if not isinstance(content.get("model"), dict):
-        raise CheckpointError("not a tokenizer.json", who=str(file), why="it has no 'model'")
-    content["added_tokens"] = _changed(content.get("added_tokens", []), path)
-    return json.dumps(content, ensure_ascii=False)
+    model = content.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict) or not all(isinstance(number, int) for number in vocab.values()):
+        raise CheckpointError("not a tokenizer.json", who=files.where(NAME), why="it has no model with a vocabulary")
+    return content
 
 
-def _stated_tokens(text: str) -> list[dict[str, Any]] | None:
-    """The added tokens of a tokenizer.json, which stand before its vocabulary; None where they do not."""
-    key = '"added_tokens":'
-    start = text.find(key)
-    at = start + len(key)
-    at += len(text[at : at + 64]) - len(text[at : at + 64].lstrip())
+def _merges(files: Files) -> list[list[str]]:
     try:
-        json.loads(
-            text[: max(start, 0)].rstrip().rstrip(",") + "}"
-        )  # what precedes is whole: the key is one of the outermost object
-        found, _ = json.JSONDecoder().raw_decode(text, at)
+        lines = files.read("merges.txt").decode().split("\n")
+    except ValueError as error:
+        raise CheckpointError("cannot be read as text", who=files.where("merges.txt"), why=str(error)) from error
+    return [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+
+
+def _head(raw: bytes) -> dict[str, Any] | None:
+    """What stands before the model in a tokenizer.json; None where that is not whole, or lacks the added tokens."""
+    model = _MODEL.search(raw)
+    if model is None:
+        return None
+    try:
+        head = json.loads(raw[: model.start()] + b"}")
     except ValueError:
         return None
-    return found if isinstance(found, list) else None
+    return head if isinstance(head, dict) and "added_tokens" in head else None
 
 
-def _changed(added: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
-    """Added tokens by id, with what stands beside a folder's tokenizer.json applied, and AndesVL's picture slots."""
-    tokens = {token["id"]: dict(token) for token in added}
-    if path.is_dir():
-        _override(tokens, path)
-    names = {token["content"] for token in tokens.values()}
+def _highest(raw: bytes) -> int | None:
+    """The highest id in the vocabulary of a tokenizer.json; None where it does not end as one does."""
+    model = _MODEL.search(raw)
+    vocab = _VOCAB.search(raw, model.end()) if model else None
+    highest = -1
+    for entry in _ENTRY.finditer(raw, vocab.end()) if vocab else ():
+        highest = max(highest, int(entry[1]))
+        if entry[2] == b"}":
+            return highest
+    return None
+
+
+def _changed(content: Mapping[str, Any], files: Files) -> list[dict[str, Any]]:
+    """Added tokens by id, with what stands beside tokenizer.json applied, and AndesVL's picture slots."""
+    tokens: dict[int, dict[str, Any]] = {}
+    try:
+        tokens |= {token["id"]: dict(token) for token in content.get("added_tokens", [])}
+        _override(tokens, files)
+        names = {token["content"] for token in tokens.values()}
+        if not all(isinstance(n, int) for n in tokens) or not all(isinstance(name, str) for name in names):
+            raise TypeError("an id that is no integer, or a content that is no text")
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError("its special tokens are no such tokens", who=files.where(), why=why) from error
     for token in tokens.values():
         wanted = _RENAMED.get(token["content"])
         if wanted is not None and wanted not in names:
@@ -110,32 +223,24 @@ def _changed(added: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
     return [tokens[number] for number in sorted(tokens)]
 
 
-def _override(tokens: dict[int, dict[str, Any]], folder: Path) -> None:
+def _override(tokens: dict[int, dict[str, Any]], files: Files) -> None:
     """Apply what stands beside tokenizer.json."""
-    plain = folder / "added_tokens.json"
-    if plain.is_file():
-        for content, number in _read_json(plain).items():
+    if "added_tokens.json" in files:
+        for content, number in _read_json(files, "added_tokens.json").items():
             previous = tokens.get(number) or added_token(number, content, special=True)
             tokens[number] = {**previous, "content": content}
-    config = folder / "tokenizer_config.json"
-    if config.is_file():
-        for number, token in _read_json(config).get("added_tokens_decoder", {}).items():
+    if "tokenizer_config.json" in files:
+        for number, token in _read_json(files, "tokenizer_config.json").get("added_tokens_decoder", {}).items():
             base = added_token(int(number), token["content"], special=bool(token.get("special")))
             tokens[int(number)] = {key: token.get(key, base[key]) for key in base}
 
 
-def _read_text(path: Path) -> str:
+def _read_json(files: Files, name: str) -> dict[str, Any]:
+    """An object. Raises CheckpointError with the file's name if it is none."""
     try:
-        return path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise CheckpointError("cannot be read", who=str(path), why=str(error)) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError("cannot be read as JSON", who=str(path), why=str(error)) from error
+        content = json.loads(files.read(name))
+    except ValueError as error:
+        raise CheckpointError("cannot be read as JSON", who=files.where(name), why=str(error)) from error
     if not isinstance(content, dict):
-        raise CheckpointError("expected a JSON object", who=str(path))
+        raise CheckpointError("expected a JSON object", who=files.where(name))
     return content

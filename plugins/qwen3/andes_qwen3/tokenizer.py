@@ -10,14 +10,18 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from tokenizers import Tokenizer
+from typing import TYPE_CHECKING
 
 from andes_sdk.errors import CheckpointError, InputError
+from andes_sdk.files import FolderFiles
 from andes_sdk.types import Rendered, Turn
 
-from .layout import chat_template, read_layout
-from .vocabulary import SPECIALS, qwen_tokenizer_json, write_atomically
+from .bpe import LazyBpe
+from .layout import NAME, OneFile, Packaged, chat_template, read_content, read_stated
+from .vocabulary import SPECIALS, write_atomically
+
+if TYPE_CHECKING:
+    from andes_sdk.types import Files
 
 SHOWN = ("<think>", "</think>", "<|box_start|>", "<|box_end|>")
 """Special tokens that are part of the text: `decode` writes them out, and assistant turns may contain them."""
@@ -30,6 +34,9 @@ _REQUIRED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_pad|>", "<
 class QwenTokenizer:
     """Text to ids and back; an `andes_sdk.types.Tokenizer`.
 
+    Opening one reads which special tokens there are and how many ids. The vocabulary takes 150 MB once built, and is
+    when text is first made into ids, or ids into text: errors in it are raised then.
+
     Attributes:
         vocab_size: one more than the highest id in use (a model may have more embeddings).
         image_token, eos, pad: ids of `<|vision_pad|>`, `<|im_end|>`, `<|endoftext|>`.
@@ -37,33 +44,29 @@ class QwenTokenizer:
         source: where the vocabulary came from.
     """
 
-    def __init__(self, content: str, *, source: str, thinking: bool = False) -> None:
-        """`content` is a tokenizer.json. Raises CheckpointError if it is damaged or lacks a special token."""
-        self.source, self.thinking = source, thinking
-        try:
-            self._tokenizer = Tokenizer.from_str(content)
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError("not a tokenizer.json", who=source, why=str(error)) from error
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._ids = {token.content: number for number, token in added.items()}
+    def __init__(self, files: Files, *, thinking: bool = False) -> None:
+        """`files` in one of transformers' layouts. Raises CheckpointError if there are none of this family."""
+        self.source, self.thinking, self._files = files.where(), thinking, files
+        stated = read_stated(files)
+        self._ids: dict[str, int] = {token["content"]: token["id"] for token in stated.tokens}
         missing = [token for token in _REQUIRED if token not in self._ids]
         if missing:
             raise CheckpointError(
                 f"the vocabulary lacks the special tokens {missing}",
-                who=source,
+                who=self.source,
                 fix="use the tokenizer of an AndesVL or Qwen3 checkpoint, or train_small_tokenizer",
             )
-        # Text is encoded with every added token switched off, whether or not it is marked "special".
-        self._textual = {token.content for token in added.values() if not token.special}
-        for token in added.values():
-            token.special = True
-        self._tokenizer.add_special_tokens(list(added.values()))
-        self._tokenizer.encode_special_tokens = True
+        self._bpe = LazyBpe(files, stated)
         self._hidden = frozenset(number for text, number in self._ids.items() if text not in SHOWN)
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = stated.size
         self.image_token = self._ids["<|vision_pad|>"]
         self.eos = self._ids["<|im_end|>"]
         self.pad = self._ids["<|endoftext|>"]
+
+    @property
+    def built(self) -> bool:
+        """Whether the vocabulary has been built."""
+        return self._bpe.tokenizer is not None
 
     @classmethod
     def load(cls, path: Path, *, thinking: bool = False) -> QwenTokenizer:
@@ -72,20 +75,20 @@ class QwenTokenizer:
         Raises:
             CheckpointError: nothing there, or not a tokenizer of this family.
         """
-        return cls(read_layout(path), source=str(path), thinking=thinking)
+        return cls(FolderFiles(path) if path.is_dir() else OneFile(path), thinking=thinking)
 
     @classmethod
     def qwen(cls, *, thinking: bool = False) -> QwenTokenizer:
         """The Qwen vocabulary of 151 643 byte strings, from the distribution `qwen-tokenizer`."""
-        return cls(qwen_tokenizer_json(), source="qwen-tokenizer", thinking=thinking)
+        return cls(Packaged(), thinking=thinking)
 
     @classmethod
-    def find(cls, option: str, folder: Path | None, *, tiny: bool, thinking: bool) -> QwenTokenizer:
+    def find(cls, option: str, files: Files | None, *, tiny: bool, thinking: bool) -> QwenTokenizer:
         """The option if given, else the checkpoint's own, else the one that goes with the preset."""
         if option:
             return cls.load(Path(option).expanduser(), thinking=thinking)
-        if folder is not None:
-            return cls.load(folder, thinking=thinking)
+        if files is not None:
+            return cls(files, thinking=thinking)
         if tiny:
             return cls.load(Path(__file__).parent / "data" / "tiny_tokenizer.json", thinking=thinking)
         return cls.qwen(thinking=thinking)
@@ -99,7 +102,7 @@ class QwenTokenizer:
     def encode(self, text: str) -> list[int]:
         """Text is brought to NFC; special tokens written out in it stay text."""
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return self._bpe.get().encode(text, add_special_tokens=False).ids
         except (UnicodeError, TypeError) as error:
             raise InputError("text that is not valid Unicode", who=self.source, why=str(error)) from error
 
@@ -108,7 +111,7 @@ class QwenTokenizer:
 
         Bytes that are no complete character become U+FFFD; at the end of a stream they may still be completed.
         """
-        return self._tokenizer.decode([i for i in ids if i not in self._hidden], skip_special_tokens=False)
+        return self._bpe.get().decode([i for i in ids if i not in self._hidden], skip_special_tokens=False)
 
     def render(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Rendered:
         """ChatML. With `generate`, an assistant's header follows, and `<think>` if `think`.
@@ -137,9 +140,7 @@ class QwenTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json; `transformers.AutoTokenizer` reads them too."""
-        content = json.loads(self._tokenizer.to_str())
-        for token in content["added_tokens"]:
-            token["special"] = token["content"] not in self._textual
+        content = read_content(self._files)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": "<|im_end|>",
@@ -149,7 +150,7 @@ class QwenTokenizer:
             "clean_up_tokenization_spaces": False,
             "chat_template": chat_template(thinking=self.thinking),
         }
-        write_atomically(folder / "tokenizer.json", json.dumps(content, ensure_ascii=False).encode())
+        write_atomically(folder / NAME, json.dumps(content, ensure_ascii=False).encode())
         write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode() + b"\n")
 
     def _header(self, text: str) -> list[int]:

@@ -151,7 +151,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "andes_sdk"
 
 
-def qwen_tokenizer_json() -> str:
+def qwen_tokenizer_json() -> bytes:
     """The tokenizer.json of the Qwen vocabulary, converted once and then read from the cache.
 
     The cached file starts with the SHA-256 of what follows: a damaged one is converted again. The name carries the
@@ -171,7 +171,7 @@ def qwen_tokenizer_json() -> str:
         except OSError as error:
             why = f"the converted Qwen vocabulary cannot be kept ({error}): set ANDES_CACHE to another folder"
             warnings.warn(why, RuntimeWarning, stacklevel=2)
-    return content.decode()
+    return content
 
 
 def write_atomically(path: Path, content: bytes) -> None:

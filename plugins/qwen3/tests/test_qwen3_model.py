@@ -257,7 +257,7 @@ def test_the_class_itself_refuses_sliding_windows():
 def test_a_tokenizer_larger_than_the_embedding_is_refused():
     plugin = Qwen3(preset="tiny", config={"vocab_size": 400})
     with pytest.raises(AndesError, match="512 ids, the model only 400"):
-        plugin.andes_tokenizer(folder=None)
+        plugin.andes_tokenizer(files=None)
 
 
 def test_every_hook_of_the_plugin_is_in_the_contract():
@@ -267,7 +267,7 @@ def test_every_hook_of_the_plugin_is_in_the_contract():
     manager.register(plugin, "qwen3")
     manager.check_pending()
     assert manager.hook.andes_language_model().spec.width == 48
-    assert manager.hook.andes_tokenizer(folder=None).vocab_size == 512
+    assert manager.hook.andes_tokenizer(folder=None, files=None).vocab_size == 512
     facts = manager.hook.andes_explain(plan=None)[0]
     assert facts["mode"].startswith("thinking")
     assert facts["head"] == "tied to the embedding"

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from andes_sdk.errors import CheckpointError, ConfigError, InputError
+from andes_sdk.files import FolderFiles
 from andes_sdk.types import Turn
 
 ORACLE = json.loads((Path(__file__).parent / "oracle_qwen3_ids.json").read_text("utf-8"))
@@ -256,7 +257,7 @@ def test_a_folder_with_vocabulary_and_merges_is_read(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps(whole["model"]["vocab"]), "utf-8")
     lines = [f"{left} {right}" for left, right in whole["model"]["merges"]]
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(lines) + "\n", "utf-8")
-    assert json.loads(read_layout(tmp_path))["model"]["merges"] == whole["model"]["merges"]
+    assert json.loads(read_layout(FolderFiles(tmp_path)))["model"]["merges"] == whole["model"]["merges"]
     tokenizer = QwenTokenizer.load(tmp_path)
     assert tokenizer.encode("The button is red. 红色") == TINY.encode("The button is red. 红色")
     assert tokenizer.image_token == TINY.image_token
@@ -304,7 +305,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
 
 def test_a_checkpoint_without_a_tokenizer_is_refused_instead_of_guessing(tmp_path):
     with pytest.raises(CheckpointError, match="no tokenizer here"):
-        Qwen3().andes_tokenizer(folder=tmp_path)
+        Qwen3().andes_tokenizer(files=FolderFiles(tmp_path))
 
 
 def test_the_option_comes_before_the_checkpoint_and_the_checkpoint_before_the_preset(tmp_path):
@@ -313,11 +314,11 @@ def test_the_option_comes_before_the_checkpoint_and_the_checkpoint_before_the_pr
         folder.mkdir()
         small.train_small_tokenizer(small.CORPUS, size).save(str(folder / "tokenizer.json"))
     plugin = Qwen3(preset="tiny", thinking=True)
-    assert plugin.andes_tokenizer(folder=None).vocab_size == 512
-    assert plugin.andes_tokenizer(folder=own).vocab_size == 290
-    assert plugin.andes_tokenizer(folder=own).thinking
+    assert plugin.andes_tokenizer(files=None).vocab_size == 512
+    assert plugin.andes_tokenizer(files=FolderFiles(own)).vocab_size == 290
+    assert plugin.andes_tokenizer(files=FolderFiles(own)).thinking
     option = Qwen3(preset="tiny", tokenizer=str(bigger / "tokenizer.json"))
-    assert option.andes_tokenizer(folder=own).vocab_size == 300
+    assert option.andes_tokenizer(files=FolderFiles(own)).vocab_size == 300
 
 
 # ---------------------------------------------------------------- small tokenizers

@@ -1,0 +1,75 @@
+"""Ways to run a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.packing import Artefact
+
+    from .sessions import Adapter, CachePolicy, Session
+
+
+class Compiled(Protocol):
+    """A model made ready to run by a backend."""
+
+    def session(self, policy: CachePolicy) -> Session:
+        """An empty session under a cache policy."""
+
+    def extend_many(self, sessions: Sequence[Session], tokens: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
+        """One step of several sessions together; results as from `extend` on each."""
+
+    def facts(self) -> Mapping[str, str]:
+        """Rows for `explain()`: device, dtype, kernels chosen and why."""
+
+
+@runtime_checkable
+class AdaptableCompiled(Protocol):
+    """A compiled model that takes adapters. Optional, beside `Compiled`; `session.adapter` then takes their names.
+
+    Sessions of one `extend_many` may have different adapters; each row gets what it would get alone.
+    """
+
+    def add_adapter(self, adapter: Adapter) -> None:
+        """Make an adapter known to all sessions, open ones too.
+
+        Raises:
+            DuplicateName: there is one of that name. ConfigError: a layer that this backend cannot adapt, or matrices
+                that do not fit it. Nothing has changed then.
+        """
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A way to run a model. Asking for what the machine lacks raises `BackendUnavailable`."""
+
+    @property
+    def name(self) -> str:
+        """Unique in its collection; as users write it."""
+
+    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
+        """Make a model ready on a device ('cpu', 'cuda' …) in a precision ('float32', 'bfloat16', 'float16')."""
+
+
+@runtime_checkable
+class PackedBackend(Protocol):
+    """A backend that runs weights as an artefact stores them. Optional, beside `Backend`.
+
+    Without it an artefact is dequantised into float weights, and `compile` gets those.
+    """
+
+    def open(self, artefact: Artefact, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
+        """Make an artefact ready without unpacking what this backend computes itself.
+
+        Args:
+            artefact: mapped; `artefact.packed(name)` are the bytes of a matrix, to be used where they lie.
+            model: the modules of the artefact's plan. They hold no weights: each one is read from the artefact when
+                it is used, and forgotten. Right for whatever the backend leaves to torch.
+
+        Raises:
+            BackendUnavailable: formats or a model that this backend cannot run; the reasons say which.
+        """

@@ -1,0 +1,99 @@
+"""Files of folders and artefacts, and the tokenizers that are built from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from attrs import field, frozen
+
+from andes_sdk import Pipeline, hookimpl
+from andes_sdk.assembly import assemble
+from andes_sdk.errors import CheckpointError
+from andes_sdk.files import FolderFiles
+from andes_sdk.opening import open_tokenizer
+from andes_sdk.packing import Artefact, default_recipe, pack_model
+from andes_sdk.types import Files
+
+TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pipeline = Pipeline.from_plugins(list(TINY))
+    path = tmp_path_factory.mktemp("files") / "tiny.andes"
+    pack_model(pipeline.model, default_recipe(pipeline.model, "w8"), path, plan=pipeline.plan)
+    return path
+
+
+@frozen(eq=False, kw_only=True)
+class ByFolder:
+    """Takes a folder, as plugins that read everything at once do."""
+
+    contract = "1.0"
+    seen: list[object] = field(factory=list, metadata={"help": "what came"})
+
+    @hookimpl
+    def andes_tokenizer(self, folder: Path | None) -> object:
+        self.seen.append(folder)
+        return None if folder is None else (folder / "tokenizer.json").read_bytes()
+
+
+@frozen(eq=False, kw_only=True)
+class ByFiles:
+    """Takes files, as plugins that read later do."""
+
+    contract = "1.0"
+
+    @hookimpl
+    def andes_tokenizer(self, files: Files | None) -> object:
+        return files or "none"
+
+
+def test_a_folders_files_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    files = FolderFiles(tmp_path)
+    assert "a/b.json" not in files
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.json").write_bytes(b"1")
+    assert "a/b.json" in files
+    assert "a" not in files
+    assert files.read("a/b.json") == b"1"
+    assert files.where("a/b.json") == str(tmp_path / "a" / "b.json")
+    with pytest.raises(CheckpointError, match=r"absent\.json: cannot be read"):
+        files.read("absent.json")
+
+
+def test_an_artefacts_files_are_those_that_it_extracts(path: Path, tmp_path: Path) -> None:
+    artefact = Artefact.open(path)
+    for file in artefact.extract(tmp_path):
+        assert file.name in artefact.files
+        assert artefact.files.read(file.name) == file.read_bytes()
+    assert "absent.json" not in artefact.files
+    with pytest.raises(CheckpointError, match=r"tiny\.andes: absent\.json: is not there"):
+        artefact.files.read("absent.json")
+
+
+def test_files_of_an_artefact_that_is_gone_are_refused(path: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.andes"
+    copy.write_bytes(path.read_bytes())
+    files = Artefact.open(copy).files
+    copy.rename(tmp_path / "moved.andes")
+    with pytest.raises(CheckpointError, match=r"copy\.andes: tokenizer\.json: cannot be read"):
+        files.read("tokenizer.json")
+
+
+def test_a_plugin_that_takes_a_folder_gets_one_for_as_long_as_its_hook_runs(path: Path) -> None:
+    plugin = ByFolder()
+    assembly = assemble([plugin], slots_required=False)
+    artefact = Artefact.open(path)
+    assert open_tokenizer(assembly, artefact=artefact) == artefact.files.read("tokenizer.json")
+    (folder,) = plugin.seen
+    assert not Path(str(folder)).exists()
+
+
+def test_a_plugin_that_takes_files_gets_those_of_the_folder_or_of_the_artefact(path: Path, tmp_path: Path) -> None:
+    assembly = assemble([ByFiles()], slots_required=False)
+    artefact = Artefact.open(path)
+    assert open_tokenizer(assembly, artefact=artefact) == artefact.files
+    assert open_tokenizer(assembly, tmp_path) == FolderFiles(tmp_path)
+    assert open_tokenizer(assembly) == "none"
