@@ -8,9 +8,10 @@ Qwen3-0.6B with the embedding as LM head.
 Every engine runs in a process of its own, once per number of threads. They take turns within each round, and so does a
 loop that only reads memory; figures are medians over rounds, and each engine counts with its better number of threads.
 `ratio_sub2`: our best format of at most 1.8 bits per weight to llama.cpp's best type of at most 2.2, with every matrix
-of the model in it. `roofline_*`: bytes read per second to those of the loop that only reads. `rss_ratio`: peak memory
-while decoding, less that of the process with its libraries imported, to packed weights and KV rows; once more without
-what loading the tokenizer took, which is the same 150 MB for every format.
+of the model in it. `roofline_*`: bytes read per second to those of the loop that only reads. `rss_ratio`: the largest
+resident set, less that of the process with its libraries imported, to packed weights and KV rows; `rss_ratio_own`:
+without the pages of shared libraries that were loaded after the import. `context_*`: tokens per second behind 4 096
+rows to those behind 64.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from decode_models import write_artefact, write_gguf
 from rich.console import Console
 from rich.progress import Progress
@@ -40,16 +41,18 @@ HERE = Path(__file__).parent
 
 @frozen
 class Spec:
-    """An engine and what it runs. `head` is the type of embedding and head, empty: as the body."""
+    """An engine and what it runs. `head` is the type of embedding and head, empty: as the body. `kv`: f16 or int8."""
 
     engine: str
     weights: str
     head: str = ""
+    kv: str = "f16"
 
     @property
     def label(self) -> str:
         """Unique."""
-        return f"{self.engine} {self.weights}" + (f" + {self.head} head" if self.head else "")
+        kv = "" if self.kv == "f16" else f", {self.kv} KV"
+        return f"{self.engine} {self.weights}" + (f" + {self.head} head" if self.head else "") + kv
 
 
 FULL = (
@@ -57,6 +60,8 @@ FULL = (
     *(Spec("numba", w, "w4_g32") for w in ("nm14_w4", "nm14_w2")),
     *(Spec("llama.cpp", w) for w in ("F16", "Q8_0", "Q4_0", "TQ2_0", "TQ1_0")),
     Spec("llama.cpp", "TQ2_0", "Q4_0"),
+    *(Spec("numba", w, kv="int8") for w in ("w4_g32", "nm14_w4")),
+    *(Spec("llama.cpp", w, kv="int8") for w in ("Q4_0", "TQ2_0")),
     Spec("transformers", "bfloat16"),
 )
 QUICK = (
@@ -64,7 +69,7 @@ QUICK = (
     *(Spec("llama.cpp", w) for w in ("F16", "Q4_0", "TQ2_0")),
 )
 SUBSET = ("numba w4_g32", "numba nm14_w4", "numba nm14_w2", "llama.cpp Q4_0", "llama.cpp TQ2_0")
-"""Measured behind a long context and with long prompts too."""
+"""Measured behind a long context and with long prompts too; those with int8 KV behind a long context."""
 
 
 @define
@@ -82,7 +87,7 @@ class Worker:
     @classmethod
     def start(cls, spec: Spec, path: Path, size: int, threads: int, context: int) -> Worker:
         """Start and wait until the model is loaded."""
-        command = [sys.executable, HERE / "decode_worker.py", spec.engine, path, str(threads), str(context)]
+        command = [sys.executable, HERE / "decode_worker.py", spec.engine, path, spec.kv, str(threads), str(context)]
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
@@ -125,7 +130,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     counts = sorted({1, os.cpu_count() or 1})
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder, Progress(console=Console(stderr=True)) as bar:
         job = bar.add_task("models", total=None)
-        models = {s: _write(s, Path(folder)) for s in specs}
+        models: dict[Spec, tuple[Path, int]] = {}
+        for s in specs:
+            models[s] = models.get(evolve(s, kv="f16")) or _write(s, Path(folder))
         context = max([64, *long, *prompts]) + 64 + (rounds + 1) * tokens
         bar.update(job, description="load")
         workers = [Worker.start(s, *models[s], t, context) for s in specs for t in counts]
@@ -133,13 +140,15 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         try:
             for rows in [64, *long]:
                 bar.update(job, description=f"decode behind {rows} rows")
-                _decode([*[w for w in workers if rows == 64 or w.spec.label in SUBSET], *streams], rows, rounds, tokens)
-            memory = {(w.spec, w.threads): w.ask(do="memory") for w in workers}
+                here = [w for w in workers if rows == 64 or w.spec.label in SUBSET or w.spec.kv == "int8"]
+                _decode([*here, *streams], rows, rounds, tokens)
+                if rows == 64:
+                    memory = {(w.spec, w.threads): w.ask(do="memory") for w in workers}
             for rows in prompts:
                 bar.update(job, description=f"prompts of {rows} rows")
                 for _ in range(min(rounds, 3)):
                     for w in workers:
-                        if w.spec.label in SUBSET or (rows == 512 and not given.quick):
+                        if w.spec.label in SUBSET or (rows == 512 and not given.quick and w.spec.kv == "f16"):
                             w.time_prefill(rows)
         finally:
             for w in (*workers, *streams):
@@ -175,7 +184,8 @@ def _row(spec: Spec, workers: Sequence[Worker], memory: dict[Any, dict[str, Any]
     """Medians of an engine, each with its better number of threads."""
     size = workers[0].size
     row: dict[str, Any] = {"engine": spec.engine, "weights": spec.weights, "head": spec.head or spec.weights,
-                           "megabytes": round(size / 1e6, 1), "bpw": round(8 * size / WEIGHTS, 3)}  # fmt: skip
+                           "kv": spec.kv, "megabytes": round(size / 1e6, 1), "bpw": round(8 * size / WEIGHTS, 3),
+                           }  # fmt: skip
     row["decode_by_threads"] = {w.threads: round(statistics.median(w.decode[64]), 1) for w in workers}
     for context in workers[0].decode:
         best = max(workers, key=lambda w: statistics.median(w.decode[context]))
@@ -190,8 +200,7 @@ def _row(spec: Spec, workers: Sequence[Worker], memory: dict[Any, dict[str, Any]
     row["load_seconds"] = round(statistics.median(w.load for w in workers), 3)
     row["peak_megabytes"] = round((last["peak"] - last["base"]) / 1e6, 1)
     row["rss_ratio"] = round((last["peak"] - last["base"]) / (size + last["kv"]), 3)
-    row["tokenizer_megabytes"] = round(last["tokenizer"] / 1e6, 1)
-    row["rss_ratio_no_tokenizer"] = round((last["peak"] - last["base"] - last["tokenizer"]) / (size + last["kv"]), 3)
+    row["rss_ratio_own"] = round((last["peak"] - last["base"] - last["code"]) / (size + last["kv"]), 3)
     return row
 
 
@@ -200,12 +209,13 @@ def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
     def best(engine: str, limit: float, head: str | None = None) -> dict[str, Any]:
         # the body's type decides; with a 4-bit head the whole model weighs more
-        heads = [r for r in rows if r["engine"] == engine and (r["head"] == (head or r["weights"]))]
+        heads = [r for r in rows if r["engine"] == engine and r["kv"] == "f16" and r["head"] == (head or r["weights"])]
         within = [r for r in heads if _body_bpw(r) <= limit]
         return max(within, key=lambda r: r["decode_64"])
 
-    def one(engine: str, weights: str) -> dict[str, Any]:
-        return next(r for r in rows if (r["engine"], r["weights"], r["head"]) == (engine, weights, weights))
+    def one(engine: str, weights: str, kv: str = "f16") -> dict[str, Any]:
+        wanted = (engine, weights, weights, kv)
+        return next(r for r in rows if (r["engine"], r["weights"], r["head"], r["kv"]) == wanted)
 
     sub2, w4, q4 = best("numba", 1.8), one("numba", "w4_g32"), one("llama.cpp", "Q4_0")
     figures = {
@@ -216,15 +226,19 @@ def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "roofline_sub2": max(r["share_of_bandwidth"] for r in rows if r["engine"] == "numba" and r["bpw"] <= 1.8),
         "prefill_ratio": w4["prefill_512"] / q4["prefill_512"],
         "rss_ratio": max(r["rss_ratio"] for r in rows if r["engine"] == "numba"),
-        "rss_ratio_no_tokenizer": max(r["rss_ratio_no_tokenizer"] for r in rows if r["engine"] == "numba"),
+        "rss_ratio_own": max(r["rss_ratio_own"] for r in rows if r["engine"] == "numba"),
+        "rss_ratio_llama_cpp": max(r["rss_ratio"] for r in rows if r["engine"] == "llama.cpp"),
     }
     if any(r["head"] != r["weights"] for r in rows):
         ours, theirs = best("numba", 1.8, "w4_g32"), best("llama.cpp", 2.2, "Q4_0")
         figures["ratio_sub2_4bit_head"] = ours["decode_64"] / theirs["decode_64"]
     if "decode_4096" in w4:
-        for name, ours, theirs in (("w4", w4, q4), ("sub2", one("numba", "nm14_w4"), one("llama.cpp", "TQ2_0"))):
-            kept, other = (r["decode_4096"] / r["decode_64"] for r in (ours, theirs))
-            figures[f"context_{name}"], figures[f"context_{name}_llama_cpp"] = kept, other
+        for kv in ("f16", "int8"):
+            for name, ours, theirs in (("w4", "w4_g32", "Q4_0"), ("sub2", "nm14_w4", "TQ2_0")):
+                for engine, weights in (("numba", ours), ("llama.cpp", theirs)):
+                    row = one(engine, weights, kv)
+                    kept = row["decode_4096"] / row["decode_64"]
+                    figures[f"context_{name}_{kv}" + ("" if engine == "numba" else "_llama_cpp")] = kept
     return {name: round(value, 3) for name, value in figures.items()}
 
 
@@ -245,14 +259,14 @@ def _body_bpw(row: dict[str, Any]) -> float:
 def table(result: dict[str, Any]) -> Table:
     """For people."""
     shown = Table(title=f"Qwen3-0.6B shape, memory {result['read_gb_per_s']} GB/s")
-    heads = ("engine", "body", "head", "BPW", "MB", "threads", "decode 64", "range", "decode 4096", "prefill 512",
+    heads = ("engine", "body", "head", "KV", "BPW", "MB", "threads", "decode 64", "range", "decode 4096", "prefill 512",
              "prefill 2048", "of bandwidth", "load s", "peak MB")  # fmt: skip
     for head in heads:
-        shown.add_column(head, justify="left" if head in ("engine", "body", "head") else "right")
+        shown.add_column(head, justify="left" if head in ("engine", "body", "head", "KV") else "right")
     for row in result["rows"]:
         low, high = row["range_64"]
         cells = (
-            row["engine"], row["weights"], row["head"], row["bpw"], row["megabytes"], row["threads"], row["decode_64"],
+            *(row[name] for name in ("engine", "weights", "head", "kv", "bpw", "megabytes", "threads", "decode_64")),
             f"{low}-{high}", row.get("decode_4096", ""), row.get("prefill_512", ""), row.get("prefill_2048", ""),
             f"{row['share_of_bandwidth']:.0%}", row["load_seconds"], row["peak_megabytes"],
         )  # fmt: skip
@@ -269,7 +283,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for engine, mark in (("numba", "o"), ("llama.cpp", "s"), ("transformers", "^")):
-        rows = [r for r in result["rows"] if r["engine"] == engine and r["head"] == r["weights"]]
+        rows = [r for r in result["rows"] if r["engine"] == engine and r["head"] == r["weights"] and r["kv"] == "f16"]
         axes.scatter([r["bpw"] for r in rows], [r["decode_64"] for r in rows], marker=mark, label=engine, zorder=3)
         for r in rows:
             axes.annotate(r["weights"], (r["bpw"], r["decode_64"]), textcoords="offset points", xytext=(6, 4), size=8)

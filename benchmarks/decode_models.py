@@ -21,7 +21,7 @@ _SCALE_AT = {"TQ2_0": 64, "TQ1_0": 52}
 def write_artefact(path: Path, body: str, embedding: str) -> int:
     """An artefact whose embedding is the LM head as well -> bytes that a token reads."""
     from andes_sdk import Pipeline
-    from andes_sdk.formats import find
+    from andes_sdk.formats import TwoOfEight, find
     from andes_sdk.packing.pack import arrange
     from andes_sdk.packing.recipe import default_recipe
 
@@ -46,6 +46,8 @@ def write_artefact(path: Path, body: str, embedding: str) -> int:
             group = find(entry.format).group_bytes
             packed = rng.integers(0, 256, entry.nbytes, np.uint8).reshape(-1, group)
             packed[:, :32] = np.full(16, 1e-3, np.float16).view(np.uint8)
+            if isinstance(find(entry.format), TwoOfEight):  # of 32 patterns that bits can name, 28 exist
+                packed[:, 32 : 32 + find(entry.format).group // 4] = 0
             file.write(packed.data)
         for name, place in header.files.items():
             file.seek(len(head) + place.offset)

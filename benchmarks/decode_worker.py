@@ -4,7 +4,7 @@ one engine steals cores from another. Started by `decode.py`. `base` is the peak
     {"do": "prefill", "rows": 512}       -> {"seconds": ...}
     {"do": "context", "rows": 64}        -> {}             get ready to decode behind that many rows
     {"do": "decode", "tokens": 32}       -> {"seconds": ...}
-    {"do": "memory"}                     -> {"base": ..., "peak": ..., "kv": ..., "tokenizer": ...}   bytes
+    {"do": "memory"}                     -> {"base": ..., "peak": ..., "kv": ..., "code": ...}   bytes
 """
 
 from __future__ import annotations
@@ -43,18 +43,14 @@ def prompt(rows: int) -> list[int]:
 class Ours:
     """The numba backend, through the session that every user gets."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, kv: str) -> None:
         import torch
 
         from andes_sdk import Pipeline
         from andes_sdk.runtime.policy import KeepAll
 
         torch.set_num_threads(1)
-        before = peak()
-        pipe = Pipeline.from_artefact(path, backend={"numba": {"threads": threads}})
-        # a vocabulary of 151 643 words in the library `tokenizers`, which the decoding of ids does not need
-        assert pipe.tokenizer is not None
-        self.tokenizer = peak() - before
+        pipe = Pipeline.from_artefact(path, backend={"numba": {"threads": threads, "kv": kv}})
         self._open = lambda: pipe.compiled.session(KeepAll())
         self._session = self._open()
         self._token = 0
@@ -95,10 +91,12 @@ class Ours:
 class Llama:
     """llama.cpp, through its own server in this process; the times are those it measures itself."""
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
+    def __init__(self, path: Path, threads: int, kv: str, context: int) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
+        if kv == "int8":
+            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_Q8_0
         params.model.path = str(path)
         params.n_ctx, params.n_parallel, params.warmup, params.verbosity = context, 1, True, -1
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
@@ -218,45 +216,64 @@ class Stream:
         return 0
 
 
-def peak() -> int:
-    """Bytes of the largest resident set so far."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+def resident(kind: str) -> int:
+    """Bytes of the resident set: "VmRSS" now, "VmHWM" at most so far."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(kind))
     return int(line.split()[1]) * 1024
+
+
+def library_code() -> int:
+    """Resident bytes of shared libraries: the system loads their pages when they are first touched, not on import."""
+    total, counted = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            counted = len(words) > 5 and ".so" in Path(words[5]).name
+        elif counted and words[0] == "Rss:":
+            total += int(words[1]) * 1024
+    return total
 
 
 LIBRARIES = {
     "llama.cpp": ("xllamacpp",),
     "transformers": ("torch", "transformers.models.qwen3.modeling_qwen3"),
     "stream": ("stream_kernel",),
-    "numba": ("andes_sdk.pipeline", "andes_numba.backend", "andes_qwen3.model", "andes_aimv2.model", "andes_mlp.model"),
-}
+    "numba": (
+        "andes_sdk.opening", "andes_sdk.packing.modules", "andes_sdk.runtime.torch_backend", "andes_numba.backend",
+        "andes_qwen3.model", "andes_qwen3.tokenizer", "andes_aimv2.model", "andes_mlp.model", "numba.np.ufunc.omppool",
+    ),
+}  # fmt: skip
 """What each engine imports before a model is loaded: it does not count as the engine's memory."""
 
 
-def engine(kind: str, path: Path, threads: int, context: int) -> Engine:
+def engine(kind: str, path: Path, threads: int, kv: str, context: int) -> Engine:
     """Load a model."""
     match kind:
         case "llama.cpp":
-            return Llama(path, threads, context)
+            return Llama(path, threads, kv, context)
         case "transformers":
             return Transformers(threads)
         case "stream":
             return Stream(threads)
         case _:
-            return Ours(path, threads)
+            return Ours(path, threads, kv)
 
 
 def main() -> None:
     """Answer requests until the input ends."""
-    kind, path, threads, context = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    kind, path, kv, threads, context = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries that print must not answer
     logging.disable(logging.WARNING)
     sys.path.insert(0, str(Path(__file__).parent))
     for library in LIBRARIES[kind]:
         importlib.import_module(library)
-    base, began = peak(), time.perf_counter()
-    running = engine(kind, path, threads, context)
+    if kind == "numba":
+        from numba.core.registry import cpu_target
+
+        cpu_target.target_context.refresh()  # imports the rest of Numba, as its first function would
+    base, code, began = resident("VmRSS"), library_code(), time.perf_counter()
+    running = engine(kind, path, threads, kv, context)
     load = time.perf_counter() - began
 
     def answer(**values: Any) -> None:
@@ -274,7 +291,7 @@ def main() -> None:
             case "decode":
                 answer(seconds=running.decode(request["tokens"]))
             case "memory":
-                answer(base=base, peak=peak(), kv=running.kv_bytes(), tokenizer=getattr(running, "tokenizer", 0))
+                answer(base=base, peak=resident("VmHWM"), kv=running.kv_bytes(), code=library_code() - code)
 
 
 if __name__ == "__main__":

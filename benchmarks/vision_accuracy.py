@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from andes_numba.encoder import Vision
 from andes_numba.machine import choose_kernels
+from andes_numba.team import Team
 
 from andes_sdk import Pipeline
 from andes_sdk.messages import user_message
@@ -74,7 +75,7 @@ def measure(folder: Path, each: int) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     plain = model.vision_encoder.forward, model.mlp.forward
     for numbers in ("f32", "bf16", "w8"):
-        vision = Vision(model, numbers, kernels, 1)
+        vision = Vision(model, numbers, kernels, Team(1))
         model.vision_encoder.forward, model.mlp.forward = vision.encode, vision.project
         same = sum(a == b for a, b in zip(answers(pipe, messages), wanted, strict=True))
         model.vision_encoder.forward, model.mlp.forward = plain
@@ -82,7 +83,7 @@ def measure(folder: Path, each: int) -> dict[str, dict[str, Any]]:
     found["torch bf16"] = {"error": off(_half(model.vision_encoder), inputs, truth)}
     outliers(model.vision_encoder)
     for numbers in ("f32", "bf16", "w8"):
-        found[numbers]["error_with_outliers"] = off(Vision(model, numbers, kernels, 1).encode, inputs, truth)
+        found[numbers]["error_with_outliers"] = off(Vision(model, numbers, kernels, Team(1)).encode, inputs, truth)
     found["torch bf16"]["error_with_outliers"] = off(_half(model.vision_encoder), inputs, truth)
     return found
 

@@ -58,7 +58,7 @@ class BaseSession(ABC):
         self._evicts = type(policy) is not KeepAll
         self._seconds = dict.fromkeys(("preprocess", "vision", "projector", "prefill", "decode"), 0.0)
         self._accepted = 0
-        self._closed = False
+        self._passing = self._closed = False
 
     # ------------------------------------------------------------ a subclass says
 
@@ -145,6 +145,7 @@ class BaseSession(ABC):
             for start in range(0, len(ids), CHUNK):
                 chunk = embeds[start : start + CHUNK]
                 logits = self.read(chunk)
+                self.passed()
                 self._keep(list(range(len(chunk))), image[start : start + CHUNK])
         return logits
 
@@ -159,7 +160,7 @@ class BaseSession(ABC):
         with self.timed("decode"):
             ids = torch.tensor(list(tokens), device=self._device)
             grown = self.grow(ids, self.step(len(tokens), parents))
-        self.proposed += len(tokens)
+        self.passed(len(tokens))
         return grown
 
     @torch.inference_mode()
@@ -169,6 +170,7 @@ class BaseSession(ABC):
         Raises:
             SessionError: rows that are no path.
         """
+        self._check_open()
         rows = list(range(self.pending)) if rows is None else list(rows)
         self._tree.check_path(rows)
         self._accepted += len(rows)
@@ -176,6 +178,7 @@ class BaseSession(ABC):
 
     def rollback(self) -> None:
         """Drop every uncommitted row."""
+        self._check_open()
         self._drop([])
 
     def close(self) -> None:
@@ -188,7 +191,14 @@ class BaseSession(ABC):
 
     def step(self, rows: int, parents: Sequence[int] | None) -> Step:
         """Register `rows` new uncommitted rows -> their positions and mutual visibility."""
-        return self._tree.add(rows, parents, self.length, self._device)
+        step = self._tree.add(rows, parents, self.length, self._device)
+        self._passing = True
+        return step
+
+    def passed(self, proposed: int = 0) -> None:
+        """The pass for the rows of `step` is over, and they are stored."""
+        self._passing = False
+        self.proposed += proposed
 
     def note_queries(self, layer: int, queries: Tensor) -> None:
         """Remember (Hq, T, d) queries of new rows, if the policy looks at any."""
@@ -197,8 +207,7 @@ class BaseSession(ABC):
 
     def check(self, tokens: Sequence[int], *, pending: bool) -> None:
         """Refuse tokens if the session is closed, they do not fit, or uncommitted rows are in the way."""
-        if self._closed:
-            raise SessionError("the session is closed", fix="open another with pipe.session()")
+        self._check_open()
         rows = len(tokens)
         if not rows:
             raise SessionError("there are no tokens to read", fix="give at least one")
@@ -212,6 +221,13 @@ class BaseSession(ABC):
         if total > limit:
             fix = "shorten the conversation, or lower max_tokens"
             raise SessionError(f"{total} rows exceed the model's {limit} positions", fix=fix)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionError("the session is closed", fix="open another with pipe.session()")
+        if self._passing:
+            why = "it is not known which of its rows are stored"
+            raise SessionError("a pass was interrupted", why=why, fix="open another session with pipe.session()")
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:

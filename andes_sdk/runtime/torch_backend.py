@@ -82,7 +82,7 @@ class CompiledTorch:
             hidden = self.model.hidden_states(self.model.llm.embed(ids), positions, attend)
             logits = self.model.logits(hidden)
         for session, length in zip(own, lengths, strict=True):
-            session.proposed += length
+            session.passed(length)
         return list(zip(torch.split(logits, lengths), torch.split(hidden, lengths), strict=True))
 
     def facts(self) -> Mapping[str, str]:

@@ -132,6 +132,25 @@ def test_misuse_is_an_error(pipeline: Pipeline, action, message: str) -> None:
         action(session)
 
 
+@pytest.mark.parametrize("use", [lambda s: s.extend([1]), lambda s: s.commit(), lambda s: s.rollback()])
+def test_a_session_whose_pass_was_interrupted_is_not_used_again(pipeline: Pipeline, use) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    session, other = pipeline.session(), pipeline.session()
+    session.prefill(Inputs(PROMPT))
+    handle = pipeline.model.language_model.model.layers[1].register_forward_hook(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.extend([1, 2])
+    finally:
+        handle.remove()
+    with pytest.raises(SessionError, match="interrupted"):
+        use(session)
+    session.close()
+    assert bool(other.prefill(Inputs(PROMPT)).isfinite().all())
+
+
 def test_several_sessions_step_together_as_they_would_alone(pipeline: Pipeline) -> None:
     def opened() -> list:
         sessions = [pipeline.session(), pipeline.session()]

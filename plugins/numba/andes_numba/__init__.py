@@ -10,6 +10,8 @@ from attrs.validators import ge, in_
 
 from andes_sdk import hookimpl
 
+from .affinity import is_affinity
+
 if TYPE_CHECKING:
     from andes_sdk.plan import Plan
     from andes_sdk.types import Backend
@@ -38,7 +40,12 @@ class Numba:
         validator=in_(("auto", "avx512vnni", "avx2", "portable")),
         metadata={"help": "kernel set: auto (the best this processor has), avx512vnni, avx2 or portable"},
     )
-    threads: int = field(default=0, validator=ge(0), metadata={"help": "threads to use; 0: all Numba may start"})
+    threads: int = field(
+        default=0, validator=ge(0), metadata={"help": "threads; 0: one per CPU in `affinity`, or all Numba may start"}
+    )
+    affinity: str = field(
+        default="", validator=is_affinity, metadata={"help": "CPUs, one for each thread, such as 0,2,4-7; empty: any"}
+    )
     activations: str = field(
         default="int8",
         validator=in_(("int8", "exact")),
@@ -68,13 +75,6 @@ class Numba:
         """The kernel set this processor gets, and what the backend would do."""
         if plan.backend != "numba":
             return {"kernels": f"inactive: the backend is {plan.backend!r}"}
-        from .machine import choose_kernels
+        from .machine import intended
 
-        kernels, why = choose_kernels(self.kernels)
-        return {
-            "kernels": f"{kernels}: {why}",
-            "format": f"{self.format}, head {self.head or self.format}; an artefact keeps its own",
-            "numbers": f"activations {self.activations}, kv {self.kv}",
-            "vision": f"{self.vision}: encoder and projector, where they can be compiled",
-            "on torch": "embedding",
-        }
+        return intended(self)

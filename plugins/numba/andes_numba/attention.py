@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 from numba.extending import overload
 
 from .activations import address, exp, inline
@@ -287,30 +286,3 @@ def look(kv, layer, store, t, head, qkv, heads, scores, out):
         while column < size:
             weigh(kv, ONE, values, value_scales, start, committed, visible, size, scores, column, one, other, outs)
             column += 16
-
-
-# ---------------------------------------------------------------- all rows, all heads
-
-
-@njit(parallel=True, nogil=True)
-def place_rows(kv, layer, store, qkv, count, heads, norms, cos, sin, eps, queries, threads):
-    """`place` for `count` new rows of every KV head, behind the stored rows of their sessions."""
-    kv_heads = heads[1]
-    items = count * kv_heads
-    for n in prange(threads):
-        for item in range(n * items // threads, (n + 1) * items // threads):
-            t, h = item // kv_heads, item % kv_heads
-            place(kv, layer, store, t, h, qkv[t], heads, norms, cos[t], sin[t], eps, query(queries, layer, t))
-
-
-@njit(parallel=True, nogil=True)
-def look_rows(kv, layer, store, qkv, count, heads, out, threads):
-    """`look` for `count` new rows of every KV head."""
-    kv_heads = heads[1]
-    items = count * kv_heads
-    room = store.counts.max() + count + 16
-    for n in prange(threads):
-        scores = np.empty((2, room), np.float32)
-        for item in range(n * items // threads, (n + 1) * items // threads):
-            t, h = item // kv_heads, item % kv_heads
-            look(kv, layer, store, t, h, qkv[t], heads, scores, out[t])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from attrs import define, frozen
 from torch import Tensor
@@ -13,13 +14,16 @@ from torch import Tensor
 from andes_sdk.errors import BackendUnavailable
 from andes_sdk.formats import find
 
+from .affinity import tell_cpus
 from .encoder import Vision, choose_vision
 from .few import forward_few
+from .lookup import look_up
 from .lora import Adapters
-from .machine import choose_kernels, choose_threads, code_origin, threading_layer
+from .machine import choose_kernels, code_origin, threading_layer
 from .session import NumbaSession, run
 from .simd import Tag
 from .step import forward
+from .team import Team, gather
 from .vision import forward as encode
 from .vision import project
 from .weights import PackedModel, Rotary, map_model, pack_model
@@ -48,8 +52,8 @@ class NumbaBackend:
         """Pack the language model; encoder and projector follow with the first picture, the embedding stays on torch.
 
         Raises:
-            BackendUnavailable: another device than the CPU, a kernel set or a number of threads this machine does not
-                have, a model that is no Qwen3, or no threading layer but workqueue.
+            BackendUnavailable: another device than the CPU, a kernel set, a number of threads or CPUs this machine does
+                not have, a model that is no Qwen3, or no threading layer but workqueue.
         """
         self._check(device)
         options = self.options
@@ -65,28 +69,29 @@ class NumbaBackend:
         """
         self._check(device)
         kept = f"embeddings, looked up in the artefact; in {dtype}, dequantised when used, whatever else stays there"
-        return compiled(model, map_model(model, artefact), self.options, kept)
+        return compiled(model, map_model(model, artefact, dtype=dtype), self.options, kept)
 
     def _check(self, device: str) -> None:
         """Refuse what this machine lacks before the long part."""
         if device != "cpu":
             raise BackendUnavailable(f"no device {device!r}", who="numba", fix="use device='cpu'")
         choose_kernels(self.options.kernels)
-        choose_threads(self.options.threads)
+        gather(self.options.threads, self.options.affinity)
 
 
 def compiled(model: VisionLanguageModel, packed: PackedModel, options: Numba, on_torch: str) -> CompiledNumba:
     """A packed model with the kernels for it; of `model` only what stays on torch is used.
 
     Raises:
-        BackendUnavailable: a kernel set, a threading layer or a number of threads that this machine does not have.
+        BackendUnavailable: a kernel set, a threading layer, a number of threads or CPUs this machine does not have.
     """
     kernels, why = choose_kernels(options.kernels)
-    threads, layer = choose_threads(options.threads), threading_layer()
-    vision = Vision(model, choose_vision(options.vision, options.activations, kernels), kernels, threads)
+    team = gather(options.threads, options.affinity)
+    vision = Vision(model, choose_vision(options.vision, options.activations, kernels), kernels, team)
     facts = {
         "kernels": f"{kernels}: {why}",
-        "threads": f"{threads}, {layer}",
+        "threads": f"{team.threads}, {threading_layer()}",
+        "affinity": tell_cpus(team.cpus),
         "format": f"{_told(packed.formats)}: {packed.nbytes:,} bytes",
         "activations": options.activations,
         "kv": options.kv,
@@ -95,7 +100,7 @@ def compiled(model: VisionLanguageModel, packed: PackedModel, options: Numba, on
     }
     formats = tuple(Tag("format", name) for name in packed.formats)
     tags = (Tag("isa", kernels), formats, Tag("mode", options.activations), Tag("kv", options.kv))
-    return CompiledNumba(model, packed, tags, options.kv, threads, facts, vision)
+    return CompiledNumba(model, packed, tags, options.kv, team, facts, vision)
 
 
 def _told(formats: Sequence[str]) -> str:
@@ -114,9 +119,14 @@ class CompiledNumba:
     packed: PackedModel
     tags: tuple[Any, ...]
     kv: str
-    threads: int
+    team: Team
     _facts: Mapping[str, str]
     vision: Vision
+
+    @property
+    def threads(self) -> int:
+        """Threads of a pass."""
+        return self.team.threads
 
     @cached_property
     def adapters(self) -> Adapters:
@@ -136,6 +146,14 @@ class CompiledNumba:
         """Tables of positions, shared by all sessions."""
         return Rotary(self.model)
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """(T,) token ids -> (T, D) float32."""
+        if self.packed.table is None:
+            return self.model.llm.embed(ids).float()
+        rows = np.empty((len(ids), self.packed.sizes.width), np.float32)
+        look_up(*self.packed.table, ids.numpy(), rows)
+        return torch.from_numpy(rows)
+
     def session(self, policy: CachePolicy) -> NumbaSession:
         """An empty session."""
         return NumbaSession(self, policy)
@@ -145,16 +163,16 @@ class CompiledNumba:
         """Extend several sessions by a chain each in one pass over the weights, to the bits of `extend` on each."""
         lengths = [len(new) for new in tokens]
         own = [cast("NumbaSession", session) for session in sessions]
-        for session, length in zip(own, lengths, strict=True):
-            session.check(length, pending=True)
+        for session, new in zip(own, tokens, strict=True):
+            session.check(new, pending=True)
         with own[0].timed("decode"):
             steps = [session.step(length, None) for session, length in zip(own, lengths, strict=True)]
             ids = torch.tensor([token for new in tokens for token in new])
-            logits, hidden = run(self, own, steps, self.model.llm.embed(ids).float())
+            logits, hidden = run(self, own, steps, self.embed(ids))
         for session, length in zip(own, lengths, strict=True):
-            session.proposed += length
+            session.passed(length)
         return list(zip(logits.split(lengths), hidden.split(lengths), strict=True))
 
     def facts(self) -> Mapping[str, str]:
-        """Kernel set and why, threads and their layer, formats, precisions, what stays on torch, where code is from."""
+        """Kernel set and why, threads, layer and CPUs, formats, precisions, what stays on torch, where code is from."""
         return {**self._facts, "machine code": code_origin(forward, forward_few, encode, project)}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-import numba
 import numpy as np
 import torch
 from attrs import astuple, define, field, frozen
@@ -17,8 +15,9 @@ from andes_sdk.errors import BackendUnavailable, InputError
 from andes_sdk.patches import patch_positions
 
 from .blueprint import Described, PackedEncoder, PackedProjector, obstacle, pack_encoder, pack_projector
-from .machine import check_process, features
+from .machine import features
 from .simd import Tag
+from .team import Team
 from .vision import forward, project
 from .vision_attention import STRIP
 
@@ -87,7 +86,7 @@ class CompiledEncoder:
     packed: PackedEncoder
     tags: tuple[Tag, ...]
     merge: int
-    threads: int
+    team: Team
     _tables: dict[Grid, np.ndarray] = field(factory=dict)
 
     def __call__(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -104,10 +103,11 @@ class CompiledEncoder:
         out = np.empty((count, shape.width), np.float32)
         cos, sin = self._rotation(grids)
         numbers = np.ascontiguousarray(patches.float().numpy())
-        with _threads(self.threads):
+        positions = self._positions(grids)
+        with self.team.at_work():
             forward(
-                *self.tags, shape, self.packed.tower, strips_of(grids), numbers, self._positions(grids), cos, sin, out,
-                self.threads,
+                *self.tags, shape, self.packed.tower, strips_of(grids), numbers, positions, cos, sin, out,
+                self.team.threads,
             )  # fmt: skip
         return torch.from_numpy(out)
 
@@ -141,14 +141,14 @@ class CompiledProjector:
 
     packed: PackedProjector
     tags: tuple[Tag, ...]
-    threads: int
+    team: Team
 
     def __call__(self, features: Tensor) -> Tensor:
         """Float32 rows."""
         x = features.reshape(len(features) // self.packed.merge**2, -1).float().numpy()
         out = np.empty((len(x), 16 * int(self.packed.matrices[1, 1])), np.float32)
-        with _threads(self.threads):
-            project(*self.tags, self.packed.activation, self.packed.matrices, x, out, self.threads)
+        with self.team.at_work():
+            project(*self.tags, self.packed.activation, self.packed.matrices, x, out, self.team.threads)
         return torch.from_numpy(out[:, : self.packed.width])
 
 
@@ -164,17 +164,6 @@ def strips_of(grids: Sequence[Grid]) -> np.ndarray:
     return np.array(rows, np.int64).reshape(-1, 4)
 
 
-@contextmanager
-def _threads(wanted: int) -> Iterator[None]:
-    check_process()
-    before = numba.get_num_threads()
-    numba.set_num_threads(wanted)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)  # other users of Numba in this process have their own number
-
-
 # ---------------------------------------------------------------- a model's
 
 
@@ -185,8 +174,8 @@ class Vision:
         facts: rows for `explain()`: what runs in which numbers, and what stays on torch and why.
     """
 
-    def __init__(self, model: VisionLanguageModel, wanted: str, kernels: str, threads: int) -> None:
-        self._model, self._threads = model, threads
+    def __init__(self, model: VisionLanguageModel, wanted: str, kernels: str, team: Team) -> None:
+        self._model, self._team = model, team
         self._numbers = None if wanted == "torch" else choose_numbers(wanted, kernels)
         chosen = () if self._numbers is None else astuple(self._numbers)
         self._tags = (Tag("isa", kernels), *(Tag("number", n) for n in chosen))
@@ -212,7 +201,7 @@ class Vision:
             return lambda patches, grids: cast("Tensor", module(patches.to(kind), grids))
         plan = cast("EncoderPlan", cast("Described", module).blueprint())
         packed = pack_encoder(plan, self._numbers.products)
-        return CompiledEncoder(packed, self._tags, self._model.vision.merge, self._threads)
+        return CompiledEncoder(packed, self._tags, self._model.vision.merge, self._team)
 
     @cached_property
     def project(self) -> Run:
@@ -222,4 +211,4 @@ class Vision:
             kind = self._model.dtype
             return lambda features: cast("Tensor", module(features.to(kind)))
         plan = cast("ProjectorPlan", cast("Described", module).blueprint())
-        return CompiledProjector(pack_projector(plan, self._numbers.products), self._tags[:2], self._threads)
+        return CompiledProjector(pack_projector(plan, self._numbers.products), self._tags[:2], self._team)

@@ -1,8 +1,9 @@
 """y = W x for many activation rows: four row blocks times four rows at a time, all in registers.
 
 To the bit what `product.py` computes. Codes narrower than a byte are first spread to bytes, four row blocks at a time;
-sums of a group are exact integers, and the float sums keep their order. Sparse formats stay with `product.py`: a kernel
-that skips what is not stored does half the work of one on spread codes, and was the faster of the two.
+sums of a group are exact integers, and the float sums keep their order. 1:4 sparse formats have tiles of their own
+(`sparse_tile.py`) with AVX-512; 2:8 ones, whose choices take four times the operations, and exact activations stay with
+`product.py`. Threads take four row blocks at a time, whoever is free.
 After BLIS (Van Zee & van de Geijn, ACM TOMS 41(3), 2015), without packing the activations, whose rows are short enough
 to stay in the second-level cache.
 """
@@ -15,10 +16,11 @@ import numpy as np
 from numba import njit, prange
 from numba.extending import overload
 
-from andes_sdk.formats import FORMATS, Half, Integer
+from andes_sdk.formats import FORMATS, Half, Integer, OneOfFour
 
 from . import product
-from .activations import activate, address, inline, silu
+from .activations import activate, address, bare, silu
+from .crew import claim
 from .machine import kept
 from .simd import (
     FOUR,
@@ -26,6 +28,7 @@ from .simd import (
     Tag,
     add_f,
     and_i,
+    load_f,
     load_i,
     mul_f,
     mul_i,
@@ -34,6 +37,7 @@ from .simd import (
     store_f,
     zeros_f,
 )
+from .sparse_tile import prepare_with, spread_bytes, tile_with
 from .tile import FULL, HALF, SMALL, load_tile, scaled, spread_rows, step, store_tile
 
 FEW = 12
@@ -76,13 +80,15 @@ def _prepare(isa, fmt, columns, weights, size, groups, buffer):
     length, group, width = layout.group_bytes, layout.group, columns.value
     if isinstance(layout, Half) or layout.grid.bits == 8:
         return lambda isa, fmt, columns, weights, size, groups, buffer: (weights + 32, size, length)
+    if isinstance(layout, OneOfFour):
+        return prepare_with(layout, width)
 
     def bytes_of(isa, fmt, columns, weights, size, groups, buffer):
-        row = groups * group * 16
+        row, start = groups * group * 16, (address(buffer) + 63) // 64 * 64
         for c in range(width):
             for g in range(groups):
-                spread(fmt, weights + c * size + g * length + 32, address(buffer) + c * row + g * group * 16)
-        return address(buffer), row, group * 16
+                spread(fmt, weights + c * size + g * length + 32, start + c * row + g * group * 16)
+        return start, row, group * 16
 
     return bytes_of
 
@@ -95,8 +101,10 @@ def room(fmt: Any, groups: int) -> int:
 @overload(room)
 def _room(fmt, groups):
     layout = FORMATS[fmt.value]
-    group = 0 if isinstance(layout, Half) or layout.grid.bits == 8 else layout.group
-    return lambda fmt, groups: 64 * group * groups
+    if isinstance(layout, Half) or layout.grid.bits == 8:
+        return lambda fmt, groups: 0
+    each = 4 * (spread_bytes(layout.group) if isinstance(layout, OneOfFour) else 16 * layout.group)
+    return lambda fmt, groups: each * groups + 64
 
 
 def tile(isa: Any, fmt: Any, columns: Any, weights: int, size: int, codes: Any, x: Any, row: int) -> Any:
@@ -109,6 +117,8 @@ def _tile(isa, fmt, columns, weights, size, codes, x, row):
     layout, vectors = FORMATS[fmt.value], Tag("rows", 4 * columns.value)
     if isinstance(layout, Half):
         return _tile_half(vectors)
+    if isinstance(layout, OneOfFour):
+        return tile_with(layout, vectors, columns.value)
     length, group, low = layout.group_bytes, layout.group, layout.grid.low
     kind, steps = (FULL if layout.grid.bits == 8 else SMALL), layout.group // 4
 
@@ -142,7 +152,7 @@ def _tile_half(vectors):
     return halves
 
 
-@inline
+@bare
 def strip(isa, fmt, columns, weights, size, x, count, y, stride, add, buffer):
     """Some row blocks for all activation rows; y is the address of their first output."""
     codes = prepare(isa, fmt, columns, weights, size, x[1], buffer)
@@ -153,77 +163,90 @@ def strip(isa, fmt, columns, weights, size, x, count, y, stride, add, buffer):
         store_tile(FOUR, columns, here, stride, value)
 
 
-@inline
-def strip_gated(isa, fmt, columns, gates, ups, size, x, count, y, stride, buffer):
-    """As `strip`, for silu(gate) * up."""
-    half = buffer.size // 2
-    first = prepare(isa, fmt, columns, gates, size, x[1], buffer[:half])
-    second = prepare(isa, fmt, columns, ups, size, x[1], buffer[half:])
-    for row in range(0, count, 4):
-        value = silu(tile(isa, fmt, columns, gates, size, first, x, row))
-        value = mul_f(value, tile(isa, fmt, columns, ups, size, second, x, row))
-        store_tile(FOUR, columns, y + row * stride, stride, value)
+@bare
+def strips(isa, fmt, weights, size, blocks, x, count, y, stride, add, buffer):
+    """One to four row blocks for all activation rows."""
+    if blocks == 4:
+        strip(isa, fmt, FOUR, weights, size, x, count, y, stride, add, buffer)
+    else:
+        for b in range(blocks):
+            strip(isa, fmt, ONE, weights + b * size, size, x, count, y + 64 * b, stride, add, buffer)
 
 
 # ---------------------------------------------------------------- whole matrices
 
 
+@bare
+def _take_strips(stage, isa, fmt, runs, size, x, count, y, stride, add):
+    """What a thread does in `multiply_many`: strips, until none is left."""
+    buffer = np.empty(room(fmt, x[1]), np.uint8)
+    item, before, start = claim(stage), 0, 0
+    for r in range(len(runs)):
+        here = (runs[r, 1] + 3) // 4
+        while item < before + here:
+            b = 4 * (item - before)
+            out, blocks = y + 64 * (start + b), min(4, runs[r, 1] - b)
+            strips(isa, fmt, runs[r, 0] + b * size, size, blocks, x, count, out, stride, add, buffer)
+            item = claim(stage)
+        before, start = before + here, start + runs[r, 1]
+
+
 @njit(parallel=True, nogil=True)
 def multiply_many(isa, fmt, runs, size, x, count, y, stride, add, threads):
-    """As `product.multiply`, to the bit, for `FEW` rows or more; each thread has some row blocks of every matrix."""
-    total = runs[:, 1].sum()
-    for n in prange(threads):
-        buffer, start = np.empty(room(fmt, x[1]), np.uint8), 0
-        for r in range(len(runs)):
-            stop = start + runs[r, 1]
-            b, last = max(start, n * total // threads), min(stop, (n + 1) * total // threads)
-            at = runs[r, 0] - start * size
-            while b + 4 <= last:
-                strip(isa, fmt, FOUR, at + b * size, size, x, count, y + 64 * b, stride, add, buffer)
-                b += 4
-            while b < last:
-                strip(isa, fmt, ONE, at + b * size, size, x, count, y + 64 * b, stride, add, buffer)
-                b += 1
-            start = stop
+    """As `product.multiply`, to the bit, for `FEW` rows or more."""
+    counter = np.zeros(128, np.uint8)
+    stage = (address(counter) + 63) // 64 * 64
+    for _ in prange(threads):
+        _take_strips(stage, isa, fmt, runs, size, x, count, y, stride, add)
+
+
+@bare
+def _take_gates(stage, isa, fmt, pair, size, x, count, y, stride):
+    """What a thread does in `gate_many`: the gates of a strip, then what they let through."""
+    buffer, ups = np.empty(room(fmt, x[1]), np.uint8), np.empty(((count + 3) // 4 * 4, 64), np.float32)
+    # no literals: with them `strips` would be compiled once more each
+    add, narrow, item = count == 0, 4 * ups.shape[1], claim(stage)
+    while 4 * item < pair[0, 1]:
+        b = 4 * item
+        blocks, out = min(4, pair[0, 1] - b), y + 64 * b
+        strips(isa, fmt, pair[0, 0] + b * size, size, blocks, x, count, out, stride, add, buffer)
+        strips(isa, fmt, pair[1, 0] + b * size, size, blocks, x, count, address(ups), narrow, add, buffer)
+        for row in range(count):
+            for j in range(0, 64 * blocks, 64):
+                at = out + row * stride + j
+                store_f(at, 0, mul_f(silu(load_f(ONE, at, 0)), load_f(ONE, address(ups[row]) + j, 0)))
+        item = claim(stage)
 
 
 @njit(parallel=True, nogil=True)
 def gate_many(isa, fmt, pair, size, x, count, y, stride, threads):
     """As `product.multiply_gated`, to the bit, for `FEW` rows or more."""
-    blocks = pair[0, 1]
-    for n in prange(threads):
-        buffer = np.empty(2 * room(fmt, x[1]), np.uint8)
-        b, last = n * blocks // threads, (n + 1) * blocks // threads
-        while b < last:
-            gates, ups, out = pair[0, 0] + b * size, pair[1, 0] + b * size, y + 64 * b
-            if b + 4 <= last:
-                strip_gated(isa, fmt, FOUR, gates, ups, size, x, count, out, stride, buffer)
-                b += 4
-            else:
-                strip_gated(isa, fmt, ONE, gates, ups, size, x, count, out, stride, buffer)
-                b += 1
+    counter = np.zeros(128, np.uint8)
+    stage = (address(counter) + 63) // 64 * 64
+    for _ in prange(threads):
+        _take_gates(stage, isa, fmt, pair, size, x, count, y, stride)
 
 
 def multiply(isa, fmt, runs, size, x, count, y, stride, add, threads):
-    """`product.multiply`, by `multiply_many` where that is faster: for many rows of a dense format,
-    unless integers meet exact floats."""
+    """`product.multiply`, by `multiply_many` where that is faster: for many rows, but not for every format."""
     raise NotImplementedError("compiled code only")
 
 
 def multiply_gated(isa, fmt, pair, size, x, count, y, stride, threads):
-    """`product.multiply_gated`, by `gate_many` where that is faster."""
+    """`product.multiply_gated` for `FEW` rows or more, by `gate_many` where that is faster."""
     raise NotImplementedError("compiled code only")
 
 
-def _computed_here(fmt, x):
+def _computed_here(isa, fmt, x):
     layout = FORMATS[fmt.value]
-    return isinstance(layout, Half) or (isinstance(layout, Integer) and x.types[0].value != "exact")
+    integers = isinstance(layout, Integer) or (isinstance(layout, OneOfFour) and isa.value == "avx512vnni")
+    return isinstance(layout, Half) or (integers and x.types[0].value != "exact")
 
 
 @overload(multiply)
 def _multiply(isa, fmt, runs, size, x, count, y, stride, add, threads):
     few = product.multiply
-    if not _computed_here(fmt, x):
+    if not _computed_here(isa, fmt, x):
         return lambda isa, fmt, runs, size, x, count, y, stride, add, threads: few(
             isa, fmt, runs, size, x, count, y, stride, add, threads
         )
@@ -239,19 +262,10 @@ def _multiply(isa, fmt, runs, size, x, count, y, stride, add, threads):
 
 @overload(multiply_gated)
 def _multiply_gated(isa, fmt, pair, size, x, count, y, stride, threads):
-    few = product.multiply_gated
-    if not _computed_here(fmt, x):
-        return lambda isa, fmt, pair, size, x, count, y, stride, threads: few(
-            isa, fmt, pair, size, x, count, y, stride, threads
-        )
-
-    def either(isa, fmt, pair, size, x, count, y, stride, threads):
-        if count >= FEW:
-            gate_many(isa, fmt, pair, size, x, count, y, stride, threads)
-        else:
-            few(isa, fmt, pair, size, x, count, y, stride, threads)
-
-    return either
+    gates = gate_many if _computed_here(isa, fmt, x) else product.multiply_gated
+    return lambda isa, fmt, pair, size, x, count, y, stride, threads: gates(
+        isa, fmt, pair, size, x, count, y, stride, threads
+    )
 
 
 @kept
@@ -260,3 +274,11 @@ def multiply_rows(isa, fmt, mode, packed, columns, x, count, y, threads):
     a = activate(mode, fmt, x, columns, 0, count, threads)
     runs = np.array([[address(packed), packed.shape[0]]])
     multiply(isa, fmt, runs, packed.shape[1], a, count, address(y), 4 * y.shape[1], False, threads)
+
+
+@kept
+def gate_rows(isa, fmt, mode, packed, columns, x, count, y, threads):
+    """As `multiply_rows`, of gates and what they let through: packed (2, row blocks, bytes)."""
+    a = activate(mode, fmt, x, columns, 0, count, threads)
+    pair = np.array([[address(packed[0]), packed.shape[1]], [address(packed[1]), packed.shape[1]]])
+    multiply_gated(isa, fmt, pair, packed.shape[2], a, count, address(y), 4 * y.shape[1], threads)

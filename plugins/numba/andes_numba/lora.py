@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit, prange
 
 from andes_sdk.errors import ConfigError
-from andes_sdk.runtime.lora import refuse_double
+from andes_sdk.runtime.lora import refuse_double, refuse_misfit
 
 from .activations import address, inline, silu
 from .simd import ONE, fma, load_f, mul_f, splat_f, store_f, store_f32, total_f, zeros_f
@@ -129,8 +129,10 @@ class Adapters(Mapping[str, int]):
         self._arrays: list[np.ndarray] = []
         q, kv = sizes.q_heads * sizes.head, sizes.kv_heads * sizes.head
         wide = -(-sizes.inner // 128) * 128
-        self._columns = _padded([sizes.width, sizes.width, sizes.width, q, sizes.width, sizes.width, sizes.inner])
-        self._outputs = _padded([q, kv, kv, sizes.width, sizes.inner, sizes.inner, sizes.width])
+        columns = sizes.width, sizes.width, sizes.width, q, sizes.width, sizes.width, sizes.inner
+        outputs = q, kv, kv, sizes.width, sizes.inner, sizes.inner, sizes.width
+        self._columns, self._outputs = _padded(columns), _padded(outputs)
+        self._shapes = list(zip(outputs, columns, strict=True))
         self._offsets = np.array([0, q, q + kv, 0, 0, wide, 0], np.int64)
         shape = (0, sizes.layers, len(ROLES))
         self._pairs, self._ranks = np.zeros((*shape, 2), np.int64), np.zeros(shape, np.int64)
@@ -150,13 +152,15 @@ class Adapters(Mapping[str, int]):
         """Lay an adapter's matrices out.
 
         Raises:
-            DuplicateName: there is one of that name. ConfigError: a pair for what is no linear layer of a Qwen3 layer.
+            DuplicateName: there is one of that name. ConfigError: a pair for what is no linear layer of a Qwen3 layer,
+                or of another shape.
         """
         refuse_double(adapter, self)
         places = {f"model.layers.{n}.{r}": (n, i) for n in range(self._sizes.layers) for i, r in enumerate(ROLES)}
         if strange := sorted(adapter.layers.keys() - places.keys()):
             why = ", ".join(strange[:5])
             raise ConfigError("adapts layers that this backend cannot", who=adapter.name, why=why, fix='use "torch"')
+        refuse_misfit(adapter, {name: self._shapes[role] for name, (_, role) in places.items()})
         pairs, ranks = (np.zeros((1, *a.shape[1:]), np.int64) for a in (self._pairs, self._ranks))
         scales = np.zeros((1, *self._scales.shape[1:]), np.float32)
         for name, low in adapter.layers.items():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding
 import numba
@@ -15,6 +15,11 @@ from numba import njit
 from numba.core import config
 
 from andes_sdk.errors import BackendUnavailable, SessionError
+
+from .affinity import cpus_named, tell_cpus
+
+if TYPE_CHECKING:
+    from . import Numba
 
 KERNEL_SETS = {
     "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni", "f16c", "fma"}),
@@ -51,6 +56,25 @@ def choose_kernels(wanted: str) -> tuple[str, str]:
             fix=f"use kernels='auto', or one of {', '.join(usable)}",
         )
     return wanted, "asked for"
+
+
+def intended(options: Numba) -> Mapping[str, str]:
+    """What the backend would do with these options, for `explain()`.
+
+    Raises:
+        BackendUnavailable: as `choose_kernels` and `choose_threads`.
+    """
+    kernels, why = choose_kernels(options.kernels)
+    cpus = cpus_named(options.affinity)
+    return {
+        "kernels": f"{kernels}: {why}",
+        "threads": str(choose_threads(options.threads, len(cpus))),
+        "affinity": tell_cpus(cpus),
+        "format": f"{options.format}, head {options.head or options.format}; an artefact keeps its own",
+        "numbers": f"activations {options.activations}, kv {options.kv}",
+        "vision": f"{options.vision}: encoder and projector, where they can be compiled",
+        "on torch": "embedding",
+    }
 
 
 @cache
@@ -113,8 +137,8 @@ def _start_threads() -> int:
     return started
 
 
-def choose_threads(wanted: int) -> int:
-    """Threads to use: `wanted`, or every one Numba may start for 0.
+def choose_threads(wanted: int, cpus: int = 0) -> int:
+    """Threads to use: `wanted`; for 0 one for each of the CPUs named, or every one Numba may start.
 
     Raises:
         BackendUnavailable: more than Numba may start.
@@ -126,7 +150,7 @@ def choose_threads(wanted: int) -> int:
             who="numba.threads",
             fix=f"use threads<={most}, or set NUMBA_NUM_THREADS before Python starts",
         )
-    return wanted or most
+    return wanted or min(cpus or most, most)
 
 
 @cache
@@ -139,10 +163,22 @@ def _sources() -> tuple[str, str]:
 
 
 def kept(function: Callable[..., Any]) -> Any:
-    """`njit` whose machine code is kept on disk until any file of this package changes.
+    """`njit` whose machine code is kept on disk until any file of this package changes; to be called from Python only.
 
-    Numba by itself looks only at the file of the function, not at those of the functions it calls.
+    Numba by itself looks only at the file of the function, not at those of the functions it calls; and beside machine
+    code it keeps the code of LLVM, for callers that are compiled later, which takes ten times the memory.
     """
     compiled = njit(cache=True, nogil=True)(function)
     compiled._cache._cache_file._source_stamp = _sources()
+    compiled._cache._impl.reduce = _machine_code
     return compiled
+
+
+def _machine_code(result: Any) -> Any:
+    """A compiled function as it is kept: of LLVM's code only the names, by which Numba finds the machine code."""
+    (name, kind, (machine_code, bitcode)), *rest = result._reduce()
+    module = llvmlite.binding.parse_bitcode(bitcode)
+    functions = (f'define void @"{f.name}"() {{ ret void }}' for f in module.functions if not f.is_declaration)
+    variables = (f'@"{v.name}" = global i8 0' for v in module.global_variables if not v.is_declaration)
+    names = llvmlite.binding.parse_assembly("\n".join([*functions, *variables]))
+    return (name, kind, (machine_code, names.as_bitcode())), *rest

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from andes_sdk.runtime.base import BaseSession, Heads
 from andes_sdk.runtime.tree import Step
 
 from .few import FEW, forward_few
-from .machine import check_process
 from .step import Store, forward, padded, padded_rows
 from .store import KVStore, LazyHeads
 
@@ -43,14 +41,17 @@ class NumbaSession(BaseSession):
 
     def read(self, embeds: Tensor) -> Tensor:
         """(T, D) -> logits (V,) of the last row."""
+        positions = self.step(len(embeds), None).positions
+        self.store.reserve(len(embeds))
         for at in range(0, len(embeds), STRIP):
             rows = embeds[at : at + STRIP].float()
-            logits, _ = run(self._compiled, [self], [self.step(len(rows), None)], rows, last=True)
+            step = Step(positions[at : at + STRIP], torch.ones(len(rows), at + len(rows), dtype=torch.bool).tril(at))
+            logits, _ = run(self._compiled, [self], [step], rows, logits=int(at + STRIP >= len(embeds)))
         return logits[0]
 
     def grow(self, tokens: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """(T,) tokens -> logits (T, V), hidden (T, D)."""
-        return run(self._compiled, [self], [step], self.model.llm.embed(tokens).float())
+        return run(self._compiled, [self], [step], self._compiled.embed(tokens))
 
     def receive(self, positions: np.ndarray, queries: Tensor | None) -> None:
         """Take note of new rows: (T,) positions, and queries (layers, Hq, T, d) if the policy wants them."""
@@ -112,40 +113,35 @@ def run(
     steps: Sequence[Step],
     embeds: Tensor,
     *,
-    last: bool = False,
+    logits: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One pass over the weights for new rows of several sessions, one after another in `embeds` (T, D).
 
-    -> logits (T, V), or (1, V) of the last row, and hidden (T, D).
+    -> logits (T, V), or of so many last rows, and hidden (T, D).
     """
-    check_process()
     sizes, count = compiled.packed.sizes, len(embeds)
-    first = count - 1 if last else 0
+    first = 0 if logits is None else count - logits
     x = np.zeros((padded_rows(count), padded(sizes.width)), np.float32)
     x[:count, : sizes.width] = embeds.numpy()
     positions = np.concatenate([step.positions.numpy() for step in steps])
     window = any(session.policy.window for session in sessions)
     queries = np.zeros((sizes.layers, count, sizes.q_heads * sizes.head) if window else (1, 1, 0), np.float32)
-    logits = np.empty((padded_rows(count - first), -(-sizes.vocab // LANES) * LANES), np.float32)
-    arguments = _places(sessions, steps), x, count, *compiled.rotary.at(positions), queries, first, logits
+    out = np.empty((padded_rows(count - first), -(-sizes.vocab // LANES) * LANES), np.float32)
+    arguments = _places(sessions, steps), x, count, *compiled.rotary.at(positions), queries, first, out
     lora = compiled.adapters.of([s.adapter for s in sessions], [len(step.positions) for step in steps])
-    before = numba.get_num_threads()
-    numba.set_num_threads(compiled.threads)
-    try:
-        weights, threads = compiled.packed.weights, compiled.threads
+    weights, threads = compiled.packed.weights, compiled.threads
+    with compiled.team.at_work():
         if count < FEW and not len(lora.rows):
             forward_few(*compiled.tags, sizes, weights, *arguments, threads)
         else:
             forward(*compiled.tags, sizes, weights, lora, *arguments, threads)
-    finally:
-        numba.set_num_threads(before)  # other users of Numba in this process have their own number
     shaped = torch.from_numpy(queries).view(sizes.layers, count, sizes.q_heads, sizes.head) if window else None
     start = 0
     for session, step in zip(sessions, steps, strict=True):
         stop = start + len(step.positions)
         session.receive(positions[start:stop], None if shaped is None else shaped[:, start:stop].transpose(1, 2))
         start = stop
-    return torch.from_numpy(logits)[: count - first, : sizes.vocab], torch.from_numpy(x)[:count, : sizes.width]
+    return torch.from_numpy(out)[: count - first, : sizes.vocab], torch.from_numpy(x)[:count, : sizes.width]
 
 
 def _places(sessions: Sequence[NumbaSession], steps: Sequence[Step]) -> Store:
@@ -154,17 +150,21 @@ def _places(sessions: Sequence[NumbaSession], steps: Sequence[Step]) -> Store:
     stores = [session.store for session in sessions]
     for store, length in zip(stores, lengths, strict=True):
         store.reserve(length)
-    visible = np.zeros((sum(lengths), max(session.pending for session in sessions)), np.uint8)
+    marks = [
+        np.tri(n) if step.visible is None else step.visible.numpy() for n, step in zip(lengths, steps, strict=True)
+    ]
+    visible = np.zeros((sum(lengths), max(mark.shape[1] for mark in marks)), np.uint8)
     start = 0
-    for length, step in zip(lengths, steps, strict=True):
-        mark = np.tri(length, dtype=np.uint8) if step.visible is None else step.visible.numpy()
+    for length, mark in zip(lengths, marks, strict=True):
         visible[start : start + length, : mark.shape[1]] = mark
         start += length
+    # a single session, which waits for every microsecond, needs no copies
+    alone = stores[0] if len(stores) == 1 else None
     return Store(
         addresses=np.array([store.addresses for store in stores], np.int64),
-        starts=np.stack([store.starts for store in stores]),
-        counts=np.stack([store.counts for store in stores]),
-        pending=np.array([session.pending - n for session, n in zip(sessions, lengths, strict=True)], np.int64),
+        starts=np.stack([store.starts for store in stores]) if alone is None else alone.starts[None],
+        counts=np.stack([store.counts for store in stores]) if alone is None else alone.counts[None],
+        pending=np.array([mark.shape[1] - len(mark) for mark in marks], np.int64),
         owners=np.repeat(np.arange(len(stores)), lengths),
         ranks=np.concatenate([np.arange(n) for n in lengths]),
         visible=visible,

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from .activations import activate, address, inline
-from .attention import look_rows, place_rows
+from .activations import address, bare, inline, space, take
+from .block_attention import attend_rows, desks, longest, row_groups, sights
+from .gemm import FEW, multiply, multiply_gated
 from .lora import adapt, gate_rows
 from .machine import kept
-from .product import multiply, multiply_gated
 from .simd import ONE, fma, load_f, mul_f, splat_f, store_f, total_f, zeros_f
 
 
@@ -90,21 +90,30 @@ def norm_row(x, weight, out, size, eps):
         store_f(out + 4 * j, 0, mul_f(scaled, load_f(ONE, weight + 4 * j, 0)))
 
 
+@bare
+def _ready(mode, fmt, source, weight, eps, normed, x, row):
+    """Row `row` of activations x from numbers at an address, normalised (to another address) if there are weights."""
+    if weight.size:
+        norm_row(source, address(weight), normed, weight.size, eps)
+        take(mode, fmt, normed, x, row)
+    else:
+        take(mode, fmt, source, x, row)
+
+
 @njit(parallel=True, nogil=True)
-def norm_many(x, weight, out, size, eps, count, threads):
-    """`norm_row` for `count` rows."""
+def _ready_many(mode, fmt, source, weight, eps, normed, x, count, threads):
     for n in prange(threads):
         for t in range(n * count // threads, (n + 1) * count // threads):
-            norm_row(address(x[t]), address(weight), address(out[t]), size, eps)
+            _ready(mode, fmt, address(source[t]), weight, eps, address(normed[t]), x, t)
 
 
 @inline
-def norm(x, weight, out, size, eps, count, threads):
-    """RMSNorm of rows; one row is not worth a parallel region."""
+def ready(mode, fmt, source, weight, eps, normed, x, count, threads):
+    """Activations x (`space`) from rows, normalised if there are weights; one row is not worth a parallel region."""
     if count == 1:
-        norm_row(address(x), address(weight), address(out), size, eps)
+        _ready(mode, fmt, address(source), weight, eps, address(normed), x, 0)
     else:
-        norm_many(x, weight, out, size, eps, count, threads)
+        _ready_many(mode, fmt, source, weight, eps, normed, x, count, threads)
 
 
 @kept
@@ -126,41 +135,46 @@ def forward(
     qkv = np.empty((rows, (q_heads + 2 * kv_heads) * size), np.float32)
     mixed = np.zeros((rows, (q_heads * size + 127) // 128 * 128), np.float32)
     gated = np.zeros((rows, (inner + 127) // 128 * 128), np.float32)
-    adapted = rows if len(lora.rows) else 0
-    low, both = np.empty((adapted, 3, lora.most), np.float32), np.empty((adapted, 2 * gated.shape[1]), np.float32)
+    a, b = space(mode, formats[0], width, rows), space(mode, formats[1], q_heads * size, rows)
+    c, d = space(mode, formats[2], width, rows), space(mode, formats[3], inner, rows)
+    e = space(mode, formats[4], width, 1 if count - first == 1 else (count - first + 3) // 4 * 4)
+    apart = len(lora.rows) > 0 or count < FEW
+    low = np.empty((rows if len(lora.rows) else 0, 3, lora.most), np.float32)
+    both = np.empty((rows if apart else 0, 2 * gated.shape[1]), np.float32)
+    keys, groups, sight = longest(store) + count, row_groups(store, count, heads), sights(store, count)
+    desk, none, eps, edges = desks(heads, keys, threads), weights.last[:0], weights.eps, np.array([0, 3, 4, 6, 7])
     for n in range(sizes.layers):
-        products, used = weights.products[n], lora.used[n]
-        norm(x, weights.norms[n, 0], normed, width, weights.eps, count, threads)
-        a = activate(mode, formats[0], normed, width, 0, count, threads)
+        products, used, norms = weights.products[n], lora.used[n], weights.norms[n]
+        ready(mode, formats[0], x, norms[0], eps, normed, a, count, threads)
         multiply(isa, formats[0], products[:3], bytes_[0], a, count, address(qkv), 4 * qkv.shape[1], False, threads)
         if used[0]:
-            adapt(lora, n, 0, 3, normed, qkv, low, count, threads)
-        place_rows(kv, n, store, qkv, count, heads, weights.head_norms[n], cos, sin, weights.eps, queries, threads)
-        look_rows(kv, n, store, qkv, count, heads, mixed, threads)
-        b = activate(mode, formats[1], mixed, q_heads * size, 0, count, threads)
+            adapt(lora, n, edges[0], edges[1], normed, qkv, low, count, threads)
+        attend_rows(
+            kv, n, store, qkv, count, groups, sight, heads, keys, weights.head_norms[n], cos, sin, eps, queries, desk,
+            mixed, threads,
+        )  # fmt: skip
+        ready(mode, formats[1], mixed, none, eps, mixed, b, count, threads)
         multiply(isa, formats[1], products[3:4], bytes_[3], b, count, address(x), 4 * x.shape[1], True, threads)
         if used[1]:
-            adapt(lora, n, 3, 4, mixed, x, low, count, threads)
-        norm(x, weights.norms[n, 1], normed, width, weights.eps, count, threads)
-        c = activate(mode, formats[2], normed, width, 0, count, threads)
-        out, stride = address(gated), 4 * gated.shape[1]
-        if used[2]:
+            adapt(lora, n, edges[1], edges[2], mixed, x, low, count, threads)
+        ready(mode, formats[2], x, norms[1], eps, normed, c, count, threads)
+        if apart:
             # adapters add to both before one gates the other
-            to = address(both)
-            multiply(isa, formats[2], products[4:5], bytes_[4], c, count, to, 2 * stride, False, threads)
-            multiply(isa, formats[2], products[5:6], bytes_[5], c, count, to + stride, 2 * stride, False, threads)
-            adapt(lora, n, 4, 6, normed, both, low, count, threads)
+            to, stride = address(both), 8 * gated.shape[1]
+            multiply(isa, formats[2], products[4:5], bytes_[4], c, count, to, stride, False, threads)
+            multiply(isa, formats[2], products[5:6], bytes_[5], c, count, to + stride // 2, stride, False, threads)
+            if used[2]:
+                adapt(lora, n, edges[2], edges[3], normed, both, low, count, threads)
             gate_rows(both, gated, (inner + 15) // 16 * 16, count, threads)
         else:
-            multiply_gated(isa, formats[2], products[4:6], bytes_[4], c, count, out, stride, threads)
-        d = activate(mode, formats[3], gated, inner, 0, count, threads)
+            to, stride = address(gated), 4 * gated.shape[1]
+            multiply_gated(isa, formats[2], products[4:6], bytes_[4], c, count, to, stride, threads)
+        ready(mode, formats[3], gated, none, eps, gated, d, count, threads)
         multiply(isa, formats[3], products[6:], bytes_[6], d, count, address(x), 4 * x.shape[1], True, threads)
         if used[3]:
-            adapt(lora, n, 6, 7, gated, x, low, count, threads)
-    norm(x, weights.last, normed, width, weights.eps, count, threads)
+            adapt(lora, n, edges[3], edges[4], gated, x, low, count, threads)
     for t in range(count):
-        for j in range(width):
-            x[t, j] = normed[t, j]
-    e = activate(mode, formats[4], x, width, first, count - first, threads)
-    to, wide = address(logits), 4 * logits.shape[1]
-    multiply(isa, formats[4], weights.head, weights.head_size, e, count - first, to, wide, False, threads)
+        norm_row(address(x[t]), address(weights.last), address(x[t]), width, eps)
+    ready(mode, formats[4], x[first:], none, eps, x[first:], e, count - first, threads)
+    to, stride = address(logits), 4 * logits.shape[1]
+    multiply(isa, formats[4], weights.head, weights.head_size, e, count - first, to, stride, False, threads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -11,11 +13,18 @@ from torch import Tensor
 from .attention import NUMBER_BYTES
 from .step import Sizes
 
+LEAST, SPARE = 256, 16
+"""Rows that each run has room for, and that it may have written to before memory is given back."""
+
+_PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
+
 _TYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
 
 
 class KVStore:
     """Rows of every layer and KV head; heads may hold different rows. Evicted rows are physically gone.
+
+    Each run has room for twice its rows: room that was never written to is addresses, not memory.
 
     starts, counts: (layers, Hkv) first row and number of rows of each run; counts include uncommitted rows.
     """
@@ -23,8 +32,11 @@ class KVStore:
     def __init__(self, sizes: Sizes, kv: str) -> None:
         self.kv, self._size = kv, sizes.head
         shape = (sizes.layers, sizes.kv_heads)
-        self.starts, self.counts, self._room = (np.zeros(shape, np.int64) for _ in range(3))
-        self._allocate(0)
+        self.starts, self.counts, self._room, self._written = (np.zeros(shape, np.int64) for _ in range(4))
+        scales = ((np.float32, 1), (np.float32, 1)) if kv == "int8" else ()
+        self._parts = ((_TYPES[kv], sizes.head), (_TYPES[kv], sizes.head), (np.int64, 1), *scales)
+        # keys, values, positions, and scales of keys and values
+        self._arrays = [_unwritten(*part, 0) for part in self._parts]
 
     @property
     def row_bytes(self) -> int:
@@ -38,7 +50,8 @@ class KVStore:
     @property
     def addresses(self) -> list[int]:
         """Of keys, values and their scales; they change with `reserve`, `evict` and `shrink`."""
-        return [a.ctypes.data for a in (self._keys, self._values, *self._scales)]
+        keys, values, _, *scales = (a.ctypes.data for a in self._arrays)
+        return [keys, values, *(scales or (0, 0))]
 
     def reserve(self, rows: int) -> None:
         """Make room for as many more rows in each run; addresses may change."""
@@ -48,8 +61,9 @@ class KVStore:
     def added(self, rows: int, positions: np.ndarray) -> None:
         """Rows at these positions were written behind each run."""
         at = (self.starts + self.counts).reshape(-1, 1) + np.arange(rows)
-        self._positions[at] = positions
+        self._arrays[2][at] = positions
         self.counts += rows
+        np.maximum(self._written, self.counts, out=self._written)
 
     def keep_tail(self, pending: int, rows: Sequence[int]) -> None:
         """Of the last `pending` rows of each run keep these, in this order."""
@@ -57,7 +71,7 @@ class KVStore:
             index = np.array(rows, np.int64)
             for start, count in zip(self.starts.flat, self.counts.flat, strict=True):
                 base = start + count - pending
-                for array in self._arrays():
+                for array in self._arrays:
                     array[base : base + len(rows)] = array[base + index]
         self.counts += len(rows) - pending
 
@@ -65,48 +79,47 @@ class KVStore:
         """Keep per KV head these ascending row indices."""
         for head, index in enumerate(kept):
             start, chosen = self.starts[layer, head], index.numpy()
-            for array in self._arrays():
+            for array in self._arrays:
                 array[start : start + len(chosen)] = array[start + chosen]
             self.counts[layer, head] = len(chosen)
 
     def shrink(self) -> None:
-        """Give memory back once less than half of it is in use."""
-        if self._room.sum() > 2 * self._wanted(0).sum():
+        """Give memory back once less than half of what was written to is in use."""
+        if self._written.sum() > 2 * self.counts.sum() + SPARE * self.counts.size:
             self._repack(0)
 
     def head(self, layer: int, head: int) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values (rows, d) float32 and positions (rows,) of one head."""
         start = self.starts[layer, head]
         rows = slice(start, start + self.counts[layer, head])
-        found = [a[rows].astype(np.float32) for a in (self._keys, self._values)]
-        if self.kv == "int8":
-            found = [a * scale[rows, None] for a, scale in zip(found, self._scales, strict=True)]
-        return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(self._positions[rows].copy())
+        keys, values, positions, *scales = (a[rows] for a in self._arrays)
+        found = [keys.astype(np.float32), values.astype(np.float32)]
+        if scales:
+            found = [a * scale[:, None] for a, scale in zip(found, scales, strict=True)]
+        return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(positions.copy())
 
     # ------------------------------------------------------------ memory
 
-    def _arrays(self) -> tuple[np.ndarray, ...]:
-        scales = self._scales if self.kv == "int8" else ()
-        return self._keys, self._values, self._positions, *scales
-
-    def _wanted(self, rows: int) -> np.ndarray:
-        return (self.counts + rows) * 5 // 4 + 16
-
-    def _allocate(self, rows: int) -> None:
-        shape = (rows, self._size)
-        self._keys, self._values = (np.empty(shape, _TYPES[self.kv]) for _ in range(2))
-        scaled = rows if self.kv == "int8" else 0
-        self._scales = tuple(np.empty(scaled, np.float32) for _ in range(2))
-        self._positions = np.empty(rows, np.int64)
-
     def _repack(self, rows: int) -> None:
-        old, starts, room = self._arrays(), self.starts.copy(), self._wanted(rows)
-        self._allocate(int(room.sum()))
+        starts, room = self.starts.copy(), np.maximum(2 * (self.counts + rows), LEAST)
         self.starts.flat[:] = np.cumsum(room.ravel()) - room.ravel()
-        self._room = room
-        for to, start, count in zip(self.starts.flat, starts.flat, self.counts.flat, strict=True):
-            for new, array in zip(self._arrays(), old, strict=True):
-                new[to : to + count] = array[start : start + count]
+        for n, (part, old) in enumerate(zip(self._parts, self._arrays, strict=True)):
+            new = _unwritten(*part, int(room.sum()))
+            for to, start, count in zip(self.starts.flat, starts.flat, self.counts.flat, strict=True):
+                new[to : to + count] = old[start : start + count]
+            self._arrays[n] = new  # the old one goes before the next is made
+        self._room, self._written = room, self.counts.copy()
+
+
+def _unwritten(kind: type, width: int, rows: int) -> np.ndarray:
+    """Rows of `width` numbers that take no memory until they are written to.
+
+    NumPy would ask for huge pages, of which the first row takes a whole one.
+    """
+    size = rows * width
+    memory = mmap.mmap(-1, max(1, size * np.dtype(kind).itemsize), **_PRIVATE)
+    numbers = np.frombuffer(memory, kind, size)
+    return numbers.reshape(rows, width) if width > 1 else numbers
 
 
 class LazyHeads(Sequence[Tensor]):

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
 from andes_sdk.errors import BackendUnavailable
 from andes_sdk.formats import Format
 
 from . import FORMATS
 from .lora import GROUPS, ROLES
+from .simd import Tag
 from .step import Sizes, Weights
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.packing import Artefact
 
-HEAD = "lm_head.weight"
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
 
 _FIXED = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False}
 """What the compiled step takes for granted of a configuration."""
@@ -33,12 +34,14 @@ class PackedModel:
     Attributes:
         formats: of q-k-v, output, gate-up, down and head.
         arrays: keep the memory, or the map of a file, that `weights` points to.
+        table: format and packed bytes of the embedding, where a kernel can look tokens up in it.
     """
 
     sizes: Sizes
     weights: Weights
     formats: tuple[str, ...]
     arrays: tuple[Any, ...]
+    table: tuple[Tag, np.ndarray] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -94,8 +97,10 @@ def pack_model(model: VisionLanguageModel, body: Format, head: Format) -> Packed
     return _assembled(model, matrix, array, formats)
 
 
-def map_model(model: VisionLanguageModel, artefact: Artefact) -> PackedModel:
+def map_model(model: VisionLanguageModel, artefact: Artefact, *, dtype: str) -> PackedModel:
     """The language model's matrices where they lie in an artefact; nothing is copied but norms.
+
+    dtype is that of embeddings: kernels look them up in float32, torch rounds them to others.
 
     Raises:
         BackendUnavailable: as `sizes_of`, or formats that the compiled step cannot run.
@@ -108,7 +113,10 @@ def map_model(model: VisionLanguageModel, artefact: Artefact) -> PackedModel:
     def array(name: str) -> np.ndarray:
         return np.asarray(artefact.array(prefix + name), np.float32)
 
-    return _assembled(model, matrix, array, formats_of(artefact, sizes_of(model).layers))
+    packed = _assembled(model, matrix, array, formats_of(artefact, sizes_of(model).layers))
+    format_ = artefact.tensors[artefact.header.tied.get(prefix + TABLE, prefix + TABLE)].format
+    usable = format_ in FORMATS and dtype == "float32"
+    return evolve(packed, table=(Tag("format", format_), matrix(TABLE)) if usable else None)
 
 
 def formats_of(artefact: Artefact, layers: int) -> tuple[str, ...]:

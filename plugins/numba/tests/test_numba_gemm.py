@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from andes_numba import FORMATS, gemm, product
+from andes_numba import FORMATS, gemm, lora, product
 from andes_numba.machine import KERNEL_SETS, choose_kernels, features
 from andes_numba.simd import Tag
 
@@ -46,6 +46,23 @@ def test_many_rows_have_the_bits_of_few_in_other_kernel_sets(name, isa):
     if not KERNEL_SETS[isa] <= features():
         pytest.skip(f"no {isa} here")
     check(name, isa)
+
+
+@pytest.mark.parametrize("name", ["w4_g32", "nm14_w4"])
+def test_gates_of_many_rows_have_the_bits_of_their_products(name):
+    rng = np.random.default_rng(0)
+    layout = find(name)
+    # five row blocks: four together, and one that is left
+    both = [layout.pack(layout.quantise(rng.normal(size=(80, 300)).astype(np.float32), search=False)) for _ in "gu"]
+    x = rng.normal(size=(16, 384)).astype(np.float32)
+    x[:, 300:] = 0
+    products = [run(product, name, BEST, packed, x[:, :300], 1) for packed in both]
+    wanted, got = np.empty((16, 80), np.float32), np.full((16, 80), 7, np.float32)
+    lora.gate_rows(np.concatenate(products, 1), wanted, 80, 16, 1)
+    tags = Tag("isa", BEST), Tag("format", name), Tag("mode", "int8")
+    for threads in (1, 3):
+        gemm.gate_rows(*tags, np.stack(both), 300, x, 16, got, threads)
+        assert np.array_equal(got, wanted)
 
 
 def test_exact_activations_are_left_to_the_plain_product():

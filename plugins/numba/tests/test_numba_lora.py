@@ -121,3 +121,15 @@ def test_unknown_names_second_names_and_other_layers_are_refused():
     pair = LowRank(a=torch.zeros(1, 48), b=torch.zeros(512, 1), scale=1.0)
     with pytest.raises(ConfigError, match="cannot"):
         pipe.compiled.add_adapter(Adapter(name="head", layers={"lm_head": pair}))
+
+
+def test_matrices_of_other_shapes_are_refused_with_the_shapes_that_fit():
+    pipe = build(**INT8)
+    # 47 and 33 would fill up to the same blocks of sixteen as 48 and 32
+    pair = LowRank(a=torch.zeros(3, 47), b=torch.zeros(33, 3), scale=1.0)
+    with pytest.raises(ConfigError, match="does not fit") as error:
+        pipe.compiled.add_adapter(Adapter(name="odd", layers={"model.layers.1.self_attn.k_proj": pair}))
+    assert "k_proj: a is [3, 47], not [3, 48]" in error.value.why
+    assert "k_proj: b is [33, 3], not [32, 3]" in error.value.why
+    with pytest.raises(SessionError, match="no adapter 'odd'"):
+        pipe.compiled.session(KeepAll()).adapter = "odd"

@@ -5,6 +5,7 @@ import pytest
 import torch
 from andes_numba.encoder import Vision, choose_numbers, choose_vision
 from andes_numba.machine import KERNEL_SETS, choose_kernels, features
+from andes_numba.team import Team
 from numba.core import config
 
 from andes_sdk import Pipeline
@@ -51,7 +52,7 @@ def errors(encoder, numbers, kernels=BEST, **options):
     built = model(encoder, **options)
     x = patches(built, GRIDS)
     wanted = built.vision_encoder(x, GRIDS)
-    vision = Vision(built, numbers, kernels, 1)
+    vision = Vision(built, numbers, kernels, Team(1))
     return off(vision.encode(x, GRIDS), wanted), off(vision.project(wanted), built.mlp(wanted))
 
 
@@ -91,7 +92,7 @@ def test_other_kernel_sets_are_as_exact(kernels):
 @pytest.mark.parametrize("numbers", ["f32", "w8", pytest.param("bf16", marks=brain)])
 def test_an_image_has_the_bits_it_has_alone_whatever_is_packed_beside_it(numbers):
     built = model("aimv2")
-    vision, x = Vision(built, numbers, BEST, 1), patches(built, GRIDS)
+    vision, x = Vision(built, numbers, BEST, Team(1)), patches(built, GRIDS)
     together, start = vision.encode(x, GRIDS), 0
     for h, w in GRIDS:
         rows = slice(start, start + h * w)
@@ -105,7 +106,7 @@ def test_the_number_of_threads_does_not_change_a_bit(numbers):
     built = model("siglip2 gelu")
     x, made = patches(built, GRIDS), []
     for threads in (1, 2):
-        vision = Vision(built, numbers, BEST, threads)
+        vision = Vision(built, numbers, BEST, Team(threads))
         features = vision.encode(x, GRIDS)
         made.append((features, vision.project(features)))
     assert all(torch.equal(one, two) for one, two in zip(*made, strict=True))
@@ -113,13 +114,13 @@ def test_the_number_of_threads_does_not_change_a_bit(numbers):
 
 def test_no_picture_gives_no_features():
     built = model("aimv2")
-    assert Vision(built, "f32", BEST, 1).encode(patches(built, []), []).shape == (0, built.vision.width)
+    assert Vision(built, "f32", BEST, Team(1)).encode(patches(built, []), []).shape == (0, built.vision.width)
 
 
 def test_patches_that_do_not_fit_their_grids_are_refused():
     built = model("aimv2")
     with pytest.raises(InputError, match="do not fit the grids"):
-        Vision(built, "f32", BEST, 1).encode(patches(built, GRIDS)[1:], GRIDS)
+        Vision(built, "f32", BEST, Team(1)).encode(patches(built, GRIDS)[1:], GRIDS)
 
 
 def test_modules_without_a_blueprint_stay_on_torch_and_say_so():
@@ -127,7 +128,7 @@ def test_modules_without_a_blueprint_stay_on_torch_and_say_so():
     encoder = ReferenceEncoder().andes_vision_encoder()
     projector = ReferenceProjector().andes_projector(vision=encoder.spec, text=model("aimv2").text)
     built = SimpleNamespace(vision_encoder=encoder, mlp=projector, vision=spec, dtype=torch.float32)
-    vision = Vision(built, "f32", BEST, 1)
+    vision = Vision(built, "f32", BEST, Team(1))
     assert vision.facts["vision"] == f"on torch: {type(encoder).__name__} has no blueprint"
     assert vision.facts["projector"] == f"on torch: {type(projector).__name__} has no blueprint"
     x = torch.randn(8, 3 * encoder.spec.patch_size**2)
@@ -139,7 +140,7 @@ def test_modules_without_a_blueprint_stay_on_torch_and_say_so():
 
 def test_heads_that_do_not_fill_vectors_stay_on_torch_and_say_so():
     built = model("aimv2", heads=4)
-    vision = Vision(built, "w8", BEST, 1)
+    vision = Vision(built, "w8", BEST, Team(1))
     assert vision.facts["vision"] == "on torch: 4 heads of 32 features: a head must be a multiple of 16"
     assert vision.facts["projector"].startswith("compiled, int8 products")
     x = patches(built, GRIDS)
@@ -148,7 +149,7 @@ def test_heads_that_do_not_fill_vectors_stay_on_torch_and_say_so():
 
 
 def test_torch_asked_for_is_torch():
-    assert Vision(model("aimv2"), "torch", BEST, 1).facts["vision"] == "on torch: asked for"
+    assert Vision(model("aimv2"), "torch", BEST, Team(1)).facts["vision"] == "on torch: asked for"
 
 
 def test_auto_follows_the_activations_and_the_processor(monkeypatch):
