@@ -16,7 +16,8 @@ Class attributes of a plugin
 Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not
 be saved in an artefact's plan.
 
-A plugin may use everything public in `andes_sdk`: `types`, `errors`, `patches`, `testing`, `training.loss`, `runtime`.
+A plugin may use everything public in `andes_sdk`: `types`, `errors`, `files`, `patches`, `testing`, `training.loss`,
+`runtime`.
 
 The major version of the contract stands in the entry-point group (`andes_sdk.v1.plugins`); a plugin states the version
 it was written for in the class attribute `contract`, and a core with an older minor version refuses it.
@@ -94,9 +95,10 @@ class Hooks(Protocol):
     def andes_tokenizer(self, folder: Path | None, files: types.Files | None) -> types.Tokenizer:
         """Slot, normally owned by the language model's plugin. Build tokenizer and chat template.
 
-        `folder` is the checkpoint being loaded (read the tokenizer saved there), or None. Take `files` in its place to
-        read the same files later, such as a large vocabulary when text is first tokenised: that of an artefact is
-        written to a folder, and gone once the hook returns, only for plugins that take `folder`.
+        `folder` is the checkpoint being loaded (read the tokenizer saved there), or None; `files` are the same files,
+        to be read by name, or None. Plugins that take `folder` get an artefact's files in a temporary folder, which is
+        deleted when the hook returns. Plugins that take `files` may read them at any time, such as a large vocabulary
+        when text is first tokenised.
 
             @hookimpl
             def andes_tokenizer(self, folder):

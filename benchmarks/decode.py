@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from attrs import define, evolve, field, frozen
 from decode_models import write_artefact, write_gguf
@@ -80,6 +80,7 @@ class Worker:
     threads: int
     size: int
     process: subprocess.Popen[str]
+    errors: IO[str]
     load: float = 0.0
     decode: dict[int, list[float]] = field(factory=dict)
     prefill: dict[int, list[float]] = field(factory=dict)
@@ -89,10 +90,11 @@ class Worker:
         """Start and wait until the model is loaded."""
         command = [sys.executable, HERE / "decode_worker.py", spec.engine, path, spec.kv, str(threads), str(context)]
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
+        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env
         )
-        worker = cls(spec, threads, size, process)
+        worker = cls(spec, threads, size, process, errors)
         worker.load = worker._answer()["load"]
         return worker
 
@@ -107,7 +109,9 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.spec.label} ended with {self.process.wait()}; run it alone to see why")
+            code = self.process.wait()
+            self.errors.seek(0)
+            raise SystemExit(f"{self.spec.label} ended with {code}:\n{self.errors.read()[-2000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -130,9 +134,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     counts = sorted({1, os.cpu_count() or 1})
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder, Progress(console=Console(stderr=True)) as bar:
         job = bar.add_task("models", total=None)
-        models: dict[Spec, tuple[Path, int]] = {}
-        for s in specs:
-            models[s] = models.get(evolve(s, kv="f16")) or _write(s, Path(folder))
+        files = {s: _write(s, Path(folder)) for s in dict.fromkeys(evolve(s, kv="f16") for s in specs)}
+        models = {s: files[evolve(s, kv="f16")] for s in specs}
         context = max([64, *long, *prompts]) + 64 + (rounds + 1) * tokens
         bar.update(job, description="load")
         workers = [Worker.start(s, *models[s], t, context) for s in specs for t in counts]

@@ -1,5 +1,6 @@
 """One engine in a process of its own, driven by lines of JSON: so that peak memory is its own and no thread pool of
-one engine steals cores from another. Started by `decode.py`. `base` is the peak with libraries imported and no model.
+one engine steals cores from another. Started by `decode.py`. `base` is the resident set once libraries are imported
+(what imports have freed is used again), `code` the pages of shared libraries that came after that.
 
     {"do": "prefill", "rows": 512}       -> {"seconds": ...}
     {"do": "context", "rows": 64}        -> {}             get ready to decode behind that many rows
@@ -101,7 +102,7 @@ class Llama:
         params.n_ctx, params.n_parallel, params.warmup, params.verbosity = context, 1, True, -1
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         self._server = xllamacpp.Server(params)
-        self._rows = 0
+        self._rows, self._kv = 0, kv
 
     def _complete(self, rows: int, tokens: int, *, keep: bool) -> dict[str, float]:
         request = {
@@ -127,8 +128,8 @@ class Llama:
         return timings["predicted_ms"] / 1e3 * tokens / timings["predicted_n"]
 
     def kv_bytes(self) -> int:
-        """See `Engine`: rows of float16."""
-        return 2 * 28 * 8 * 128 * 2 * self._rows
+        """See `Engine`: rows of float16, or of Q8_0, which has a float16 scale for 32 numbers."""
+        return int(2 * 28 * 8 * 128 * self._rows * (34 / 32 if self._kv == "int8" else 2))
 
 
 class Transformers:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 from numpy.typing import NDArray
 
 from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.files import absolute
 from andes_sdk.formats import LANES, Format, known
 from andes_sdk.formats.base import Array
 from andes_sdk.packing.header import AGAIN, Entry, Header, Place, raw_dtype, read_header
@@ -37,13 +38,13 @@ class Artefact:
     """A packed model, opened with `Artefact.open`. Weights stay in the file until they are touched.
 
     Attributes:
-        path: the file.
+        path: the file, absolute.
         header: plan, formats, tensors, tied names, files.
         formats: those in use, by name.
         data: the mapped bytes after the header, read-only.
     """
 
-    path: Path
+    path: Path = field(converter=absolute)
     header: Header
     formats: Mapping[str, Format]
     data: NDArray[np.uint8]
@@ -189,10 +190,11 @@ class StoredFiles:
     They are read from the file, not through its map, whose pages would count as this process's memory from then on.
 
     Attributes:
+        path: absolute.
         nbytes: of the data, which ends the file.
     """
 
-    path: Path
+    path: Path = field(converter=absolute)
     places: Mapping[str, Place]
     nbytes: int
 

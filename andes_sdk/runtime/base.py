@@ -54,8 +54,6 @@ class BaseSession(ABC):
         self._windows: list[Tensor | None] = [None] * spec.layers
         self._queries: list[list[Tensor]] = [[] for _ in range(spec.layers)]
         self._image = torch.zeros(0, dtype=torch.bool, device=model.device)
-        # asking in vain for each layer of each token costs more than the rest of a commit
-        self._evicts = type(policy) is not KeepAll
         self._seconds = dict.fromkeys(("preprocess", "vision", "projector", "prefill", "decode"), 0.0)
         self._accepted = 0
         self._passing = self._closed = False
@@ -183,6 +181,7 @@ class BaseSession(ABC):
 
     def close(self) -> None:
         """Free the KV store."""
+        self._tree.clear()
         self.release()
         self._windows, self._queries = [], []
         self._closed = True
@@ -246,7 +245,7 @@ class BaseSession(ABC):
         """Commit uncommitted rows, of which `image` (T,) tells those of pictures; None: there are none."""
         self._drop(rows)
         self.length += len(rows)
-        if self._evicts:
+        if type(self.policy) is not KeepAll:  # asking it for each layer costs more than the rest of a commit
             new = torch.zeros(len(rows), dtype=torch.bool, device=self._device) if image is None else image
             self._image = torch.cat([self._image, new])
             for layer, counts in enumerate(self.counts()):

@@ -107,7 +107,7 @@ def refuse_misfit(adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> No
     """Refuse pairs for layers that are not there, or that are of other shapes than (outputs, inputs) ask for.
 
     Raises:
-        ConfigError: names all of them.
+        ConfigError: names twenty of them, and says how many more there are.
     """
     wrong = []
     for name, low in adapter.layers.items():
@@ -121,4 +121,5 @@ def refuse_misfit(adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> No
     if wrong:
         fix = "use an adapter of this language model"
         why = "".join(f"\n  - {line}" for line in wrong[:20])
+        why += f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         raise ConfigError("does not fit", who=f"adapter {adapter.name!r}", why=why, fix=fix)

@@ -68,7 +68,8 @@ class Tree:
         previous = -1
         for row in rows:
             if not 0 <= row < len(self) or self.parents[row] != previous:
-                raise SessionError(f"rows {list(rows)} are no path from the last committed row", why=f"{self.parents=}")
+                why = f"predecessors of the uncommitted rows: {self.parents}"
+                raise SessionError(f"rows {list(rows)} are no path from the last committed row", why=why)
             previous = row
 
     def clear(self) -> None:

@@ -237,6 +237,16 @@ def test_an_adapter_made_by_hand_that_does_not_fit_is_refused(pipeline: Pipeline
         pipeline.session().adapter = "odd"
 
 
+def test_of_many_layers_that_do_not_fit_twenty_are_named_and_the_others_counted(pipeline: Pipeline) -> None:
+    pair = LowRank(a=torch.zeros(2, 48), b=torch.zeros(48, 2), scale=1.0)
+    for count, end in ((20, "layers.19: no linear layer that can be adapted"), (23, "\n  and 3 more")):
+        adapter = Adapter(name="odd", layers={f"layers.{n}": pair for n in range(count)})
+        with pytest.raises(ConfigError, match="does not fit") as caught:
+            pipeline.compiled.add_adapter(adapter)
+        assert caught.value.why.count("no linear layer") == 20
+        assert caught.value.why.endswith(end)
+
+
 def test_other_language_models_take_adapters_too(tmp_path: Path) -> None:
     parts = [ReferenceEncoder(), ReferenceProjector(), ReferenceLanguageModel(), ReferenceTokenizer()]
     pipe = Pipeline.from_plugins(parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from attrs import field, frozen
 from andes_sdk import Pipeline, hookimpl
 from andes_sdk.assembly import assemble
 from andes_sdk.errors import CheckpointError
-from andes_sdk.files import FolderFiles
+from andes_sdk.files import FolderFiles, write_atomically
 from andes_sdk.opening import open_tokenizer
 from andes_sdk.packing import Artefact, default_recipe, pack_model
 from andes_sdk.types import Files
@@ -97,3 +99,30 @@ def test_a_plugin_that_takes_files_gets_those_of_the_folder_or_of_the_artefact(p
     assert open_tokenizer(assembly, artefact=artefact) == artefact.files
     assert open_tokenizer(assembly, tmp_path) == FolderFiles(tmp_path)
     assert open_tokenizer(assembly) == "none"
+
+
+def test_files_opened_by_a_relative_path_are_read_from_any_folder(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(path.parent)
+    Path("sub").mkdir()
+    Path("sub/b.json").write_bytes(b"1")
+    folder, artefact = FolderFiles(Path("sub")), Artefact.open(path.name)
+    copies = [pickle.dumps(folder), pickle.dumps(artefact.files)]
+    wanted = artefact.files.read("tokenizer.json")
+    monkeypatch.chdir(tmp_path)
+    assert folder.read("b.json") == pickle.loads(copies[0]).read("b.json") == b"1"
+    assert artefact.files.read("tokenizer.json") == pickle.loads(copies[1]).read("tokenizer.json") == wanted
+    assert folder.where("b.json") == str(path.parent / "sub" / "b.json")
+
+
+def test_a_file_is_written_whole_readable_by_all_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.bin"
+    for content in (b"one", b"two"):
+        write_atomically(path, content)
+        assert path.read_bytes() == content
+    assert path.stat().st_mode & 0o777 == 0o644 or os.name == "nt"
+    (tmp_path / "new" / "b").mkdir()
+    with pytest.raises(OSError, match="b"):  # a file cannot replace a folder
+        write_atomically(tmp_path / "new" / "b", b"three")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a.bin", "b"]

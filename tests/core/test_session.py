@@ -151,6 +151,15 @@ def test_a_session_whose_pass_was_interrupted_is_not_used_again(pipeline: Pipeli
     assert bool(other.prefill(Inputs(PROMPT)).isfinite().all())
 
 
+def test_a_closed_session_holds_nothing(pipeline: Pipeline) -> None:
+    session = pipeline.session()
+    session.prefill(Inputs(PROMPT))
+    session.extend([1, 2])
+    session.close()
+    assert (session.stats.kv_bytes, session.stats.committed) == (0, len(PROMPT))
+    assert not any(n for layer in session.stats.rows for n in layer)
+
+
 def test_several_sessions_step_together_as_they_would_alone(pipeline: Pipeline) -> None:
     def opened() -> list:
         sessions = [pipeline.session(), pipeline.session()]

@@ -35,7 +35,11 @@ class Example:
 
     @hookimpl
     def andes_tokenizer(self, folder: Path | None) -> Tokenizer:
-        """Bytes need no vocabulary, so a checkpoint holds none."""
+        """Bytes need no vocabulary, so a checkpoint holds none.
+
+        Take `files` in place of `folder` to read a large vocabulary when text is first asked for: they may be read at
+        any time, while the folder of a packed model is deleted when this returns.
+        """
         from .tokenizer import Bytes
 
         return Bytes()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from andes_sdk.errors import CheckpointError, InputError
+from andes_sdk.files import write_atomically
 from andes_sdk.types import Rendered, Turn
 
 from . import vocabulary
@@ -31,6 +31,16 @@ _AROUND = (("<img>", "</img>"), ("<|vision_start|>", "<|vision_end|>"))
 
 Piece = tuple[list[int], bool]
 """Ids, and whether a loss may stand on them."""
+
+
+def _renew() -> None:
+    """In a forked child: who held the lock may be a thread that the child does not have."""
+    global _BUILDING
+    _BUILDING = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # where processes fork
+    os.register_at_fork(after_in_child=_renew)
 
 
 class GgufTokenizer:
@@ -198,8 +208,8 @@ class GgufTokenizer:
             "chat_template": data.template,
             "andes_gguf": own,
         }
-        _write(folder / "tokenizer.json", json.dumps(data.content(), ensure_ascii=False).encode())
-        _write(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode() + b"\n")
+        write_atomically(folder / "tokenizer.json", json.dumps(data.content(), ensure_ascii=False).encode())
+        write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode() + b"\n")
 
 
 def find(path: str, files: Files | None, *, image_token: str, template: str) -> GgufTokenizer:
@@ -221,17 +231,3 @@ def _text(turn: Turn) -> str:
     if any(part is None for part in turn.parts):
         raise InputError("an assistant's turn cannot hold a picture", who=WHO)
     return "".join(part for part in turn.parts if part is not None)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Readers see the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -1,12 +1,20 @@
 """Vocabularies and chat templates of files; transformers and llama.cpp are the oracles."""
 
+import multiprocessing
+import pickle
+import sys
+import threading
+from pathlib import Path
+
 import pytest
 from andes_gguf import Gguf
 from andes_gguf.small import CHATML, vocabulary, write_small
 from andes_gguf.tokenizer import GgufTokenizer
-from andes_gguf.vocabulary import from_metadata
+from andes_gguf.vocabulary import from_files, from_metadata
+from attrs import evolve
 
 from andes_sdk.errors import CheckpointError, ConfigError, InputError
+from andes_sdk.files import FolderFiles
 from andes_sdk.types import Turn
 
 TEXTS = (
@@ -152,3 +160,44 @@ def test_pictures_are_wrapped_where_the_vocabulary_has_words_for_it():
     ids = tokenizer.render([Turn("user", ("a", None, "b"))], think=False, generate=False).ids
     at = ids.index(tokenizer.image_token)
     assert (ids[at - 1], ids[at + 1]) == (len(tokens) - 2, len(tokens) - 1)
+
+
+# ---------------------------------------------------------------- built late
+
+
+def test_relative_paths_are_those_of_the_folder_in_which_they_were_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_small(tmp_path / "model.gguf")
+    whole = Gguf(path="model.gguf").andes_tokenizer(None)
+    whole.save(Path("saved"))
+    saved = GgufTokenizer(from_files(FolderFiles(Path("saved"))))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    copies = [pickle.loads(pickle.dumps(tokenizer)) for tokenizer in (whole, saved)]
+    assert not saved.built
+    assert [t.encode(TEXTS[0]) for t in (whole, saved, *copies)] == [made().encode(TEXTS[0])] * 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork() on Windows")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # which is what this is about
+def test_a_child_forked_while_a_vocabulary_is_built_builds_its_own():
+    asked, may, data = threading.Event(), threading.Event(), made().vocabulary
+
+    def read():
+        asked.set()
+        assert may.wait(60)
+        return data.read()
+
+    slow, other = GgufTokenizer(evolve(data, read=read)), GgufTokenizer(data)
+    builder = threading.Thread(target=slow.encode, args=("x",))
+    builder.start()
+    assert asked.wait(60)
+    child = multiprocessing.get_context("fork").Process(target=other.encode, args=("x",))
+    child.start()
+    child.join(30)
+    code = child.exitcode
+    child.kill()
+    may.set()
+    builder.join()
+    assert code == 0
+    assert slow.built

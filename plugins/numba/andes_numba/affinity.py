@@ -54,8 +54,8 @@ def choose_cpus(wanted: str, threads: int, layer: str) -> tuple[int, ...]:
         raise _refusal(f"threads of {layer} cannot be pinned", f"{layer} gives work to any thread", fix)
     allowed = os.sched_getaffinity(0)
     if absent := [cpu for cpu in cpus if cpu not in allowed]:
-        fix = f"name some of these: {_listed(sorted(allowed))}"
-        raise _refusal(f"no CPU {_listed(absent)}", "this process may not use it, or the machine lacks it", fix)
+        fix = f"name some of these: {listed(sorted(allowed))}"
+        raise _refusal(f"no CPU {listed(absent)}", "this process may not use it, or the machine lacks it", fix)
     if threads > len(cpus):
         fix = f"name {threads} CPUs, or use threads<={len(cpus)}"
         raise _refusal(f"more threads ({threads}) than CPUs named ({len(cpus)})", "each thread needs its own", fix)
@@ -68,8 +68,9 @@ def _refusal(what: str, why: str, fix: str) -> BackendUnavailable:
 
 def tell_cpus(cpus: Sequence[int]) -> str:
     """Where threads run, for `explain()` and `facts()`."""
-    return f"CPUs {_listed(cpus)}" if cpus else "none: the operating system places threads"
+    return f"CPUs {listed(cpus)}" if cpus else "none: the operating system places threads"
 
 
-def _listed(cpus: Sequence[int]) -> str:
+def listed(cpus: Sequence[int]) -> str:
+    """CPU numbers as text."""
     return ", ".join(map(str, cpus))

@@ -68,8 +68,9 @@ class NumbaBackend:
             BackendUnavailable: as `compile`, or formats that no kernel runs.
         """
         self._check(device)
-        kept = f"embeddings, looked up in the artefact; in {dtype}, dequantised when used, whatever else stays there"
-        return compiled(model, map_model(model, artefact, dtype=dtype), self.options, kept)
+        packed = map_model(model, artefact, dtype=dtype)
+        kept = "what the other rows do not name" if packed.table else "embedding, and what the other rows do not name"
+        return compiled(model, packed, self.options, f"{kept}: dequantised in {dtype} when it is used")
 
     def _check(self, device: str) -> None:
         """Refuse what this machine lacks before the long part."""

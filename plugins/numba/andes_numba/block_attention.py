@@ -18,7 +18,7 @@ from numba.extending import intrinsic, overload
 
 from .activations import address, bare, inline
 from .attention import load_kv, look, place, query, row_bytes, row_scale, score, softmax
-from .crew import LINE, claim, finish, meet
+from .crew import LINE, claim, finish, first_stage, meet, no_stages
 from .simd import (
     FOUR,
     FV,
@@ -26,17 +26,17 @@ from .simd import (
     ONE,
     Tag,
     Vectors,
-    _join,
-    _pointer,
-    _split,
     bits_f,
     call,
     fma,
+    join,
     load_f,
     load_f32,
     mul_f,
+    pointer,
     shuffle,
     splat_f,
+    split,
     spread_quad,
     store_f,
     store_f32,
@@ -54,7 +54,7 @@ KEYS = 64
 TAKEN = 16
 """New rows whose keys and values a thread places before it asks for more."""
 
-UNUSED = Tag("isa", "portable")
+ANY_ISA = Tag("isa", "portable")
 """Steps of float32 are the same in every kernel set."""
 
 
@@ -63,9 +63,9 @@ def _pairs(typingctx, total, queries, keys):
     """total + each of four vectors times each of four others, query by query."""
 
     def codegen(context, builder, sig, args):
-        parts, left, right = (_split(builder, a, n) for a, n in zip(args, (16, 4, 4), strict=True))
+        parts, left, right = (split(builder, a, n) for a, n in zip(args, (16, 4, 4), strict=True))
         products = [(key, query, parts[4 * r + c]) for r, query in enumerate(left) for c, key in enumerate(right)]
-        return _join(builder, [call(builder, "llvm.fma.v16f32", FV, *each) for each in products])
+        return join(builder, [call(builder, "llvm.fma.v16f32", FV, *each) for each in products])
 
     return total(total, queries, keys), codegen
 
@@ -78,7 +78,7 @@ def _store_quarters(typingctx, at, stride, value):
         for r in range(4):
             part = shuffle(builder, args[2], list(range(4 * r, 4 * r + 4)))
             to = builder.add(args[0], builder.mul(args[1], ir.IntType(64)(r)))
-            builder.store(part, _pointer(builder, to, part.type), align=1)
+            builder.store(part, pointer(builder, to, part.type), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, Vectors("f32")), codegen
@@ -252,7 +252,7 @@ def _weigh_block(weights, line, values, wide, added, count):
         to = added + 4 * j
         total = load_tile(FOUR, FOUR, to, 4 * wide)
         for m in range(count):
-            total = step(UNUSED, SINGLE, FOUR, FOUR, total, weights + 4 * m, line, values + 4 * (m * wide + j), 64)
+            total = step(ANY_ISA, SINGLE, FOUR, FOUR, total, weights + 4 * m, line, values + 4 * (m * wide + j), 64)
         store_tile(FOUR, FOUR, to, 4 * wide, total)
 
 
@@ -345,8 +345,11 @@ def look_together(kv, layer, store, group, sight, head, qkv, heads, keys, desk, 
 
 
 @inline
-def _attend(stage, kv, layer, store, qkv, count, groups, sight, heads, keys, norms, cos, sin, eps, queries, desk, out):
+def _attend(
+    counters, kv, layer, store, qkv, count, groups, sight, heads, keys, norms, cos, sin, eps, queries, desk, out
+):  # fmt: skip
     """What a thread does in `attend_rows`: two stages."""
+    stage = first_stage(counters)
     kv_heads, items = heads[1], (count + TAKEN - 1) // TAKEN
     item = claim(stage)
     while item < items:
@@ -372,9 +375,9 @@ def attend_rows(
     kv, layer, store, qkv, count, groups, sight, heads, keys, norms, cos, sin, eps, queries, desk, out, threads
 ):  # fmt: skip
     """`attention.place`, then `attention.look`, for `count` new rows of every KV head; long rows, the last, first."""
-    counters = np.zeros(3 * LINE, np.uint8)
-    stage = (address(counters) + LINE - 1) // LINE * LINE
+    counters = no_stages(2)
     for n in prange(threads):
         _attend(
-            stage, kv, layer, store, qkv, count, groups, sight, heads, keys, norms, cos, sin, eps, queries, desk[n], out
-        )
+            counters, kv, layer, store, qkv, count, groups, sight, heads, keys, norms, cos, sin, eps, queries, desk[n],
+            out,
+        )  # fmt: skip

@@ -4,21 +4,22 @@ A stage is a number of items. A thread takes items until none are left, and goes
 waits for a thread, only for items that threads have taken: one that comes late, or never, or shares its core with
 another program, delays the others by one item at most, and the number of threads that come does not matter.
 
-Counters are addresses of 64-byte lines of zeros, one for each stage: items taken, then items done.
+Of each stage the counters are a 64-byte line of zeros: items taken, then items done. Threads are handed the array that
+the lines lie in, and take its address themselves: Numba frees an array at its last use, and an address is none.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .activations import inline
-from .simd import I32, I64, call
+from .activations import address, inline
+from .simd import I32, I64, call, pointer
 
 LINE = 64
 """Bytes between the counters of stages."""
@@ -29,16 +30,12 @@ PATIENCE = 4000
 _hand_over = types.ExternalFunction("sched_yield" if os.name == "posix" else "SwitchToThread", types.int32())
 
 
-def _pointer(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, I64.as_pointer())
-
-
 @intrinsic
 def _add_one(typingctx, address):
     """Raise a counter -> what it was; all that was written before is seen by who reads the counter after."""
 
     def codegen(context, builder, sig, args):
-        return builder.atomic_rmw("add", _pointer(builder, args[0]), I64(1), "acq_rel")
+        return builder.atomic_rmw("add", pointer(builder, args[0], I64), I64(1), "acq_rel")
 
     return types.int64(types.int64), codegen
 
@@ -48,7 +45,7 @@ def _read(typingctx, address):
     """A counter, and with it all that was written before it was raised."""
 
     def codegen(context, builder, sig, args):
-        return builder.load_atomic(_pointer(builder, args[0]), "acquire", 8)
+        return builder.load_atomic(pointer(builder, args[0], I64), "acquire", 8)
 
     return types.int64(types.int64), codegen
 
@@ -66,6 +63,18 @@ def _pause(typingctx):
         return context.get_dummy_value()
 
     return types.void(), codegen
+
+
+@inline
+def no_stages(count):
+    """Counters of stages that nobody has begun, and a line more, so that the first can start on a line."""
+    return np.zeros((count + 1) * LINE, np.uint8)
+
+
+@inline
+def first_stage(counters):
+    """Address of the first stage's counters; the next is `LINE` bytes on."""
+    return (address(counters) + LINE - 1) // LINE * LINE
 
 
 @inline

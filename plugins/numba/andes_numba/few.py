@@ -11,7 +11,7 @@ from numba import njit, prange
 
 from .activations import address, bare, from_row, inline, space, take
 from .attention import look, place, query
-from .crew import LINE, claim, finish, meet, piece, pieces
+from .crew import LINE, claim, finish, first_stage, meet, no_stages, piece, pieces
 from .machine import kept
 from .product import gate, multiply_blocks
 from .step import norm_row
@@ -108,7 +108,7 @@ def _work(
     gated, scratch, a, b, c, d, e, room, threads,
 ):  # fmt: skip
     """What thread n does in a pass; see `forward_few`."""
-    stage = (address(counters) + LINE - 1) // LINE * LINE
+    stage = first_stage(counters)
     heads = (sizes.q_heads, sizes.kv_heads, sizes.head)
     own, eps, none = scratch[n], weights.eps, weights.last[:0]
     rows, two = x[:count], 2 * LINE
@@ -178,8 +178,7 @@ def forward_few(isa, formats, mode, kv, sizes, weights, store, x, count, cos, si
     a, b = space(mode, formats[0], width, slots), space(mode, formats[1], heads, slots)
     c, d = space(mode, formats[2], width, slots), space(mode, formats[3], inner, slots)
     e = space(mode, formats[4], width, threads if seen == 1 else (seen + 3) // 4 * 4)
-    # a line more than there are stages, so that the first can start on a line
-    counters = np.zeros((10 * sizes.layers + 3) * LINE, np.uint8)
+    counters = no_stages(10 * sizes.layers + 2)
     room = store.counts.max() + count + 16
     _together(
         counters, isa, formats, mode, kv, sizes, weights, store, x, count, cos, sin, queries, first, logits, qkv, mixed,

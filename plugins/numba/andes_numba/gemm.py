@@ -20,7 +20,7 @@ from andes_sdk.formats import FORMATS, Half, Integer, OneOfFour
 
 from . import product
 from .activations import activate, address, bare, silu
-from .crew import claim
+from .crew import claim, first_stage, no_stages
 from .machine import kept
 from .simd import (
     FOUR,
@@ -177,9 +177,9 @@ def strips(isa, fmt, weights, size, blocks, x, count, y, stride, add, buffer):
 
 
 @bare
-def _take_strips(stage, isa, fmt, runs, size, x, count, y, stride, add):
+def _take_strips(counters, isa, fmt, runs, size, x, count, y, stride, add):
     """What a thread does in `multiply_many`: strips, until none is left."""
-    buffer = np.empty(room(fmt, x[1]), np.uint8)
+    buffer, stage = np.empty(room(fmt, x[1]), np.uint8), first_stage(counters)
     item, before, start = claim(stage), 0, 0
     for r in range(len(runs)):
         here = (runs[r, 1] + 3) // 4
@@ -194,15 +194,15 @@ def _take_strips(stage, isa, fmt, runs, size, x, count, y, stride, add):
 @njit(parallel=True, nogil=True)
 def multiply_many(isa, fmt, runs, size, x, count, y, stride, add, threads):
     """As `product.multiply`, to the bit, for `FEW` rows or more."""
-    counter = np.zeros(128, np.uint8)
-    stage = (address(counter) + 63) // 64 * 64
+    counters = no_stages(1)
     for _ in prange(threads):
-        _take_strips(stage, isa, fmt, runs, size, x, count, y, stride, add)
+        _take_strips(counters, isa, fmt, runs, size, x, count, y, stride, add)
 
 
 @bare
-def _take_gates(stage, isa, fmt, pair, size, x, count, y, stride):
+def _take_gates(counters, isa, fmt, pair, size, x, count, y, stride):
     """What a thread does in `gate_many`: the gates of a strip, then what they let through."""
+    stage = first_stage(counters)
     buffer, ups = np.empty(room(fmt, x[1]), np.uint8), np.empty(((count + 3) // 4 * 4, 64), np.float32)
     # no literals: with them `strips` would be compiled once more each
     add, narrow, item = count == 0, 4 * ups.shape[1], claim(stage)
@@ -221,10 +221,9 @@ def _take_gates(stage, isa, fmt, pair, size, x, count, y, stride):
 @njit(parallel=True, nogil=True)
 def gate_many(isa, fmt, pair, size, x, count, y, stride, threads):
     """As `product.multiply_gated`, to the bit, for `FEW` rows or more."""
-    counter = np.zeros(128, np.uint8)
-    stage = (address(counter) + 63) // 64 * 64
+    counters = no_stages(1)
     for _ in prange(threads):
-        _take_gates(stage, isa, fmt, pair, size, x, count, y, stride)
+        _take_gates(counters, isa, fmt, pair, size, x, count, y, stride)
 
 
 def multiply(isa, fmt, runs, size, x, count, y, stride, add, threads):

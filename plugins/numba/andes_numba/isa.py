@@ -45,14 +45,14 @@ def _dot_portable(builder: Any, total: Any, weights: Any, values: Any, small: bo
     return total
 
 
-_DOTS = {"avx512vnni": _dot_vnni, "avx2": _dot_avx2, "portable": _dot_portable}
+DOTS = {"avx512vnni": _dot_vnni, "avx2": _dot_avx2, "portable": _dot_portable}
 
 
 @intrinsic
 def dot4(typingctx, isa, small, total, weights, values):
     """total + sum of four products of u8 weights and i8 values per lane, exact. `small`: NARROW or WIDE weights."""
     sig = Vectors("i32", values.rows)(isa, small, total, weights, values)
-    emit = _DOTS[isa.value]
+    emit = DOTS[isa.value]
 
     def each(builder, _isa, _small, acc, w, x):
         return emit(builder, acc, w, x, small.value == NARROW.value)
@@ -83,7 +83,7 @@ def _shuffle_portable(builder: Any, values: Any, index: Any) -> Any:
 _SHUFFLES = {"avx512vnni": _shuffle_512, "avx2": _shuffle_avx2, "portable": _shuffle_portable}
 
 
-def _shuffle_bytes(builder: Any, isa: Any, values: Any, index: Any) -> Any:
+def shuffle_bytes(builder: Any, isa: Any, values: Any, index: Any) -> Any:
     """Each byte: the one of sixteen (repeated four times) that its index, 0 to 15, names."""
     parts = (builder.bitcast(x, BYTES) for x in (values, index))
     return builder.bitcast(_SHUFFLES[isa.value](builder, *parts), IV)
@@ -96,7 +96,7 @@ def pick4(typingctx, isa, values, index):
 
     def each(builder, _isa, x, n):
         if isa.value != "portable":
-            return _shuffle_bytes(builder, isa, x, builder.or_(n, repeat(0x0C080400)))
+            return shuffle_bytes(builder, isa, x, builder.or_(n, repeat(0x0C080400)))
         x, n = (builder.bitcast(v, BYTES) for v in (x, n))
         chosen = BYTES([0] * 64)  # four candidates, not sixteen
         for c in range(4):
@@ -114,7 +114,7 @@ def pick8(typingctx, isa, low, high, index):
 
     def each(builder, _isa, x, y, n):
         n = builder.or_(n, repeat(0x08000800))
-        first, second = (_shuffle_bytes(builder, isa, v, n) for v in (x, y))
+        first, second = (shuffle_bytes(builder, isa, v, n) for v in (x, y))
         kept, taken = builder.and_(first, repeat(0x0000FFFF)), builder.and_(second, repeat(0xFFFF0000))
         return builder.or_(kept, taken)
 
@@ -132,7 +132,7 @@ def look_up(typingctx, isa, table, index, mask_at):
         halves = []
         for start in (0, 16):
             entries = BYTES(list(table.value[start : start + 16]) * 4)
-            halves.append(builder.bitcast(_shuffle_bytes(builder, isa, entries, args[2]), BYTES))
+            halves.append(builder.bitcast(shuffle_bytes(builder, isa, entries, args[2]), BYTES))
         return builder.bitcast(builder.select(upper, halves[1], halves[0]), IV)
 
     return sig, codegen

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from andes_sdk.errors import ConfigError
 from andes_sdk.runtime.lora import refuse_double, refuse_misfit
 
 from .activations import address, inline, silu
@@ -157,9 +156,6 @@ class Adapters(Mapping[str, int]):
         """
         refuse_double(adapter, self)
         places = {f"model.layers.{n}.{r}": (n, i) for n in range(self._sizes.layers) for i, r in enumerate(ROLES)}
-        if strange := sorted(adapter.layers.keys() - places.keys()):
-            why = ", ".join(strange[:5])
-            raise ConfigError("adapts layers that this backend cannot", who=adapter.name, why=why, fix='use "torch"')
         refuse_misfit(adapter, {name: self._shapes[role] for name, (_, role) in places.items()})
         pairs, ranks = (np.zeros((1, *a.shape[1:]), np.int64) for a in (self._pairs, self._ranks))
         scales = np.zeros((1, *self._scales.shape[1:]), np.float32)

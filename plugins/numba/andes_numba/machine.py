@@ -16,7 +16,7 @@ from numba.core import config
 
 from andes_sdk.errors import BackendUnavailable, SessionError
 
-from .affinity import cpus_named, tell_cpus
+from .affinity import cpus_named, listed, tell_cpus
 
 if TYPE_CHECKING:
     from . import Numba
@@ -66,14 +66,15 @@ def intended(options: Numba) -> Mapping[str, str]:
     """
     kernels, why = choose_kernels(options.kernels)
     cpus = cpus_named(options.affinity)
+    threads = choose_threads(options.threads, len(cpus))
     return {
         "kernels": f"{kernels}: {why}",
-        "threads": str(choose_threads(options.threads, len(cpus))),
-        "affinity": tell_cpus(cpus),
+        "threads": str(threads),
+        "affinity": tell_cpus(cpus[:threads]) + (f"; not used: {listed(cpus[threads:])}" if cpus[threads:] else ""),
         "format": f"{options.format}, head {options.head or options.format}; an artefact keeps its own",
         "numbers": f"activations {options.activations}, kv {options.kv}",
         "vision": f"{options.vision}: encoder and projector, where they can be compiled",
-        "on torch": "embedding",
+        "on torch": "embedding; of an artefact in float32 a kernel looks it up",
     }
 
 

@@ -1,6 +1,4 @@
-"""`Session` on the compiled step: this plugin's memory and arithmetic under the core's bookkeeping. The embedding table
-stays on torch.
-"""
+"""`Session` on the compiled step: this plugin's memory and arithmetic under the core's bookkeeping."""
 
 from __future__ import annotations
 

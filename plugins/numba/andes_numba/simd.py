@@ -95,11 +95,13 @@ NARROW, WIDE = Tag("weights", "below 128"), Tag("weights", "any byte")
 Emit = Callable[..., Any]
 
 
-def _split(builder: Any, value: Any, rows: int) -> list[Any]:
+def split(builder: Any, value: Any, rows: int) -> list[Any]:
+    """The LLVM vectors of a value of `rows` rows."""
     return [value] if rows == 1 else [builder.extract_value(value, r) for r in range(rows)]
 
 
-def _join(builder: Any, parts: list[Any]) -> Any:
+def join(builder: Any, parts: list[Any]) -> Any:
+    """LLVM vectors -> one value of as many rows."""
     if len(parts) == 1:
         return parts[0]
     whole = ir.ArrayType(parts[0].type, len(parts))(ir.Undefined)
@@ -115,9 +117,9 @@ def per_row(signature: Any, emit: Emit) -> Callable[..., Any]:
         rows = signature.return_type.rows
         operands = []
         for kind, value in zip(sig.args, args, strict=True):
-            parts = _split(builder, value, kind.rows) if isinstance(kind, Vectors) else [value]
+            parts = split(builder, value, kind.rows) if isinstance(kind, Vectors) else [value]
             operands.append(parts * rows if len(parts) == 1 else parts)
-        return _join(builder, [emit(builder, *row) for row in zip(*operands, strict=True)])
+        return join(builder, [emit(builder, *row) for row in zip(*operands, strict=True)])
 
     return codegen
 
@@ -223,7 +225,7 @@ def zeros_f(typingctx, rows):
     """`rows` vectors of 0.0."""
 
     def codegen(context, builder, sig, args):
-        return _join(builder, [FV([0.0] * LANES)] * rows.value)
+        return join(builder, [FV([0.0] * LANES)] * rows.value)
 
     return Vectors("f32", rows.value)(rows), codegen
 
@@ -233,7 +235,7 @@ def zeros_i(typingctx, rows):
     """`rows` vectors of 0."""
 
     def codegen(context, builder, sig, args):
-        return _join(builder, [repeat(0)] * rows.value)
+        return join(builder, [repeat(0)] * rows.value)
 
     return Vectors("i32", rows.value)(rows), codegen
 
@@ -241,7 +243,8 @@ def zeros_i(typingctx, rows):
 # ---------------------------------------------------------------- memory
 
 
-def _pointer(builder: Any, address: Any, kind: ir.Type) -> Any:
+def pointer(builder: Any, address: Any, kind: ir.Type) -> Any:
+    """An address as a pointer to an LLVM type."""
     return builder.inttoptr(address, kind.as_pointer())
 
 
@@ -255,7 +258,7 @@ def _loader(lane: str, emit: Emit) -> Any:
     def load(typingctx, rows, address, stride):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             where = _row_addresses(builder, args[1], args[2], rows.value)
-            return _join(builder, [emit(builder, at) for at in where])
+            return join(builder, [emit(builder, at) for at in where])
 
         return Vectors(lane, rows.value)(rows, types.int64, types.int64), codegen
 
@@ -263,7 +266,7 @@ def _loader(lane: str, emit: Emit) -> Any:
 
 
 def _load(builder: Any, address: Any, kind: ir.Type, align: int = 1) -> Any:
-    return builder.load(_pointer(builder, address, kind), align=align)
+    return builder.load(pointer(builder, address, kind), align=align)
 
 
 def _load_quad(builder: Any, address: Any) -> Any:
@@ -301,9 +304,9 @@ def _storer(emit: Emit) -> Any:
     def store(typingctx, address, stride, value):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             where = _row_addresses(builder, args[0], args[1], value.rows)
-            for at, part in zip(where, _split(builder, args[2], value.rows), strict=True):
+            for at, part in zip(where, split(builder, args[2], value.rows), strict=True):
                 narrow = emit(builder, part)
-                builder.store(narrow, _pointer(builder, at, narrow.type), align=1)
+                builder.store(narrow, pointer(builder, at, narrow.type), align=1)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, value), codegen
@@ -314,7 +317,7 @@ def _storer(emit: Emit) -> Any:
 def _scalar_storer(kind: Any) -> Any:
     def store(typingctx, address, value):  # type: ignore[no-untyped-def]
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            builder.store(args[1], _pointer(builder, args[0], args[1].type), align=1)
+            builder.store(args[1], pointer(builder, args[0], args[1].type), align=1)
             return context.get_dummy_value()
 
         return types.void(types.int64, kind), codegen
@@ -369,7 +372,7 @@ def store_totals(typingctx, address, value):
     """The sum of each row's lanes, as `total_f` adds them, one float32 after another; a power of two of rows."""
 
     def codegen(context, builder, sig, args):
-        parts, segment = _split(builder, args[1], value.rows), LANES
+        parts, segment = split(builder, args[1], value.rows), LANES
         while len(parts) > 1:  # halves of two vectors' segments side by side: one addition for both
             segment //= 2
             starts = range(0, 2 * LANES, 2 * segment)
@@ -388,7 +391,7 @@ def store_totals(typingctx, address, value):
                 shuffle(builder, whole, [s + half + i for s in starts for i in range(half)]),
             )
             segment = half
-        builder.store(whole, _pointer(builder, args[0], whole.type), align=1)
+        builder.store(whole, pointer(builder, args[0], whole.type), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, value), codegen

@@ -16,7 +16,7 @@ from numba.extending import intrinsic, overload
 from andes_sdk.formats import FORMATS
 
 from .activations import address
-from .isa import _DOTS, _shuffle_bytes, dot4
+from .isa import DOTS, dot4, shuffle_bytes
 from .simd import (
     FOUR,
     I64,
@@ -24,24 +24,24 @@ from .simd import (
     NARROW,
     ONE,
     Vectors,
-    _join,
     _load,
     _load_quad,
-    _split,
     add_i,
     and_i,
+    join,
     load_i,
     mul_i,
     repeat,
     shift_left,
     shift_right,
     splat_i,
+    split,
     store_f,
     sub_i,
     zeros_f,
     zeros_i,
 )
-from .tile import _addresses, scaled, xor_i
+from .tile import addresses, scaled, xor_i
 
 SIGNS = 0x80808080
 """The highest bit of every byte: turns signed bytes into unsigned ones that are 128 higher, and back."""
@@ -53,18 +53,18 @@ def pick_step(typingctx, isa, rows, columns, total, x, x_stride, w):
     height, width = rows.value, columns.value
 
     def codegen(context, builder, sig, args):
-        parts = _split(builder, args[3], total.rows)
+        parts = split(builder, args[3], total.rows)
         picks = []
         for c in range(width):
             at = builder.add(args[6], I64(128 * c))
             where = builder.or_(_load(builder, at, IV), repeat(0x0C080400))
             picks.append((where, _load(builder, builder.add(at, I64(64)), IV)))
-        for r, at in enumerate(_addresses(builder, args[4], args[5], height)):
+        for r, at in enumerate(addresses(builder, args[4], args[5], height)):
             values = builder.xor(_load_quad(builder, at), repeat(SIGNS))
             for c, (where, weights) in enumerate(picks):
-                chosen, n = _shuffle_bytes(builder, isa, values, where), r * width + c
-                parts[n] = _DOTS[isa.value](builder, parts[n], chosen, weights, True)
-        return _join(builder, parts)
+                chosen, n = shuffle_bytes(builder, isa, values, where), r * width + c
+                parts[n] = DOTS[isa.value](builder, parts[n], chosen, weights, True)
+        return join(builder, parts)
 
     return total(isa, rows, columns, total, types.int64, types.int64, types.int64), codegen
 
@@ -75,7 +75,7 @@ def load_columns(typingctx, rows, columns, at):
     height, width = rows.value, columns.value
 
     def codegen(context, builder, sig, args):
-        return _join(builder, [_load(builder, builder.add(args[2], I64(64 * c)), IV) for c in range(width)] * height)
+        return join(builder, [_load(builder, builder.add(args[2], I64(64 * c)), IV) for c in range(width)] * height)
 
     return Vectors("i32", height * width)(rows, columns, types.int64), codegen
 

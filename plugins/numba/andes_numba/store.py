@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from andes_sdk.errors import SessionError
+
 from .attention import NUMBER_BYTES
 from .step import Sizes
 
@@ -54,7 +56,11 @@ class KVStore:
         return [keys, values, *(scales or (0, 0))]
 
     def reserve(self, rows: int) -> None:
-        """Make room for as many more rows in each run; addresses may change."""
+        """Make room for as many more rows in each run; addresses may change.
+
+        Raises:
+            SessionError: the system has no memory for them; nothing has changed then.
+        """
         if (self.counts + rows > self._room).any():
             self._repack(rows)
 
@@ -102,12 +108,13 @@ class KVStore:
 
     def _repack(self, rows: int) -> None:
         starts, room = self.starts.copy(), np.maximum(2 * (self.counts + rows), LEAST)
+        arrays = [_unwritten(*part, int(room.sum())) for part in self._parts]  # may fail: nothing has changed yet
         self.starts.flat[:] = np.cumsum(room.ravel()) - room.ravel()
-        for n, (part, old) in enumerate(zip(self._parts, self._arrays, strict=True)):
-            new = _unwritten(*part, int(room.sum()))
+        for n, new in enumerate(arrays):
+            old = self._arrays[n]
             for to, start, count in zip(self.starts.flat, starts.flat, self.counts.flat, strict=True):
                 new[to : to + count] = old[start : start + count]
-            self._arrays[n] = new  # the old one goes before the next is made
+            self._arrays[n] = new  # the old one goes before the next is written to
         self._room, self._written = room, self.counts.copy()
 
 
@@ -117,7 +124,12 @@ def _unwritten(kind: type, width: int, rows: int) -> np.ndarray:
     NumPy would ask for huge pages, of which the first row takes a whole one.
     """
     size = rows * width
-    memory = mmap.mmap(-1, max(1, size * np.dtype(kind).itemsize), **_PRIVATE)
+    nbytes = max(1, size * np.dtype(kind).itemsize)
+    try:
+        memory = mmap.mmap(-1, nbytes, **_PRIVATE)
+    except OSError as error:
+        what, fix = f"no memory for {nbytes:,} bytes of keys or values", "shorten the conversation, or use kv='int8'"
+        raise SessionError(what, who="numba", why=str(error), fix=fix) from error
     numbers = np.frombuffer(memory, kind, size)
     return numbers.reshape(rows, width) if width > 1 else numbers
 

@@ -24,8 +24,6 @@ from .machine import check_process, choose_threads, threading_layer
 WORDS = MOST // 64
 """A set of CPUs, `cpu_set_t`, in words of 64 bits."""
 
-_SIZE = 8 * WORDS
-
 # of the calling thread, for a pid of 0; only looked up where `choose_cpus` found that the system has them
 _get = types.ExternalFunction("sched_getaffinity", types.int32(types.int32, types.uintp, types.uintp))
 _set = types.ExternalFunction("sched_setaffinity", types.int32(types.int32, types.uintp, types.uintp))
@@ -35,9 +33,9 @@ _self = types.ExternalFunction("pthread_self", types.uintp())
 @njit(parallel=True, cache=True)
 def _pin(masks, saved, owners, threads):
     """Thread n gets mask n (threads, WORDS); `saved` the mask of the caller, owners (threads,) who was pinned, or 0."""
-    if _get(0, _SIZE, saved.ctypes.data) >= 0:
+    if _get(0, saved.nbytes, saved.ctypes.data) >= 0:
         for n in prange(threads):
-            if _set(0, _SIZE, masks[n].ctypes.data) == 0:
+            if _set(0, saved.nbytes, masks[n].ctypes.data) == 0:
                 owners[n] = _self()
 
 
@@ -45,7 +43,7 @@ def _pin(masks, saved, owners, threads):
 def _release(saved, threads):
     """Every thread gets one mask."""
     for _ in prange(threads):
-        _set(0, _SIZE, saved.ctypes.data)
+        _set(0, saved.nbytes, saved.ctypes.data)
 
 
 @frozen(eq=False)

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .isa import _DOTS
+from .isa import DOTS
 from .simd import (
     F32,
     FV,
@@ -26,15 +26,15 @@ from .simd import (
     Tag,
     Vectors,
     _binary,
-    _join,
     _load,
     _load_half,
-    _pointer,
     _splat,
-    _split,
     call,
+    join,
+    pointer,
     repeat,
     shuffle,
+    split,
 )
 
 WIDTH, TILE = 4, Tag("rows", 16)
@@ -71,7 +71,8 @@ def _dot_f32(builder: Any, total: Any, weights: Any, values: Any) -> Any:
     return call(builder, "llvm.fma.v16f32", FV, weights, values, total)
 
 
-def _addresses(builder: Any, start: Any, stride: Any, count: int) -> list[Any]:
+def addresses(builder: Any, start: Any, stride: Any, count: int) -> list[Any]:
+    """`count` addresses, `stride` bytes apart."""
     return [builder.add(start, builder.mul(stride, I64(n))) if n else start for n in range(count)]
 
 
@@ -83,12 +84,12 @@ def step(typingctx, isa, kind, rows, columns, total, x, x_stride, w, w_stride):
     floats = kind.value in ("f32", "f16")
 
     def codegen(context, builder, sig, args):
-        parts = _split(builder, args[4], total.rows)
+        parts = split(builder, args[4], total.rows)
         vector, lane = (FV, F32) if floats else (IV, I32)
-        starts = _addresses(builder, args[7], args[8], width)
+        starts = addresses(builder, args[7], args[8], width)
         half = kind.value == "f16"
         weights = [_load_half(builder, at) if half else _load(builder, at, vector) for at in starts]
-        for r, at in enumerate(_addresses(builder, args[5], args[6], height)):
+        for r, at in enumerate(addresses(builder, args[5], args[6], height)):
             value = _splat(builder, _load(builder, at, lane))
             for c, weight in enumerate(weights):
                 n = r * width + c
@@ -97,8 +98,8 @@ def step(typingctx, isa, kind, rows, columns, total, x, x_stride, w, w_stride):
                 elif kind.value == "bf16":
                     parts[n] = _dot_bf16(builder, parts[n], weight, value)
                 else:
-                    parts[n] = _DOTS[isa.value](builder, parts[n], weight, value, kind.value == "narrow")
-        return _join(builder, parts)
+                    parts[n] = DOTS[isa.value](builder, parts[n], weight, value, kind.value == "narrow")
+        return join(builder, parts)
 
     return sig, codegen
 
@@ -110,9 +111,9 @@ def spread_rows(typingctx, rows, columns, x, x_stride):
 
     def codegen(context, builder, sig, args):
         parts = []
-        for at in _addresses(builder, args[2], args[3], height):
+        for at in addresses(builder, args[2], args[3], height):
             parts += [_splat(builder, _load(builder, at, I32))] * width
-        return _join(builder, parts)
+        return join(builder, parts)
 
     return Vectors("i32", height * width)(rows, columns, types.int64, types.int64), codegen
 
@@ -123,15 +124,15 @@ def scaled(typingctx, rows, columns, total, inner, x, x_stride, w, w_stride):
     height, width = rows.value, columns.value
 
     def codegen(context, builder, sig, args):
-        parts, sums = _split(builder, args[2], total.rows), _split(builder, args[3], total.rows)
-        scales = [_load_half(builder, at) for at in _addresses(builder, args[6], args[7], width)]
-        for r, at in enumerate(_addresses(builder, args[4], args[5], height)):
+        parts, sums = split(builder, args[2], total.rows), split(builder, args[3], total.rows)
+        scales = [_load_half(builder, at) for at in addresses(builder, args[6], args[7], width)]
+        for r, at in enumerate(addresses(builder, args[4], args[5], height)):
             value = _splat(builder, _load(builder, at, F32))
             for c, scale in enumerate(scales):
                 n = r * width + c
                 both = builder.fmul(scale, value)
                 parts[n] = call(builder, "llvm.fma.v16f32", FV, builder.sitofp(sums[n], FV), both, parts[n])
-        return _join(builder, parts)
+        return join(builder, parts)
 
     return total(rows, columns, total, inner, *[types.int64] * 4), codegen
 
@@ -144,10 +145,10 @@ def load_tile(typingctx, rows, columns, at, stride):
     def codegen(context, builder, sig, args):
         parts = [
             _load(builder, builder.add(start, I64(64 * c)), FV)
-            for start in _addresses(builder, args[2], args[3], height)
+            for start in addresses(builder, args[2], args[3], height)
             for c in range(width)
         ]
-        return _join(builder, parts)
+        return join(builder, parts)
 
     return Vectors("f32", height * width)(rows, columns, types.int64, types.int64), codegen
 
@@ -158,11 +159,11 @@ def store_tile(typingctx, rows, columns, at, stride, value):
     height, width = rows.value, columns.value
 
     def codegen(context, builder, sig, args):
-        parts = iter(_split(builder, args[4], value.rows))
-        for start in _addresses(builder, args[2], args[3], height):
+        parts = iter(split(builder, args[4], value.rows))
+        for start in addresses(builder, args[2], args[3], height):
             for c in range(width):
                 to = builder.add(start, I64(64 * c))
-                builder.store(next(parts), _pointer(builder, to, FV), align=1)
+                builder.store(next(parts), pointer(builder, to, FV), align=1)
         return context.get_dummy_value()
 
     return types.void(rows, columns, types.int64, types.int64, value), codegen
@@ -176,7 +177,7 @@ def store_brain(typingctx, at, value):
     """Sixteen float32 as bfloat16, rounded to nearest."""
 
     def codegen(context, builder, sig, args):
-        builder.store(builder.fptrunc(args[1], _BRAINS), _pointer(builder, args[0], _BRAINS), align=1)
+        builder.store(builder.fptrunc(args[1], _BRAINS), pointer(builder, args[0], _BRAINS), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, Vectors("f32")), codegen
@@ -190,7 +191,7 @@ def store_brain_pairs(typingctx, at, first, second):
         both = [builder.fptrunc(x, _BRAINS) for x in args[1:]]
         order = ir.VectorType(I32, 2 * LANES)([n // 2 + LANES * (n % 2) for n in range(2 * LANES)])
         mixed = builder.shuffle_vector(*both, order)
-        builder.store(mixed, _pointer(builder, args[0], _PAIRS), align=1)
+        builder.store(mixed, pointer(builder, args[0], _PAIRS), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, Vectors("f32"), Vectors("f32")), codegen
@@ -216,8 +217,8 @@ def times_keys(typingctx, tile, scales):
 
     def codegen(context, builder, sig, args):
         each = [_load(builder, builder.add(args[1], I64(64 * c)), FV) for c in range(WIDTH)]
-        parts = _split(builder, args[0], tile.rows)
-        return _join(builder, [builder.fmul(builder.sitofp(p, FV), each[n % WIDTH]) for n, p in enumerate(parts)])
+        parts = split(builder, args[0], tile.rows)
+        return join(builder, [builder.fmul(builder.sitofp(p, FV), each[n % WIDTH]) for n, p in enumerate(parts)])
 
     return Vectors("f32", tile.rows)(tile, types.int64), codegen
 
@@ -228,10 +229,10 @@ def only_first(typingctx, tile, count):
 
     def codegen(context, builder, sig, args):
         limit, parts = _splat(builder, builder.trunc(args[1], I32)), []
-        for n, part in enumerate(_split(builder, args[0], tile.rows)):
+        for n, part in enumerate(split(builder, args[0], tile.rows)):
             column = IV([LANES * (n % WIDTH) + lane for lane in range(LANES)])
             parts.append(builder.select(builder.icmp_signed("<", column, limit), part, _lanes(_FAR)))
-        return _join(builder, parts)
+        return join(builder, parts)
 
     return tile(tile, types.int64), codegen
 
@@ -241,14 +242,14 @@ def relative(typingctx, tile, factors, stride, bases):
     """Row r times the float32 at `factors + r * stride`, minus the one at `bases + 4 * r`."""
 
     def codegen(context, builder, sig, args):
-        parts, height = _split(builder, args[0], tile.rows), tile.rows // WIDTH
-        scales, lows = _addresses(builder, args[1], args[2], height), _addresses(builder, args[3], I64(4), height)
+        parts, height = split(builder, args[0], tile.rows), tile.rows // WIDTH
+        scales, lows = addresses(builder, args[1], args[2], height), addresses(builder, args[3], I64(4), height)
         for r, (at, low) in enumerate(zip(scales, lows, strict=True)):
             factor = _splat(builder, _load(builder, at, F32))
             base = builder.fneg(_splat(builder, _load(builder, low, F32)))
             for n in range(r * WIDTH, (r + 1) * WIDTH):
                 parts[n] = call(builder, "llvm.fma.v16f32", FV, parts[n], factor, base)
-        return _join(builder, parts)
+        return join(builder, parts)
 
     return tile(tile, types.int64, types.int64, types.int64), codegen
 
@@ -258,7 +259,7 @@ def exceeds(typingctx, tile, limit):
     """Whether any lane is above a number."""
 
     def codegen(context, builder, sig, args):
-        parts = _split(builder, args[0], tile.rows)
+        parts = split(builder, args[0], tile.rows)
         while len(parts) > 1:
             parts = [_largest(builder, x, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
         above = builder.fcmp_ordered(">", parts[0], _splat(builder, args[1]))
@@ -272,8 +273,8 @@ def row_maxima(typingctx, tile, out):
     """The largest number of row r goes to `out + 4 * r`."""
 
     def codegen(context, builder, sig, args):
-        parts = _split(builder, args[0], tile.rows)
-        for r, at in enumerate(_addresses(builder, args[1], I64(4), tile.rows // WIDTH)):
+        parts = split(builder, args[0], tile.rows)
+        for r, at in enumerate(addresses(builder, args[1], I64(4), tile.rows // WIDTH)):
             vector, width = parts[r * WIDTH], LANES
             for other in parts[r * WIDTH + 1 : (r + 1) * WIDTH]:
                 vector = _largest(builder, vector, other)
@@ -281,7 +282,7 @@ def row_maxima(typingctx, tile, out):
                 width //= 2
                 low = shuffle(builder, vector, list(range(width)))
                 vector = _largest(builder, low, shuffle(builder, vector, list(range(width, 2 * width))))
-            builder.store(builder.extract_element(vector, I32(0)), _pointer(builder, at, F32), align=1)
+            builder.store(builder.extract_element(vector, I32(0)), pointer(builder, at, F32), align=1)
         return context.get_dummy_value()
 
     return types.void(tile, types.int64), codegen
@@ -312,17 +313,17 @@ def weigh_tile(typingctx, kind, tile, sums, out, stride):
     brain = kind.value == "bf16"
 
     def codegen(context, builder, sig, args):
-        parts = iter(_split(builder, args[1], tile.rows))
-        totals = _addresses(builder, args[2], I64(64), tile.rows // WIDTH)
-        for total, start in zip(totals, _addresses(builder, args[3], args[4], tile.rows // WIDTH), strict=True):
+        parts = iter(split(builder, args[1], tile.rows))
+        totals = addresses(builder, args[2], I64(64), tile.rows // WIDTH)
+        for total, start in zip(totals, addresses(builder, args[3], args[4], tile.rows // WIDTH), strict=True):
             there = _load(builder, total, FV)
             for c in range(WIDTH):
                 value = _power(builder, next(parts), kind.value)
                 there = builder.fadd(there, value)
                 value = builder.fptrunc(value, _BRAINS) if brain else value
                 to = builder.add(start, I64((32 if brain else 64) * c))
-                builder.store(value, _pointer(builder, to, value.type), align=1)
-            builder.store(there, _pointer(builder, total, FV), align=1)
+                builder.store(value, pointer(builder, to, value.type), align=1)
+            builder.store(there, pointer(builder, total, FV), align=1)
         return context.get_dummy_value()
 
     return types.void(kind, tile, types.int64, types.int64, types.int64), codegen

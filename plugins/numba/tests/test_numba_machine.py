@@ -23,6 +23,14 @@ from andes_sdk.runtime.policy import KeepAll
 from andes_sdk.types import Inputs
 
 TINY = ["mlp", {"aimv2": {"preset": "tiny"}}, {"qwen3": {"preset": "tiny"}}]
+
+
+@pytest.fixture
+def openmp():
+    if threading_layer() != "omp":
+        pytest.skip(f"Numba's threads are those of {threading_layer()}, which are not pinned")
+
+
 linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no threads")
 
 
@@ -143,7 +151,7 @@ def test_a_cpu_named_twice_is_refused():
 
 
 @linux
-def test_threads_are_one_for_each_cpu_named_unless_their_number_is_given():
+def test_threads_are_one_for_each_cpu_named_unless_their_number_is_given(openmp):
     cpus = [str(cpu) for cpu in sorted(os.sched_getaffinity(0))]
     assert choose_threads(0, 1) == choose_threads(1, 8) == 1
     assert choose_threads(0, config.NUMBA_NUM_THREADS + 1) == config.NUMBA_NUM_THREADS
@@ -185,7 +193,7 @@ def test_a_system_that_cannot_pin_is_told(monkeypatch):
 
 
 @linux
-def test_threads_that_openmp_does_not_start_are_an_error_not_two_on_one_cpu():
+def test_threads_that_openmp_does_not_start_are_an_error_not_two_on_one_cpu(openmp):
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2 or config.NUMBA_NUM_THREADS < 2:
         pytest.skip("needs two CPUs")
@@ -197,7 +205,7 @@ def test_threads_that_openmp_does_not_start_are_an_error_not_two_on_one_cpu():
 
 
 @linux
-def test_a_cpu_that_is_taken_away_later_is_an_error_and_leaves_nothing_pinned():
+def test_a_cpu_that_is_taken_away_later_is_an_error_and_leaves_nothing_pinned(openmp):
     before = os.sched_getaffinity(0)
     with pytest.raises(SessionError, match="threads could not be pinned") as error, Team(1, (8191,)).at_work():
         pass
@@ -223,7 +231,7 @@ def mask(thread):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_each_thread_is_on_its_own_cpu_while_the_team_works_and_free_afterwards():
+def test_each_thread_is_on_its_own_cpu_while_the_team_works_and_free_afterwards(openmp):
     allowed = tuple(sorted(os.sched_getaffinity(0)))
     count = min(len(allowed), config.NUMBA_NUM_THREADS)
     for cpus in (allowed[:count], allowed[:count][::-1]):  # what was pinned before does not stay
@@ -240,7 +248,7 @@ def test_each_thread_is_on_its_own_cpu_while_the_team_works_and_free_afterwards(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_model_is_pinned_during_its_passes_and_computes_the_same_bits():
+def test_a_model_is_pinned_during_its_passes_and_computes_the_same_bits(openmp):
     allowed = tuple(sorted(os.sched_getaffinity(0)))
     if len(allowed) < 2:
         pytest.skip("needs two CPUs")
@@ -252,6 +260,8 @@ def test_a_model_is_pinned_during_its_passes_and_computes_the_same_bits():
     assert (facts["threads"], facts["affinity"]) == ("1, omp", f"CPUs {allowed[-1]}")
     told = {row.part: row.value for row in pinned.explain().rows if row.owner == "numba"}
     assert (told["threads"], told["affinity"]) == ("1", f"CPUs {allowed[-1]}")
+    spare = Pipeline.from_plugins([*TINY, {"numba": {"threads": 1, "affinity": "0,1,2"}}], backend="numba")
+    assert {r.part: r.value for r in spare.explain().rows if r.owner == "numba"}["affinity"] == "CPUs 0; not used: 1, 2"
     assert free.compiled.facts()["affinity"] == "none: the operating system places threads"
 
     inputs, main = Inputs(ids=torch.arange(400) % 90), threading.get_native_id()

@@ -228,3 +228,26 @@ def test_a_model_that_is_no_qwen3_is_refused():
     pipe = Pipeline.from_plugins([*parts, "numba"], backend="numba")
     with pytest.raises(BackendUnavailable, match="model_type is None, not 'qwen3'"):
         pipe.session()
+
+
+def test_rows_that_no_memory_can_hold_are_refused_and_change_nothing():
+    session = build(**INT8).compiled.session(KeepAll())
+    session.prefill(Inputs(ids=torch.arange(5)))
+    before = session.store.starts.tolist(), session.store.counts.tolist(), session.store.addresses
+
+    with pytest.raises(SessionError, match="no memory for"):
+        session.store.reserve(1 << 40)
+
+    assert (session.store.starts.tolist(), session.store.counts.tolist(), session.store.addresses) == before
+    session.extend([1])
+    session.commit()
+    assert session.length == 6
+
+
+def test_a_closed_session_holds_nothing():
+    session = build(**INT8).compiled.session(KeepAll())
+    session.prefill(Inputs(ids=torch.arange(5)))
+    session.extend([1, 2])
+    session.close()
+    assert session.stats.kv_bytes == 0
+    assert not any(n for layer in session.stats.rows for n in layer)

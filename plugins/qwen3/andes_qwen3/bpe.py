@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 from andes_sdk.errors import CheckpointError
 
-from .layout import NAME, Stated, read_layout
+from .layout import NAME, Stated, read_layout, refuse_gone
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 
 _BUILDING = threading.Lock()
 """Of all objects, so that each can be copied and pickled."""
+
+
+def _renew() -> None:
+    """In a forked child: who held the lock may be a thread that the child does not have."""
+    global _BUILDING
+    _BUILDING = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # where processes fork
+    os.register_at_fork(after_in_child=_renew)
 
 
 class LazyBpe:
@@ -49,6 +60,7 @@ class LazyBpe:
 def _build(files: Files, stated: Stated) -> Tokenizer:
     from tokenizers import Tokenizer
 
+    refuse_gone(files, stated)
     try:
         tokenizer = Tokenizer.from_buffer(read_layout(files))
     except CheckpointError:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from andes_sdk.errors import CheckpointError
-from andes_sdk.files import FolderFiles
+from andes_sdk.files import FolderFiles, absolute
 
 from .vocabulary import added_token, assemble, qwen_tokenizer_json
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from andes_sdk.types import Files
 
 NAME = "tokenizer.json"
+_PARTS = ("vocab.json", "merges.txt")
+"""In its place."""
+_BESIDE = ("added_tokens.json", "tokenizer_config.json")
 _MODEL = re.compile(rb',\s*"model"\s*:\s*\{')
 _VOCAB = re.compile(rb'"vocab"\s*:\s*\{')
 _ENTRY = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"\s*:\s*(\d+)\s*([,}])')
@@ -69,17 +72,23 @@ class Stated:
     Attributes:
         tokens: added tokens, as in a tokenizer.json, by id.
         size: one more than the highest id.
+        names: of the files that were read.
     """
 
     tokens: Sequence[Mapping[str, Any]]
     size: int
+    names: Sequence[str]
 
 
 @frozen
 class OneFile:
-    """A tokenizer.json of any name, with nothing beside it; an `andes_sdk.types.Files`."""
+    """A tokenizer.json of any name, with nothing beside it; an `andes_sdk.types.Files`.
 
-    path: Path
+    Attributes:
+        path: absolute.
+    """
+
+    path: Path = field(converter=absolute)
 
     def __contains__(self, name: object) -> bool:
         return name == NAME and self.path.is_file()
@@ -121,7 +130,20 @@ def read_stated(files: Files) -> Stated:
         content = _whole(files)
         head, highest = content, max(content["model"]["vocab"].values(), default=-1)
     tokens = _changed(head, files)
-    return Stated(tokens, 1 + max([highest, *(token["id"] for token in tokens)]))
+    names = [name for name in (*((NAME,) if NAME in files else _PARTS), *_BESIDE) if name in files]
+    return Stated(tokens, 1 + max([highest, *(token["id"] for token in tokens)]), names)
+
+
+def refuse_gone(files: Files, stated: Stated) -> None:
+    """Refuse files that are no longer all there.
+
+    Raises:
+        CheckpointError: names the first that is missing.
+    """
+    for name in stated.names:
+        if name not in files:
+            fix = "leave a tokenizer's files where they are for as long as it is in use"
+            raise CheckpointError("is gone since it was opened", who=files.where(name), fix=fix)
 
 
 def read_content(files: Files) -> dict[str, Any]:
@@ -156,7 +178,7 @@ def _whole(files: Files) -> dict[str, Any]:
     """All of a tokenizer.json, its own added tokens in it."""
     if NAME in files:
         content = _read_json(files, NAME)
-    elif "vocab.json" in files and "merges.txt" in files:
+    elif all(name in files for name in _PARTS):
         content = assemble(_read_json(files, "vocab.json"), _merges(files))
     else:
         raise CheckpointError(

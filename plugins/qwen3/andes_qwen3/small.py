@@ -13,8 +13,9 @@ from tokenizers import Regex as Pattern
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from andes_sdk.errors import ConfigError
+from andes_sdk.files import write_atomically
 
-from .vocabulary import PATTERN, SPECIALS, assemble, byte_alphabet, write_atomically
+from .vocabulary import PATTERN, SPECIALS, assemble, byte_alphabet
 
 TINY = Path(__file__).parent / "data" / "tiny_tokenizer.json"
 TINY_SIZE = 512

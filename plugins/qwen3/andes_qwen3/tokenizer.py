@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from andes_sdk.errors import CheckpointError, InputError
-from andes_sdk.files import FolderFiles
+from andes_sdk.files import FolderFiles, write_atomically
 from andes_sdk.types import Rendered, Turn
 
 from .bpe import LazyBpe
-from .layout import NAME, OneFile, Packaged, chat_template, read_content, read_stated
-from .vocabulary import SPECIALS, write_atomically
+from .layout import NAME, OneFile, Packaged, chat_template, read_content, read_stated, refuse_gone
+from .vocabulary import SPECIALS
 
 if TYPE_CHECKING:
     from andes_sdk.types import Files
@@ -47,7 +47,7 @@ class QwenTokenizer:
     def __init__(self, files: Files, *, thinking: bool = False) -> None:
         """`files` in one of transformers' layouts. Raises CheckpointError if there are none of this family."""
         self.source, self.thinking, self._files = files.where(), thinking, files
-        stated = read_stated(files)
+        self._stated = stated = read_stated(files)
         self._ids: dict[str, int] = {token["content"]: token["id"] for token in stated.tokens}
         missing = [token for token in _REQUIRED if token not in self._ids]
         if missing:
@@ -139,7 +139,12 @@ class QwenTokenizer:
         return Rendered(ids=ids, supervised=supervised, prefix=prefix)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json; `transformers.AutoTokenizer` reads them too."""
+        """Write tokenizer.json and tokenizer_config.json; `transformers.AutoTokenizer` reads them too.
+
+        Raises:
+            CheckpointError: files that are gone or damaged.
+        """
+        refuse_gone(self._files, self._stated)
         content = read_content(self._files)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,8 +1,11 @@
 """The vocabulary is built when text needs it, and agrees with what the files stated when they were opened."""
 
 import json
+import multiprocessing
 import pickle
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +39,24 @@ class Counted:
 
     def read(self, name):
         self.reads += 1
+        return self.files.read(name)
+
+
+class Waiting:
+    """Files that are not handed out before they may be, as those of a slow disk."""
+
+    def __init__(self, files):
+        self.files, self.asked, self.may = files, threading.Event(), threading.Event()
+
+    def __contains__(self, name):
+        return name in self.files
+
+    def where(self, name=""):
+        return self.files.where(name)
+
+    def read(self, name):
+        self.asked.set()
+        assert self.may.wait(60)
         return self.files.read(name)
 
 
@@ -176,10 +197,33 @@ def test_a_file_that_is_gone_or_another_one_at_first_use_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not have the ids that it states"):
         tokenizer.encode("x")
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="no tokenizer here"):
-        tokenizer.encode("x")
+    for use in (lambda: tokenizer.encode("x"), lambda: tokenizer.save(tmp_path / "copy")):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json: is gone since it was opened"):
+            use()
     written(tmp_path, CONTENT)
     assert tokenizer.encode(TEXT) == QwenTokenizer.load(small.TINY).encode(TEXT)
+
+
+def test_one_of_several_files_that_is_gone_is_named(tmp_path):
+    model = CONTENT["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in model["merges"]))
+    tokenizer = QwenTokenizer.load(tmp_path)
+    assert tokenizer.encode(TEXT) == QwenTokenizer.load(small.TINY).encode(TEXT)
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(CheckpointError, match=r"merges\.txt: is gone since it was opened"):
+        pickle.loads(pickle.dumps(tokenizer)).encode("x")
+
+
+@pytest.mark.parametrize("name", [".", "tokenizer.json"])
+def test_a_relative_path_is_that_of_the_folder_in_which_it_was_opened(tmp_path, monkeypatch, name):
+    written(tmp_path, CONTENT)
+    monkeypatch.chdir(tmp_path)
+    tokenizer = QwenTokenizer.load(Path(name))
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    wanted = QwenTokenizer.load(small.TINY).encode(TEXT)
+    assert pickle.loads(pickle.dumps(tokenizer)).encode(TEXT) == tokenizer.encode(TEXT) == wanted
 
 
 def test_a_damaged_artefact_is_refused_when_its_tokenizer_is_read(packed):
@@ -212,6 +256,28 @@ def test_threads_that_need_the_vocabulary_at_once_build_it_once(tmp_path):
         thread.join()
     assert found == [wanted] * 8
     assert files.reads == opened + 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork() on Windows")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # which is what this is about
+def test_a_child_forked_while_a_vocabulary_is_built_builds_its_own():
+    files = Waiting(OneFile(small.TINY))
+    files.may.set()
+    slow, other = QwenTokenizer(files), QwenTokenizer.load(small.TINY)
+    files.asked.clear()
+    files.may.clear()
+    builder = threading.Thread(target=slow.encode, args=("x",))
+    builder.start()
+    assert files.asked.wait(60)
+    child = multiprocessing.get_context("fork").Process(target=other.encode, args=("x",))
+    child.start()
+    child.join(30)
+    code = child.exitcode
+    child.kill()
+    files.may.set()
+    builder.join()
+    assert code == 0
+    assert slow.built
 
 
 @pytest.mark.parametrize("built", [False, True])
