@@ -5,8 +5,9 @@ Qwen3-0.6B with the embedding as LM head.
     python benchmarks/decode.py --quick --json       # the figures that matter, under four minutes
     python benchmarks/decode.py --out docs/results   # everything, with a plot; about twenty minutes
 
-Every engine runs in a process of its own, once per number of threads. They take turns within each round, and so does a
-loop that only reads memory; figures are medians over rounds, and each engine counts with its better number of threads.
+Every engine runs in a process of its own, once per number of threads. Those of a group take turns within each round,
+and so does a loop that only reads memory; all that ratios are made of is one group, but for those of 4-bit heads and of
+int8 KV. Figures are medians over rounds, and each engine counts with its better number of threads.
 `ratio_sub2`: our best format of at most 1.8 bits per weight to llama.cpp's best type of at most 2.2, with every matrix
 of the model in it. `roofline_*`: bytes read per second to those of the loop that only reads. `rss_ratio`: the largest
 resident set, less that of the process with its libraries imported, to packed weights and KV rows; `rss_ratio_own`:
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,19 +56,24 @@ class Spec:
         return f"{self.engine} {self.weights}" + (f" + {self.head} head" if self.head else "") + kv
 
 
-FULL = (
-    *(Spec("numba", w) for w in ("w8", "w4_g32", "w4_g128", "ternary_g128", "nm14_w4", "nm28_w4", "nm14_w2")),
-    *(Spec("numba", w, "w4_g32") for w in ("nm14_w4", "nm14_w2")),
-    *(Spec("llama.cpp", w) for w in ("F16", "Q8_0", "Q4_0", "TQ2_0", "TQ1_0")),
-    Spec("llama.cpp", "TQ2_0", "Q4_0"),
-    *(Spec("numba", w, kv="int8") for w in ("w4_g32", "nm14_w4")),
-    *(Spec("llama.cpp", w, kv="int8") for w in ("Q4_0", "TQ2_0")),
-    Spec("transformers", "bfloat16"),
-)
-QUICK = (
+PEERS = (
     *(Spec("numba", w) for w in ("w4_g32", "nm14_w4", "nm14_w2")),
     *(Spec("llama.cpp", w) for w in ("F16", "Q4_0", "TQ2_0")),
 )
+OTHERS = (
+    (*(Spec("numba", w, "w4_g32") for w in ("nm14_w4", "nm14_w2")), Spec("llama.cpp", "TQ2_0", "Q4_0")),
+    (
+        *(Spec("numba", w, kv="int8") for w in ("w4_g32", "nm14_w4")),
+        *(Spec("llama.cpp", w, kv="int8") for w in ("Q4_0", "TQ2_0")),
+    ),
+    (
+        *(Spec("numba", w) for w in ("w8", "w4_g128", "ternary_g128", "nm28_w4")),
+        *(Spec("llama.cpp", w) for w in ("Q8_0", "TQ1_0")),
+    ),
+    (Spec("transformers", "bfloat16"),),
+)
+"""Groups that take turns one after another: all at once would not fit into memory."""
+
 SUBSET = ("numba w4_g32", "numba nm14_w4", "numba nm14_w2", "llama.cpp Q4_0", "llama.cpp TQ2_0")
 """Measured behind a long context and with long prompts too; those with int8 KV behind a long context."""
 
@@ -127,39 +133,54 @@ class Worker:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """The whole run."""
-    specs = QUICK if given.quick else FULL
+    groups = (PEERS,) if given.quick else (PEERS, *OTHERS)
     rounds, tokens = given.rounds or (5 if given.quick else 9), given.tokens
-    long = [] if given.quick else [4096]
-    prompts = [512] if given.quick else [512, 2048]
-    counts = sorted({1, os.cpu_count() or 1})
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder, Progress(console=Console(stderr=True)) as bar:
-        job = bar.add_task("models", total=None)
-        files = {s: _write(s, Path(folder)) for s in dict.fromkeys(evolve(s, kv="f16") for s in specs)}
-        models = {s: files[evolve(s, kv="f16")] for s in specs}
-        context = max([64, *long, *prompts]) + 64 + (rounds + 1) * tokens
-        bar.update(job, description="load")
-        workers = [Worker.start(s, *models[s], t, context) for s in specs for t in counts]
-        streams = [Worker.start(Spec("stream", "-"), Path("-"), 1 << 29, t, 0) for t in counts]
-        try:
-            for rows in [64, *long]:
-                bar.update(job, description=f"decode behind {rows} rows")
-                here = [w for w in workers if rows == 64 or w.spec.label in SUBSET or w.spec.kv == "int8"]
-                _decode([*here, *streams], rows, rounds, tokens)
-                if rows == 64:
-                    memory = {(w.spec, w.threads): w.ask(do="memory") for w in workers}
-            for rows in prompts:
-                bar.update(job, description=f"prompts of {rows} rows")
-                for _ in range(min(rounds, 3)):
-                    for w in workers:
-                        if w.spec.label in SUBSET or (rows == 512 and not given.quick and w.spec.kv == "f16"):
-                            w.time_prefill(rows)
-        finally:
-            for w in (*workers, *streams):
-                w.process.kill()
+        job = bar.add_task("", total=len(groups))
+        for group in groups:
+            files = {s: _write(s, Path(folder)) for s in dict.fromkeys(evolve(s, kv="f16") for s in group)}
+            models = {s: files[evolve(s, kv="f16")] for s in group}
+            rows += _take_turns(models, rounds, tokens, given.quick, lambda what: bar.update(job, description=what))
+            for path, _ in files.values():
+                if path.is_file():
+                    path.unlink()
+            bar.advance(job)
+    facts = {"read_gb_per_s": rows[0]["read_gb_per_s"], "threads": _threads(), "rounds": rounds, "tokens": tokens}
+    return {**_figures(rows), **facts, "load": os.getloadavg()[0], "rows": rows}
+
+
+def _threads() -> list[int]:
+    return sorted({1, os.cpu_count() or 1})
+
+
+def _take_turns(
+    models: dict[Spec, tuple[Path, int]], rounds: int, tokens: int, quick: bool, tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Measure engines that run at the same time -> a row for each."""
+    long, prompts = ([], [512]) if quick else ([4096], [512, 2048])
+    context = max([64, *long, *prompts]) + 64 + (rounds + 1) * tokens
+    tell("load")
+    workers = [Worker.start(s, *models[s], t, context) for s in models for t in _threads()]
+    streams = [Worker.start(Spec("stream", "-"), Path("-"), 1 << 29, t, 0) for t in _threads()]
+    try:
+        for rows in [64, *long]:
+            here = [w for w in workers if rows == 64 or w.spec.label in SUBSET or w.spec.kv == "int8"]
+            tell(f"decode behind {rows} rows")
+            _decode([*here, *streams] if here else [], rows, rounds, tokens)
+            if rows == 64:
+                memory = {(w.spec, w.threads): w.ask(do="memory") for w in workers}
+        for rows in prompts:
+            tell(f"prompts of {rows} rows")
+            for _ in range(min(rounds, 3)):
+                for w in workers:
+                    if w.spec.label in SUBSET or (rows == 512 and not quick and w.spec.kv == "f16"):
+                        w.time_prefill(rows)
+    finally:
+        for w in (*workers, *streams):
+            w.process.kill()
     gbps = max(statistics.median(s.decode[64]) * (1 << 29) / 1e9 for s in streams)
-    rows_ = [_row(s, [w for w in workers if w.spec == s], memory, gbps) for s in specs]
-    facts = {"read_gb_per_s": round(gbps, 1), "threads": counts, "rounds": rounds, "tokens": tokens}
-    return {**_figures(rows_), **facts, "load": os.getloadavg()[0], "rows": rows_}
+    return [_row(s, [w for w in workers if w.spec == s], memory, gbps) for s in models]
 
 
 def _write(spec: Spec, folder: Path) -> tuple[Path, int]:
@@ -198,6 +219,7 @@ def _row(spec: Spec, workers: Sequence[Worker], memory: dict[Any, dict[str, Any]
         row.setdefault("threads", best.threads)
     for rows in workers[0].prefill:
         row[f"prefill_{rows}"] = round(max(statistics.median(w.prefill[rows]) for w in workers), 1)
+    row["read_gb_per_s"] = round(gbps, 1)
     row["share_of_bandwidth"] = round(row["decode_64"] * size / 1e9 / gbps, 3)
     last = memory[spec, workers[-1].threads]
     row["load_seconds"] = round(statistics.median(w.load for w in workers), 3)
