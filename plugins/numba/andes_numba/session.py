@@ -39,8 +39,8 @@ class NumbaSession(BaseSession):
 
     def read(self, embeds: Tensor) -> Tensor:
         """(T, D) -> logits (V,) of the last row."""
+        self.store.reserve(len(embeds))  # may be refused: before any row is registered
         positions = self.step(len(embeds), None).positions
-        self.store.reserve(len(embeds))
         for at in range(0, len(embeds), STRIP):
             rows = embeds[at : at + STRIP].float()
             step = Step(positions[at : at + STRIP], torch.ones(len(rows), at + len(rows), dtype=torch.bool).tril(at))
