@@ -41,6 +41,15 @@ CONTRACT = (1, 0)
 GROUP = f"andes_sdk.v{CONTRACT[0]}.plugins"
 PROJECT = "andes"
 
+COMMANDS = f"andes_sdk.v{CONTRACT[0]}.commands"
+"""Entry-point group of commands: `name = "module:function"`, or a `typer.Typer` of subcommands -> `andes name`."""
+
+LAYOUTS = f"andes_sdk.v{CONTRACT[0]}.layouts"
+"""Entry-point group of published checkpoint layouts: `model_type = "module"`, a `types.PublishedLayout`."""
+
+METHODS = f"andes_sdk.v{CONTRACT[0]}.methods"
+"""Entry-point group of what pipelines can do: `name = "module:function"` -> `pipe.name(...)`; it gets the pipeline."""
+
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

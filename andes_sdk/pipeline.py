@@ -5,27 +5,30 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
-from andes_sdk import assembly as _assembly
 from andes_sdk import config
-from andes_sdk.building import run_errors
+from andes_sdk.assembling import assembly as _assembly
+from andes_sdk.assembling import discovery
+from andes_sdk.assembling.building import run_errors
+from andes_sdk.assembling.extending import extended, open_tokenizer
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError, PlanError
-from andes_sdk.opening import extended, open_tokenizer
+from andes_sdk.hookspecs import METHODS
 from andes_sdk.plan import Plan
 from andes_sdk.types import AdaptableCompiled, PackedBackend
 
 if TYPE_CHECKING:
-    from andes_sdk.assembly import Assembly, PluginItem
-    from andes_sdk.explain import Explanation
+    from andes_sdk.assembling.assembly import Assembly, PluginItem
+    from andes_sdk.assembling.explaining import Explanation
+    from andes_sdk.assembling.extending import BackendItem
     from andes_sdk.formats import Format
+    from andes_sdk.inputs.processor import Processor
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.opening import BackendItem
-    from andes_sdk.packing import Artefact
-    from andes_sdk.processing import Processor
     from andes_sdk.runtime.generation import Answer, GenerationOptions
+    from andes_sdk.storage.packing import Artefact
     from andes_sdk.types import Backend, CachePolicy, Compiled, Decoder, Event, Inputs, Session, Tokenizer
 
 
@@ -82,7 +85,7 @@ class Pipeline:
             raise AssemblyError("cannot assemble the pipeline", errors)
         pipeline = cls(assembled, weights=None if weights is None else Path(weights))
         if pipeline.weights is not None:
-            from andes_sdk.checkpoint import check_folder
+            from andes_sdk.storage.checkpoint import check_folder
 
             check_folder(pipeline.weights)
         return pipeline
@@ -135,7 +138,7 @@ class Pipeline:
         Raises:
             CheckpointError: naming every tensor that is missing, extra, mis-shaped or truncated.
         """
-        from andes_sdk.checkpoint import read_plan
+        from andes_sdk.storage.checkpoint import read_plan
 
         plan, objects = read_plan(Path(folder), plugins, device=device, dtype=dtype, backend=backend)
         return cls.from_plan(plan, objects=objects, weights=folder)
@@ -164,8 +167,8 @@ class Pipeline:
         Raises:
             CheckpointError: damaged, truncated, or in formats that are not those installed here.
         """
-        from andes_sdk.packing.artefact import Artefact
-        from andes_sdk.packing.header import read_plan
+        from andes_sdk.storage.packing.artefact import Artefact
+        from andes_sdk.storage.packing.header import read_plan
 
         plan, objects = extended(read_plan(Path(path)), plugins, backend=backend)
         pipeline = cls.from_plan(attrs.evolve(plan, device=device, dtype=dtype), objects=objects)
@@ -177,12 +180,12 @@ class Pipeline:
         """Write weights (safetensors), configuration, plan and checksums; the folder appears whole or not at all.
 
         Args:
-            layout: "andes", or "oppo" for the published layout.
+            layout: "andes", or "published" for the published layout.
             dtype: convert the weights on the way out; None keeps them.
         """
-        from andes_sdk.checkpoint import save
+        from andes_sdk.storage.checkpoint import save
 
-        self._refuse_packed("saved as a checkpoint")
+        self.refuse_packed("saved as a checkpoint")
         return save(self, Path(folder), layout=layout, dtype=dtype)
 
     # ------------------------------------------------------------ what it is made of
@@ -213,10 +216,10 @@ class Pipeline:
 
         Those of an artefact under a `PackedBackend` hold no weights: each is read from the file when it is used.
         """
-        from andes_sdk.building import build_model
+        from andes_sdk.assembling.building import build_model
 
         if self._artefact is not None:
-            from andes_sdk.packing.modules import attach, fill
+            from andes_sdk.storage.packing.modules import attach, fill
 
             if self._runs_packed:
                 return attach(self.meta_model(), self._artefact, dtype=self.plan.dtype)
@@ -225,14 +228,14 @@ class Pipeline:
 
     def meta_model(self) -> VisionLanguageModel:
         """The same modules without memory for weights, on torch's meta device."""
-        from andes_sdk.building import build_meta
+        from andes_sdk.assembling.building import build_meta
 
         return build_meta(self._assembly, self.tokenizer)
 
     @cached_property
     def processor(self) -> Processor:
         """Messages and pictures to tensors."""
-        from andes_sdk.building import build_processor
+        from andes_sdk.assembling.building import build_processor
 
         return build_processor(self.model, self.plan)
 
@@ -255,7 +258,8 @@ class Pipeline:
     def _runs_packed(self) -> bool:
         return self._artefact is not None and isinstance(self._backend, PackedBackend)
 
-    def _refuse_packed(self, what: str) -> None:
+    def refuse_packed(self, what: str) -> None:
+        """Raise ConfigError if the weights of this pipeline stay in a packed file, and so cannot be `what`."""
         if self._runs_packed:
             why = f"its weights stay in {self._artefact.path.name}" if self._artefact else ""
             raise ConfigError(f"a packed model cannot be {what}", why=why, fix='open it with backend="torch"')
@@ -300,7 +304,7 @@ class Pipeline:
 
     def explain(self) -> Explanation:
         """What each slot and collection holds, who owns it and why; reads no weights."""
-        from andes_sdk.explain import explain
+        from andes_sdk.assembling.explaining import explain
 
         return explain(self, self._assembly)
 
@@ -359,16 +363,19 @@ class Pipeline:
 
     def chat(self, text: str, images: Sequence[Any] = (), **options: Any) -> str:
         """Answer one question about pictures; options as in `GenerationOptions`."""
-        from andes_sdk.messages import user_message
+        from andes_sdk.inputs.messages import user_message
         from andes_sdk.runtime.generation import GenerationOptions
 
         return self.generate([user_message(text, images)], config.structure(GenerationOptions, options, "chat")).text
 
-    # ------------------------------------------------------------ training
+    # ------------------------------------------------------------ what other distributions add
 
-    def train(self, recipe: Any, out: str | Path, *, resume: bool = True, progress: Any = None) -> Path:
-        """Run a recipe's stages on this pipeline's model -> folder of the trained checkpoint."""
-        from andes_sdk.training.loop import Trainer
+    def __getattr__(self, name: str) -> Any:
+        """What a distribution adds to pipelines, such as `pipe.train(...)` of andes-training."""
+        if name.startswith("_") or name not in discovery.extensions(METHODS):
+            advice = "; andes-training brings it" if name == "train" else ""
+            raise AttributeError(f"a pipeline has no {name!r}{advice}")
+        return MethodType(discovery.load_extension(METHODS, name), self)
 
-        self._refuse_packed("trained")
-        return Trainer(self, recipe, Path(out), progress).run(resume=resume)
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *discovery.extensions(METHODS)})

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.progress import track
 
 from andes_sdk import Pipeline
-from andes_sdk.packing import default_recipe, pack_model
 from andes_sdk.runtime.generation import GenerationOptions
+from andes_sdk.storage.packing import default_recipe, pack_model
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "first_light"))

@@ -25,14 +25,14 @@ from typing import Any
 import torch
 from andes_grpo.gym import entries, question_of, write_lines
 from andes_qwen3.small import train_small_tokenizer
+from andes_training.progress import Progress
+from andes_training.recipe import Recipe
 from rich.console import Console
 from rich.table import Table
 
 from andes_sdk import Pipeline
 from andes_sdk.config import structure
 from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.training.progress import Progress
-from andes_sdk.training.recipe import Recipe
 
 TASK = "chain_sum"
 OPTIONS = {"min_terms": 3, "max_terms": 3, "min_digits": 1, "max_digits": 1}

@@ -27,14 +27,14 @@ from typing import Any
 import torch
 from andes_mpo.pairs import PairBuilder, PairOptions
 from andes_mpo.stage import answer_logps
+from andes_training.feed import packed
+from andes_training.progress import Progress
+from andes_training.recipe import load_recipe
+from andes_training.run import StageRun
 from PIL import Image
 from rich.console import Console
 
 from andes_sdk import Pipeline
-from andes_sdk.training.feed import packed
-from andes_sdk.training.progress import Progress
-from andes_sdk.training.recipe import load_recipe
-from andes_sdk.training.run import StageRun
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "examples" / "first_light"), str(ROOT / "benchmarks")]
@@ -94,8 +94,8 @@ def write_prompts(path: Path, items: Sequence[Item]) -> Path:
 @torch.no_grad()
 def preferences(pipeline: Pipeline, recipe: Any, folder: Path) -> torch.Tensor:
     """(pairs, 2) log-probabilities of right and wrong answers of `folder/held_out.jsonl`, in its order."""
-    from andes_sdk.data.samples import stage_samples
-    from andes_sdk.training.recipe import DataRecipe
+    from andes_training.data.samples import stage_samples
+    from andes_training.recipe import DataRecipe
 
     samples = stage_samples([DataRecipe(path=Path("held_out.jsonl"))], folder)
     stage = pipeline.pick("training_stages", "mpo")

@@ -17,8 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from andes_training.recipe import load_recipe
+
 from andes_sdk import Pipeline
-from andes_sdk.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "examples" / "first_light"

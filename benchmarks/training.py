@@ -50,10 +50,10 @@ RATE = 3e-4
 def make(steps: int) -> tuple[Any, list[Any]]:
     """The pipeline and its packs: pictures and questions, some text alone."""
     import torch
+    from andes_training.packing import collate, make_row
 
     from andes_sdk import Pipeline
     from andes_sdk.testing.material import picture
-    from andes_sdk.training.packing import collate, make_row
 
     torch.set_num_threads(1)
     plugins = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny", "config": SIZES}}, Replay()]
@@ -82,12 +82,12 @@ class ReplayStage:
         return {"language_model": RATE, "mlp": RATE, "vision_encoder": RATE}
 
     def loss(self, model: Any, batch: Any) -> Any:
-        from andes_sdk.training.loss import next_token_loss
+        from andes_training.loss import next_token_loss
 
         return next_token_loss(model, batch)
 
     def feed(self, run: Any) -> Iterator[tuple[Any, Any]]:
-        from andes_sdk.training.state import Position
+        from andes_training.state import Position
 
         offset = run.position.offset
         while True:
@@ -119,9 +119,8 @@ Replay: Any = _replay()
 
 def plain_loss(model: Any, batch: Any) -> Any:
     """All logits of the supervised rows at once."""
+    from andes_training.loss import hidden_rows
     from torch.nn.functional import cross_entropy
-
-    from andes_sdk.training.loss import hidden_rows
 
     wanted = batch.labels != -100
     return cross_entropy(model.logits(hidden_rows(model, batch)[wanted]).float(), batch.labels[wanted])
@@ -156,7 +155,7 @@ def rss() -> int:
 
 
 def run_ours(steps: int, folder: Path) -> Clock:
-    from andes_sdk.training.recipe import Recipe, StageRecipe
+    from andes_training.recipe import Recipe, StageRecipe
 
     pipeline, _ = make(steps)
     data = folder / "data.jsonl"
@@ -169,7 +168,7 @@ def run_ours(steps: int, folder: Path) -> Clock:
 
 
 def _data(path: Path) -> Any:
-    from andes_sdk.training.recipe import DataRecipe
+    from andes_training.recipe import DataRecipe
 
     return DataRecipe(path=path)
 
@@ -235,8 +234,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from andes_sdk import Pipeline
-from andes_sdk.training.progress import Progress
-from andes_sdk.training.recipe import load_recipe
+from andes_training.progress import Progress
+from andes_training.recipe import load_recipe
 r = load_recipe(Path(sys.argv[1]))
 Pipeline.from_plugins(**r.pipeline).train(r, sys.argv[2], progress=Progress(sys.argv[2]))
 """
@@ -279,9 +278,8 @@ def child(*command: str, wait: bool = True) -> subprocess.Popen[bytes]:
 def resume_and_processes(folder: Path, steps: int) -> tuple[bool, float]:
     """Whether a killed run ends with the same weights; the largest difference that two processes make to a loss."""
     import torch
+    from andes_training.state import states
     from safetensors.torch import load_file
-
-    from andes_sdk.training.state import states
 
     recipe, script = str(write_run(folder, steps)), str(folder / "train.py")
     whole, killed, two = (folder / n for n in ("whole", "killed", "two"))

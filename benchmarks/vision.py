@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from andes_andesvl.catalogue import plugins_of
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from andes_sdk import Pipeline
-from andes_sdk.catalogue import plugins_of
-from andes_sdk.messages import user_message
+from andes_sdk.inputs.messages import user_message
 
 PARTS = ("preprocess", "vision", "projector", "prefill")
 SCALED = ("vision", "prefill")

@@ -23,7 +23,7 @@ from andes_numba.machine import choose_kernels
 from andes_numba.team import Team
 
 from andes_sdk import Pipeline
-from andes_sdk.messages import user_message
+from andes_sdk.inputs.messages import user_message
 from andes_sdk.runtime.generation import GenerationOptions
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from andes_sdk import Pipeline
-from andes_sdk.packing import default_recipe, of_artefact, pack_model
 from andes_sdk.runtime.generation import Answer, GenerationOptions
+from andes_sdk.storage.packing import default_recipe, of_artefact, pack_model
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "first_light"))

@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from andes_training.reading import read_samples
+from andes_training.recipe import DataRecipe
 from PIL import Image, ImageDraw
-
-from andes_sdk.training.data import read_samples
-from andes_sdk.training.recipe import DataRecipe
 
 COLOURS = ("red", "green", "blue", "black")
 SIDE = 56

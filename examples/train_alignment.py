@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 
 import torch
+from andes_training.progress import Progress
+from andes_training.recipe import load_recipe
 from rich.console import Console
 from shapes import captions, write_lines
 
 from andes_sdk import Pipeline
-from andes_sdk.training.progress import Progress
-from andes_sdk.training.recipe import load_recipe
 
 # AndesVL: max_size 896 and 4096 patches, then 1792 and 16384. Here a sixteenth of the side.
 RECIPE = """

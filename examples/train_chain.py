@@ -18,12 +18,12 @@ from itertools import groupby, islice
 from pathlib import Path
 from statistics import fmean
 
+from andes_training.progress import METRICS, Progress
+from andes_training.recipe import load_recipe
 from first_light.prepare import DIGIT_QUESTIONS, conversation, data_url, digits, easy_vqa_questions, thinned
 from rich.console import Console
 
 from andes_sdk import Pipeline
-from andes_sdk.training.progress import METRICS, Progress
-from andes_sdk.training.recipe import load_recipe
 
 RECIPE = Path(__file__).parent / "chain" / "recipe.toml"
 PICTURES, TAUGHT, PREFERRED, ASKED = 400, 1000, 297, 200

@@ -11,13 +11,13 @@ import tempfile
 from pathlib import Path
 
 from andes_grpo.curriculum import Measurement, pass_rates
+from andes_training.data.samples import stage_samples
+from andes_training.progress import Progress
+from andes_training.recipe import DataRecipe, load_recipe
 from PIL import Image
 from rich.console import Console
 
 from andes_sdk import Pipeline
-from andes_sdk.data.samples import stage_samples
-from andes_sdk.training.progress import Progress
-from andes_sdk.training.recipe import DataRecipe, load_recipe
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow")
 RECIPE = """

@@ -11,12 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from andes_training.progress import Progress
+from andes_training.recipe import load_recipe
 from rich.console import Console
 from shapes import captions, sums, write_tar, write_text
 
 from andes_sdk import Pipeline
-from andes_sdk.training.progress import Progress
-from andes_sdk.training.recipe import load_recipe
 
 # AndesVL: 2048 tokens of context, then 8192. Here 64 and 256.
 RECIPE = """

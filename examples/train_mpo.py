@@ -14,11 +14,11 @@ import tempfile
 from pathlib import Path
 
 from andes_mpo.pairs import PairBuilder, PairOptions
+from andes_training.recipe import load_recipe
 from PIL import Image
 
 from andes_sdk import Pipeline
 from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.training.recipe import load_recipe
 
 TRUTH = {"red": "blue", "green": "white", "black": "yellow"}
 """Picture -> the other answer that the model is taught."""

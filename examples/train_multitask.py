@@ -10,13 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from andes_training.data.boxes import find_boxes
+from andes_training.progress import Progress
+from andes_training.recipe import load_recipe
 from rich.console import Console
 from shapes import boxes, captions, picture, write_lines, write_parquet
 
 from andes_sdk import Pipeline
-from andes_sdk.data.boxes import find_boxes
-from andes_sdk.training.progress import Progress
-from andes_sdk.training.recipe import load_recipe
 
 # AndesVL: packs of 4096 patches and 8192 tokens, then of 16384 and 32768. Here 128 and 256, then 512 and 1024.
 RECIPE = """

@@ -10,12 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from andes_training.progress import Progress
+from andes_training.recipe import load_recipe
 from PIL import Image
 from rich.console import Console
 
 from andes_sdk import Pipeline
-from andes_sdk.training.progress import Progress
-from andes_sdk.training.recipe import load_recipe
 
 COLOURS = ("red", "green", "blue", "black", "white", "yellow")
 RECIPE = """

@@ -1,4 +1,8 @@
-"""`andes`: the command line. Starting it imports neither torch nor any plugin; each command imports what it needs."""
+"""`andes`: the command line. Starting it imports neither torch nor any plugin; each command imports what it needs.
+
+Other distributions add commands by entry points (`andes_sdk.v1.commands`); theirs are imported when they are called, or
+when `andes --help` shows what they do.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,22 @@ from typing import Annotated
 import typer
 
 from andes_sdk import CONTRACT, __version__
-from andes_sdk.cli import bpw, chat, data, explain, export, generate, models, new, pack, plugins, train, warmup
+from andes_sdk.cli import bpw, chat, explain, export, generate, new, pack, plugins, warmup
+from andes_sdk.cli.added import WithAdded
 
 app = typer.Typer(
     name="andes",
+    cls=WithAdded,
     help="Assemble, train, compress and run AndesVL-class vision-language models from plugins.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(plugins.app, name="plugins")
-app.add_typer(data.app, name="data")
-app.command("models")(models.models)
 app.command("explain")(explain.explain)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
 app.command("warmup")(warmup.warmup)
-app.command("train")(train.train)
-app.command("report")(train.report)
 app.command("pack")(pack.pack)
 app.command("bpw")(bpw.bpw)
 app.command("export")(export.export)

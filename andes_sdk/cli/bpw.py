@@ -14,7 +14,7 @@ from andes_sdk.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from andes_sdk.packing import Report
+    from andes_sdk.storage.packing import Report
 
 Head = Annotated[str | None, typer.Option(help="Of embedding and head. [default: as --format]")]
 Vision = Annotated[str, typer.Option(help="Of the matrices of encoder and projector.")]
@@ -46,9 +46,9 @@ def report_of(
     Raises:
         ConfigError: a member without a format. CheckpointError: nothing that can be read.
     """
-    from andes_sdk import packing
-    from andes_sdk.assembly import assemble
+    from andes_sdk.assembling.assembly import assemble
     from andes_sdk.pipeline import Pipeline
+    from andes_sdk.storage import packing
 
     path = Path(model)
     if path.is_file():
@@ -57,7 +57,7 @@ def report_of(
         own = assemble(plugins, slots_required=False).collections["formats"]
         return packing.of_artefact(packing.Artefact.open(path, formats=own.values()))
     if not path.exists() and model.lower().startswith("andesvl-"):
-        from andes_sdk.catalogue import plugins_of
+        from andes_andesvl.catalogue import plugins_of
 
         pipeline = Pipeline.from_plugins([*plugins_of(model), *plugins])
         if form is None:

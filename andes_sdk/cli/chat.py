@@ -46,7 +46,7 @@ class Conversation:
         Raises:
             AndesError: the question cannot be answered; the conversation is as before.
         """
-        from andes_sdk.messages import user_message
+        from andes_sdk.inputs.messages import user_message
 
         asked = [*self.messages, user_message(question, self.images)]
         pieces: list[str] = []
@@ -141,7 +141,7 @@ def chat(
     options, pipeline = request.generation(), request.pipeline()
     if as_json:
         from andes_sdk.cli.generate import as_dict
-        from andes_sdk.messages import user_message
+        from andes_sdk.inputs.messages import user_message
 
         asked = [user_message(str(question), request.image or [])]
         print_json(as_dict(pipeline.generate(asked, options, allow_remote=request.allow_remote)))

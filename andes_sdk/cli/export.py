@@ -26,8 +26,8 @@ def exporter_named(name: str, given: list[str]) -> Exporter:
     Raises:
         ConfigError: neither plugin is installed or brings an exporter, or options that it does not have.
     """
-    from andes_sdk import discovery
-    from andes_sdk.assembly import assemble
+    from andes_sdk.assembling import discovery
+    from andes_sdk.assembling.assembly import assemble
 
     installed = {info.name for info in discovery.installed()}
     for plugin in (name, f"{name}-export"):
@@ -40,14 +40,14 @@ def exporter_named(name: str, given: list[str]) -> Exporter:
 
 def opened(model: Path, plugins: list[str]) -> Pipeline:
     """A checkpoint folder, a configuration of `Pipeline.from_plugins`, or a packed artefact dequantised."""
-    from andes_sdk.packing import open_reference
     from andes_sdk.pipeline import Pipeline
+    from andes_sdk.storage.packing import open_reference
 
     if model.is_dir():
         return Pipeline.from_pretrained(model, plugins=plugins)
     if model.suffix in (".toml", ".json"):
         return Pipeline.from_config(model)
-    from andes_sdk.assembly import assemble
+    from andes_sdk.assembling.assembly import assemble
 
     return open_reference(model, formats=assemble(plugins, slots_required=False).collections["formats"].values())
 

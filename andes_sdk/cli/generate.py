@@ -75,7 +75,7 @@ def generate(
             raise typer.Exit(1)
         return
     if asked is None:
-        from andes_sdk.messages import user_message
+        from andes_sdk.inputs.messages import user_message
 
         asked = [user_message(str(prompt), request.image or [])]
     answer = pipeline.generate(asked, options, allow_remote=request.allow_remote)

@@ -15,7 +15,7 @@ from attrs import frozen
 from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
-    from andes_sdk.assembly import PluginItem
+    from andes_sdk.assembling.assembly import PluginItem
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.runtime.generation import GenerationOptions
 
@@ -139,7 +139,7 @@ def plugin_items(names: Sequence[str], options: Sequence[str]) -> list[PluginIte
     Raises:
         ConfigError: an option that is not `plugin.option=value`, or whose plugin is not listed.
     """
-    from andes_sdk.catalogue import plugins_of
+    from andes_andesvl.catalogue import plugins_of
 
     items: list[PluginItem] = []
     for name in names:

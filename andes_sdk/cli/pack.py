@@ -30,8 +30,8 @@ def pack(
 
     This needs no data, and is the plain baseline: training-based compressors write the same formats.
     """
-    from andes_sdk import packing
     from andes_sdk.pipeline import Pipeline
+    from andes_sdk.storage import packing
 
     pipeline = Pipeline.from_pretrained(model, plugins=plugin or ())
     recipe = packing.default_recipe(pipeline.meta_model(), form, head=head, vision=vision) | patterns(change)

@@ -9,7 +9,7 @@ import attrs
 import typer
 from rich.progress import Progress
 
-from andes_sdk import discovery
+from andes_sdk.assembling import discovery
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
 from andes_sdk.errors import AndesError, PluginBroken, PluginNotFound
 

@@ -56,7 +56,7 @@ def passes_of(pipeline: Pipeline) -> dict[str, Callable[[], Any]]:
     """What a conversation runs, in order: a picture with a question, one token, a tree of tokens, two sessions."""
     from PIL import Image
 
-    from andes_sdk.messages import user_message
+    from andes_sdk.inputs.messages import user_message
 
     picture = user_message("What is this?", [Image.new("RGB", (64, 64))])
     opened: list[Any] = []

@@ -9,7 +9,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
-from andes_sdk.building import device_error
+from andes_sdk.assembling.building import device_error
 from andes_sdk.runtime.lora import ModuleAdapters
 from andes_sdk.runtime.session import TorchSession
 

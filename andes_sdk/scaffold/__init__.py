@@ -15,7 +15,8 @@ from typing import Any
 
 from attrs import frozen
 
-from andes_sdk import CONTRACT, __version__, discovery
+from andes_sdk import CONTRACT, __version__
+from andes_sdk.assembling import discovery
 from andes_sdk.config import suggestion
 from andes_sdk.errors import ConfigError
 from andes_sdk.hookspecs import GROUP

@@ -50,7 +50,7 @@ def picture(seed: int = 0, size: Grid = (96, 64)) -> Image:
 
 def conversation(number: int = 0, *, answer: bool = False) -> list[dict[str, Any]]:
     """A question about a picture, with or without its answer."""
-    from andes_sdk.messages import user_message
+    from andes_sdk.inputs.messages import user_message
 
     questions = ("What is this? Say what this is.", "How many?", "Where is the button, and what does the button do?")
     answers = ("Noise, noise and noise.", "Three.", "Top left; it opens the settings.")

@@ -14,7 +14,7 @@ from andes_sdk.testing.require import NotApplicable
 from andes_sdk.testing.subject import Subject, quiet
 
 if TYPE_CHECKING:
-    from andes_sdk.assembly import PluginItem
+    from andes_sdk.assembling.assembly import PluginItem
 
 
 def run_checks(

@@ -10,17 +10,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from andes_sdk.data.samples import Sample
+from andes_training.data.samples import Sample
+from andes_training.packing import collate
+from andes_training.reading import stage_maker
+from andes_training.recipe import DataRecipe, StageRecipe
+from andes_training.run import StageRun
+
 from andes_sdk.testing.material import conversation
-from andes_sdk.training.data import stage_maker
-from andes_sdk.training.packing import collate
-from andes_sdk.training.recipe import DataRecipe, StageRecipe
-from andes_sdk.training.run import StageRun
 from andes_sdk.types import FeedingStage
 
 if TYPE_CHECKING:
+    from andes_training.state import Position
+
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.training.state import Position
 
 Entries = Sequence[Mapping[str, Any]]
 """Data lines: the class attribute `samples` of a plugin, or none for questions about pictures."""

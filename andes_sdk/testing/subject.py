@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from andes_sdk import config, discovery
+from andes_sdk import config
+from andes_sdk.assembling import discovery
 from andes_sdk.hookspecs import HOOKS, SLOTS
 from andes_sdk.testing.reference import REFERENCES, ReferenceLanguageModel
 from andes_sdk.testing.require import NotApplicable
 
 if TYPE_CHECKING:
-    from andes_sdk.assembly import Assembly, PluginItem
+    from andes_sdk.assembling.assembly import Assembly, PluginItem
     from andes_sdk.pipeline import Pipeline
 
 
@@ -92,8 +93,8 @@ class Subject:
         return items
 
     def _vocabulary(self, items: Sequence[PluginItem]) -> int:
-        from andes_sdk.assembly import assemble
-        from andes_sdk.opening import open_tokenizer
+        from andes_sdk.assembling.assembly import assemble
+        from andes_sdk.assembling.extending import open_tokenizer
 
         return int(open_tokenizer(assemble([*items, self.item()], slots_required=False)).vocab_size)
 

@@ -10,13 +10,14 @@ from .backends import AdaptableCompiled, Backend, Compiled, PackedBackend
 from .collections import Benchmark, Compressor, DataFilter, Exporter, Reward, TableFilter
 from .modules import Attend, Grid, LanguageModel, Projector, TextSpec, VisionEncoder, VisionSpec
 from .sessions import Adapter, CachePolicy, Decoder, Inputs, Layer, LowRank, Sampler, Session, SessionStats
+from .storage import PublishedLayout
 from .text import Files, Rendered, Tokenizer, Turn
 from .training import ConversationStage, Event, FeedingStage, StatefulStage, TrainingStage
 
 __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "CachePolicy", "Compiled", "Compressor",
     "ConversationStage", "DataFilter", "Decoder", "Event", "Exporter", "FeedingStage", "Files", "Grid", "Inputs",
-    "LanguageModel", "Layer", "LowRank", "PackedBackend", "Projector", "Rendered", "Reward", "Sampler", "Session",
-    "SessionStats", "StatefulStage", "TableFilter", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
+    "LanguageModel", "Layer", "LowRank", "PackedBackend", "Projector", "PublishedLayout", "Rendered", "Reward", "Sampler",
+    "Session", "SessionStats", "StatefulStage", "TableFilter", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
     "VisionSpec",
 ]  # fmt: skip

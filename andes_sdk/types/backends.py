@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.packing import Artefact
+    from andes_sdk.storage.packing import Artefact
 
     from .sessions import Adapter, CachePolicy, Session
 

@@ -48,7 +48,7 @@ class TextSpec:
 class VisionEncoder(Protocol):
     """An `nn.Module` that turns patches of several images into features, image by image.
 
-    Patches arrive in block order (`andes_sdk.patches.patchify`): every `merge x merge` block is contiguous.
+    Patches arrive in block order (`andes_sdk.inputs.patches.patchify`): every `merge x merge` block is contiguous.
     Images are packed on the sequence axis; attention must never cross from one to another.
     """
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from attrs import field, frozen
 
 if TYPE_CHECKING:
+    from andes_training.run import StageRun
+    from andes_training.state import Position
     from torch import Tensor
 
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.training.run import StageRun
-    from andes_sdk.training.state import Position
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ class FeedingStage(Protocol):
     def feed(self, run: StageRun) -> Iterator[tuple[Position, Any]]:
         """Batches for ever, each with the position right after it; feeding from a position repeats what followed it.
 
-        Wrap `andes_sdk.training.feed.packed(run)` to add to the usual packs.
+        Wrap `andes_training.feed.packed(run)` to add to the usual packs.
         """
 
 

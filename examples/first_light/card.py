@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from andes_training.recipe import load_recipe
+
 from andes_sdk import Pipeline
-from andes_sdk.training.recipe import load_recipe
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parents[1] / "docs" / "results" / "first_light.json"

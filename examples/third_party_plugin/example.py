@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from andes_sdk import Pipeline
-from andes_sdk.patches import block_order, patch_positions
+from andes_sdk.inputs.patches import block_order, patch_positions
 
 RED_OVER_GREEN = 20
 SHADES = " .:-=+*#%@"

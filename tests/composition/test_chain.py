@@ -15,12 +15,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from andes_training.progress import METRICS, Progress
+from andes_training.recipe import load_recipe
+from andes_training.state import states
 from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
-from andes_sdk.training.progress import METRICS, Progress
-from andes_sdk.training.recipe import load_recipe
-from andes_sdk.training.state import states
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STAGES = ["alignment", "joint", "multitask", "sft", "mpo"]

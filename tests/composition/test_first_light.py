@@ -8,10 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from andes_training.recipe import load_recipe
 
 from andes_sdk import Pipeline
 from andes_sdk.config import CONVERTER
-from andes_sdk.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "first_light"

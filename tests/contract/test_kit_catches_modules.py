@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from andes_sdk import hookimpl
-from andes_sdk.patches import split_rows
+from andes_sdk.inputs.patches import split_rows
 from andes_sdk.runtime.attention import PackedAttention, Segment
 from andes_sdk.testing import run_checks
 from andes_sdk.testing.reference import (

@@ -6,6 +6,8 @@ import random
 
 import pytest
 import torch
+from andes_training.loss import next_token_loss
+from andes_training.state import Position
 from attrs import define, evolve, field, frozen
 
 from andes_sdk import hookimpl
@@ -25,8 +27,6 @@ from andes_sdk.testing.reference import (
 )
 from andes_sdk.testing.reference.collections import Answers, Contains, NoEmptyAnswers, OwnStage, Rounding, Shapes, Stage
 from andes_sdk.testing.reference.running import PromptLookup, Recent, Renamed
-from andes_sdk.training.loss import next_token_loss
-from andes_sdk.training.state import Position
 
 SEEN = []
 

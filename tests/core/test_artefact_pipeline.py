@@ -13,8 +13,8 @@ from attrs import frozen
 from andes_sdk import Pipeline, hookimpl
 from andes_sdk.errors import AssemblyError, CheckpointError, ConfigError, SessionError
 from andes_sdk.formats import Format, Grid, Integer
-from andes_sdk.packing import Artefact, default_recipe, open_reference, pack_model
 from andes_sdk.runtime.torch_backend import TorchBackend
+from andes_sdk.storage.packing import Artefact, default_recipe, open_reference, pack_model
 from andes_sdk.testing.material import conversation
 from andes_sdk.types import Compiled
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
-from andes_sdk.packing import Artefact, default_recipe, of_artefact, of_model, pack_model
+from andes_sdk.storage.packing import Artefact, default_recipe, of_artefact, of_model, pack_model
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 

@@ -1,7 +1,7 @@
 import pytest
+from andes_andesvl.catalogue import FAMILY, Member, entries, member, plugins_of
 
 from andes_sdk import Pipeline
-from andes_sdk.catalogue import FAMILY, Member, entries, member, plugins_of
 from andes_sdk.errors import ConfigError
 
 

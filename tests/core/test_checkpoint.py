@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from stevedore import ExtensionManager
 
 from andes_sdk import Pipeline, hookimpl
-from andes_sdk.checkpoint import check_folder, load_weights, read_plan
 from andes_sdk.errors import AssemblyError, CheckpointError, ConfigError, PlanError
+from andes_sdk.storage.checkpoint import check_folder, load_weights, read_plan
 from andes_sdk.types import Event
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
@@ -42,7 +42,7 @@ def folder(saved, tmp_path) -> Path:
 @pytest.fixture
 def published(pipeline, tmp_path) -> Path:
     """A single-file checkpoint in the published layout, which has no checksums."""
-    return pipeline.save_pretrained(tmp_path / "published", layout="oppo")
+    return pipeline.save_pretrained(tmp_path / "published", layout="published")
 
 
 def edit(folder: Path, change) -> None:
@@ -119,7 +119,7 @@ def test_the_tied_head_is_stored_once(folder, pipeline):
 
 def test_an_untied_head_is_stored_and_comes_back(tmp_path):
     untied = Pipeline.from_plugins([*TINY[:2], {"qwen3": {"preset": "tiny", "config": {"tie_word_embeddings": False}}}])
-    for layout in ("andes", "oppo"):
+    for layout in ("andes", "published"):
         folder = untied.save_pretrained(tmp_path / layout, layout=layout)
         back = Pipeline.from_pretrained(folder)
         assert_same_weights(untied, back)
@@ -156,7 +156,7 @@ def test_a_trained_tied_model_can_be_saved_over_the_checkpoint_it_came_from(fold
 
 
 def test_large_models_are_written_in_shards_with_an_index(pipeline, tmp_path, monkeypatch):
-    monkeypatch.setattr("andes_sdk.checkpoint.shards.SHARD_BYTES", 60_000)
+    monkeypatch.setattr("andes_sdk.storage.checkpoint.shards.SHARD_BYTES", 60_000)
     folder = pipeline.save_pretrained(tmp_path / "model")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
@@ -464,7 +464,7 @@ def test_a_failure_midway_keeps_the_old_checkpoint_and_leaves_nothing_behind(pip
 
     for step in ("write_weights", "sha256", "_sync"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"andes_sdk.checkpoint.saving.{step}", full)
+            patch.setattr(f"andes_sdk.storage.checkpoint.saving.{step}", full)
             with pytest.raises(CheckpointError, match="No space left"):
                 pipeline.save_pretrained(folder)
         assert contents(folder) == before
@@ -479,7 +479,7 @@ def test_a_failing_rename_puts_the_old_checkpoint_back(pipeline, folder, monkeyp
             raise OSError(5, "Input/output error")
         replace(source, target)
 
-    monkeypatch.setattr("andes_sdk.checkpoint.saving.os.replace", second_fails)
+    monkeypatch.setattr("andes_sdk.storage.checkpoint.saving.os.replace", second_fails)
     with pytest.raises(CheckpointError, match="Input/output error"):
         pipeline.save_pretrained(folder)
     assert contents(folder) == before

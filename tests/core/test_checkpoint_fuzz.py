@@ -48,7 +48,7 @@ def material(tmp_path_factory) -> dict[str, Path]:
     pipeline = Pipeline.from_plugins(TINY, seed=5)
     found = {"andes": pipeline.save_pretrained(root / "andes")}
     for name in ("shards", "bin"):
-        folder = found[name] = pipeline.save_pretrained(root / name, layout="oppo")
+        folder = found[name] = pipeline.save_pretrained(root / name, layout="published")
         tensors = load_file(folder / "model.safetensors")
         if name == "bin":
             torch.save(tensors, folder / "pytorch_model.bin")

@@ -4,12 +4,12 @@ import json
 from collections import Counter
 
 import pytest
+from andes_curation.curate import CurationRecipe, curate, load_curation
+from andes_curation.references import change_pictures, pictures
 from attrs import field, frozen
 from PIL import Image
 
 from andes_sdk import hookimpl
-from andes_sdk.data.curate import CurationRecipe, curate, load_curation
-from andes_sdk.data.references import change_pictures, pictures
 from andes_sdk.errors import AssemblyError, PluginBroken, TrainingError
 
 CALLS = Counter()

@@ -14,24 +14,24 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
+from andes_training.data.bad import FILE, REASONS, BadSample, BadSamples
+from andes_training.data.boxes import find_boxes
+from andes_training.data.rows import RowMaker, Thinking
+from andes_training.data.samples import Samples, stage_samples
+from andes_training.data.shards import JsonLines, find_files, open_shard
+from andes_training.feed import packed
+from andes_training.loss import next_token_loss
+from andes_training.packing import collate
+from andes_training.reading import in_order, make_rows, stage_maker, stage_processor
+from andes_training.recipe import DataRecipe, StageRecipe, load_recipe
+from andes_training.run import StageRun
+from andes_training.state import Position, states
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from andes_sdk import Pipeline
-from andes_sdk.data.bad import FILE, REASONS, BadSample, BadSamples
-from andes_sdk.data.boxes import find_boxes
-from andes_sdk.data.rows import RowMaker, Thinking
-from andes_sdk.data.samples import Samples, stage_samples
-from andes_sdk.data.shards import JsonLines, find_files, open_shard
 from andes_sdk.errors import AssemblyError, TrainingError
-from andes_sdk.training.data import in_order, make_rows, stage_maker, stage_processor
-from andes_sdk.training.feed import packed
-from andes_sdk.training.loss import next_token_loss
-from andes_sdk.training.packing import collate
-from andes_sdk.training.recipe import DataRecipe, StageRecipe, load_recipe
-from andes_sdk.training.run import StageRun
-from andes_sdk.training.state import Position, states
 
 PLUGINS = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}, "sft"]
 

@@ -10,14 +10,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from andes_training.data.statistics import histogram
+from andes_training.reading import make_rows, read_samples
+from andes_training.recipe import DataRecipe
 from PIL import Image
 from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
-from andes_sdk.data.statistics import histogram
-from andes_sdk.training.data import make_rows, read_samples
-from andes_sdk.training.recipe import DataRecipe
 
 BOX = "<|box_start|>(100,200),(300,400)<|box_end|>"
 

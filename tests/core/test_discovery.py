@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from andes_sdk import discovery
+from andes_sdk.assembling import discovery
 from andes_sdk.errors import ContractMismatch, DuplicateName, PluginBroken, PluginNotFound
 
 GOOD = """

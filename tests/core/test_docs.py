@@ -121,7 +121,7 @@ def test_the_policy_of_the_tutorial_keeps_all_text_and_its_share_of_the_picture(
     from PIL import Image
 
     from andes_sdk import Pipeline
-    from andes_sdk.messages import user_message
+    from andes_sdk.inputs.messages import user_message
 
     monkeypatch.chdir(tmp_path)
     write_files(DOCS / "write-a-plugin.md", tmp_path, monkeypatch)

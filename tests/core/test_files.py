@@ -10,11 +10,11 @@ import pytest
 from attrs import field, frozen
 
 from andes_sdk import Pipeline, hookimpl
-from andes_sdk.assembly import assemble
+from andes_sdk.assembling.assembly import assemble
+from andes_sdk.assembling.extending import open_tokenizer
 from andes_sdk.errors import CheckpointError
 from andes_sdk.files import FolderFiles, write_atomically
-from andes_sdk.opening import open_tokenizer
-from andes_sdk.packing import Artefact, default_recipe, pack_model
+from andes_sdk.storage.packing import Artefact, default_recipe, pack_model
 from andes_sdk.types import Files
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]

@@ -3,13 +3,13 @@
 import json
 from pathlib import Path
 
+import andes_andesvl.hf
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, Qwen3Config
 from transformers.utils import logging
 
-import andes_sdk.hf
 from andes_sdk import Pipeline
 from andes_sdk.errors import InputError
 from andes_sdk.runtime.generation import GenerationOptions
@@ -32,7 +32,7 @@ def pipeline(request) -> Pipeline:
     return made
 
 
-@pytest.fixture(scope="module", params=["andes", "oppo"])
+@pytest.fixture(scope="module", params=["andes", "published"])
 def folder(request, pipeline, tmp_path_factory) -> Path:
     return pipeline.save_pretrained(tmp_path_factory.mktemp("hf") / "model", layout=request.param)
 
@@ -52,8 +52,8 @@ def test_the_auto_classes_know_both_model_types(folder, pipeline):
     assert config.model_type.removeprefix("andesvl-").removesuffix("-qwen3") == pipeline.plan.names[0]
     assert isinstance(config.get_text_config(), Qwen3Config)
     assert config.image_token_id == pipeline.tokenizer.image_token
-    andes_sdk.hf.register()
-    andes_sdk.hf.register()
+    andes_andesvl.hf.register()
+    andes_andesvl.hf.register()
 
 
 def test_names_weights_and_buffers_are_those_of_the_pipeline(folder, pipeline):

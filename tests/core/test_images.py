@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from andes_sdk.errors import InputError
-from andes_sdk.images import ImageLimits, load_image
+from andes_sdk.inputs.images import ImageLimits, load_image
 
 CORNERS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [128, 128, 128], [255, 255, 0]]], np.uint8)
 RED = (255, 0, 0)

@@ -37,7 +37,7 @@ def test_a_plugin_author_can_import_hookimpl_without_torch() -> None:
 
 
 def test_listing_plugins_imports_none_of_them_and_no_torch() -> None:
-    loaded = loaded_after("from andes_sdk.discovery import installed; assert len(installed()) >= 6")
+    loaded = loaded_after("from andes_sdk.assembling.discovery import installed; assert len(installed()) >= 6")
     assert not {m for m in loaded if m.startswith("andes_")} - {"andes_sdk"}
     assert not loaded & {"torch", "transformers"}
 
@@ -49,7 +49,7 @@ def test_a_hostile_plugin_that_is_not_named_is_never_imported(distribution) -> N
         {"andes_hostile/__init__.py": "raise SystemExit('executed')\nclass Hostile:\n    contract = '1.0'\n"},
     )
     code = (
-        "from andes_sdk import Pipeline; from andes_sdk.discovery import installed\n"
+        "from andes_sdk import Pipeline; from andes_sdk.assembling.discovery import installed\n"
         "assert any(p.name == 'hostile' for p in installed())\n"
         "Pipeline.from_plugins([{'aimv2': {'preset': 'tiny'}}, 'mlp', {'qwen3': {'preset': 'tiny'}}])"
     )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from andes_sdk.errors import InputError
-from andes_sdk.messages import parse_messages, user_message
+from andes_sdk.inputs.messages import parse_messages, user_message
 from andes_sdk.types import Turn
 
 TEXT = {"type": "text", "text": "what is it?"}

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from andes_sdk import Pipeline
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.formats import FORMATS, Codes, Grid, Integer, find
-from andes_sdk.packing import Artefact, default_recipe, open_reference, pack_model
-from andes_sdk.packing.header import PREAMBLE, aligned
-from andes_sdk.packing.recipe import resolve
+from andes_sdk.storage.packing import Artefact, default_recipe, open_reference, pack_model
+from andes_sdk.storage.packing.header import PREAMBLE, aligned
+from andes_sdk.storage.packing.recipe import resolve
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 BODY = "language_model.model.layers.0.self_attn.q_proj.weight"

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from andes_sdk.errors import ConfigError, InputError
-from andes_sdk.preprocess import Preprocessor
+from andes_sdk.inputs.preprocess import Preprocessor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -239,8 +239,6 @@ def test_a_size_without_pixels_and_a_picture_that_is_not_rgb_are_refused():
 
 
 def test_importing_preprocess_and_messages_imports_neither_torch_nor_pillow():
-    code = (
-        "import sys, andes_sdk.preprocess, andes_sdk.messages; print([m for m in ('torch', 'PIL') if m in sys.modules])"
-    )
+    code = "import sys, andes_sdk.inputs.preprocess, andes_sdk.inputs.messages as _; print([m for m in ('torch', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

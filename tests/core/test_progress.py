@@ -1,9 +1,9 @@
 import io
 import json
 
+from andes_training.progress import Progress, sparkline
 from rich.console import Console
 
-from andes_sdk.training.progress import Progress, sparkline
 from andes_sdk.types import Event
 
 

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from andes_training import state
+from andes_training.loop import Trainer
+from andes_training.loss import next_token_loss
+from andes_training.packing import collate, make_row, pack
+from andes_training.reading import ahead, make_rows, read_samples
+from andes_training.recipe import DataRecipe, Recipe, StageRecipe, load_recipe
+from andes_training.state import states
 from PIL import Image
 from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, TrainingError
 from andes_sdk.runtime.attention import Segment
-from andes_sdk.training import state
-from andes_sdk.training.data import ahead, make_rows, read_samples
-from andes_sdk.training.loop import Trainer
-from andes_sdk.training.loss import next_token_loss
-from andes_sdk.training.packing import collate, make_row, pack
-from andes_sdk.training.recipe import DataRecipe, Recipe, StageRecipe, load_recipe
-from andes_sdk.training.state import states
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_bit(tmp_path: Path) -> None:
     expected, weights = run(recipe, tmp_path / "whole")
     code = (
         "import sys; from pathlib import Path; from andes_sdk import Pipeline\n"
-        "from andes_sdk.training.recipe import load_recipe\n"
+        "from andes_training.recipe import load_recipe\n"
         "r = load_recipe(Path(sys.argv[1])); Pipeline.from_plugins(**r.pipeline).train(r, sys.argv[2])"
     )
     out = tmp_path / "killed"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from andes_training.lora import put_in, targets_of
+from andes_training.recipe import LoraRecipe, load_recipe
+from andes_training.state import states
 from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import TrainingError
-from andes_sdk.training.lora import put_in, targets_of
-from andes_sdk.training.recipe import LoraRecipe, load_recipe
-from andes_sdk.training.state import states
 
 pytest.importorskip("peft", reason="LoRA is made by peft")
 

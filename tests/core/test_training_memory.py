@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from andes_training import loss as losses
+from andes_training.loss import hidden_rows, next_token_loss, token_logps
+from andes_training.packing import Batch, branch_slices, collate, make_row
+from andes_training.recompute import recomputed
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from andes_sdk import Pipeline
-from andes_sdk.training import loss as losses
-from andes_sdk.training.loss import hidden_rows, next_token_loss, token_logps
-from andes_sdk.training.packing import Batch, branch_slices, collate, make_row
-from andes_sdk.training.recompute import recomputed
 
 
 @pytest.fixture(scope="module")

@@ -13,21 +13,21 @@ import time
 from pathlib import Path
 
 import pytest
+from andes_training.progress import Progress
+from andes_training.recipe import load_recipe
+from andes_training.state import states
 from PIL import Image
 from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
-from andes_sdk.training.progress import Progress
-from andes_sdk.training.recipe import load_recipe
-from andes_sdk.training.state import states
 
 STEPS = 6
 CODE = """
 import sys
 from pathlib import Path
 from andes_sdk import Pipeline
-from andes_sdk.training.progress import Progress
-from andes_sdk.training.recipe import load_recipe
+from andes_training.progress import Progress
+from andes_training.recipe import load_recipe
 recipe = load_recipe(Path(sys.argv[1]), sys.argv[3:])
 Pipeline.from_plugins(**recipe.pipeline).train(recipe, sys.argv[2], progress=Progress(sys.argv[2]))
 """

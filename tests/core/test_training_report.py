@@ -9,15 +9,15 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from andes_training.outlook import memory_of
+from andes_training.recipe import LoraRecipe, StageRecipe
+from andes_training.report import write_report
 from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
 from andes_sdk.errors import TrainingError
 from andes_sdk.runtime.attention import PackedAttention, Segment
-from andes_sdk.training.outlook import memory_of
-from andes_sdk.training.recipe import LoraRecipe, StageRecipe
-from andes_sdk.training.report import write_report
 
 
 def metrics(folder: Path, steps: int = 60) -> None:

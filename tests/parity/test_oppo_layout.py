@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from andes_sdk import Pipeline
-from andes_sdk.checkpoint import read_plan
 from andes_sdk.errors import AndesError, CheckpointError
+from andes_sdk.storage.checkpoint import read_plan
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
@@ -86,7 +86,7 @@ def test_published_to_ours_and_back_is_bit_exact(encoder, form, head, tmp_path):
     original = write_published(tmp_path / "original", encoder, form=form, head=head)
     ours = Pipeline.from_pretrained(original).save_pretrained(tmp_path / "ours")
     assert (HEAD in load_file(ours / "model.safetensors")) is False
-    back = Pipeline.from_pretrained(ours).save_pretrained(tmp_path / "back", layout="oppo")
+    back = Pipeline.from_pretrained(ours).save_pretrained(tmp_path / "back", layout="published")
 
     before, after = stored(original), stored(back)
     assert before.keys() == after.keys()
@@ -102,7 +102,7 @@ def test_published_to_ours_and_back_is_bit_exact(encoder, form, head, tmp_path):
 
 def test_shards_keep_their_tensors_and_bin_becomes_safetensors(tmp_path):
     original = write_published(tmp_path / "original", "aimv2", form="bin", head=True)
-    back = Pipeline.from_pretrained(original).save_pretrained(tmp_path / "back", layout="oppo")
+    back = Pipeline.from_pretrained(original).save_pretrained(tmp_path / "back", layout="published")
     theirs = json.loads((original / "pytorch_model.bin.index.json").read_text())
     ours = json.loads((back / "model.safetensors.index.json").read_text())
     renamed = {
@@ -125,7 +125,7 @@ def test_a_published_checkpoint_runs_in_its_own_precision(tmp_path):
 
 def test_another_precision_is_written_into_the_configuration_and_nothing_else_is(tmp_path):
     original = write_published(tmp_path / "x", "aimv2", form="single", head=False)
-    back = Pipeline.from_pretrained(original).save_pretrained(tmp_path / "y", layout="oppo", dtype="float32")
+    back = Pipeline.from_pretrained(original).save_pretrained(tmp_path / "y", layout="published", dtype="float32")
     config = json.loads((back / "config.json").read_text())
     assert config == published_config("aimv2") | {"torch_dtype": "float32"}
     assert Pipeline.from_pretrained(back).model.dtype == torch.float32
@@ -136,7 +136,7 @@ def test_changed_modules_are_described_anew_instead_of_by_the_old_configuration(
     changed = Pipeline.from_pretrained(
         original, plugins=[{"siglip2": {"config": VISION["siglip2"] | {"hidden_act": "gelu"}}}]
     )
-    back = changed.save_pretrained(tmp_path / "y", layout="oppo")
+    back = changed.save_pretrained(tmp_path / "y", layout="published")
     config = json.loads((back / "config.json").read_text())
     assert config["vision_config"]["hidden_act"] == "gelu"
     assert "a_key_of_theirs" not in config
@@ -209,7 +209,7 @@ def test_modules_that_the_published_form_cannot_describe_are_refused_in_it_only(
 
     pipeline = Pipeline.from_plugins([{"aimv2": {"preset": "tiny"}}, Narrow(), {"qwen3": {"preset": "tiny"}}])
     with pytest.raises(CheckpointError, match='layout="andes"'):
-        pipeline.save_pretrained(tmp_path / "x", layout="oppo")
+        pipeline.save_pretrained(tmp_path / "x", layout="published")
     folder = pipeline.save_pretrained(tmp_path / "y")
     assert not (folder / "config.json").exists()
     back = Pipeline.from_pretrained(folder, plugins=[Narrow()])

@@ -81,7 +81,7 @@ def test_greedy_text_with_pictures_equals_transformers_generate(pipeline: Pipeli
 
 
 def test_named_sizes_have_the_published_totals() -> None:
-    from andes_sdk.catalogue import plugins_of
+    from andes_andesvl.catalogue import plugins_of
 
     # billions, AndesVL report, table of models; 2.055 and 4.360 are printed to three digits
     published = {"andesvl-0.6b": 0.695, "andesvl-1b": 0.927, "andesvl-2b": 2.055, "andesvl-4b": 4.360}

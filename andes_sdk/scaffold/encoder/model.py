@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from andes_sdk.errors import ConfigError, InputError
-from andes_sdk.patches import patch_positions, split_rows
+from andes_sdk.inputs.patches import patch_positions, split_rows
 from andes_sdk.types import Grid, VisionSpec
 
 
@@ -32,7 +32,7 @@ class MeanEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Features in the order of the patches, which is block order (`andes_sdk.patches.patchify`)."""
+        """Features in the order of the patches, which is block order (`andes_sdk.inputs.patches.patchify`)."""
         if len(patches) != sum(h * w for h, w in grids):
             raise InputError(f"{len(patches)} patches do not fill the grids {list(grids)}", who="example")
         places = patch_positions(grids, self.spec.merge, patches.device)  # (N, 2)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from andes_training.loss import next_token_loss
 from attrs import frozen
 from torch import Tensor
 
-from andes_sdk.training.loss import next_token_loss
-
 if TYPE_CHECKING:
+    from andes_training.packing import Batch
+
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.training.packing import Batch
 
 
 @frozen

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from andes_sdk import config, discovery
+from andes_sdk import config
+from andes_sdk.assembling import discovery
 from andes_sdk.errors import AssemblyError, ConfigError
 from andes_sdk.hookspecs import GROUP, HOOKS
 from andes_sdk.plan import Plan

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
+from andes_training.packing import Batch
 
 from andes_sdk.errors import TrainingError
 from andes_sdk.testing.registry import check
 from andes_sdk.testing.require import NotApplicable, require, require_bits, require_close, require_finite
 from andes_sdk.testing.stages import fed, stage_batches, stage_run, stage_samples
-from andes_sdk.training.packing import Batch
 from andes_sdk.types import ConversationStage, FeedingStage, TrainingStage
 
 if TYPE_CHECKING:

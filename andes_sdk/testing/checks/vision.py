@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from andes_sdk.patches import split_rows
+from andes_sdk.inputs.patches import split_rows
 from andes_sdk.testing import weights
 from andes_sdk.testing.material import grids_of, patches_of
 from andes_sdk.testing.registry import check

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from andes_training.feed import packed
+from andes_training.loss import next_token_loss
 from attrs import evolve, frozen
 from torch import Tensor
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.training.feed import packed
-from andes_sdk.training.loss import next_token_loss
 
 if TYPE_CHECKING:
+    from andes_training.packing import Batch
+    from andes_training.run import StageRun
+    from andes_training.state import Position
+
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.training.packing import Batch
-    from andes_sdk.training.run import StageRun
-    from andes_sdk.training.state import Position
 
 
 @frozen

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
-from andes_sdk.patches import patch_positions, split_rows
+from andes_sdk.inputs.patches import patch_positions, split_rows
 from andes_sdk.types import Attend, Grid, TextSpec, VisionSpec
 
 HEADS, KV_HEADS, HEAD = 4, 2, 8

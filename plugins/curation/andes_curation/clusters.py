@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from attrs import frozen
 
-from andes_sdk.data.references import pictures, questions
+from andes_curation.references import pictures, questions
 from andes_sdk.errors import TrainingError
 
 from .server import Server

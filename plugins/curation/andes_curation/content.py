@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from andes_training.data.bad import BadSample
+from andes_training.data.boxes import find_boxes
 from attrs import frozen
 
-from andes_sdk.data.bad import BadSample
-from andes_sdk.data.boxes import find_boxes
-from andes_sdk.data.references import answers, messages, pictures, text_of
+from andes_curation.references import answers, messages, pictures, text_of
 from andes_sdk.errors import InputError
-from andes_sdk.images import load_image
+from andes_sdk.inputs.images import load_image
 
 from .table import Table, digest, far, normalised, perceptual_hashes
 

@@ -12,13 +12,13 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
+from andes_training.data.samples import stage_samples
+from andes_training.recipe import DataRecipe
 from attrs import define
 
-from andes_sdk.data.facts import entry_of
-from andes_sdk.data.references import questions
-from andes_sdk.data.samples import stage_samples
+from andes_curation.facts import entry_of
+from andes_curation.references import questions
 from andes_sdk.errors import TrainingError
-from andes_sdk.training.recipe import DataRecipe
 
 from .table import Table, far, normalised, perceptual_hashes
 

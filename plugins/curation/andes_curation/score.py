@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import frozen
 
-from andes_sdk.data.references import answers, is_path, pictures, questions
+from andes_curation.references import answers, is_path, pictures, questions
 from andes_sdk.errors import TrainingError
 
 from .server import Server

@@ -9,9 +9,9 @@ from typing import Any
 
 import imagehash
 
-from andes_sdk.data.references import pictures
+from andes_curation.references import pictures
 from andes_sdk.errors import InputError
-from andes_sdk.images import load_image
+from andes_sdk.inputs.images import load_image
 
 
 class Table(ABC):

@@ -10,10 +10,11 @@ from andes_gguf.export import GgufExporter
 from andes_gguf.small import write_small
 from typer.testing import CliRunner
 
-from andes_sdk import Pipeline, packing
+from andes_sdk import Pipeline
 from andes_sdk.cli import app
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.runtime.attention import PackedAttention, Segment
+from andes_sdk.storage import packing
 from andes_sdk.testing.reference import ReferenceLanguageModel, ReferenceTokenizer
 
 IDS = [5, 77, 200, 12, 130, 9, 33, 250, 61, 18] * 8

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from andes_training.data.samples import Sample, stage_samples
+from andes_training.recipe import DataRecipe
 from attrs import frozen
 
-from andes_sdk.data.samples import Sample, stage_samples
 from andes_sdk.errors import AndesError, TrainingError
-from andes_sdk.training.recipe import DataRecipe
 
 from .gym import write_lines
 from .prompts import PromptMaker, seed_of

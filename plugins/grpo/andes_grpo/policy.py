@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from andes_training.loss import CHUNK, hidden_rows
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from andes_sdk.training.loss import CHUNK, hidden_rows
-
 if TYPE_CHECKING:
+    from andes_training.packing import Batch
+
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.training.packing import Batch
 
 
 def log_policy(logits: Tensor, *, image_token: int, temperature: float) -> Tensor:

@@ -7,19 +7,20 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
+from andes_training.data.bad import BadSample
+from andes_training.data.pictures import Pictures, augmentation
+from andes_training.data.samples import Sample, Samples
+from andes_training.reading import stage_processor
 from attrs import field, frozen
 
-from andes_sdk.data.bad import BadSample
-from andes_sdk.data.pictures import Pictures, augmentation
-from andes_sdk.data.samples import Sample, Samples
 from andes_sdk.errors import AndesError, TrainingError
-from andes_sdk.images import load_image
-from andes_sdk.training.data import stage_processor
+from andes_sdk.inputs.images import load_image
 
 if TYPE_CHECKING:
+    from andes_training.recipe import DataRecipe, StageRecipe
+
+    from andes_sdk.inputs.processor import Processor
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.processing import Processor
-    from andes_sdk.training.recipe import DataRecipe, StageRecipe
     from andes_sdk.types import Inputs
 
 

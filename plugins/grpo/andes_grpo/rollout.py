@@ -19,16 +19,16 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from andes_training.data.bad import BadSample
+from andes_training.data.samples import Samples
+from andes_training.packing import Batch, Row, collate
+from andes_training.state import Position
 from attrs import evolve, frozen
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from andes_sdk.data.bad import BadSample
-from andes_sdk.data.samples import Samples
 from andes_sdk.errors import TrainingError
 from andes_sdk.runtime.attention import Segment
-from andes_sdk.training.packing import Batch, Row, collate
-from andes_sdk.training.state import Position
 
 from .objective import advantages, weight
 from .policy import answer_logps
@@ -37,8 +37,9 @@ from .sampling import SessionSampler
 from .scoring import Scorer
 
 if TYPE_CHECKING:
+    from andes_training.run import StageRun
+
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.training.run import StageRun
 
     from .options import Options
 

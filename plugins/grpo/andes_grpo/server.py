@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from andes_sdk.errors import BackendUnavailable, TrainingError
-from andes_sdk.images import load_image
+from andes_sdk.inputs.images import load_image
 
 from .prompts import Completion, Prompt
 

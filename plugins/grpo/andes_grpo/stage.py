@@ -14,12 +14,12 @@ from .objective import Surrogate, grpo_loss
 from .policy import answer_logps
 
 if TYPE_CHECKING:
+    from andes_training.packing import Batch
+    from andes_training.run import StageRun
+    from andes_training.state import Position
     from torch import Tensor
 
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.training.packing import Batch
-    from andes_sdk.training.run import StageRun
-    from andes_sdk.training.state import Position
 
     from .options import Options
 

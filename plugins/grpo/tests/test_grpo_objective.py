@@ -11,10 +11,10 @@ from andes_grpo import GRPO
 from andes_grpo.objective import advantages, grpo_loss, overlong_penalty, weight
 from andes_grpo.stage import FIGURES, GroupRelative
 from andes_qwen3.model import Qwen3LanguageModel
+from andes_training.packing import Row, collate
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from andes_sdk.runtime.attention import Segment
-from andes_sdk.training.packing import Row, collate
 
 V = 40
 FIELDS = {

@@ -15,19 +15,19 @@ from andes_grpo.prompts import PromptMaker, seed_of
 from andes_grpo.rollout import Rollouts
 from andes_grpo.sampling import SessionSampler
 from andes_grpo.stage import FIGURES, GroupRelative
+from andes_training.data.samples import stage_samples
+from andes_training.packing import branch_slices, collate, make_row
+from andes_training.recipe import DataRecipe, StageRecipe
+from andes_training.run import StageRun
+from andes_training.state import Position
 from attrs import evolve, frozen
 from PIL import Image
 from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
-from andes_sdk.data.samples import stage_samples
 from andes_sdk.errors import AssemblyError, ConfigError, TrainingError
 from andes_sdk.hookspecs import hookimpl
 from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.training.packing import branch_slices, collate, make_row
-from andes_sdk.training.recipe import DataRecipe, StageRecipe
-from andes_sdk.training.run import StageRun
-from andes_sdk.training.state import Position
 from andes_sdk.types import Inputs
 
 MODEL = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
@@ -335,7 +335,7 @@ RUN = """
 import os, sys
 from pathlib import Path
 from andes_sdk import Pipeline
-from andes_sdk.training.recipe import load_recipe
+from andes_training.recipe import load_recipe
 sys.path.insert(0, str(Path(sys.argv[1]) / "code"))
 from rewards import Rewards
 recipe = load_recipe(Path(sys.argv[1]) / "recipe.toml")

@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from andes_training.data.bad import BadSample
+from andes_training.data.boxes import find_boxes
+from andes_training.data.pictures import Pictures
+from andes_training.data.samples import Sample, stage_samples
+from andes_training.recipe import DataRecipe
 from attrs import asdict, evolve, field, frozen
 from attrs.validators import ge, gt, le
 
-from andes_sdk.data.bad import BadSample
-from andes_sdk.data.boxes import find_boxes
-from andes_sdk.data.pictures import Pictures
-from andes_sdk.data.samples import Sample, stage_samples
 from andes_sdk.errors import TrainingError
 from andes_sdk.runtime.generation import GenerationOptions
 from andes_sdk.runtime.sampling import TokenSampler
-from andes_sdk.training.recipe import DataRecipe
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline

@@ -18,21 +18,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from andes_training.data.bad import BadSample
+from andes_training.packing import collate, pack
+from andes_training.reading import in_order, stage_maker
 from attrs import define, evolve, field, frozen
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from andes_sdk.data.bad import BadSample
 from andes_sdk.errors import TrainingError
-from andes_sdk.training.data import in_order, stage_maker
-from andes_sdk.training.packing import collate, pack
 
 if TYPE_CHECKING:
-    from andes_sdk.data.samples import Sample
+    from andes_training.data.samples import Sample
+    from andes_training.packing import Batch, Row
+    from andes_training.run import StageRun
+
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.training.packing import Batch, Row
-    from andes_sdk.training.run import StageRun
 
 Score = Callable[["VisionLanguageModel", "Batch"], tuple[Tensor, Tensor]]
 """A pack of P pairs -> (P, 2) log-probabilities, and something else."""

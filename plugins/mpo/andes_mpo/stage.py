@@ -6,22 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from andes_training.feed import packed
+from andes_training.loss import hidden_rows, token_logps
+from andes_training.packing import branch_slices
 from attrs import define, evolve, field
 from torch import Tensor
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.training.feed import packed
-from andes_sdk.training.loss import hidden_rows, token_logps
-from andes_sdk.training.packing import branch_slices
 
 from .losses import Weights, mixed_loss, rewards_of
 from .reference import OnlineReference, StoredReference, refuse_changing
 
 if TYPE_CHECKING:
+    from andes_training.packing import Batch
+    from andes_training.run import StageRun
+    from andes_training.state import Position
+
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.training.packing import Batch
-    from andes_sdk.training.run import StageRun
-    from andes_sdk.training.state import Position
 
 _LINE = '{"prompt": [messages], "chosen": "…", "rejected": "…"}'
 

@@ -11,6 +11,7 @@ import torch
 from andes_mpo import MPO
 from andes_mpo.cli import pairs as command
 from andes_mpo.pairs import REASONS, PairBuilder, PairOptions, _usable, finish, portable, without_pictures
+from andes_training.recipe import load_recipe
 from PIL import Image
 from typer import Typer
 from typer.testing import CliRunner
@@ -18,7 +19,6 @@ from typer.testing import CliRunner
 from andes_sdk import Pipeline
 from andes_sdk.errors import InputError, TrainingError
 from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.training.recipe import load_recipe
 
 # picture -> what the model is taught to answer
 TAUGHT = {"red": ["red", "blue"], "green": ["green"], "blue": ["white"]}

@@ -15,17 +15,17 @@ import torch
 from andes_mpo.losses import mixed_loss, rewards_of
 from andes_mpo.reference import OnlineReference, StoredReference
 from andes_mpo.stage import MixedPreference, RewardShift, answer_logps
+from andes_training.packing import collate, make_row
+from andes_training.reading import stage_samples
+from andes_training.recipe import Recipe, load_recipe
+from andes_training.run import StageRun
+from andes_training.state import Position, states
 from attrs import evolve
 from PIL import Image
 from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, TrainingError
-from andes_sdk.training.data import stage_samples
-from andes_sdk.training.packing import collate, make_row
-from andes_sdk.training.recipe import Recipe, load_recipe
-from andes_sdk.training.run import StageRun
-from andes_sdk.training.state import Position, states
 
 COLOURS = ("red", "green", "blue", "white")
 
@@ -68,7 +68,7 @@ data = [{{ path = "pairs.jsonl"{data} }}]
 
 
 def train(recipe: Path, out: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    from andes_sdk.training.progress import Progress
+    from andes_training.progress import Progress
 
     loaded = load_recipe(recipe)
     with Progress(out) as progress:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from andes_mpo.losses import mixed_loss, rewards_of
 from andes_mpo.stage import MixedPreference, RewardShift, answer_logps
+from andes_training.packing import Batch, collate, make_row
 from attrs import evolve
 
 from andes_sdk import Pipeline
-from andes_sdk.training.packing import Batch, collate, make_row
 
 trl = pytest.importorskip("trl", minversion="1.16", reason="TRL, which the loss is compared with, is not installed")
 datasets = pytest.importorskip("datasets", reason="TRL needs datasets")

@@ -30,7 +30,7 @@ from .weights import PackedModel, Rotary, map_model, pack_model
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.packing import Artefact
+    from andes_sdk.storage.packing import Artefact
     from andes_sdk.types import Adapter, CachePolicy, Session
 
     from . import Numba

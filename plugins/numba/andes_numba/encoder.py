@@ -12,7 +12,7 @@ from attrs import astuple, define, field, frozen
 from torch import Tensor
 
 from andes_sdk.errors import BackendUnavailable, InputError
-from andes_sdk.patches import patch_positions
+from andes_sdk.inputs.patches import patch_positions
 
 from .blueprint import Described, PackedEncoder, PackedProjector, obstacle, pack_encoder, pack_projector
 from .machine import features

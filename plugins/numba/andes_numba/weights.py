@@ -19,7 +19,7 @@ from .step import Sizes, Weights
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.packing import Artefact
+    from andes_sdk.storage.packing import Artefact
 
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
 

@@ -9,8 +9,8 @@ from andes_numba.machine import threading_layer
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import BackendUnavailable, CheckpointError, ConfigError
-from andes_sdk.packing import default_recipe, pack_model
 from andes_sdk.runtime.generation import GenerationOptions
+from andes_sdk.storage.packing import default_recipe, pack_model
 from andes_sdk.testing.material import conversation
 from andes_sdk.types import Inputs, PackedBackend
 

@@ -20,7 +20,7 @@ import torch
 from attrs import evolve, frozen
 
 if TYPE_CHECKING:
-    from andes_sdk.training.packing import Batch
+    from andes_training.packing import Batch
 
 
 @frozen(kw_only=True)

@@ -14,20 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from andes_training.feed import packed
+from andes_training.loss import next_token_loss
 from attrs import frozen
-
-from andes_sdk.training.feed import packed
-from andes_sdk.training.loss import next_token_loss
 
 from .positions import OFF, Replacement
 
 if TYPE_CHECKING:
+    from andes_training.packing import Batch
+    from andes_training.run import StageRun
+    from andes_training.state import Position
     from torch import Tensor
 
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.training.packing import Batch
-    from andes_sdk.training.run import StageRun
-    from andes_sdk.training.state import Position
 
 
 @frozen(kw_only=True)

@@ -12,16 +12,16 @@ import pytest
 import torch
 from andes_pretraining import Pretraining
 from andes_pretraining.positions import Replacement, replaced
+from andes_training.data.samples import stage_samples
+from andes_training.feed import packed
+from andes_training.loss import next_token_loss
+from andes_training.recipe import DataRecipe, StageRecipe
+from andes_training.run import StageRun
+from andes_training.state import Position
 from PIL import Image
 
 from andes_sdk import Pipeline
-from andes_sdk.data.samples import stage_samples
 from andes_sdk.errors import AssemblyError
-from andes_sdk.training.feed import packed
-from andes_sdk.training.loss import next_token_loss
-from andes_sdk.training.recipe import DataRecipe, StageRecipe
-from andes_sdk.training.run import StageRun
-from andes_sdk.training.state import Position
 
 START = Position()
 MODEL = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from andes_sdk import Pipeline
 from andes_sdk.errors import CheckpointError
 from andes_sdk.files import FolderFiles
-from andes_sdk.packing import Artefact, default_recipe, pack_model
 from andes_sdk.runtime.policy import KeepAll
+from andes_sdk.storage.packing import Artefact, default_recipe, pack_model
 from andes_sdk.types import Inputs, Turn
 
 TEXT = "The button's at 12 图片 🙂 <|im_end|>"

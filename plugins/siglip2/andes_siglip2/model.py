@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from andes_sdk.errors import InputError
-from andes_sdk.patches import block_order, patch_positions
+from andes_sdk.inputs.patches import block_order, patch_positions
 from andes_sdk.types import Grid, VisionSpec
 
 from .config import SigLIP2Config

@@ -10,7 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Siglip2VisionConfig, Sig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from andes_sdk.errors import InputError
-from andes_sdk.patches import block_order, patchify
+from andes_sdk.inputs.patches import block_order, patchify
 
 GRIDS = ((4, 4), (2, 6), (2, 2), (4, 4))
 N = 16 + 12 + 4 + 16

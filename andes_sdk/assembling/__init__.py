@@ -1,0 +1,1 @@
+"""From a list of plugins to a plan, and from a plan to modules."""

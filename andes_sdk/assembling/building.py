@@ -1,0 +1,122 @@
+"""From an assembly to modules: built on the meta device first, filled from a checkpoint or from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from andes_sdk import config
+from andes_sdk.errors import AndesError, AssemblyError, BackendUnavailable, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from andes_sdk.assembling.assembly import Assembly
+    from andes_sdk.inputs.processor import Processor
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.plan import Plan
+    from andes_sdk.types import Tokenizer
+
+
+def device_error(name: str) -> AndesError | None:
+    """Why a device cannot be used, or None."""
+    kind, _, index = str(name).partition(":")
+    if kind == "cpu" and not index:
+        return None
+    import torch
+
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        return BackendUnavailable(
+            f"no device {name!r}", who="device", why=str(error).splitlines()[0], fix="use cpu, cuda or mps"
+        )
+    present = {
+        "cuda": torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(kind, False):
+        return BackendUnavailable(
+            f"this machine has no {name!r}", who="device", fix="use device='cpu', or run elsewhere"
+        )
+    return None
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def run_errors(device: str, dtype: str, image: Mapping[str, Any]) -> list[AndesError]:
+    """Every problem with what a pipeline runs on."""
+    errors: list[AndesError] = []
+    if dtype not in DTYPES:
+        errors.append(ConfigError(f"no dtype {dtype!r}", who="dtype", fix=config.suggestion(str(dtype), DTYPES)))
+    if (error := device_error(device)) is not None:
+        errors.append(error)
+    return errors + image_errors(image)
+
+
+def image_errors(image: Mapping[str, Any]) -> list[AndesError]:
+    """Every problem with the preprocessor's options."""
+    from andes_sdk.inputs.preprocess import Preprocessor
+
+    fixed = {"patch_size", "merge", "mean", "std"}
+    options = {k: v for k, v in image.items() if k not in fixed}
+    errors: list[AndesError] = [
+        ConfigError(f"option {k!r} belongs to the encoder", who="image", fix="remove it") for k in image if k in fixed
+    ]
+    try:
+        base = {"patch_size": 14, "merge": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        config.structure(Preprocessor, {**base, **options}, "image")
+    except AssemblyError as group:
+        errors += group.problems
+    return errors
+
+
+def build_meta(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
+    """The modules without memory for weights."""
+    import torch
+
+    with torch.device("meta"):
+        return _modules(assembly, tokenizer)
+
+
+def _modules(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
+    from andes_sdk.model import VisionLanguageModel
+
+    encoder = assembly.slot("vision_encoder")
+    language_model = assembly.slot("language_model")
+    projector = assembly.slot("projector", vision=encoder.spec, text=language_model.spec)
+    return VisionLanguageModel(encoder, projector, language_model, tokenizer)
+
+
+def build_model(assembly: Assembly, tokenizer: Tokenizer, weights: Path | None) -> VisionLanguageModel:
+    """The modules with weights: read from a checkpoint, or random from the plan's seed."""
+    import torch
+
+    plan = assembly.plan
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    if weights is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.seed)
+            model = _modules(assembly, tokenizer)
+        return model.to(device=plan.device, dtype=dtype).eval()
+    from andes_sdk.storage.checkpoint import load_weights
+
+    model = build_meta(assembly, tokenizer)
+    load_weights(model, weights, device=plan.device, dtype=dtype)
+    return model.eval()
+
+
+def build_processor(model: VisionLanguageModel, plan: Plan) -> Processor:
+    """The processor that fits this model's encoder and tokenizer."""
+    from andes_sdk.inputs.preprocess import Preprocessor
+    from andes_sdk.inputs.processor import Processor
+
+    vision = model.vision
+    own: dict[str, Any] = attrs.asdict(vision)
+    own.pop("width")
+    preprocessor = Preprocessor(**own, **plan.image)
+    return Processor(model.tokenizer, preprocessor, model.text.max_positions)

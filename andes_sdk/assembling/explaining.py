@@ -1,0 +1,129 @@
+"""`pipe.explain()`: who owns what, with which options, how large it is, and what is inactive and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from andes_sdk.assembling.building import build_meta
+from andes_sdk.hookspecs import COLLECTIONS, SLOTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from andes_sdk.assembling.assembly import Assembly
+    from andes_sdk.pipeline import Pipeline
+
+DEFAULT_NAMES = {"cache_policy": "keep-all", "decoder": "autoregressive"}
+
+
+@frozen
+class Row:
+    """One line of an explanation.
+
+    Attributes:
+        part: slot, collection, or what the line is about.
+        owner: the plugin, or 'core'.
+        value: what it holds.
+        state: 'active', 'available' (there when asked for by name) or 'inactive' with the reason in `value`.
+    """
+
+    part: str
+    owner: str
+    value: str
+    state: str = "active"
+
+
+@frozen
+class Explanation:
+    """Rows that say what a pipeline is made of. `str()` prints a table, `to_dict()` gives plain data."""
+
+    rows: Sequence[Row]
+    parameters: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        rows = [{"part": r.part, "owner": r.owner, "value": r.value, "state": r.state} for r in self.rows]
+        return {"parameters": self.parameters, "rows": rows}
+
+    def __str__(self) -> str:
+        heads = ("part", "owner", "state", "value")
+        cells = [(r.part, r.owner, r.state, r.value) for r in self.rows]
+        widths = [max(len(row[i]) for row in [heads, *cells]) for i in range(3)]
+        return "\n".join(
+            "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]]) for row in [heads, *cells]
+        )
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title=f"{self.parameters:,} parameters")
+        for head in ("part", "owner", "state", "value"):
+            table.add_column(head, overflow="fold")
+        for row in self.rows:
+            table.add_row(row.part, row.owner, row.state, row.value)
+        return table
+
+
+def explain(pipeline: Pipeline, assembly: Assembly) -> Explanation:
+    """Build the modules on the meta device (no memory for weights) and say what everything is."""
+    plan = pipeline.plan
+    model = build_meta(assembly, pipeline.tokenizer)
+    rows: list[Row] = []
+    names = {"vision_encoder": "vision_encoder", "projector": "mlp", "language_model": "language_model"}
+    for slot, hook in SLOTS.items():
+        owner = plan.owner(hook)
+        if slot in names:
+            module = model.parts()[names[slot]]
+            count = sum(p.numel() for p in module.parameters())
+            rows.append(Row(slot, owner, f"{type(module).__name__}, {count:,} parameters"))
+        elif slot == "tokenizer":
+            rows.append(Row(slot, owner, f"{type(model.tokenizer).__name__}, {model.tokenizer.vocab_size:,} ids"))
+        else:
+            value = f"built by {owner} with the model" if owner else DEFAULT_NAMES[slot]
+            rows.append(Row(slot, owner or "core", value))
+    rows += _collections(pipeline, assembly)
+    rows += _facts(pipeline, assembly)
+    image = ", ".join(f"{k}={v}" for k, v in plan.image.items()) or "published evaluation variant"
+    rows.append(Row("pictures", "core", f"patch {model.vision.patch_size}, blocks of {model.vision.merge}², {image}"))
+    saved = pipeline.artefact.path if pipeline.artefact else pipeline.weights
+    source = str(saved) if saved else f"as the plugins build them, seed {plan.seed}"
+    rows.append(Row("weights", "core", source))
+    return Explanation(rows, model.parameter_count())
+
+
+def _collections(pipeline: Pipeline, assembly: Assembly) -> list[Row]:
+    plan = pipeline.plan
+    backends = assembly.collections["backends"]
+    owners = _owners(assembly, "backends")
+    chosen = f"{plan.backend} on {plan.device}, {plan.dtype}"
+    rows = [Row("backend", owners.get(plan.backend, "core"), chosen)]
+    rows += [Row("backend", owners[n], f"{n}: not chosen", "inactive") for n in backends if n != plan.backend]
+    for collection in COLLECTIONS:
+        if collection != "backends":
+            rows += [Row(collection, owner, name, "available") for name, owner in _owners(assembly, collection).items()]
+    return rows
+
+
+def _owners(assembly: Assembly, collection: str) -> dict[str, str]:
+    """Name of each object of a collection -> the plugin that brings it."""
+    hook = COLLECTIONS[collection]
+    owners = {}
+    for plugin in (p.name for p in assembly.plan.plugins if hook in p.hooks):
+        owners.update({thing.name: plugin for thing in getattr(assembly.manager.get_plugin(plugin), hook)()})
+    return owners
+
+
+def _facts(pipeline: Pipeline, assembly: Assembly) -> list[Row]:
+    rows = []
+    for plugin in pipeline.plan.plugins:
+        options = ", ".join(f"{k}={v!r}" for k, v in plugin.options.items())
+        origin = f"{plugin.distribution} {plugin.version}" if plugin.distribution else "object passed by the caller"
+        rows.append(Row("plugin", plugin.name, f"{origin}{'; ' + options if options else ''}"))
+        if "andes_explain" in plugin.hooks:
+            said = assembly.manager.get_plugin(plugin.name).andes_explain(plan=pipeline.plan)  # type: ignore[union-attr]
+            rows += [Row(fact, plugin.name, str(value)) for fact, value in (said or {}).items()]
+    return rows

@@ -1,0 +1,168 @@
+"""OpenAI-style messages -> turns for the chat template, and the pictures beside them.
+
+Nothing is dropped in silence: a key that has no effect here is an error that names its place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from andes_sdk.errors import InputError
+from andes_sdk.types import Turn
+
+if TYPE_CHECKING:
+    from andes_sdk.inputs.sources import ImageSource
+
+ROLES = ("system", "user", "assistant")
+
+_PARTS = {"text": "text", "image_url": "image_url", "image": "image"}
+"""Type of a part -> the key that holds its value."""
+_ALIASES = {
+    "developer": "system", "human": "user", "bot": "assistant", "model": "assistant", "gpt": "assistant",
+    "input_text": "text", "output_text": "text", "input_image": "image_url", "img": "image",
+}  # fmt: skip
+_EXAMPLE = '{"role": "user", "content": "…"}'
+
+
+def user_message(text: str, images: Sequence[ImageSource] = ()) -> dict[str, Any]:
+    """One user message: the pictures in order, then the text.
+
+    Raises:
+        InputError: `images` is one picture rather than a list of them.
+    """
+    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike) or not isinstance(images, Iterable):
+        raise InputError("expected a list of pictures", who="images", why=_got(images), fix="write images=[picture]")
+    parts: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def parse_messages(messages: str | Sequence[Mapping[str, Any]]) -> tuple[list[Turn], list[ImageSource]]:
+    """Check messages and split text from pictures.
+
+    A message is `{"role": "system" | "user" | "assistant", "content": str | list of parts}`; a part is
+    `{"type": "text", "text": str}`, `{"type": "image_url", "image_url": {"url": str} or str}` or
+    `{"type": "image", "image": path, bytes or PIL image}`. Pictures stand in user messages only.
+    A plain string is one user message. Keys with the value None count as absent.
+
+    Returns:
+        One turn per message, with None where a picture stands, and the sources of the pictures in order (not loaded).
+
+    Raises:
+        InputError: `who` is the place, for example `messages[1].content[0].type`.
+    """
+    if isinstance(messages, str):
+        return [Turn("user", (messages,))], []
+    if isinstance(messages, Mapping):
+        raise InputError("expected a list of messages, got one", who="messages", fix="write [message]")
+    if not isinstance(messages, Sequence) or isinstance(messages, bytes | bytearray | memoryview):
+        raise InputError("expected a list of messages", who="messages", why=_got(messages), fix=f"write [{_EXAMPLE}]")
+    if not messages:
+        raise InputError("there is no message", who="messages", why="the list is empty", fix=f"write [{_EXAMPLE}]")
+    turns: list[Turn] = []
+    images: list[ImageSource] = []
+    for index, message in enumerate(messages):
+        turns.append(_turn(message, f"messages[{index}]", images))
+    return turns, images
+
+
+def _turn(message: Any, place: str, images: list[ImageSource]) -> Turn:
+    _mapping(message, place, ("role", "content"), _EXAMPLE)
+    role = _one_of(_value(message, "role", place), ROLES, f"{place}.role", "role")
+    content = _value(message, "content", place)
+    if isinstance(content, str):
+        return Turn(role, (content,))
+    place = f"{place}.content"
+    if isinstance(content, Mapping):
+        raise InputError("expected text or a list of parts, got one part", who=place, fix="write [part]")
+    if not isinstance(content, list | tuple):
+        raise InputError("expected text or a list of parts", who=place, why=_got(content), fix="pass a str or a list")
+    if not content:
+        raise InputError("the message is empty", who=place, why="the list has no part", fix="add a part, or pass ''")
+    parts: list[str | None] = []
+    for index, part in enumerate(content):
+        picture, value = _part(part, f"{place}[{index}]")
+        if picture and role != "user":
+            why, fix = f"this message is the {role}'s", "move it to a user message"
+            raise InputError("a picture may stand in user messages only", who=f"{place}[{index}]", why=why, fix=fix)
+        if picture:
+            images.append(value)
+        parts.append(None if picture else value)
+    return Turn(role, tuple(parts))
+
+
+def _part(part: Any, place: str) -> tuple[bool, Any]:
+    """Whether the part is a picture, and its text or source."""
+    if isinstance(part, str):
+        fix = 'write {"type": "text", "text": "…"}'
+        raise InputError("expected a part, got text", who=place, fix=fix)
+    _mapping(part, place, None, '{"type": "text", "text": "…"}')
+    kind = _one_of(_value(part, "type", place), tuple(_PARTS), f"{place}.type", "type of part")
+    key = _PARTS[kind]
+    _mapping(part, place, ("type", key), "")
+    value, place = _value(part, key, place), f"{place}.{key}"
+    if kind == "text":
+        return False, _text(value, place)
+    if kind == "image":
+        return True, _picture(value, place)
+    if isinstance(value, str):
+        return True, value
+    _mapping(value, place, ("url", "detail"), '{"url": "…"}')
+    if value.get("detail") not in (None, "auto"):
+        fix = "leave it out, and set the resolution in the pipeline's preprocessing"
+        raise InputError("detail has no effect here", who=f"{place}.detail", why=_got(value["detail"]), fix=fix)
+    return True, _text(_value(value, "url", place), f"{place}.url")
+
+
+def _mapping(value: Any, place: str, keys: tuple[str, ...] | None, example: str) -> None:
+    """Refuse what is not a mapping, and keys that nothing reads (None: any key)."""
+    if not isinstance(value, Mapping):
+        raise InputError("expected a dictionary", who=place, why=_got(value), fix=f"write {example}")
+    for key, entry in value.items():
+        if keys is not None and key not in keys and entry is not None:
+            fix = _suggest(key, [known for known in keys if known not in value]) or "leave it out"
+            why = f"keys with a meaning: {', '.join(keys)}"
+            raise InputError("nothing reads this key", who=f"{place}.{key}", why=why, fix=fix)
+
+
+def _value(mapping: Mapping[str, Any], key: str, place: str) -> Any:
+    value = mapping.get(key)
+    if value is None:
+        why = f"it is {'None' if key in mapping else 'missing'}; keys present: {', '.join(map(str, mapping)) or 'none'}"
+        raise InputError(f"{key!r} is needed", who=f"{place}.{key}", why=why, fix=f"add {key!r}")
+    return value
+
+
+def _one_of(value: Any, known: tuple[str, ...], place: str, noun: str) -> str:
+    if isinstance(value, str) and value in known:
+        return value
+    fix = _suggest(value, known) or f"write one of {', '.join(known)}"
+    raise InputError(f"unknown {noun} {value!r}", who=place, why=f"known: {', '.join(known)}", fix=fix)
+
+
+def _suggest(value: object, known: Sequence[str]) -> str:
+    text = str(value).lower()
+    close = [_ALIASES[text]] if _ALIASES.get(text) in known else difflib.get_close_matches(text, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def _text(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise InputError("expected text", who=place, why=_got(value), fix="pass a str")
+    return value
+
+
+def _picture(value: Any, place: str) -> Any:
+    # By name, so that checking a message imports no Pillow.
+    pil = any((kind.__module__, kind.__name__) == ("PIL.Image", "Image") for kind in type(value).__mro__)
+    if not pil and not isinstance(value, str | os.PathLike | bytes | bytearray | memoryview):
+        fix = "pass a path, a URL, the bytes of a picture file, or a PIL image"
+        raise InputError("this is not a picture", who=place, why=_got(value), fix=fix)
+    return value
+
+
+def _got(value: object) -> str:
+    text = repr(value) if isinstance(value, str | int | float | None) else ""
+    return f"got {type(value).__name__}" + (f" {text}" if text and len(text) <= 60 else "")

@@ -1,0 +1,168 @@
+"""What a checkpoint says of itself: `andes.json`, or the published `config.json`; from either, a plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, frozen
+
+from andes_sdk.assembling.extending import BY_NAME, extended
+from andes_sdk.errors import CheckpointError
+from andes_sdk.plan import Plan, PluginPlan
+
+if TYPE_CHECKING:
+    from andes_sdk.assembling.assembly import PluginItem
+    from andes_sdk.assembling.extending import BackendItem
+
+MANIFEST = "andes.json"
+CONFIG = "config.json"
+PUBLISHED = "published"
+FORMAT = 1
+
+
+@frozen(kw_only=True)
+class Manifest:
+    """The content of `andes.json`.
+
+    Attributes:
+        plan: what the saved pipeline was made of; options that hold on one machine only are left out.
+        dtype: precision of the weights.
+        parameters: tied ones counted once.
+        files: every other file -> its sha256.
+        tensors: tensor -> weight file.
+        published: for weights from a published checkpoint, its assignment of tensors to files and its index metadata.
+    """
+
+    plan: Plan
+    dtype: str
+    parameters: int
+    files: Mapping[str, str]
+    tensors: Mapping[str, str]
+    published: Mapping[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """JSON that carries its own checksum."""
+        body = {
+            "format": FORMAT, "plan": self.plan.to_dict(), "dtype": self.dtype, "parameters": self.parameters,
+            "files": dict(self.files), "tensors": dict(self.tensors), "published": self.published,
+        }  # fmt: skip
+        return json.dumps({**body, "checksum": _checksum(body)}, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read `andes.json`.
+
+        Raises:
+            CheckpointError: damaged, edited by hand, or of a later version. PlanError: its plan is none.
+        """
+        from andes_sdk.storage.checkpoint.files import read_json
+
+        path = folder / MANIFEST
+        body = read_json(path)
+        version = body.get("format")
+        if type(version) is int and version > FORMAT:
+            raise CheckpointError(
+                f"was written in format {version}, this andes_sdk reads {FORMAT}",
+                who=str(path),
+                fix="upgrade andes-sdk",
+            )
+        if body.pop("checksum", None) != _checksum(body):
+            raise CheckpointError(
+                "was damaged or edited",
+                who=str(path),
+                why="its checksum differs",
+                fix="restore it; to change options, pass `plugins=[{name: {option: value}}]`",
+            )
+        body.pop("format")
+        return cls(**{**body, "plan": Plan.from_dict(body["plan"])})
+
+
+def _checksum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
+    """One sentence for each file that is absent or differs from its checksum."""
+    problems = []
+    for name, expected in manifest.files.items():
+        try:
+            if sha256(folder / name) != expected:
+                problems.append(f"{name}: damaged, its sha256 is not the one in {MANIFEST}")
+        except OSError as error:
+            problems.append(f"{name}: {error.strerror or error}")
+    return problems
+
+
+def check_folder(folder: str | Path) -> None:
+    """Whether a folder can be a checkpoint: it exists, is of a known layout, and has all its weight files.
+
+    No weight is read.
+
+    Raises:
+        CheckpointError: with the reason.
+    """
+    from andes_sdk.storage.checkpoint.files import layout
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is a file, not a checkpoint folder" if folder.exists() else "no such folder"
+        fix = "give the local folder of a checkpoint; download one first, nothing is fetched by name"
+        raise CheckpointError(what, who=str(folder), fix=fix)
+    try:
+        _describe(folder)
+        layout(folder)
+    except OSError as error:
+        raise CheckpointError("cannot be read", who=str(folder), why=str(error), fix="check its permissions") from None
+
+
+def _describe(folder: Path) -> tuple[Plan, str]:
+    """Plan and dtype of a checkpoint."""
+
+    from andes_sdk.storage.checkpoint.files import read_json
+    from andes_sdk.storage.checkpoint.published import layout_of
+
+    if (folder / MANIFEST).is_file():
+        manifest = Manifest.read(folder)
+        return manifest.plan, manifest.dtype
+    if (folder / CONFIG).is_file():
+        config = read_json(folder / CONFIG)
+        layout = layout_of(config, who=str(folder / CONFIG))
+        items = layout.plugin_items(config, who=str(folder / CONFIG))
+        plugins = tuple(PluginPlan(name=n, options=o, distribution=BY_NAME) for item in items for n, o in item.items())
+        return Plan(plugins=plugins), layout.dtype(config, who=str(folder / CONFIG))
+    raise CheckpointError(
+        "is no checkpoint", who=str(folder), why=f"neither {MANIFEST} nor {CONFIG} is there", fix="check the path"
+    )
+
+
+def read_plan(
+    folder: Path,
+    plugins: Sequence[PluginItem] = (),
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    backend: BackendItem | None = None,
+) -> tuple[Plan, tuple[object, ...]]:
+    """Plan of a checkpoint with more plugins -> (plan for `Pipeline.from_plan`, the plugin objects among `plugins`).
+
+    Args:
+        plugins, backend: as `andes_sdk.assembling.extending.extended`.
+        dtype: None keeps the checkpoint's.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint. AssemblyError: `plugins` is no list of plugins.
+    """
+    check_folder(folder)
+    plan, stored = _describe(Path(folder))
+    plan, objects = extended(plan, plugins, backend=backend)
+    return evolve(plan, device=device, dtype=stored if dtype is None else dtype), objects

@@ -1,0 +1,244 @@
+"""A pipeline into a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from andes_sdk import config as configuration
+from andes_sdk.assembling import discovery
+from andes_sdk.errors import AndesError, CheckpointError, ConfigError
+from andes_sdk.storage.checkpoint import files
+from andes_sdk.storage.checkpoint.load import aliases
+from andes_sdk.storage.checkpoint.manifest import CONFIG, MANIFEST, PUBLISHED, Manifest, sha256
+from andes_sdk.storage.checkpoint.published import describe, layout_of
+from andes_sdk.storage.checkpoint.shards import shards, stored_tensors, write_weights
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.plan import Plan, PluginPlan
+
+LAYOUTS = ("andes", "published")
+
+
+def save(pipeline: Pipeline, folder: str | Path, *, layout: str = "andes", dtype: str | None = None) -> Path:
+    """Write a checkpoint -> its folder.
+
+    "andes": weights (a tied tensor once), `andes.json` with plan and checksums, the tokenizer, and a `config.json` for
+    transformers where the published form can describe the modules. "published": the published names and files; a
+    pipeline that came from a published checkpoint gives its files back byte for byte, and its tensors to the bit.
+
+    An earlier checkpoint in `folder` is replaced, at the very end; on any failure it stays. The live model is not
+    changed. After a crash between the two renames it lies beside the folder as `.<name>.old-*`.
+
+    Args:
+        dtype: of the written floating-point tensors; None keeps them.
+
+    Raises:
+        CheckpointError: `folder` holds something else, cannot be written, or the layout cannot describe the modules.
+        ConfigError: no such layout or dtype.
+    """
+    from andes_sdk.assembling.building import DTYPES
+
+    if layout not in LAYOUTS:
+        raise ConfigError(f"no layout {layout!r}", who="layout", fix=configuration.suggestion(str(layout), LAYOUTS))
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"no dtype {dtype!r}", who="dtype", fix=configuration.suggestion(str(dtype), DTYPES))
+    target = Path(folder).expanduser().absolute()
+    _check_target(target)
+    pipeline.model  # noqa: B018  # loads the weights now: they may lie in `target`
+    try:
+        with _appearing(target) as temporary:
+            write = _write_andes if layout == "andes" else _write_published
+            write(pipeline, temporary, dtype or str(pipeline.model.dtype).removeprefix("torch."), dtype is not None)
+    except AndesError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            "cannot be written",
+            who=str(target),
+            why=f"{type(error).__name__}: {error}",
+            fix="nothing was changed there",
+        ) from error
+    return target
+
+
+def _check_target(target: Path) -> None:
+    if target.is_dir():
+        ours = any((target / name).is_file() for name in (MANIFEST, CONFIG))
+        if ours or not any(target.iterdir()):
+            return
+    elif not target.exists() and not target.is_symlink():
+        return
+    raise CheckpointError(
+        "is there already, and is no checkpoint", who=str(target), why="it would be lost", fix="choose another folder"
+    )
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A fresh folder beside `target` that takes its place when the block ends without an error."""
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(4)
+    temporary, old = (target.with_name(f".{target.name}.{kind}-{mark}") for kind in ("partial", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        if target.exists():
+            os.replace(target, old)
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            if old.exists():
+                os.replace(old, target)
+            raise
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---------------------------------------------------------------- the two layouts
+
+
+def _write_andes(pipeline: Pipeline, folder: Path, dtype: str, convert: bool) -> None:
+    model = pipeline.model
+    tensors = stored_tensors(model)
+    placed = shards(tensors, dtype, convert)
+    write_weights(folder, tensors, placed, dtype, convert)
+    pipeline.tokenizer.save(folder)
+    config, published = _published(pipeline, dtype)
+    if config is not None:
+        (folder / CONFIG).write_bytes(config)
+    if published is not None:
+        (folder / PUBLISHED).mkdir()
+        for path in published["files"]:
+            shutil.copyfile(path, folder / PUBLISHED / path.name)
+    manifest = Manifest(
+        plan=portable(pipeline.plan),
+        dtype=dtype,
+        parameters=model.parameter_count(),
+        files={p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()},
+        tensors=placed,
+        published=None if published is None else {"tensors": published["tensors"], "metadata": published["metadata"]},
+    )
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _write_published(pipeline: Pipeline, folder: Path, dtype: str, convert: bool) -> None:
+    config, published = _published(pipeline, dtype)
+    if config is None:
+        raise CheckpointError(
+            "the published layout cannot describe these modules",
+            who=", ".join(pipeline.plan.names),
+            fix='save with layout="andes"',
+        )
+    tensors = stored_tensors(pipeline.model)
+    placed, metadata = shards(tensors, dtype, convert), None
+    tied = aliases(pipeline.model)
+    if published is not None and {tied.get(n, n) for n in published["tensors"]} == set(tensors):
+        placed, metadata = published["tensors"], published["metadata"]
+        tensors |= {name: tensors[tied[name]] for name in placed if name in tied}
+    for path in published["files"] if published is not None else ():
+        shutil.copyfile(path, folder / path.name)
+    if published is None or _own_tokenizer(pipeline.plan):
+        pipeline.tokenizer.save(folder)
+    (folder / CONFIG).write_bytes(config)
+    write_weights(folder, tensors, placed, dtype, convert, metadata)
+
+
+def _published(pipeline: Pipeline, dtype: str) -> tuple[bytes | None, dict[str, Any] | None]:
+    """`config.json` in the published form, and what is kept of the published checkpoint behind this pipeline.
+
+    The kept part is None if there was none, or if the modules are no longer those that it describes.
+    """
+    kept = _kept(pipeline.weights)
+    if kept is not None:
+        raw = next(path for path in kept["files"] if path.name == CONFIG).read_bytes()
+        config = json.loads(raw)
+        layout = layout_of(config, who=CONFIG)
+        if layout.same_modules(config, pipeline.plan):
+            if layout.dtype(config, who=CONFIG) != dtype:
+                config = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")} | {"torch_dtype": dtype}
+                raw = _json(config)
+            return raw, kept
+    made = describe(pipeline.model, pipeline.plan, dtype=dtype)
+    return (None if made is None else _json(made)), None
+
+
+def _kept(weights: Path | None) -> dict[str, Any] | None:
+    """Files, tensor assignment and index metadata of a published checkpoint, or of what ours keeps of one."""
+    if weights is None:
+        return None
+    if (weights / MANIFEST).is_file():
+        published = Manifest.read(weights).published
+        if published is None:
+            return None
+        return {**published, "files": _side_files(weights / PUBLISHED)}
+    if not (weights / CONFIG).is_file():
+        return None
+    found = files.scan(weights)
+    names = {name: _as_safetensors(entry.file.name) for name, entry in found.entries.items()}
+    return {"tensors": names, "metadata": found.index, "files": _side_files(weights)}
+
+
+def _side_files(folder: Path) -> Sequence[Path]:
+    return layout_of(files.read_json(folder / CONFIG), who=str(folder / CONFIG)).side_files(folder)
+
+
+def _as_safetensors(name: str) -> str:
+    return (
+        name
+        if name.endswith(".safetensors")
+        else name.replace("pytorch_model", "model").removesuffix(".bin") + ".safetensors"
+    )
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+# ---------------------------------------------------------------- plan
+
+
+def portable(plan: Plan) -> Plan:
+    """The plan without options that hold on this machine only (fields marked `metadata={"local": True}`)."""
+    return attrs.evolve(plan, device="cpu", plugins=tuple(map(_without_local, plan.plugins)))
+
+
+def _without_local(plugin: PluginPlan) -> PluginPlan:
+    local = _local_fields(plugin)
+    return attrs.evolve(plugin, options={k: v for k, v in plugin.options.items() if k not in local})
+
+
+def _local_fields(plugin: PluginPlan) -> set[str]:
+    if not plugin.distribution:
+        return set()
+    cls, _, _ = discovery.load(plugin.name)
+    return {f.name for f in attrs.fields(cls) if f.metadata.get("local")}
+
+
+def _own_tokenizer(plan: Plan) -> bool:
+    """Whether the tokenizer is one that the user gave instead of the checkpoint's."""
+    owner = plan.owner("andes_tokenizer")
+    return any(p.name == owner and set(p.options) & _local_fields(p) for p in plan.plugins)

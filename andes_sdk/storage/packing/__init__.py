@@ -1,0 +1,18 @@
+"""Packed models: a recipe of formats, one file per artefact, and the bits that it takes."""
+
+from andes_sdk.storage.packing.artefact import Artefact
+from andes_sdk.storage.packing.bpw import Report, of_artefact, of_checkpoint, of_model
+from andes_sdk.storage.packing.modules import open_reference
+from andes_sdk.storage.packing.pack import pack_model
+from andes_sdk.storage.packing.recipe import default_recipe
+
+__all__ = [
+    "Artefact",
+    "Report",
+    "default_recipe",
+    "of_artefact",
+    "of_checkpoint",
+    "of_model",
+    "open_reference",
+    "pack_model",
+]

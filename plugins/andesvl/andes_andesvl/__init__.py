@@ -1,0 +1,1 @@
+"""The AndesVL family: its catalogue, the published checkpoint layout, transformers' Auto classes."""

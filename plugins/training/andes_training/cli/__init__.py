@@ -1,0 +1,1 @@
+"""`andes train`, `andes report` and `andes data`."""

@@ -1,0 +1,126 @@
+"""`andes train`: run a recipe, or say what it would do."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from andes_sdk.cli.console import Json, clean, print_json, stdout, table
+from andes_sdk.errors import TrainingError
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+    from andes_training.recipe import Recipe
+
+
+def open_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, Pipeline]:
+    """Read a recipe and assemble its pipeline, from the checkpoint it starts with if it names one.
+
+    Raises:
+        TrainingError, AssemblyError, CheckpointError: what is wrong with either.
+    """
+    from andes_sdk.config import read_config
+    from andes_sdk.pipeline import Pipeline
+    from andes_training.recipe import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    arguments = read_config(recipe.pipeline)
+    if recipe.start:
+        if arguments["weights"] is not None:
+            raise TrainingError(
+                "names weights twice", who=str(path), why="both start and pipeline.weights", fix="keep `start`"
+            )
+        # relative to the recipe, as its data files are; an absolute path stays as it is
+        arguments["weights"] = str(recipe.folder / recipe.start)
+    return recipe, Pipeline.from_plugins(**arguments)
+
+
+def _print_outlook(facts: dict[str, Any]) -> None:
+    modules = list(facts["stages"][0]["trainable"]) if facts["stages"] else []
+    rows = [
+        (
+            s["stage"],
+            f"{s['steps']:,}",
+            f"{s['samples']:,}",
+            f"{s['tokens']:,}",
+            *(f"{s['trainable'][m]:,}" for m in modules),
+            f"{s['memory_bytes']['total'] / 2**20:,.0f} MiB",
+        )
+        for s in facts["stages"]
+    ]
+    heads = ("stage", "steps", "samples", "tokens, at most", *(f"{m} trains" for m in modules), "memory")
+    console = stdout()
+    console.print(table(heads, rows, f"{facts['recipe']}: {facts['parameters']:,} parameters"))
+    for s in facts["stages"]:
+        parts = ", ".join(f"{k} {v / 2**20:,.0f}" for k, v in s["memory_bytes"].items() if k != "total")
+        console.print(f"memory of {s['stage']} (MiB): {parts}", markup=False, highlight=False, soft_wrap=True)
+
+
+@clean
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A TOML recipe.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for states, metrics and the trained model.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Such as stages.0.steps=20; repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out, if there is one.")] = True,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html to --out at the end; again: andes report FOLDER.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and train nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a RECIPE's stages. A run that was stopped goes on from its last state with identical numbers."""
+    if out is None and not dry_run:
+        raise typer.BadParameter("--out FOLDER is needed to train")
+    loaded, pipeline = open_recipe(recipe, change or [])
+    if dry_run or out is None:
+        from andes_training.outlook import outlook
+
+        facts = outlook(loaded, pipeline)
+        if as_json:
+            print_json(facts)
+        else:
+            _print_outlook(facts)
+        return
+    from andes_training.processes import leave_processes
+    from andes_training.progress import Progress
+    from andes_training.report import need_matplotlib, write_report
+
+    if report:
+        need_matplotlib()
+    first = os.environ.get("RANK", "0") == "0"
+    console = None if as_json or not first else stdout()
+    with Progress(out, console, [s.log_every for s in loaded.stages]) as progress:
+        try:
+            model = pipeline.train(loaded, out, resume=resume, progress=progress)
+        finally:
+            leave_processes()
+    if not first:
+        return
+    if report:
+        write_report(out)
+    if as_json:
+        last = progress.path.read_text(encoding="utf-8").splitlines() if progress.path.exists() else []
+        done = {"recipe": loaded.name, "model": str(model), "metrics": str(progress.path)}
+        print_json({**done, "steps": len(last), "last": json.loads(last[-1]) if last else None})
+    elif console is not None:
+        console.print(f"trained model: {model}", markup=False, soft_wrap=True)
+
+
+@clean
+def report(
+    folder: Annotated[Path, typer.Argument(help="The --out folder of a run, finished or not.")], as_json: Json = False
+) -> None:
+    """Draw a run's metrics: loss, learning rate, gradient norm and speed of each stage, in one HTML file."""
+    from andes_training.report import write_report
+
+    path = write_report(folder)
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        stdout().print(f"report: {path}", markup=False, soft_wrap=True)

@@ -1,0 +1,104 @@
+"""Low-rank adapters as an option of every stage (LoRA, arXiv 2106.09685), through peft.
+
+The layers are peft's, and so is the folder that is written: `adapter_config.json` and `adapter_model.safetensors`, as
+`peft.PeftModel.from_pretrained(pipeline.model, folder)` reads them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+from safetensors.torch import save_file
+from torch import nn
+
+from andes_sdk.errors import TrainingError
+
+if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
+    from andes_training.recipe import LoraRecipe
+
+ADAPTER = "default"
+
+
+@frozen(eq=False)
+class Adapter:
+    """An adapter inside a model, until `take_out`."""
+
+    model: VisionLanguageModel
+    tuner: Any
+    targets: tuple[str, ...]
+
+    def rates(self, rate: float) -> dict[str, float]:
+        """Module prefix -> learning rate: A and B learn, the matrices that they are added to do not."""
+        found: dict[str, float] = {}
+        for name in self.targets:
+            found |= {f"{name}.base_layer": 0.0, f"{name}.lora_A": rate, f"{name}.lora_B": rate}
+        return found
+
+    def save(self, folder: Path) -> Path:
+        """Write the adapter as peft does; the folder appears whole or not at all."""
+        temporary = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        tensors = {
+            f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": p.detach().contiguous()
+            for name, p in self.model.named_parameters()
+            if ".lora_A." in name or ".lora_B." in name
+        }
+        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = self.tuner.peft_config[ADAPTER]
+        config.inference_mode = True
+        config.save_pretrained(str(temporary))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        return folder
+
+    def take_out(self, *, merge: bool) -> None:
+        """Give the model its own layers back, with the adapter added to their weights or without it."""
+        if merge:
+            self.tuner.merge_and_unload()
+        else:
+            self.tuner.unload()
+
+
+def targets_of(model: VisionLanguageModel, kinds: list[str]) -> tuple[str, ...]:
+    """Names of the matrices of these kinds: 'attention', 'mlp', 'vision', 'projector'; never the LM head."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and _kind(name, module, model.text.vocab_size) in kinds:
+            found.append(name)
+    return tuple(found)
+
+
+def _kind(name: str, module: nn.Linear, vocab_size: int) -> str:
+    part, _, rest = name.partition(".")
+    if part != "language_model":
+        return {"vision_encoder": "vision", "mlp": "projector"}.get(part, "")
+    if module.out_features == vocab_size:
+        return ""
+    return "attention" if any("attn" in step or "attention" in step for step in rest.split(".")) else "mlp"
+
+
+def put_in(model: VisionLanguageModel, recipe: LoraRecipe) -> Adapter:
+    """Add an adapter to a model, in place; B is zero, so nothing changes yet.
+
+    Raises:
+        TrainingError: peft is not installed, or the model has no matrix of the kinds asked for.
+    """
+    try:
+        from peft import LoraConfig, LoraModel
+    except ImportError as error:
+        raise TrainingError(
+            "LoRA needs peft", who="stages.lora", why=str(error), fix="pip install 'andes-sdk[lora]'"
+        ) from None
+    targets = targets_of(model, recipe.targets)
+    if not targets:
+        raise TrainingError(f"the model has no matrix of the kinds {recipe.targets}", who="stages.lora.targets")
+    config = LoraConfig(
+        r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=sorted(targets)
+    )
+    return Adapter(model, LoraModel(model, config, ADAPTER), targets)

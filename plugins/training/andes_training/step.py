@@ -1,0 +1,136 @@
+"""One optimizer step: packs of several processes, one mean over all that is supervised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from andes_sdk.errors import TrainingError
+from andes_training.state import whole
+
+if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import TrainingStage
+    from andes_training.packing import Batch
+    from andes_training.processes import Processes
+    from andes_training.recipe import Recipe, StageRecipe
+
+
+class Loss(torch.nn.Module):
+    """A stage's loss as a forward pass, which is what DDP and FSDP wrap.
+
+    Args:
+        complete: run the encoder for packs without pictures too, on one empty picture that adds zero to the loss: all
+            processes then exchange the same parameters in the same order.
+    """
+
+    def __init__(self, model: VisionLanguageModel, stage: TrainingStage, *, complete: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.stage = stage
+        self.complete = complete
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, Mapping[str, float]]:
+        """A pack -> (scalar loss, figures)."""
+        idle = self._idle() if self.complete and getattr(batch, "patches", None) is None else None
+        loss, figures = self.stage.loss(self.model, batch)
+        return loss if idle is None else loss + 0.0 * idle, figures
+
+    def _idle(self) -> torch.Tensor:
+        spec = self.model.vision
+        patches = torch.zeros(spec.merge**2, 3 * spec.patch_size**2, device=self.model.device)
+        return self.model.encode_images(patches, [(spec.merge, spec.merge)]).float().sum()
+
+
+def freeze(model: torch.nn.Module, rates: Mapping[str, float]) -> list[tuple[torch.nn.Parameter, float]]:
+    """Freeze what no prefix of `rates` names at a rate above zero, longest prefix first -> what learns, and how fast.
+
+    Raises:
+        TrainingError: a prefix names nothing, or nothing trains.
+    """
+    learns: list[tuple[torch.nn.Parameter, float]] = []
+    used: set[str] = set()
+    for name, parameter in model.named_parameters():
+        prefixes = [p for p in rates if name == p or name.startswith(f"{p}.")]
+        used.update(prefixes)
+        rate = rates[max(prefixes, key=len)] if prefixes else 0.0
+        parameter.requires_grad_(rate > 0)
+        if rate > 0:
+            learns.append((parameter, rate))
+    unknown = [p for p in rates if p not in used]
+    if unknown or not learns:
+        raise TrainingError(
+            f"learning rates name no parameter: {', '.join(unknown) or 'nothing trains'}",
+            fix="use prefixes such as 'mlp', 'vision_encoder', 'language_model'",
+        )
+    return learns
+
+
+def make_optimizer(model: torch.nn.Module, rates: Mapping[str, float], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW over what learns (`freeze`); vectors are not decayed."""
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for parameter, rate in freeze(model, rates):
+        groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    parts = [{"params": p, "lr": lr, "weight_decay": wd, "rate": lr} for (lr, wd), p in groups.items()]
+    return torch.optim.AdamW(parts, betas=(0.9, 0.95), fused=True)
+
+
+def seed_step(recipe: Recipe, stage: int, step: int, rank: int) -> None:
+    """Seed torch's generators (dropout and the like) by the step alone, so that no state of theirs has to be kept."""
+    # odd multipliers spread the four small numbers over 64 bits
+    mixed = (
+        recipe.seed * 0x9E3779B97F4A7C15 + stage * 0xBF58476D1CE4E5B9 + step * 0x94D049BB133111EB + rank * 0xD6E8FEB9
+    )
+    torch.manual_seed(mixed % (1 << 63))
+
+
+def update(
+    processes: Processes,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Any],
+    recipe: StageRecipe,
+    step: int,
+    autocast: Any,
+) -> dict[str, float]:
+    """Forward, backward and step over this process's packs -> figures over all processes.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    factor = recipe.scale(step)
+    for group in optimizer.param_groups:
+        group["lr"] = group["rate"] * factor
+    counts = processes.all((sum(b.tokens for b in batches), sum(b.samples for b in batches)))
+    tokens, samples = (sum(c[i] for c in counts) for i in (0, 1))
+    totals: dict[str, float] = {}
+    for number, batch in enumerate(batches, 1):
+        share = batch.tokens / max(tokens, 1)
+        with processes.alone(module, number == len(batches)):
+            with autocast():
+                loss, figures = module(batch.to(processes.device))
+            # DDP and FSDP divide by the number of processes; `share` has already
+            (loss * (share * processes.world)).backward()
+        for key, value in {"loss": float(loss.detach()), **figures}.items():
+            totals[key] = totals.get(key, 0.0) + value * share
+    totals = _sum(processes.all(totals))
+    if not math.isfinite(totals["loss"]):
+        raise TrainingError(
+            f"the loss is {totals['loss']} at step {step + 1}", fix="lower the learning rate, or look at the data"
+        )
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(trained, recipe.clip)))
+    optimizer.step()
+    optimizer.zero_grad()
+    return {**totals, "gradient_norm": norm, "rate_factor": factor, "tokens": tokens, "samples": samples}
+
+
+def _sum(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            totals[key] = totals.get(key, 0.0) + value
+    return totals
