@@ -25,13 +25,14 @@ from andes_training.packing import collate
 from andes_training.reading import in_order, make_rows, stage_maker, stage_processor
 from andes_training.recipe import DataRecipe, StageRecipe, load_recipe
 from andes_training.run import StageRun
-from andes_training.state import Position, states
+from andes_training.state import states
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, TrainingError
+from andes_sdk.types import Position
 
 PLUGINS = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}, "sft"]
 
