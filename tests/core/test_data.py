@@ -16,9 +16,10 @@ import pytest
 import torch
 from andes_training.data.bad import FILE, REASONS, BadSample, BadSamples
 from andes_training.data.boxes import find_boxes
+from andes_training.data.lines import JsonLines
 from andes_training.data.rows import RowMaker, Thinking
 from andes_training.data.samples import Samples, stage_samples
-from andes_training.data.shards import JsonLines, find_files, open_shard
+from andes_training.data.shards import find_files, open_shard
 from andes_training.feed import packed
 from andes_training.loss import next_token_loss
 from andes_training.packing import collate
