@@ -44,6 +44,9 @@ PROJECT = "andes"
 COMMANDS = f"andes_sdk.v{CONTRACT[0]}.commands"
 """Entry-point group of commands: `name = "module:function"`, or a `typer.Typer` of subcommands -> `andes name`."""
 
+CHECKS = f"andes_sdk.v{CONTRACT[0]}.checks"
+"""Entry-point group of the kit's checks: `name = "module"`; importing it registers them, its `COUNTS` counts them."""
+
 LAYOUTS = f"andes_sdk.v{CONTRACT[0]}.layouts"
 """Entry-point group of published checkpoint layouts: `model_type = "module"`, a `types.PublishedLayout`."""
 

@@ -3,16 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from attrs import field, frozen
 
 if TYPE_CHECKING:
-    from andes_training.run import StageRun
-    from andes_training.state import Position
     from torch import Tensor
 
     from andes_sdk.model import VisionLanguageModel
+
+
+@frozen(kw_only=True)
+class Position:
+    """Where a run stands: stage, optimizer steps done in it, epoch and the next sample of its order."""
+
+    stage: int = 0
+    step: int = 0
+    epoch: int = 0
+    offset: int = 0
+
+
+class FeedRun(Protocol):
+    """What a stage that makes its own batches may know of the run that it is part of; the loop hands it over.
+
+    A loop may tell more: `andes_training.run.StageRun` is that of andes-training.
+    """
+
+    @property
+    def samples(self) -> Sequence[Any]:
+        """The stage's data: `entry`, `where`, `folder` and `source` of each."""
+
+    @property
+    def position(self) -> Position:
+        """Where to begin."""
+
+    @property
+    def seed(self) -> int:
+        """The recipe's; random numbers of a feed are keyed by it and the position."""
+
+    @property
+    def out(self) -> Path:
+        """The run's folder, for what must survive a restart."""
+
+    @property
+    def rank(self) -> int:
+        """This process among all, from 0."""
+
+    @property
+    def world(self) -> int:
+        """How many processes train together."""
+
+
+R_contra = TypeVar("R_contra", bound=FeedRun, contravariant=True)
 
 
 @runtime_checkable
@@ -43,13 +86,13 @@ class ConversationStage(Protocol):
 
 
 @runtime_checkable
-class FeedingStage(Protocol):
+class FeedingStage(Protocol[R_contra]):
     """A training stage that makes its own batches. Optional, beside `TrainingStage`.
 
     A batch has `tokens` (its weight in the mean over batches and processes), `samples` and `to(device)`.
     """
 
-    def feed(self, run: StageRun) -> Iterator[tuple[Position, Any]]:
+    def feed(self, run: R_contra) -> Iterator[tuple[Position, Any]]:
         """Batches for ever, each with the position right after it; feeding from a position repeats what followed it.
 
         Wrap `andes_training.feed.packed(run)` to add to the usual packs.
@@ -65,6 +108,35 @@ class StatefulStage(Protocol):
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Put it back; called before the first batch of a run that goes on."""
+
+
+@runtime_checkable
+class SteppingStage(Protocol):
+    """A training stage that does something between steps, such as moving a schedule of its own. Optional."""
+
+    def before_step(self, model: VisionLanguageModel, step: int) -> None:
+        """Called before the forward passes of each optimizer step, on every process.
+
+        Args:
+            model: what steps change; under sharding a divided copy of the pipeline's.
+            step: optimizer steps done in this stage, from 0; a run that goes on begins with its position's. What it
+                sets must follow from `step` alone, or be part of `StatefulStage.state` or of the model's buffers.
+        """
+
+
+@runtime_checkable
+class ModelChange(Protocol):
+    """What changes a model for the length of a stage, such as adapters or quantisers put around its layers."""
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Module name prefix -> learning rate, in place of the stage's own: what learns while the change is in."""
+
+    def save(self, folder: Path) -> Path:
+        """Write what the stage learnt through the change; the folder appears whole or not at all. -> the folder."""
+
+    def take_out(self) -> None:
+        """Give the model its own modules back at the stage's end, with what was learnt merged into them or not."""
 
 
 @frozen(kw_only=True)

@@ -11,7 +11,7 @@ import torch
 from attrs import define, evolve, field, frozen
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.types import Event, FeedingStage, StatefulStage, TrainingStage
+from andes_sdk.types import Event, FeedingStage, Position, StatefulStage, TrainingStage
 from andes_training.data.bad import BadSamples
 from andes_training.ema import start_average, swap_average, update_average
 from andes_training.feed import packed
@@ -21,7 +21,7 @@ from andes_training.reading import check_stages, stage_samples
 from andes_training.recipe import Recipe, StageRecipe, rates_of
 from andes_training.recompute import recomputed
 from andes_training.run import StageRun
-from andes_training.state import Learner, Position, load_state, read_position, save_state, states
+from andes_training.state import Learner, load_state, read_position, save_state, states
 from andes_training.step import Loss, freeze, make_optimizer, seed_step, update
 
 if TYPE_CHECKING:

@@ -22,21 +22,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.types import StatefulStage
+from andes_sdk.types import Position, StatefulStage
 
 SHARD = 4 << 30
 """Bytes of one file."""
 INDEX = "index.json"
-
-
-@frozen(kw_only=True)
-class Position:
-    """Where a run stands: stage, optimizer steps done in it, epoch and the next sample of its order."""
-
-    stage: int = 0
-    step: int = 0
-    epoch: int = 0
-    offset: int = 0
 
 
 @frozen(eq=False)
