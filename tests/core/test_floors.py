@@ -1,0 +1,50 @@
+"""The floors of the code hold: no import upward, no circle of files, plugins import what is public."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def floors() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("andes_floors", HERE / "floors.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["andes_floors"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("rule", ["circles", "upward_imports", "private_imports_by_plugins"])
+def test_the_rule_holds(floors: ModuleType, rule: str) -> None:
+    assert floors.offences()[rule] == []
+
+
+def test_what_is_public_exists(floors: ModuleType) -> None:
+    assert set(floors.public()) <= {source.module for source in floors.sources()}
+
+
+def test_a_circle_of_three_is_found(floors: ModuleType) -> None:
+    groups = floors.components({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]})
+    assert sorted(map(sorted, groups)) == [["a", "b", "c"], ["d"]]
+
+
+def test_the_core_names_no_model_family(floors: ModuleType) -> None:
+    found = []
+    for source in (s for s in floors.sources() if s.owner == "andes_sdk"):
+        tree = ast.parse(source.path.read_text(encoding="utf-8"))
+        texts = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in texts:
+                words = node.value.lower()
+                found += [f"{source.where}:{node.lineno}: {f}" for f in floors.FAMILIES if f in words]
+    assert found == []
