@@ -50,6 +50,9 @@ CHECKS = f"andes_sdk.v{CONTRACT[0]}.checks"
 LAYOUTS = f"andes_sdk.v{CONTRACT[0]}.layouts"
 """Entry-point group of published checkpoint layouts: `model_type = "module"`, a `types.PublishedLayout`."""
 
+FAMILIES = f"andes_sdk.v{CONTRACT[0]}.families"
+"""Entry-point group of model families: `family = "module:function"`; it gets `family-member` -> a list of plugins."""
+
 METHODS = f"andes_sdk.v{CONTRACT[0]}.methods"
 """Entry-point group of what pipelines can do: `name = "module:function"` -> `pipe.name(...)`; it gets the pipeline."""
 

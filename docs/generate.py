@@ -136,7 +136,7 @@ def _types(tree: ast.Module) -> list[str]:
     """Sections of one module."""
     out: list[str] = []
     for node in tree.body:
-        if isinstance(node, ast.Assign):
+        if isinstance(node, ast.Assign) and not ast.unparse(node.targets[0]).startswith("_"):
             out += [f"## {ast.unparse(node.targets[0])}", f"```python no-run\n{ast.unparse(node)}\n```"]
         elif out and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             out.append(escaped(str(node.value.value)))  # what stands under an alias

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from andes_sdk.cli.console import Json, clean, print_json, stdout, table
-from andes_sdk.cli.loading import Plugins
+from andes_sdk.cli.loading import Plugins, family_member
 from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,10 +56,9 @@ def report_of(
             raise ConfigError("an artefact has its formats already", who=model, fix="leave out --format")
         own = assemble(plugins, slots_required=False).collections["formats"]
         return packing.of_artefact(packing.Artefact.open(path, formats=own.values()))
-    if not path.exists() and model.lower().startswith("andesvl-"):
-        from andes_andesvl.catalogue import plugins_of
-
-        pipeline = Pipeline.from_plugins([*plugins_of(model), *plugins])
+    member = None if path.exists() else family_member(model)
+    if member is not None:
+        pipeline = Pipeline.from_plugins([*member, *plugins])
         if form is None:
             raise ConfigError("a member of the family has no weights to count", who=model, fix="pass --format")
     else:

@@ -139,12 +139,25 @@ def plugin_items(names: Sequence[str], options: Sequence[str]) -> list[PluginIte
     Raises:
         ConfigError: an option that is not `plugin.option=value`, or whose plugin is not listed.
     """
-    from andes_andesvl.catalogue import plugins_of
-
     items: list[PluginItem] = []
     for name in names:
-        items += plugins_of(name) if name.lower().startswith("andesvl-") else [name]
+        items += family_member(name) or [name]
     return with_options(items, options)
+
+
+def family_member(name: str) -> list[PluginItem] | None:
+    """The plugins of a member of a family that some distribution knows, or None for any other name.
+
+    Raises:
+        ConfigError: the family has no such member.
+    """
+    from andes_sdk.assembling.discovery import extensions, load_extension
+    from andes_sdk.hookspecs import FAMILIES
+
+    family, _, member = name.lower().partition("-")
+    if not member or family not in extensions(FAMILIES):
+        return None
+    return list(load_extension(FAMILIES, family)(name))
 
 
 def with_options(items: Sequence[PluginItem], options: Sequence[str]) -> list[PluginItem]:

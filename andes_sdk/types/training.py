@@ -55,7 +55,7 @@ class FeedRun(Protocol):
         """How many processes train together."""
 
 
-R_contra = TypeVar("R_contra", bound=FeedRun, contravariant=True)
+_Run = TypeVar("_Run", bound=FeedRun, contravariant=True)
 
 
 @runtime_checkable
@@ -86,13 +86,13 @@ class ConversationStage(Protocol):
 
 
 @runtime_checkable
-class FeedingStage(Protocol[R_contra]):
+class FeedingStage(Protocol[_Run]):
     """A training stage that makes its own batches. Optional, beside `TrainingStage`.
 
     A batch has `tokens` (its weight in the mean over batches and processes), `samples` and `to(device)`.
     """
 
-    def feed(self, run: R_contra) -> Iterator[tuple[Position, Any]]:
+    def feed(self, run: _Run) -> Iterator[tuple[Position, Any]]:
         """Batches for ever, each with the position right after it; feeding from a position repeats what followed it.
 
         Wrap `andes_training.feed.packed(run)` to add to the usual packs.
