@@ -26,8 +26,8 @@ from .training import (
 
 __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "CachePolicy", "Compiled", "Compressor",
-    "ConversationStage", "DataFilter", "Decoder", "Event", "Exporter", "FeedRun", "FeedingStage", "Files", "Grid", "Inputs",
-    "LanguageModel", "Layer", "LowRank", "ModelChange", "PackedBackend", "Position", "Projector", "PublishedLayout", "Rendered",
-    "Reward", "Sampler", "Session", "SessionStats", "StatefulStage", "SteppingStage", "TableFilter", "TextSpec", "Tokenizer", "TrainingStage", "Turn",
-    "VisionEncoder", "VisionSpec",
+    "ConversationStage", "DataFilter", "Decoder", "Event", "Exporter", "FeedRun", "FeedingStage", "Files", "Grid",
+    "Inputs", "LanguageModel", "Layer", "LowRank", "ModelChange", "PackedBackend", "Position", "Projector",
+    "PublishedLayout", "Rendered", "Reward", "Sampler", "Session", "SessionStats", "StatefulStage", "SteppingStage",
+    "TableFilter", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder", "VisionSpec",
 ]  # fmt: skip
