@@ -16,8 +16,7 @@ Class attributes of a plugin
 Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not
 be saved in an artefact's plan.
 
-A plugin may use everything public in `andes_sdk`: `types`, `errors`, `files`, `patches`, `testing`, `training.loss`,
-`runtime`.
+A plugin may use everything public in `andes_sdk`: `types`, `errors`, `files`, `patches`, `testing`, `runtime`.
 
 The major version of the contract stands in the entry-point group (`andes_sdk.v1.plugins`); a plugin states the version
 it was written for in the class attribute `contract`, and a core with an older minor version refuses it.

@@ -126,17 +126,37 @@ class SteppingStage(Protocol):
 
 @runtime_checkable
 class ModelChange(Protocol):
-    """What changes a model for the length of a stage, such as adapters or quantisers put around its layers."""
+    """What changes a model for the length of a stage, such as adapters or quantisers put around its layers.
+
+    A training stage that has these methods too changes the model itself. The calls come in this order: `put_in`,
+    `rates`, the steps, `save` in the first process, `take_out`.
+    """
 
     @property
-    def rates(self) -> Mapping[str, float]:
-        """Module name prefix -> learning rate, in place of the stage's own: what learns while the change is in."""
+    def folder(self) -> str:
+        """Where `save` writes, relative to the run's folder, such as 'adapters/sft'."""
 
-    def save(self, folder: Path) -> Path:
-        """Write what the stage learnt through the change; the folder appears whole or not at all. -> the folder."""
+    def put_in(self, model: VisionLanguageModel) -> None:
+        """Wrap or exchange modules, in place, before anything is frozen or divided.
 
-    def take_out(self) -> None:
-        """Give the model its own modules back at the stage's end, with what was learnt merged into them or not."""
+        The same each time: a run that goes on does it again and then reads weights and buffers from its state. The
+        model may be on the meta device, where a recipe is only looked at.
+
+        Raises:
+            TrainingError: the model does not fit.
+        """
+
+    def rates(self, model: VisionLanguageModel) -> Mapping[str, float]:
+        """Module prefix -> learning rate of what it put in; 0 for what it froze beside that."""
+
+    def save(self, model: VisionLanguageModel, folder: Path) -> None:
+        """Write what was learnt through it; nothing, if that lies in the model.
+
+        The folder appears whole or not at all, in place of one that is there from before.
+        """
+
+    def take_out(self, model: VisionLanguageModel) -> None:
+        """Leave the model as the stage hands it on: its own modules, what was learnt merged into them or not."""
 
 
 @frozen(kw_only=True)

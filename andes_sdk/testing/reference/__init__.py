@@ -1,6 +1,7 @@
 """The smallest plugin of every kind but training stages: what the kit puts around a plugin under
 test, and what the kit is tested with.
 
+Training stages are missing: those lie with andes-training.
 All are random and useless as models. They need nothing but the core, so a third party can test an encoder without
 installing a projector or a language model.
 """

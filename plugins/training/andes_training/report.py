@@ -45,7 +45,7 @@ def need_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise TrainingError(
-            "a report needs matplotlib", who="report", why=str(error), fix="pip install 'andes-sdk[report]'"
+            "a report needs matplotlib", who="report", why=str(error), fix="pip install 'andes-training[report]'"
         ) from None
 
 

@@ -241,7 +241,7 @@ def test_files_that_cannot_be_read_say_what_to_do(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(TrainingError, match="needs pyarrow") as caught:
         open_shard(tmp_path / "text.parquet")
-    assert "andes-sdk[data]" in caught.value.fix
+    assert "andes-training[data]" in caught.value.fix
 
 
 # ---------------------------------------------------------------- order and mixtures
