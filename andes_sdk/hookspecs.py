@@ -91,7 +91,7 @@ class Hooks(Protocol):
     def andes_language_model(self) -> types.LanguageModel:
         """Slot. Build the language model: an `nn.Module` with `.spec`, `embed`, `hidden_states`, `logits`.
 
-        `hidden_states(embeds, positions, attend)` must call `attend(layer, q, k, v, scale)` for attention and nothing
+        `hidden_states(embeds, positions, attend, tap)` must call `attend(layer, q, k, v, scale)` for attention and nothing
         else: masks, packing and the KV store belong to the runtime.
 
             @hookimpl
@@ -116,18 +116,20 @@ class Hooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def andes_cache_policy(self, model: VisionLanguageModel) -> types.CachePolicy:
+    def andes_cache_policy(self, model: VisionLanguageModel, rows: int | None) -> types.CachePolicy:
         """Slot with a default (`keep-all`). Build the policy that decides which KV rows stay.
 
-        @hookimpl
-        def andes_cache_policy(self, model):
-            from .policy import Recent
-            return Recent(rows=self.rows)
+        `rows` is how many a static KV store of the backend holds per head, or None where it grows.
+
+            @hookimpl
+            def andes_cache_policy(self, model):
+                from .policy import Recent
+                return Recent(rows=self.rows)
         """
 
     @hookspec(firstresult=True)
     def andes_decoder(self, model: VisionLanguageModel) -> types.Decoder:
-        """Slot with a default (`autoregressive`). Build the decoder that proposes and verifies tokens.
+        """Slot with a default (`autoregressive`). Build the decoder that proposes tokens; the engine verifies them.
 
         @hookimpl
         def andes_decoder(self, model):

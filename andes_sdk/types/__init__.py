@@ -8,16 +8,33 @@ from __future__ import annotations
 
 from .backends import AdaptableCompiled, Backend, Compiled, PackedBackend
 from .collections import Benchmark, Compressor, DataFilter, Exporter, Reward, TableFilter
-from .modules import Attend, Grid, LanguageModel, Projector, TextSpec, VisionEncoder, VisionSpec
-from .sessions import Adapter, CachePolicy, Decoder, Inputs, Layer, LowRank, Sampler, Session, SessionStats
+from .modules import Attend, Grid, LanguageModel, Projector, Tap, TextSpec, VisionEncoder, VisionSpec
+from .sessions import (
+    Adapter,
+    Cache,
+    CachePolicy,
+    Constraint,
+    Decoder,
+    Draft,
+    Inputs,
+    Keeper,
+    Layer,
+    Look,
+    LowRank,
+    Proposal,
+    Rows,
+    Session,
+    SessionStats,
+    Work,
+)  # fmt: skip
 from .storage import PublishedLayout
 from .text import Files, Rendered, Tokenizer, Turn
 from .training import ConversationStage, Event, FeedingStage, StatefulStage, TrainingStage
 
 __all__ = [
-    "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "CachePolicy", "Compiled", "Compressor",
-    "ConversationStage", "DataFilter", "Decoder", "Event", "Exporter", "FeedingStage", "Files", "Grid", "Inputs",
-    "LanguageModel", "Layer", "LowRank", "PackedBackend", "Projector", "PublishedLayout", "Rendered", "Reward", "Sampler",
-    "Session", "SessionStats", "StatefulStage", "TableFilter", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
-    "VisionSpec",
+    "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Compiled", "Compressor", "Constraint",
+    "ConversationStage", "DataFilter", "Decoder", "Draft", "Event", "Exporter", "FeedingStage", "Files", "Grid", "Inputs", "Keeper",
+    "LanguageModel", "Layer", "Look", "LowRank", "PackedBackend", "Projector", "Proposal", "PublishedLayout", "Rendered", "Reward", "Rows",
+    "Session", "SessionStats", "StatefulStage", "TableFilter", "Tap", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
+    "VisionSpec", "Work",
 ]  # fmt: skip
