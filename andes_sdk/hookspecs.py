@@ -91,8 +91,8 @@ class Hooks(Protocol):
     def andes_language_model(self) -> types.LanguageModel:
         """Slot. Build the language model: an `nn.Module` with `.spec`, `embed`, `hidden_states`, `logits`.
 
-        `hidden_states(embeds, positions, attend, tap)` must call `attend(layer, q, k, v, scale)` for attention and nothing
-        else: masks, packing and the KV store belong to the runtime.
+        `hidden_states(embeds, positions, attend, tap)` must call `attend(layer, q, k, v, scale)` for attention and
+        nothing else: masks, packing and the KV store belong to the runtime.
 
             @hookimpl
             def andes_language_model(self):

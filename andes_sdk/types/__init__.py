@@ -32,9 +32,10 @@ from .text import Files, Rendered, Tokenizer, Turn
 from .training import ConversationStage, Event, FeedingStage, StatefulStage, TrainingStage
 
 __all__ = [
-    "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Compiled", "Compressor", "Constraint",
-    "ConversationStage", "DataFilter", "Decoder", "Draft", "Event", "Exporter", "FeedingStage", "Files", "Grid", "Inputs", "Keeper",
-    "LanguageModel", "Layer", "Look", "LowRank", "PackedBackend", "Projector", "Proposal", "PublishedLayout", "Rendered", "Reward", "Rows",
-    "Session", "SessionStats", "StatefulStage", "TableFilter", "Tap", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
-    "VisionSpec", "Work",
+    "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Compiled",
+    "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "Draft", "Event", "Exporter",
+    "FeedingStage", "Files", "Grid", "Inputs", "Keeper", "LanguageModel", "Layer", "Look", "LowRank",
+    "PackedBackend", "Projector", "Proposal", "PublishedLayout", "Rendered", "Reward", "Rows", "Session",
+    "SessionStats", "StatefulStage", "TableFilter", "Tap", "TextSpec", "Tokenizer", "TrainingStage", "Turn",
+    "VisionEncoder", "VisionSpec", "Work",
 ]  # fmt: skip

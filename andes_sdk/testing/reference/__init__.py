@@ -107,7 +107,8 @@ class ReferencePolicy:
         """The policy of one pipeline."""
         from .running import Recent
 
-        return Recent(self.rows, min(self.first, self.rows - 1))
+        heads = model.text.layers * model.text.kv_heads
+        return Recent(self.rows, min(self.first, self.rows - 1), heads)
 
 
 @frozen(eq=False, kw_only=True)

@@ -93,7 +93,7 @@ def _run(
     arguments = _places(own, steps), x, count, *compiled.rotary.at(positions), queries
     lora = compiled.adapters.of([session.adapter for session in own], lengths)
     weights, threads = compiled.packed.weights, compiled.threads
-    taps = np.array([t for t in compiled.taps], np.int64)
+    taps = np.array(list(compiled.taps), np.int64)
     seen = np.empty((len(taps), count, sizes.width), np.float32)
     contiguous = int(read[0]) == count - len(read)
     with compiled.team.at_work():
