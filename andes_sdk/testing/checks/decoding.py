@@ -225,6 +225,9 @@ def _forked(subject: Subject) -> None:
     wanted = _guess(decoder, talk, _reader(decoder, talk.prompt))
     went = [_guess(decoder, talk, _reader(decoder, talk.prompt, way)) for way in talk.ways]
     original = _reader(decoder, talk.prompt)
+    _reader(decoder, talk.prompt, talk.ways[0])
+    got = _guess(decoder, talk, original)
+    require(got == wanted, f"a draft proposes {got} after another one was opened and read, {wanted} alone")
     fork = original.fork()
     original.read(*talk.ways[0])
     got = _guess(decoder, talk, fork)
