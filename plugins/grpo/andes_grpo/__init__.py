@@ -57,7 +57,7 @@ class GRPO(Options):
         """Where answers come from, and which loss is taken."""
         reference = f"KL {self.kl} from the stage's first weights" if self.kl else "no reference"
         return {
-            "answers": self.server or "the model's own sessions, token by token; the decoder takes no part",
+            "answers": self.server or "the model itself, with the pipeline's decoder and cache policy",
             "loss": f"{self.normalise} mean, ratios per {self.level}, clip -{self.clip_low} +{self.clip_high}, "
             f"{reference}",
         }
