@@ -267,11 +267,12 @@ class BaseSession(ABC):
 
     def moment(self) -> tuple[Any, ...]:
         """What `undo` needs to come back to this moment."""
-        return self.pending, self.mark(), self.keeping.mark()
+        spent = self.proposed, self._prompt, dict(self._seconds)
+        return self.pending, self.mark(), self.keeping.mark(), spent
 
     def undo(self, moment: tuple[Any, ...]) -> None:
-        """Go back to the uncommitted rows, and what was stored and remembered, at `moment`."""
-        pending, mark, remembered = moment
+        """Go back to the uncommitted rows, and what was stored, remembered and counted, at `moment`."""
+        pending, mark, remembered, (self.proposed, self._prompt, self._seconds) = moment
         self._tree.cut(pending)
         self.reset(mark)
         self.keeping.reset(remembered)

@@ -64,7 +64,11 @@ class BaseCompiled(ABC):
         try:
             for one in work:
                 session: Any = one.session
-                passes.append((session, one, session.begin(one)))
+                try:
+                    passes.append((session, one, session.begin(one)))
+                except SessionError as error:
+                    error.session = session
+                    raise
             rows = self.compute(passes)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)

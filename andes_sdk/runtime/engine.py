@@ -51,7 +51,8 @@ class Conversation:
     first: float = 0.0
     last: float = 0.0
     _chunks: Iterator[Work] | None = None
-    _twins: list[Conversation] = field(factory=list)
+    _twins: list[Conversation] = field(factory=list)  # they wait for the prompt that this one reads
+    _waits: bool = False  # its session is still that of the one who reads
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -80,6 +81,12 @@ class Engine:
     positions: int
     chunk_rows: int = CHUNK_ROWS
     active: list[Conversation] = field(factory=list, init=False)
+    _columns: Sequence[int] = field(init=False)
+
+    @_columns.default
+    def _columns_of_the_decoder(self) -> Sequence[int]:
+        """Where the decoder's taps stand among those that the model was compiled with."""
+        return [list(self.compiled.taps).index(tap) for tap in self.decoder.taps]
 
     # ------------------------------------------------------------ joining and leaving
 
@@ -111,6 +118,8 @@ class Engine:
         first, *others = made
         first._chunks = session.chunks(inputs)
         first._twins = others
+        for other in others:
+            other._waits = True
         self.active.append(first)
         return made
 
@@ -128,7 +137,7 @@ class Engine:
             return
         for twin in twins:
             self.leave(twin, finish, error)
-        if error is not None or finish == "cancelled":
+        if not conversation._waits and (error is not None or finish == "cancelled"):
             conversation.session.close()
 
     def _promote(self, gone: Conversation, twins: list[Conversation]) -> None:
@@ -139,7 +148,7 @@ class Engine:
             return
         heir.session = self.compiled.session(self.policy)
         heir.session.adapter = heir.options.adapter
-        heir.draft = self.decoder.open()
+        heir.draft, heir._waits = self.decoder.open(), False
         heir._chunks, heir._twins = heir.session.chunks(heir.inputs), [o for o in others if o is not None]
         self.active.append(heir)
 
@@ -245,18 +254,24 @@ class Engine:
 
     def _read(self, one: Conversation, work: Work, rows: Rows) -> None:
         one.session.commit(reading=work.reading)
-        one.draft.read(work.tokens, rows)
+        one.draft.read(work.tokens, rows.seen_at(self._columns))
         if work.reading:
             return
-        one._chunks, twins = None, one._twins
+        one._chunks, twins = None, [t for t in one._twins if not t.finish]
         one._twins = []
         for twin in twins:
-            if not twin.finish:
-                twin.session, twin.draft = one.session.fork(), one.draft.fork()
+            try:
+                twin.session, twin.draft, twin._waits = one.session.fork(), one.draft.fork(), False
                 self.active.append(twin)
+            except Exception as error:
+                self.leave(twin, "error", error)
         for each in (one, *twins):
-            if not each.finish:
+            if each.finish:
+                continue
+            try:
                 self._choose(each, rows.logits[-1], each.session.length)
+            except Exception as error:  # that of one is not that of the others
+                self.leave(each, "error", error)
 
     def _verify(self, one: Conversation, work: Work, rows: Rows) -> None:
         """Walk down the tree along the tokens that the model itself chooses."""
@@ -273,7 +288,7 @@ class Engine:
             path.append(follower)
         one.session.commit(path)
         if not ended:
-            one.draft.read([work.tokens[row] for row in path], rows.take(path))
+            one.draft.read([work.tokens[row] for row in path], rows.take(path).seen_at(self._columns))
         else:
             self.leave(one, ended)
 

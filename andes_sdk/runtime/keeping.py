@@ -113,6 +113,8 @@ class Keeping:
         if self._pending_embeds:
             self.embeds.append(torch.cat(self._pending_embeds)[index])
         for layer, parts in self._pending_scores.items():
+            if not parts:  # the step that made them was undone
+                continue
             new = torch.cat(parts, dim=1)[:, index]
             old = self.scores.get(layer) or [new[:0, :0].reshape(0)] * len(new)
             self.scores[layer] = [torch.cat([a, b]) for a, b in zip(old, new, strict=True)]

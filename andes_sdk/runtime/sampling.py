@@ -106,6 +106,8 @@ class TokenSampler:
             SessionError: the constraint allows no token, or logits that are not finite.
         """
         raw = logits.detach().float().cpu().numpy()
+        if not math.isfinite(raw.max()):
+            raise SessionError("the logits are not finite", fix="check the weights, or use dtype='float32'")
         token = self._pick(raw, position)
         if self.options.logprobs is not None:
             self.logprobs.append(logprob_of(raw, token, self.options.logprobs))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import field, frozen
+from attrs import define, field, frozen
 from torch import Tensor
 
 from andes_sdk.assembling.building import device_error
@@ -41,7 +41,7 @@ class TorchBackend:
         return CompiledTorch(model.to(device=device, dtype=getattr(torch, dtype)).eval(), taps=tuple(taps))
 
 
-@frozen(eq=False)
+@define(eq=False, slots=False)
 class CompiledTorch(BaseCompiled):
     """A model that opens sessions. Passes are shared over the weights; attention runs for each session alone.
 
@@ -97,7 +97,8 @@ class CompiledTorch(BaseCompiled):
         seen: dict[int, Tensor] = {}
         with self.adapters.rows([(session.adapter, n) for (session, _, _), n in zip(passes, lengths, strict=True)]):
             hidden = self.model.hidden_states(rows, positions, attend, self._tap(seen))
-        features = torch.stack([seen[t] for t in self.taps], dim=1) if self.taps else hidden.new_empty(len(rows), 0, 0)
+        entering = [seen[t] for t in self.taps]
+        features = torch.stack(entering, dim=1) if entering else hidden.new_empty(len(rows), 0, hidden.shape[1])
         return _rows(passes, lengths, self._logits(passes, hidden, lengths), hidden, rows, features)
 
     def _tap(self, seen: dict[int, Tensor]) -> Tap | None:

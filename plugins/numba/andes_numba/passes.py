@@ -29,7 +29,7 @@ def run_passes(compiled: CompiledNumba, passes: Sequence[Pass], embeds: Sequence
     """Rows of all sessions, in strips where one has many."""
     longest = max(len(rows) for rows in embeds)
     if longest <= STRIP:
-        wanted = [len(w.tokens) if w.logits is None else w.logits for _, w, _ in passes]
+        wanted = [len(w.tokens) if w.logits is None else min(len(w.tokens), w.logits) for _, w, _ in passes]
         return _run(compiled, [(s, w.reading) for s, w, _ in passes], [s for _, _, s in passes], embeds, wanted)
     parts: list[list[Rows]] = [[] for _ in passes]
     for start in range(0, longest, STRIP):
