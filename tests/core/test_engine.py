@@ -253,3 +253,100 @@ def test_a_tree_of_61_rows_is_that_of_a_naive_matrix() -> None:
 def test_logits_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(SessionError, match="finite"):
         TokenSampler(GenerationOptions(), []).next(torch.tensor([0.0, torch.nan]), 0)
+
+
+class Memory:
+    """A policy of one memory: scores rows by their first number, replays the prompt's first rows, keeps the best."""
+
+    name, window, taps, replays = "memory", 0, (1,), True
+
+    def __init__(self, most: int = 1000) -> None:
+        self.most, self.shown, self.seen = most, [], []  # type: ignore[var-annotated]
+
+    def budget(self, seen: int) -> None:
+        return None
+
+    def open(self, state: Any = None) -> Memory:
+        return self
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def score(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.stack([hidden[:, 0], hidden[:, 1]])
+
+    def due(self, seen: int, held: int, reading: bool) -> bool:
+        return True
+
+    def keep(self, cache: Any) -> list[Any]:
+        layer = cache.layers[1]
+        self.seen.append([(s.clone(), p.clone()) for s, p in zip(layer.scores, layer.positions, strict=True)])
+        assert len(cache.embeds) == cache.seen
+        cache.replay(cache.embeds[:4], lambda *shown: self.shown.append(tuple(torch.as_tensor(s) for s in shown)))
+        return [None, [s.topk(min(self.most, len(s))).indices.sort().values for s in layer.scores]]
+
+
+@pytest.fixture
+def tapped() -> Pipeline:
+    made = Pipeline.from_plugins([{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}], seed=1)
+    made.__dict__["compiled"] = made._backend.compile(made.model, device="cpu", dtype="float32", taps=(1,))
+    return made
+
+
+def test_a_replay_shows_queries_and_keys_and_leaves_the_session_as_it_was(tapped: Pipeline) -> None:
+    policy, spec = Memory(), tapped.model.text
+    session, plain = tapped.compiled.session(policy), tapped.compiled.session(KeepAll())
+    assert torch.equal(session.prefill(Inputs(PROMPTS[0])), plain.prefill(Inputs(PROMPTS[0])))
+    assert [int(layer) for layer, _, _ in policy.shown] == list(range(spec.layers))
+    for _, queries, keys in policy.shown:
+        assert queries.shape == (spec.query_heads, 4, spec.head_dim)
+        assert keys.shape == (spec.kv_heads, 4, spec.head_dim)
+    # the first layer's keys depend on inputs and positions alone: those of the same tokens read on
+    plain.extend(PROMPTS[0][:4].tolist())
+    stored = torch.stack([k[-4:] for k in plain.heads(0)[0]])  # type: ignore[attr-defined]
+    assert torch.allclose(policy.shown[0][2], stored, atol=1e-5)
+    plain.rollback()
+    assert session.stats.rows == plain.stats.rows
+    assert torch.equal(session.extend([1, 2])[0], plain.extend([1, 2])[0])
+
+
+def test_scores_stay_beside_their_rows_through_commit_and_eviction(tapped: Pipeline) -> None:
+    policy, every = Memory(most=5), Memory()
+    session, whole = tapped.compiled.session(policy), tapped.compiled.session(every)
+    for one in (session, whole):
+        one.prefill(Inputs(PROMPTS[0]))
+    assert [len(s) for s, _ in policy.seen[0]] == [8, 8]
+    tree = ([1, 2, 3], [-1, 0, 0])
+    for one in (session, whole):
+        one.extend(*tree)
+        one.commit([0, 2])
+    for (scores, positions), (before, at) in zip(policy.seen[1], policy.seen[0], strict=True):
+        assert len(scores) == 7
+        wanted = before.topk(5).indices.sort().values
+        assert positions.tolist() == [*at[wanted].tolist(), 8, 9]
+        assert torch.equal(scores[:5], before[wanted])
+    session.extend([4])
+    session.rollback()
+    assert [len(s) for s in session.keeping.scores[1]] == [5, 5]  # type: ignore[attr-defined]
+
+
+def test_a_step_that_fails_leaves_all_its_sessions_as_they_were(tapped: Pipeline) -> None:
+    class Fails(Memory):
+        def score(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+            if len(hidden) == 2:
+                raise ValueError("two")
+            return super().score(layer, hidden)
+
+    first, second = tapped.compiled.session(Memory()), tapped.compiled.session(Fails())
+    for one in (first, second):
+        one.prefill(Inputs(PROMPTS[0]))
+    before = [s.stats for s in (first, second)]
+    with pytest.raises(ValueError, match="two"):
+        tapped.compiled.step([Work(session=first, tokens=[1]), Work(session=second, tokens=[1, 2])])
+    assert [s.stats for s in (first, second)] == before
+    for one in (first, second):
+        one.rollback()
+    with pytest.raises(SessionError, match="do not fit") as caught:
+        tapped.compiled.step([Work(session=first, tokens=[1]), Work(session=second, tokens=[1], parents=[3])])
+    assert caught.value.session is second
+    assert torch.equal(first.extend([5])[0], second.extend([5])[0])
