@@ -214,10 +214,14 @@ def generate_batch(
         _Prompt.of(pipeline, messages, own, allow_remote=allow_remote)
         for messages, own in zip(conversations, each, strict=True)
     ]
+    requests: list[_Request] = []
     try:
-        requests = [_Request.open(pipeline, engine, prompt) for prompt in prompts]
+        for prompt in prompts:
+            requests.append(_Request.open(pipeline, engine, prompt))
         engine.run()
         raise_errors([r.conversation for r in requests])
         return [request.answer() for request in requests]
     finally:
         engine.close()
+        for request in requests:
+            request.conversation.session.close()

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 class Compiled(Protocol):
-    """A model made ready to run by a backend."""
+    """A model made ready to run by a backend.
+
+    Attributes:
+        taps: layers whose entering rows `Rows.features` holds, in this order.
+    """
+
+    taps: Sequence[int]
 
     def session(self, policy: CachePolicy) -> Session:
         """An empty session under a cache policy."""

@@ -163,6 +163,14 @@ class Rows:
     embeds: Tensor
     features: Tensor
 
+    def seen_at(self, columns: Sequence[int]) -> Rows:
+        """The same with these columns of the features, in this order."""
+        if list(columns) == list(range(self.features.shape[1])):
+            return self
+        return Rows(
+            logits=self.logits, hidden=self.hidden, embeds=self.embeds, features=self.features[:, list(columns)]
+        )
+
     def take(self, rows: Sequence[int]) -> Rows:
         """Some of the rows, in this order; logits too, where every row has them."""
         count = len(self.hidden)
