@@ -86,7 +86,13 @@ class TrainingError(AndesError):
 
 
 class SessionError(AndesError):
-    """A session used against its contract (rows not committed, context overrun …)."""
+    """A session used against its contract (rows not committed, context overrun …).
+
+    Attributes:
+        session: the one concerned, where a step had several.
+    """
+
+    session: object = None
 
 
 class AssemblyError(ExceptionGroup[AndesError]):

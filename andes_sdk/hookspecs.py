@@ -9,7 +9,7 @@ Kinds of hook
 - check, observer: every plugin is asked, or told.
 
 Class attributes of a plugin
-- `contract`: the version it was written for, "1.0".
+- `contract`: the version it was written for, "1.1".
 - `testing`: options that make it tiny for the conformance kit, such as {"preset": "tiny"}; optional.
 - `companions`: plugins that the kit must put around it, such as [{"qwen3": {"preset": "tiny"}}]; optional.
 - `samples`: data lines that the kit gives to its training stages and rewards instead of the usual ones; optional.
@@ -19,7 +19,7 @@ be saved in an artefact's plan.
 A plugin may use everything public in `andes_sdk`: `types`, `errors`, `files`, `patches`, `testing`, `runtime`.
 
 The major version of the contract stands in the entry-point group (`andes_sdk.v1.plugins`); a plugin states the version
-it was written for in the class attribute `contract`, and a core with an older minor version refuses it.
+it was written for in the class attribute `contract`, and a core of another version refuses it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.plan import Plan
 
-CONTRACT = (1, 0)
+CONTRACT = (1, 1)
+CHANGED = (
+    "since 1.0 decoders only propose, cache policies open a keeper for each session, a compiled model has one `step`, "
+    "and language models take a `tap` and name their `linears`"
+)
+"""What a plugin of an older contract must be ported for."""
 GROUP = f"andes_sdk.v{CONTRACT[0]}.plugins"
 PROJECT = "andes"
 
@@ -74,7 +79,7 @@ class Hooks(Protocol):
 
             @frozen(eq=False, kw_only=True)
             class Flat:
-                contract = "1.0"
+                contract = "1.1"
 
                 @hookimpl
                 def andes_vision_encoder(self):
@@ -96,8 +101,8 @@ class Hooks(Protocol):
     def andes_language_model(self) -> types.LanguageModel:
         """Slot. Build the language model: an `nn.Module` with `.spec`, `embed`, `hidden_states`, `logits`.
 
-        `hidden_states(embeds, positions, attend)` must call `attend(layer, q, k, v, scale)` for attention and nothing
-        else: masks, packing and the KV store belong to the runtime.
+        `hidden_states(embeds, positions, attend, tap)` must call `attend(layer, q, k, v, scale)` for attention and
+        nothing else: masks, packing and the KV store belong to the runtime.
 
             @hookimpl
             def andes_language_model(self):
@@ -121,18 +126,20 @@ class Hooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def andes_cache_policy(self, model: VisionLanguageModel) -> types.CachePolicy:
+    def andes_cache_policy(self, model: VisionLanguageModel, rows: int | None) -> types.CachePolicy:
         """Slot with a default (`keep-all`). Build the policy that decides which KV rows stay.
 
-        @hookimpl
-        def andes_cache_policy(self, model):
-            from .policy import Recent
-            return Recent(rows=self.rows)
+        `rows` is how many a static KV store of the backend holds per head, or None where it grows.
+
+            @hookimpl
+            def andes_cache_policy(self, model):
+                from .policy import Recent
+                return Recent(rows=self.rows)
         """
 
     @hookspec(firstresult=True)
     def andes_decoder(self, model: VisionLanguageModel) -> types.Decoder:
-        """Slot with a default (`autoregressive`). Build the decoder that proposes and verifies tokens.
+        """Slot with a default (`autoregressive`). Build the decoder that proposes tokens; the engine verifies them.
 
         @hookimpl
         def andes_decoder(self, model):

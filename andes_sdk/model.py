@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from andes_sdk.errors import InputError, PluginBroken
 
 if TYPE_CHECKING:
-    from andes_sdk.types import Attend, Grid, LanguageModel, Projector, TextSpec, Tokenizer, VisionEncoder, VisionSpec
+    from andes_sdk.types import (
+        Attend,
+        Grid,
+        LanguageModel,
+        Projector,
+        Tap,
+        TextSpec,
+        Tokenizer,
+        VisionEncoder,
+        VisionSpec,
+    )
 
 
 class VisionLanguageModel(nn.Module):
@@ -67,9 +77,9 @@ class VisionLanguageModel(nn.Module):
             return rows
         return rows.masked_scatter(where[:, None], images.to(rows.dtype))
 
-    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """(T, D) at (T,) positions -> (T, D)."""
-        return self.llm.hidden_states(embeds, positions, attend)
+    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend, tap: Tap | None = None) -> Tensor:
+        """(T, D) at (T,) positions -> (T, D). `tap` sees what enters each layer."""
+        return self.llm.hidden_states(embeds, positions, attend, tap)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, D) -> (T, V)."""

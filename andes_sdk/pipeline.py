@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from andes_sdk.formats import Format
     from andes_sdk.inputs.processor import Processor
     from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.runtime.engine import Engine
     from andes_sdk.runtime.generation import Answer, GenerationOptions
     from andes_sdk.storage.packing import Artefact
     from andes_sdk.types import Backend, CachePolicy, Compiled, Decoder, Event, Inputs, Session, Tokenizer
@@ -242,7 +243,9 @@ class Pipeline:
     @cached_property
     def compiled(self) -> Compiled:
         """The model made ready by the plan's backend."""
-        backend, run = self._backend, {"device": self.plan.device, "dtype": self.plan.dtype}
+        taps = sorted({*self.policy.taps, *self.decoder.taps})
+        backend = self._backend
+        run: Any = {"device": self.plan.device, "dtype": self.plan.dtype, "taps": taps}
         if self._artefact is not None and isinstance(backend, PackedBackend):
             return backend.open(self._artefact, self.model, **run)
         return backend.compile(self.model, **run)
@@ -269,7 +272,7 @@ class Pipeline:
         """What decides which KV rows stay."""
         from andes_sdk.runtime.policy import KeepAll
 
-        policy: CachePolicy = self._assembly.slot("cache_policy", KeepAll, model=self.model)
+        policy: CachePolicy = self._assembly.slot("cache_policy", KeepAll, model=self.model, rows=self._backend.rows)
         return policy
 
     @cached_property
@@ -314,6 +317,13 @@ class Pipeline:
         """An empty session under this pipeline's cache policy."""
         return self.compiled.session(self.policy)
 
+    def engine(self) -> Engine:
+        """What runs conversations on this pipeline: they join and leave while others go on."""
+        from andes_sdk.runtime.engine import Engine
+
+        ends = frozenset((self.tokenizer.eos, self.tokenizer.pad))
+        return Engine(self.compiled, self.policy, self.decoder, ends, self.model.text.max_positions)
+
     def add_adapter(self, name: str, folder: str | Path) -> None:
         """Attach a LoRA adapter that peft saved; `session.adapter` and `GenerationOptions.adapter` take its name.
 
@@ -343,9 +353,13 @@ class Pipeline:
         return self.generate_batch([messages], options, allow_remote=allow_remote)[0]
 
     def generate_batch(
-        self, conversations: Sequence[Any], options: GenerationOptions | None = None, *, allow_remote: bool = False
+        self,
+        conversations: Sequence[Any],
+        options: GenerationOptions | Sequence[GenerationOptions] | None = None,
+        *,
+        allow_remote: bool = False,
     ) -> list[Answer]:
-        """Answer several conversations together; each answer is what it would be alone."""
+        """Answer several conversations together, with options for all or for each; each is what it would be alone."""
         from andes_sdk.runtime.generation import GenerationOptions, generate_batch
 
         return generate_batch(self, conversations, options or GenerationOptions(), allow_remote=allow_remote)

@@ -104,7 +104,7 @@ def _replay() -> type:
     class Replay:
         """The stage as a plugin."""
 
-        contract = "1.0"
+        contract = "1.1"
         packs = ()
 
         @hookimpl

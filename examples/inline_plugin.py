@@ -8,48 +8,73 @@ evicted rows are gone. To publish it, `andes new streaming --kind cache-policy` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from attrs import field, frozen
 from attrs.validators import ge
 
 from andes_sdk import Pipeline, hookimpl
-from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.types import Layer
+from andes_sdk.runtime.options import GenerationOptions
+from andes_sdk.types import Cache, Layer
+
+if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
 
 
 @frozen
 class StreamingPolicy:
-    """Keeps `sinks` first rows and as many recent ones as fit into `rows`."""
+    """Keeps `sinks` first rows and as many recent ones as fit into `rows`, in each of `heads` heads.
+
+    It needs no memory for a session, so it is its own keeper.
+    """
 
     rows: int
     sinks: int
+    heads: int
     name: str = "streaming"
     window: int = 0
+    taps: Sequence[int] = ()
+    replays: bool = False
 
-    def budget(self, rows: int) -> int:
-        return min(rows, self.rows)
+    def budget(self, seen: int) -> int:
+        return min(seen, self.rows) * self.heads
 
-    def keep(self, layer: Layer) -> Sequence[torch.Tensor] | None:
-        have = len(layer.keys[0])
+    def open(self, state: Mapping[str, torch.Tensor] | None = None) -> StreamingPolicy:
+        return self
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        return {}
+
+    def score(self, layer: int, hidden: torch.Tensor) -> torch.Tensor | None:
+        return None
+
+    def due(self, seen: int, held: int, reading: bool) -> bool:
+        return held > self.rows * self.heads
+
+    def keep(self, cache: Cache) -> Sequence[Sequence[torch.Tensor] | None]:
+        return [self.choose(layer) for layer in cache.layers]
+
+    def choose(self, layer: Layer) -> Sequence[torch.Tensor] | None:
+        have = len(layer.positions[0])
         if have <= self.rows:
             return None
         recent = torch.arange(have - (self.rows - self.sinks), have)
-        return [torch.cat([torch.arange(self.sinks), recent])] * len(layer.keys)
+        return [torch.cat([torch.arange(self.sinks), recent])] * len(layer.positions)
 
 
 @frozen(eq=False, kw_only=True)
 class Streaming:
     """Attention sinks and a sliding window. Shortest use: Pipeline.from_plugins([..., Streaming(rows=64)])."""
 
-    contract = "1.0"
+    contract = "1.1"
     rows: int = field(default=64, validator=ge(8), metadata={"help": "rows per head to keep"})
     sinks: int = field(default=4, validator=ge(1), metadata={"help": "of these, rows from the start"})
 
     @hookimpl
-    def andes_cache_policy(self, model: object) -> StreamingPolicy:
-        return StreamingPolicy(self.rows, self.sinks)
+    def andes_cache_policy(self, model: VisionLanguageModel) -> StreamingPolicy:
+        return StreamingPolicy(self.rows, self.sinks, model.text.layers * model.text.kv_heads)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from stevedore import DriverManager
 
 from andes_sdk.config import suggestion
 from andes_sdk.errors import AndesError, ContractMismatch, DuplicateName, PluginBroken, PluginNotFound
-from andes_sdk.hookspecs import CONTRACT, GROUP, HOOKS
+from andes_sdk.hookspecs import CHANGED, CONTRACT, GROUP, HOOKS
 
 
 @frozen(kw_only=True)
@@ -160,7 +160,7 @@ def check_contract(contract: Any, who: str) -> None:
     """Refuse a plugin whose contract this core does not speak.
 
     Raises:
-        ContractMismatch: not 'major.minor', another major version, or a newer minor version than the core's.
+        ContractMismatch: not 'major.minor', or another version than the core's.
     """
     ours = ".".join(map(str, CONTRACT))
     try:
@@ -171,12 +171,13 @@ def check_contract(contract: Any, who: str) -> None:
             who=who,
             fix=f'set the class attribute `contract = "{ours}"`',
         ) from None
-    if (major, minor) > CONTRACT or major != CONTRACT[0]:
+    if (major, minor) != CONTRACT:
         newer = (major, minor) > CONTRACT
         raise ContractMismatch(
             f"was written for contract {contract}, this andes_sdk speaks {ours}",
             who=who,
-            fix="upgrade andes-sdk" if newer else "upgrade the plugin",
+            why="" if newer else CHANGED,
+            fix="upgrade andes-sdk" if newer else f'port the plugin, then set `contract = "{ours}"`',
         )
 
 

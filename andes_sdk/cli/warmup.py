@@ -57,6 +57,7 @@ def passes_of(pipeline: Pipeline) -> dict[str, Callable[[], Any]]:
     from PIL import Image
 
     from andes_sdk.inputs.messages import user_message
+    from andes_sdk.types import Work
 
     picture = user_message("What is this?", [Image.new("RGB", (64, 64))])
     opened: list[Any] = []
@@ -70,10 +71,15 @@ def passes_of(pipeline: Pipeline) -> dict[str, Callable[[], Any]]:
         opened[0].extend([1, 2, 3, 4, 5], [-1, 0, 0, 1, -1])
         opened[0].rollback()
 
+    def together() -> None:
+        pipeline.compiled.step([Work(session=opened[0], tokens=[1]), Work(session=opened[1], tokens=[2])])
+        for session in opened:
+            session.close()
+
     return {
         "open": lambda: (pipeline.processor, pipeline.compiled, pipeline.policy, pipeline.decoder),
         "a picture and a question": read,
         "one token": lambda: (opened[0].extend([1]), opened[0].rollback()),
         "a tree of tokens": tree,
-        "two conversations": lambda: pipeline.compiled.extend_many(opened, [[1], [2]]),
+        "two conversations": together,
     }

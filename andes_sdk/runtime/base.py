@@ -1,35 +1,32 @@
-"""What every session does alike: trees of rows, checks, counts and times, and when the cache policy is asked.
+"""What every session does alike: trees of rows, checks, counts and times.
 
-A backend's session subclasses `BaseSession` and brings memory and arithmetic: nine methods, all of them below
-"a subclass says".
+A backend's session subclasses `BaseSession` and brings memory: the methods below "a subclass says". Its compiled model
+subclasses `andes_sdk.runtime.compiled.BaseCompiled` and brings arithmetic.
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from andes_sdk.config import suggestion
 from andes_sdk.errors import SessionError
-from andes_sdk.runtime.policy import KeepAll, check_budget, check_kept
+from andes_sdk.runtime.keeping import Heads, Keeping
 from andes_sdk.runtime.tree import Step, Tree
-from andes_sdk.types import Inputs, Layer, SessionStats
+from andes_sdk.types import Inputs, Look, Rows, SessionStats, Work
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import CachePolicy
+    from andes_sdk.types import CachePolicy, Compiled
 
-CHUNK = 1024
+CHUNK_ROWS = 1024
 """Rows of a prompt read at a time; eviction happens in between, which bounds the peak."""
-
-Heads = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
-"""Per KV head its keys (n, d), values (n, d) and positions (n,)."""
 
 
 class BaseSession(ABC):
@@ -37,36 +34,47 @@ class BaseSession(ABC):
 
     Attributes:
         model: what computes embeddings and image rows. policy: decides which KV rows stay.
+        keeping: the policy's memory of this session.
         length: committed rows seen so far.
-        proposed: rows that `extend` was asked for.
+        proposed: rows that decoders asked for.
     """
 
-    def __init__(self, model: VisionLanguageModel, policy: CachePolicy, adapters: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        compiled: Compiled,
+        model: VisionLanguageModel,
+        policy: CachePolicy,
+        *,
+        adapters: Collection[str] = (),
+        taps: Sequence[int] = (),
+        keeper: Mapping[str, Tensor] | None = None,
+    ) -> None:
         spec = model.text
-        self.model, self.policy = model, policy
+        self.compiled, self.model, self.policy = compiled, model, policy
         # asked for with every token; a model answers from its configuration, which takes microseconds each time
         self._limit, self._vocabulary, self._device = spec.max_positions, spec.vocab_size, model.device
-        self._unseen = torch.empty(spec.query_heads, 0, spec.head_dim, device=model.device)
+        self.keeping = Keeping(policy, spec, model.device, taps, keeper)
         self.length = self.proposed = 0
         self._adapters = adapters  # the compiled model's own collection: it may grow
         self._adapter: str | None = None
         self._tree = Tree()
-        self._windows: list[Tensor | None] = [None] * spec.layers
-        self._queries: list[list[Tensor]] = [[] for _ in range(spec.layers)]
-        self._image = torch.zeros(0, dtype=torch.bool, device=model.device)
         self._seconds = dict.fromkeys(("preprocess", "vision", "projector", "prefill", "decode"), 0.0)
         self._accepted = 0
-        self._passing = self._closed = False
+        self._closed = self._prompt = False
 
     # ------------------------------------------------------------ a subclass says
 
     @abstractmethod
-    def read(self, embeds: Tensor) -> Tensor:
-        """Add a chain of (T, D) embeddings as uncommitted rows -> logits (V,) of the last."""
+    def reserve(self, rows: int) -> None:
+        """Make room for so many new rows. May raise SessionError; nothing has changed then."""
 
     @abstractmethod
-    def grow(self, tokens: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Add (T,) tokens as uncommitted rows -> logits (T, V), hidden (T, D)."""
+    def mark(self) -> Any:
+        """What `reset` needs to find the rows that are stored now."""
+
+    @abstractmethod
+    def reset(self, mark: Any) -> None:
+        """Drop what was stored since `mark`."""
 
     @abstractmethod
     def counts(self) -> Sequence[Sequence[int]]:
@@ -95,6 +103,14 @@ class BaseSession(ABC):
     @abstractmethod
     def settle(self) -> None:
         """Give memory back after a commit and what it evicted."""
+
+    @abstractmethod
+    def dump(self) -> Mapping[str, Tensor]:
+        """The committed rows as plain tensors, to the bit."""
+
+    @abstractmethod
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take rows that `dump` gave, into an empty session."""
 
     # ------------------------------------------------------------ the contract
 
@@ -127,42 +143,49 @@ class BaseSession(ABC):
             seconds=dict(self._seconds),
         )
 
-    @torch.inference_mode()
-    def prefill(self, inputs: Inputs) -> Tensor:
-        """Read and commit a prompt -> logits (V,) of its last row. A second prompt continues the first.
+    def chunks(self, inputs: Inputs) -> Iterator[Work]:
+        """The parts in which to read a prompt, pictures encoded; commit each before asking for the next.
 
         Raises:
             SessionError: an empty prompt, uncommitted rows, or more rows than the model has positions.
         """
-        self.check(inputs.ids.tolist(), pending=False)
+        tokens = inputs.ids.tolist()
+        self.check(tokens)
+        if self.pending:
+            raise SessionError(f"{self.pending} rows are not committed", fix="call commit() or rollback() first")
         self._seconds["preprocess"] += inputs.seconds
-        ids = inputs.ids.to(self.model.device)
-        embeds = self.model.embed(ids, self._encode(inputs))
-        image = ids == self.model.tokenizer.image_token
-        with self.timed("prefill"):
-            for start in range(0, len(ids), CHUNK):
-                chunk = embeds[start : start + CHUNK]
-                logits = self.read(chunk)
-                self.passed()
-                self._keep(list(range(len(chunk))), image[start : start + CHUNK])
-        return logits
+        embeds = self._embedded(inputs)
+        image = inputs.ids.to(self._device) == self.model.tokenizer.image_token if inputs.grids else None
+        size = int(getattr(self.compiled, "chunk_rows", CHUNK_ROWS))
+        for start in range(0, len(tokens), size):
+            part, last = slice(start, start + size), start + size >= len(tokens)
+            yield Work(
+                session=self, tokens=tokens[part], embeds=embeds[part], image=None if image is None else image[part],
+                logits=int(last), reading=not last,
+            )  # fmt: skip
 
-    @torch.inference_mode()
+    def prefill(self, inputs: Inputs) -> Tensor:
+        """Read and commit a prompt -> logits (V,) of its last row. A second prompt continues the first.
+
+        Raises:
+            SessionError: as `chunks`.
+        """
+        for work in self.chunks(inputs):
+            (rows,) = self.compiled.step([work])
+            self.commit(reading=work.reading)
+        return rows.logits[-1]
+
     def extend(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Add uncommitted rows, a chain or a tree -> logits (T, V), hidden (T, D).
 
         Raises:
             SessionError: no tokens, parents that point forward, or more rows than the model has positions.
         """
-        self.check(tokens, pending=True)
-        with self.timed("decode"):
-            ids = torch.tensor(list(tokens), device=self._device)
-            grown = self.grow(ids, self.step(len(tokens), parents))
-        self.passed(len(tokens))
-        return grown
+        (rows,) = self.compiled.step([Work(session=self, tokens=tokens, parents=parents)])
+        return rows.logits, rows.hidden
 
     @torch.inference_mode()
-    def commit(self, rows: Sequence[int] | None = None) -> None:
+    def commit(self, rows: Sequence[int] | None = None, *, reading: bool = False) -> None:
         """Keep these uncommitted rows, which must be one path from the root; drop the others.
 
         Raises:
@@ -170,42 +193,52 @@ class BaseSession(ABC):
         """
         self._check_open()
         rows = list(range(self.pending)) if rows is None else list(rows)
-        self._tree.check_path(rows)
-        self._accepted += len(rows)
-        self._keep(rows, None)
+        if len(rows) > 1 or rows != list(range(self.pending)):
+            self._tree.check_path(rows)
+        if not self._prompt:
+            self._accepted += len(rows)
+        self._drop(rows)
+        self.length += len(rows)
+        self.keeping.ask(self.length, reading, self.counts, self.heads, self._replay, self.evict)
+        self.settle()
 
     def rollback(self) -> None:
         """Drop every uncommitted row."""
         self._check_open()
         self._drop([])
 
+    def fork(self) -> BaseSession:
+        """Another session with the same committed rows.
+
+        Raises:
+            SessionError: uncommitted rows.
+        """
+        forked: Any = self.compiled.restore(self.state(), self.policy)
+        return forked  # type: ignore[no-any-return]
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Committed rows and all else that `Compiled.restore` needs.
+
+        Raises:
+            SessionError: uncommitted rows.
+        """
+        from andes_sdk.runtime.snapshot import state_of
+
+        self._check_open()
+        if self.pending:
+            raise SessionError(f"{self.pending} rows are not committed", fix="call commit() or rollback() first")
+        return state_of(self)
+
     def close(self) -> None:
         """Free the KV store."""
         self._tree.clear()
         self.release()
-        self._windows, self._queries = [], []
         self._closed = True
 
     # ------------------------------------------------------------ for subclasses and their compiled models
 
-    def step(self, rows: int, parents: Sequence[int] | None) -> Step:
-        """Register `rows` new uncommitted rows -> their positions and mutual visibility."""
-        step = self._tree.add(rows, parents, self.length, self._device)
-        self._passing = True
-        return step
-
-    def passed(self, proposed: int = 0) -> None:
-        """The pass for the rows of `step` is over, and they are stored."""
-        self._passing = False
-        self.proposed += proposed
-
-    def note_queries(self, layer: int, queries: Tensor) -> None:
-        """Remember (Hq, T, d) queries of new rows, if the policy looks at any."""
-        if self.policy.window:
-            self._queries[layer].append(queries)
-
-    def check(self, tokens: Sequence[int], *, pending: bool) -> None:
-        """Refuse tokens if the session is closed, they do not fit, or uncommitted rows are in the way."""
+    def check(self, tokens: Sequence[int]) -> None:
+        """Refuse tokens if the session is closed, or they do not fit."""
         self._check_open()
         rows = len(tokens)
         if not rows:
@@ -214,19 +247,35 @@ class BaseSession(ABC):
         if lowest < 0 or highest >= self._vocabulary:
             wrong, why = (lowest if lowest < 0 else highest), f"the model knows 0 to {self._vocabulary - 1}"
             raise SessionError(f"there is no token {wrong}", why=why, fix="use the model's own tokenizer")
-        if self.pending and not pending:
-            raise SessionError(f"{self.pending} rows are not committed", fix="call commit() or rollback() first")
         total, limit = self.length + self.pending + rows, self._limit
         if total > limit:
             fix = "shorten the conversation, or lower max_tokens"
             raise SessionError(f"{total} rows exceed the model's {limit} positions", fix=fix)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise SessionError("the session is closed", fix="open another with pipe.session()")
-        if self._passing:
-            why = "it is not known which of its rows are stored"
-            raise SessionError("a pass was interrupted", why=why, fix="open another session with pipe.session()")
+    def begin(self, work: Work) -> Step:
+        """Register the rows of a work as uncommitted -> their positions and mutual visibility."""
+        step = self._tree.add(len(work.tokens), work.parents, self.length, self._device)
+        self._prompt = work.embeds is not None
+        return step
+
+    def done(self, rows: Rows, work: Work, seconds: float) -> None:
+        """The rows of a work are computed and stored."""
+        self._seconds["prefill" if self._prompt else "decode"] += seconds
+        if not self._prompt:
+            self.proposed += len(work.tokens)
+        self.keeping.computed(rows, work.image)
+
+    def moment(self) -> tuple[Any, ...]:
+        """What `undo` needs to come back to this moment."""
+        spent = self.proposed, self._prompt, dict(self._seconds)
+        return self.pending, self.mark(), self.keeping.mark(), spent
+
+    def undo(self, moment: tuple[Any, ...]) -> None:
+        """Go back to the uncommitted rows, and what was stored, remembered and counted, at `moment`."""
+        pending, mark, remembered, (self.proposed, self._prompt, self._seconds) = moment
+        self._tree.cut(pending)
+        self.reset(mark)
+        self.keeping.reset(remembered)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -239,43 +288,8 @@ class BaseSession(ABC):
                 torch.cuda.synchronize(self._device)
             self._seconds[part] += time.perf_counter() - start
 
-    # ------------------------------------------------------------ commit and eviction
-
-    def _keep(self, rows: Sequence[int], image: Tensor | None) -> None:
-        """Commit uncommitted rows, of which `image` (T,) tells those of pictures; None: there are none."""
-        self._drop(rows)
-        self.length += len(rows)
-        if type(self.policy) is not KeepAll:  # asking it for each layer costs more than the rest of a commit
-            new = torch.zeros(len(rows), dtype=torch.bool, device=self._device) if image is None else image
-            self._image = torch.cat([self._image, new])
-            for layer, counts in enumerate(self.counts()):
-                self._ask(layer, counts)
-        self.settle()
-
-    def _drop(self, rows: Sequence[int]) -> None:
-        self.keep_pending(rows)
-        for layer, new in enumerate(self._queries):
-            if new:
-                old = self._windows[layer]
-                seen = torch.cat(new, dim=1)[:, list(rows)[-self.policy.window :]]
-                window = seen if old is None else torch.cat([old, seen], dim=1)
-                self._windows[layer] = window[:, -self.policy.window :].clone()
-                self._queries[layer] = []
-        self._tree.clear()
-
-    def _ask(self, layer: int, counts: Sequence[int]) -> None:
-        """Let the policy choose among a layer's rows, and hold it to its budget."""
-        queries = self._windows[layer]
-        if queries is None:
-            queries = self._unseen
-        kept = self.policy.keep(Layer(layer, *self.heads(layer), queries, self._image))
-        if kept is not None:
-            check_kept(self.policy, kept, counts)
-            self.evict(layer, kept)
-            counts = [len(index) for index in kept]
-        check_budget(self.policy, layer, self.length, counts)
-
-    def _encode(self, inputs: Inputs) -> Tensor | None:
+    def encode(self, inputs: Inputs) -> Tensor | None:
+        """Rows of the pictures (M, D), or None."""
         if inputs.patches is None:
             return None
         device, dtype = self.model.device, self.model.dtype
@@ -284,3 +298,28 @@ class BaseSession(ABC):
         with self.timed("projector"):
             rows: Tensor = self.model.mlp(features)
         return rows
+
+    @torch.inference_mode()
+    def _embedded(self, inputs: Inputs) -> Tensor:
+        return self.model.embed(inputs.ids.to(self._device), self.encode(inputs))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionError("the session is closed", fix="open another with pipe.session()")
+
+    def _drop(self, rows: Sequence[int]) -> None:
+        self.keep_pending(rows)
+        self.keeping.commit(rows, self.pending)
+        self._tree.clear()
+
+    def _replay(self, embeds: Tensor, look: Look) -> None:
+        """Run rows behind those that are stored, show `look` their queries and keys, and forget them."""
+        moment, keeping = self.moment(), self.keeping
+        work = Work(session=self, tokens=[0] * len(embeds), embeds=embeds, logits=0, reading=True)
+        keeping.look = look
+        try:
+            step = self._tree.add(len(embeds), None, self.length, self._device)
+            self.compiled.compute([(self, work, step)])  # type: ignore[attr-defined]
+        finally:
+            keeping.look = None
+            self.undo(moment)

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from andes_sdk.types import Proposal
 
-    from andes_sdk.types import Sampler, Session
+if TYPE_CHECKING:
+    from andes_sdk.types import Draft, Rows
+
+NOTHING = Proposal()
 
 
 @frozen
 class Autoregressive:
-    """One token at a time."""
+    """One token at a time: nothing is proposed, and nothing remembered."""
 
     name: str = "autoregressive"
+    taps: Sequence[int] = ()
 
-    def decode(self, session: Session, logits: Tensor, sampler: Sampler, history: list[int]) -> Iterator[list[int]]:
-        """Yield tokens one by one; the model runs again only when the next one is asked for."""
-        while True:
-            token = sampler.pick(logits, session.length, history)
-            history.append(token)
-            yield [token]
-            logits = session.extend([token])[0][-1]
-            session.commit()
+    def open(self) -> Autoregressive:
+        """Itself."""
+        return self
+
+    def propose(self, drafts: Sequence[Draft], last: Sequence[int]) -> Sequence[Proposal]:
+        """Nothing."""
+        return [NOTHING] * len(last)
+
+    def read(self, tokens: Sequence[int], rows: Rows) -> None:
+        """Nothing to remember."""
+
+    def fork(self) -> Autoregressive:
+        """Itself."""
+        return self

@@ -1,47 +1,25 @@
-"""From a conversation to an answer: prefill, decode, stop, detokenise."""
+"""From a conversation to an answer: prepared, decoded by the engine, stopped, as text."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field, frozen
-from attrs.validators import and_, ge, gt, le
 
-from andes_sdk.runtime.sampling import TokenSampler
+from andes_sdk.errors import ConfigError
+from andes_sdk.runtime.engine import raise_errors
+from andes_sdk.runtime.options import GenerationOptions
+from andes_sdk.runtime.sampling import TokenLogprob
 
 if TYPE_CHECKING:
-    from andes_sdk.pipeline import Pipeline
-    from andes_sdk.types import Inputs, Session, Tokenizer
+    from torch import Tensor
 
+    from andes_sdk.runtime.engine import Conversation, Engine
+    from andes_sdk.types import Inputs, Tokenizer
 
-@frozen(kw_only=True)
-class GenerationOptions:
-    """How an answer is decoded.
-
-    Attributes:
-        max_tokens: longest answer.
-        temperature: 0 decodes greedily; published Thinking models use 0.6 with top_k 20 and top_p 0.95.
-        top_k: 0 for all. top_p, min_p: as in transformers.
-        repetition_penalty: over prompt and answer (CTRL). presence_penalty: over the answer (OpenAI).
-        stop: strings that end the answer; they are not part of it.
-        seed: keys the noise together with the position.
-        think: prefill `<think>`; None leaves it to the language model's plugin.
-        adapter: name of a LoRA adapter that `pipeline.add_adapter` attached; None: none.
-    """
-
-    max_tokens: int = field(default=512, validator=ge(1))
-    temperature: float = field(default=0.0, validator=ge(0.0))
-    top_k: int = field(default=0, validator=ge(0))
-    top_p: float = field(default=1.0, validator=and_(gt(0.0), le(1.0)))
-    min_p: float = field(default=0.0, validator=and_(ge(0.0), le(1.0)))
-    repetition_penalty: float = field(default=1.0, validator=gt(0.0))
-    presence_penalty: float = 0.0
-    stop: tuple[str, ...] = ()
-    seed: int = field(default=0, validator=ge(0))
-    think: bool | None = None
-    adapter: str | None = None
+__all__ = ["Answer", "GenerationOptions", "Runs", "TokenLogprob", "generate_batch", "stream"]
 
 
 @frozen(kw_only=True)
@@ -55,6 +33,7 @@ class Answer:
         prompt_tokens: rows of the prompt, image rows included.
         seconds: time per part; `first_token` is from the request to the first token.
         kv_bytes: bytes of KV rows at the end.
+        logprobs: one for each token, if they were asked for.
     """
 
     text: str
@@ -63,6 +42,7 @@ class Answer:
     prompt_tokens: int
     seconds: Mapping[str, float]
     kv_bytes: int
+    logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
     def time_to_first_token(self) -> float:
@@ -123,121 +103,125 @@ class _Text:
         return piece
 
 
-@define
+@define(eq=False)
 class _Request:
-    """One conversation being answered."""
+    """One conversation being answered: its text, beside the engine's tokens."""
 
-    pipeline: Pipeline
-    inputs: Inputs
-    options: GenerationOptions
-    session: Session
+    conversation: Conversation
     text: _Text
     start: float
-    tokens: list[int] = field(factory=list)
-    finish: str = ""
-    first_token: float = 0.0
-    decode: float = 0.0
+    ends: Collection[int]
 
-    def take(self, tokens: Sequence[int]) -> None:
-        """Accept decoded tokens up to an end, the limit or a stop string."""
-        now = time.perf_counter()
-        ends = {self.pipeline.tokenizer.eos, self.pipeline.tokenizer.pad}
-        self.first_token = self.first_token or now - self.start
-        self.decode = now - self.start - self.first_token
-        for token in tokens:
-            self.tokens.append(token)
-            if token in ends:
-                self.finish = "stop"
-                return
-            self.text.add([token])
-            if self.text.ended:
-                self.finish = "stop"
-                return
-            if len(self.tokens) >= self.options.max_tokens:
-                self.finish = "length"
-                return
+    @classmethod
+    def open(cls, pipeline: Runs, engine: Engine, prompt: _Prompt) -> _Request:
+        """Let a prepared prompt join the engine."""
+        text = _Text(pipeline.tokenizer, prompt.options.stop, prompt.inputs.prefix)
+
+        def watch(logits: Tensor, token: int) -> bool:
+            if token not in engine.ends:
+                text.add([token])
+            return text.ended
+
+        conversation = engine.join(prompt.inputs, prompt.options, watch=watch)
+        return cls(conversation, text, prompt.start, engine.ends)
 
     def answer(self) -> Answer:
         """The result; frees the session."""
-        stats = self.session.stats
+        one = self.conversation
+        stats = one.session.stats
         self.text.finish()
-        seconds = {**stats.seconds, "decode": self.decode, "first_token": self.first_token}
-        self.session.close()
+        first = one.first - self.start if one.first else 0.0
+        seconds = {**stats.seconds, "decode": one.last - one.first, "first_token": first}
+        one.session.close()
         return Answer(
             text=self.text.text,
-            tokens=tuple(self.tokens),
-            finish=self.finish,
-            prompt_tokens=len(self.inputs.ids),
+            tokens=tuple(one.tokens),
+            finish=one.finish,
+            prompt_tokens=len(one.inputs.ids),
             seconds=seconds,
             kv_bytes=stats.kv_bytes,
+            logprobs=tuple(one.sampler.logprobs),
         )
 
 
-def _begin(pipeline: Pipeline, messages: Any, options: GenerationOptions, *, allow_remote: bool) -> _Request:
-    session = pipeline.session()  # first use builds the model: that is no part of a request's time
-    session.adapter = options.adapter
-    start = time.perf_counter()
-    inputs = pipeline.prepare(messages, think=options.think, allow_remote=allow_remote)
-    text = _Text(pipeline.tokenizer, options.stop, inputs.prefix)
-    return _Request(pipeline, inputs, options, session, text, start)
+class Runs(Protocol):
+    """What of a pipeline is needed to answer."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Vocabulary and chat template."""
+
+    def engine(self) -> Engine:
+        """An engine without conversations."""
+
+    def prepare(self, messages: Any, *, think: bool | None = None, allow_remote: bool = False) -> Inputs:
+        """A conversation as tensors."""
 
 
-def _decode(request: _Request) -> Iterator[None]:
-    """Run the pipeline's decoder on one request, a step at a time."""
-    logits = request.session.prefill(request.inputs)
-    history = request.inputs.ids.tolist()
-    sampler = TokenSampler(request.options, len(history))
-    for tokens in request.pipeline.decoder.decode(request.session, logits, sampler, history):
-        request.take(tokens)
-        yield
-        if request.finish:
-            return
+@frozen(eq=False)
+class _Prompt:
+    inputs: Inputs
+    options: GenerationOptions
+    start: float
+
+    @classmethod
+    def of(cls, pipeline: Runs, messages: Any, options: GenerationOptions, *, allow_remote: bool) -> _Prompt:
+        start = time.perf_counter()
+        return cls(pipeline.prepare(messages, think=options.think, allow_remote=allow_remote), options, start)
 
 
 def stream(
-    pipeline: Pipeline, messages: Any, options: GenerationOptions, *, allow_remote: bool = False
+    pipeline: Runs, messages: Any, options: GenerationOptions, *, allow_remote: bool = False
 ) -> Generator[str, None, Answer]:
-    """Pieces of one answer as they become certain; the generator's return value is the whole `Answer`."""
-    request = _begin(pipeline, messages, options, allow_remote=allow_remote)
-    for _ in _decode(request):
-        if piece := request.text.piece():
-            yield piece
-    answer = request.answer()
+    """Pieces of one answer as they become certain; the generator's return value is the whole `Answer`.
+
+    Closing the generator frees everything it opened.
+    """
+    engine = pipeline.engine()  # first use builds the model: that is no part of a request's time
+    try:
+        request = _Request.open(pipeline, engine, _Prompt.of(pipeline, messages, options, allow_remote=allow_remote))
+        while engine.active:
+            engine.step()
+            if piece := request.text.piece():
+                yield piece
+        raise_errors([request.conversation])
+        answer = request.answer()
+    finally:
+        engine.close()
     if piece := request.text.piece(final=True):
         yield piece
     return answer
 
 
 def generate_batch(
-    pipeline: Pipeline, conversations: Sequence[Any], options: GenerationOptions, *, allow_remote: bool = False
+    pipeline: Runs,
+    conversations: Sequence[Any],
+    options: GenerationOptions | Sequence[GenerationOptions],
+    *,
+    allow_remote: bool = False,
 ) -> list[Answer]:
-    """Answer several conversations; the default decoder takes its steps together, others run one by one."""
-    requests = [_begin(pipeline, c, options, allow_remote=allow_remote) for c in conversations]
-    if len(requests) > 1 and pipeline.decoder.name == "autoregressive":
-        _decode_together(pipeline, requests)
-    else:
+    """Answer several conversations in shared passes; `options` for all of them, or one for each.
+
+    Raises:
+        ConfigError: not as many options as conversations. The first error of a conversation, after the others ended.
+    """
+    each = [options] * len(conversations) if isinstance(options, GenerationOptions) else list(options)
+    if len(each) != len(conversations):
+        what = f"{len(each)} options for {len(conversations)} conversations"
+        raise ConfigError(what, who="generate_batch", fix="give one, or one for each")
+    engine = pipeline.engine()
+    prompts = [
+        _Prompt.of(pipeline, messages, own, allow_remote=allow_remote)
+        for messages, own in zip(conversations, each, strict=True)
+    ]
+    requests: list[_Request] = []
+    try:
+        for prompt in prompts:
+            requests.append(_Request.open(pipeline, engine, prompt))
+        engine.run()
+        raise_errors([r.conversation for r in requests])
+        return [request.answer() for request in requests]
+    finally:
+        engine.close()
         for request in requests:
-            for _ in _decode(request):
-                pass
-    return [request.answer() for request in requests]
-
-
-def _decode_together(pipeline: Pipeline, requests: Sequence[_Request]) -> None:
-    """Lock-step decoding: each step reads the weights once for all unfinished conversations."""
-    logits = [r.session.prefill(r.inputs) for r in requests]
-    histories = [r.inputs.ids.tolist() for r in requests]
-    samplers = [TokenSampler(r.options, len(h)) for r, h in zip(requests, histories, strict=True)]
-    active = list(range(len(requests)))
-    while active:
-        for i in active:
-            token = samplers[i].pick(logits[i], requests[i].session.length, histories[i])
-            histories[i].append(token)
-            requests[i].take([token])
-        active = [i for i in active if not requests[i].finish]
-        if not active:
-            return
-        sessions = [requests[i].session for i in active]
-        steps = pipeline.compiled.extend_many(sessions, [histories[i][-1:] for i in active])
-        for i, (rows, _) in zip(active, steps, strict=True):
-            logits[i] = rows[-1]
-            requests[i].session.commit()
+            request.conversation.session.close()

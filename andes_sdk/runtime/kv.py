@@ -10,7 +10,7 @@ from torch import Tensor
 GROWTH = 1.25
 
 
-class Rows:
+class Group:
     """Growable rows of one group of KV heads that hold the same number of rows.
 
     keys, values: (heads, capacity, d); positions: (heads, capacity) absolute positions. Keys keep their rotation.
@@ -52,9 +52,9 @@ class Rows:
             new[:, : self.count] = old[:, : self.count]
             setattr(self, name, new)
 
-    def take(self, head: int, index: Tensor) -> Rows:
+    def take(self, head: int, index: Tensor) -> Group:
         """One head's rows at (n,) indices, as a new group that owns just their memory."""
-        return Rows(*(x[head : head + 1, : self.count].index_select(1, index).clone() for x in self._all()))
+        return Group(*(x[head : head + 1, : self.count].index_select(1, index).clone() for x in self._all()))
 
     def keep_tail(self, base: int, rows: Sequence[int]) -> None:
         """Of the rows after `base` keep these, in this order; drop the others."""
@@ -74,7 +74,7 @@ class LayerStore:
     def __init__(self, heads: int, head_dim: int, dtype: torch.dtype, device: torch.device) -> None:
         empty = torch.empty(heads, 0, head_dim, dtype=dtype, device=device)
         positions = torch.empty(heads, 0, dtype=torch.int64, device=device)
-        self.groups = [Rows(empty, empty.clone(), positions)]
+        self.groups = [Group(empty, empty.clone(), positions)]
 
     def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
         """Add (Hkv, T, d) rows."""
@@ -92,10 +92,17 @@ class LayerStore:
     def evict(self, kept: Sequence[Tensor]) -> None:
         """Keep per KV head these (n,) row indices; the memory of all others is freed."""
         heads = [(group, head) for group in self.groups for head in range(group.heads)]
-        taken = [group.take(head, index) for (group, head), index in zip(heads, kept, strict=True)]
+        self._regroup([group.take(head, index) for (group, head), index in zip(heads, kept, strict=True)])
+
+    def fill(self, heads: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Take per KV head copies of keys (n, d), values (n, d) and positions (n,), in place of what is there."""
+        self._regroup([Group(*(part[None].clone() for part in head)) for head in heads])
+
+    def _regroup(self, taken: list[Group]) -> None:
+        """One group per head, or a single one where all hold the same number of rows."""
         if len({rows.count for rows in taken}) == 1:
             parts = zip(*((r.keys, r.values, r.positions) for r in taken), strict=True)
-            self.groups = [Rows(*(torch.cat(part) for part in parts))]
+            self.groups = [Group(*(torch.cat(part) for part in parts))]
         else:
             self.groups = taken
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -12,23 +12,41 @@ from andes_sdk.errors import SessionError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from andes_sdk.types import CachePolicy, Layer
+    from andes_sdk.types import Cache, CachePolicy
 
 
 @frozen
 class KeepAll:
-    """Keeps every row: exact attention, memory in proportion to the context."""
+    """Keeps every row: exact attention, memory in proportion to the context. It needs no memory of its own."""
 
     name: str = "keep-all"
     window: int = 0
+    taps: Sequence[int] = ()
+    replays: bool = False
 
-    def budget(self, rows: int) -> int | None:
+    def budget(self, seen: int) -> int | None:
         """No limit."""
         return None
 
-    def keep(self, layer: Layer) -> Sequence[Tensor] | None:
-        """Everything."""
+    def open(self, state: Mapping[str, Tensor] | None = None) -> KeepAll:
+        """Itself."""
+        return self
+
+    def score(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """None."""
         return None
+
+    def due(self, seen: int, held: int, reading: bool) -> bool:
+        """Never."""
+        return False
+
+    def keep(self, cache: Cache) -> Sequence[Sequence[Tensor] | None]:
+        """Everything."""
+        return [None] * len(cache.layers)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}
 
 
 def check_kept(policy: CachePolicy, kept: Sequence[Tensor], counts: Sequence[int]) -> None:
@@ -49,16 +67,16 @@ def check_kept(policy: CachePolicy, kept: Sequence[Tensor], counts: Sequence[int
         )
 
 
-def check_budget(policy: CachePolicy, layer: int, length: int, counts: Sequence[int]) -> None:
-    """Refuse a layer that holds more rows per head than the policy's budget for `length` rows.
+def check_budget(policy: CachePolicy, seen: int, held: int) -> None:
+    """Refuse more rows than the policy's budget for `seen` rows, all layers and heads together.
 
     Raises:
         SessionError: naming the policy.
     """
-    budget = policy.budget(length)
-    if budget is not None and max(counts) > budget:
+    budget = policy.budget(seen)
+    if budget is not None and held > budget:
         raise SessionError(
-            f"layer {layer} holds {max(counts)} rows per head, its budget is {budget}",
+            f"{held} rows are held after {seen} were seen, the budget is {budget} over all layers and heads",
             who=f"cache policy {policy.name!r}",
-            fix="`keep` must return at most `budget(rows)` indices per head",
+            fix="`due` must ask in time, and `keep` return at most `budget(seen)` indices in all",
         )

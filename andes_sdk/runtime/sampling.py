@@ -8,15 +8,17 @@ A vocabulary has some 10**5 tokens, so only those that top-k leaves over become 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from attrs import frozen
 
+from andes_sdk.errors import SessionError
+
 if TYPE_CHECKING:
-    from andes_sdk.runtime.generation import GenerationOptions
+    from andes_sdk.runtime.options import GenerationOptions
 
 FEW = 200
 """Tokens up to which noise is drawn one by one: 4 µs each, against 2 ms for a whole vocabulary."""
@@ -43,21 +45,80 @@ def gumbel_at(seed: int, position: int, tokens: Sequence[int] | np.ndarray) -> n
     return noise
 
 
-@frozen(eq=False)
-class TokenSampler:
-    """Penalties, then temperature, then top-k, top-p and min-p, then noise.
+@frozen
+class TokenLogprob:
+    """Natural logarithms of probabilities at one position, before penalties and temperature.
 
     Attributes:
-        options: the request's sampling options.
-        prompt: length of the prompt in the history; the presence penalty looks only at what follows.
+        top: the most likely tokens, best first.
     """
 
-    options: GenerationOptions
-    prompt: int
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
-    def pick(self, logits: torch.Tensor, position: int, history: Sequence[int]) -> int:
-        """(V,) logits -> the token for `position`."""
-        scores = self._penalised(logits.detach().float().cpu().numpy(), history)
+
+class Seen:
+    """Distinct tokens, in the order they came: what penalties are about. Adding one costs the same however many."""
+
+    def __init__(self, tokens: Iterable[int] = ()) -> None:
+        self._known: set[int] = set()
+        self._list = np.empty(64, np.int64)
+        for token in tokens:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        """One more."""
+        if token in self._known:
+            return
+        count = len(self._known)
+        if count == len(self._list):
+            self._list = np.concatenate([self._list, np.empty(count, np.int64)])
+        self._list[count] = token
+        self._known.add(token)
+
+    def array(self) -> np.ndarray:
+        """(n,) the tokens."""
+        return self._list[: len(self._known)]
+
+
+class TokenSampler:
+    """Constraint, then penalties, temperature, top-k, top-p and min-p, then noise.
+
+    Every token it gives is part of the answer, so it keeps what penalties need as it goes: a token costs the same
+    behind a long history as behind a short one.
+
+    Args:
+        prompt: ids before the answer, for the repetition penalty.
+    """
+
+    def __init__(self, options: GenerationOptions, prompt: Sequence[int]) -> None:
+        self.options = options
+        self.answer: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self._repeated = Seen(prompt) if options.repetition_penalty != 1.0 else None
+        self._present = Seen() if options.presence_penalty != 0.0 else None
+
+    def next(self, logits: torch.Tensor, position: int) -> int:
+        """(V,) logits -> the token for `position`, which joins the answer.
+
+        Raises:
+            SessionError: the constraint allows no token, or logits that are not finite.
+        """
+        raw = logits.detach().float().cpu().numpy()
+        if not math.isfinite(raw.max()):
+            raise SessionError("the logits are not finite", fix="check the weights, or use dtype='float32'")
+        token = self._pick(raw, position)
+        if self.options.logprobs is not None:
+            self.logprobs.append(logprob_of(raw, token, self.options.logprobs))
+        self.answer.append(token)
+        for seen in (self._repeated, self._present):
+            if seen is not None:
+                seen.add(token)
+        return token
+
+    def _pick(self, raw: np.ndarray, position: int) -> int:
+        scores = self._allowed(self._penalised(raw))
         if self.options.temperature == 0:
             return int(scores.argmax())
         tokens, scores = survivors(scores, self.options)
@@ -68,21 +129,42 @@ class TokenSampler:
             noise = gumbel(seed, position, int(tokens[-1]) + 1)[tokens]
         return int(tokens[(scores + noise).argmax()])
 
-    def _penalised(self, scores: np.ndarray, history: Sequence[int]) -> np.ndarray:
+    def _allowed(self, scores: np.ndarray) -> np.ndarray:
+        """The scores, minus infinity where the constraint forbids."""
+        constraint = self.options.constraint
+        allowed = None if constraint is None else constraint.allowed(self.answer)
+        if allowed is None:
+            return scores
+        mask = allowed.cpu().numpy().astype(bool)
+        if mask.shape != scores.shape or not mask.any():
+            what = f"allows {int(mask.sum())} of {len(mask)} tokens, the model has {len(scores)}"
+            raise SessionError(what, who=f"constraint {type(constraint).__name__}", fix="allow at least the end token")
+        return np.where(mask, scores, -np.inf)
+
+    def _penalised(self, scores: np.ndarray) -> np.ndarray:
         """The scores themselves, or a float64 copy with penalties."""
-        o = self.options
-        repeated = o.repetition_penalty != 1.0 and len(history) > 0
-        present = o.presence_penalty != 0.0 and len(history) > self.prompt
-        if not repeated and not present:
+        repeated = None if self._repeated is None else self._repeated.array()
+        present = None if self._present is None else self._present.array()
+        if (repeated is None or not len(repeated)) and (present is None or not len(present)):
             return scores
         scores = scores.astype(np.float64)
-        if repeated:
-            seen = np.unique(np.asarray(history))
-            old = scores[seen]
-            scores[seen] = np.where(old > 0, old / o.repetition_penalty, old * o.repetition_penalty)
-        if present:
-            scores[np.unique(np.asarray(history[self.prompt :]))] -= o.presence_penalty
+        if repeated is not None:
+            old, penalty = scores[repeated], self.options.repetition_penalty
+            scores[repeated] = np.where(old > 0, old / penalty, old * penalty)
+        if present is not None:
+            scores[present] -= self.options.presence_penalty
         return scores
+
+
+def logprob_of(raw: np.ndarray, token: int, top: int) -> TokenLogprob:
+    """(V,) logits -> log-softmax of a token, and of the `top` most likely ones."""
+    scores = raw.astype(np.float64)
+    best = float(scores.max())
+    scores -= best + math.log(float(np.exp(scores - best).sum()))
+    count = min(top, len(scores))
+    some = np.argpartition(-scores, count - 1)[:count] if count else np.zeros(0, np.int64)
+    order = some[np.lexsort((some, -scores[some]))]
+    return TokenLogprob(token, float(scores[token]), tuple((int(t), float(scores[t])) for t in order))
 
 
 def survivors(scores: np.ndarray, options: GenerationOptions) -> tuple[np.ndarray, np.ndarray]:
@@ -94,6 +176,7 @@ def survivors(scores: np.ndarray, options: GenerationOptions) -> tuple[np.ndarra
         tokens = np.flatnonzero(scores >= np.partition(scores, -options.top_k)[-options.top_k])
     else:
         tokens = np.arange(len(scores))
+    tokens = tokens[scores[tokens] > -np.inf]  # what a constraint forbids
     scores = scores[tokens].astype(np.float64) / options.temperature
     if options.top_p < 1.0:
         kept = np.sort(_nucleus(scores, options.top_p))

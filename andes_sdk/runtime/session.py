@@ -2,84 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from andes_sdk.runtime.base import BaseSession, Heads
+from andes_sdk.runtime.base import BaseSession
+from andes_sdk.runtime.keeping import Heads
 from andes_sdk.runtime.kv import LayerStore
-from andes_sdk.runtime.lora import ModuleAdapters
 from andes_sdk.runtime.tree import Step
 
 if TYPE_CHECKING:
-    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.runtime.torch_backend import CompiledTorch
     from andes_sdk.types import CachePolicy
 
 
 class TorchSession(BaseSession):
     """A conversation in progress; see `andes_sdk.types.Session`."""
 
-    def __init__(self, model: VisionLanguageModel, policy: CachePolicy, adapters: ModuleAdapters | None = None) -> None:
-        self.lora = ModuleAdapters(model) if adapters is None else adapters
-        super().__init__(model, policy, self.lora)
+    def __init__(
+        self, compiled: CompiledTorch, policy: CachePolicy, keeper: Mapping[str, Tensor] | None = None
+    ) -> None:
+        model = compiled.model
+        super().__init__(compiled, model, policy, adapters=compiled.adapters, taps=compiled.taps, keeper=keeper)
         spec = model.text
         self._layers = [LayerStore(spec.kv_heads, spec.head_dim, model.dtype, model.device) for _ in range(spec.layers)]
 
-    # ------------------------------------------------------------ one pass
+    @property
+    def precision(self) -> str:
+        """Of keys and values."""
+        return str(self.model.dtype).removeprefix("torch.")
 
-    def read(self, embeds: Tensor) -> Tensor:
-        """(T, D) -> logits (V,) of the last row."""
-        hidden = self._forward(embeds, self.step(len(embeds), None))
-        logits: Tensor = self.model.logits(hidden[-1:])[0]
-        return logits
-
-    def grow(self, tokens: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """(T,) tokens -> logits (T, V), hidden (T, D)."""
-        hidden = self._forward(self.model.llm.embed(tokens), step)
-        return self.model.logits(hidden), hidden
-
-    def _forward(self, embeds: Tensor, step: Step) -> Tensor:
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-            return self.attend(step, layer, q, k, v, scale)
-
-        with self.lora.rows([(self.adapter, len(embeds))]):
-            return self.model.hidden_states(embeds, step.positions, attend)
-
-    def attend(self, step: Step, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def attend(self, step: Step, reading: bool, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Store new rows of one layer, then attend: q (1, Hq, T, d), k and v (1, Hkv, T, d) -> (1, T, Hq, d)."""
         store = self._layers[layer]
         store.append(k[0], v[0], step.positions)
-        self.note_queries(layer, q[0])
+        if self.keeping.wants_queries:
+            self.keeping.note(layer, q[0], lambda: k[0], chain=reading)
         per_head = q.shape[1] // k.shape[1]
         out, start = [], 0
         for group in store.groups:
             keys, values, _ = group.view()
             stop = start + group.heads * per_head
-            mask, causal = self._mask(step, q.shape[2], group.count)
+            plain = step.visible is None and (q.shape[2] == 1 or q.shape[2] == group.count)
             out.append(
                 scaled_dot_product_attention(
-                    q[:, start:stop], keys[None], values[None], attn_mask=mask, is_causal=causal, scale=scale,
-                    enable_gqa=per_head > 1,
+                    q[:, start:stop], keys[None], values[None], scale=scale, enable_gqa=per_head > 1,
+                    attn_mask=None if plain else step.mask(group.count), is_causal=plain and q.shape[2] > 1,
                 )
             )  # fmt: skip
             start = stop
         return torch.cat(out, dim=1).transpose(1, 2)
 
-    def _mask(self, step: Step, rows: int, total: int) -> tuple[Tensor | None, bool]:
-        """(rows, total) bool mask over stored rows, or no mask; and whether plain causality says it all."""
-        if step.visible is None and (rows == 1 or rows == total):
-            return None, rows > 1
-        if step.visible is None:
-            new = torch.ones(rows, rows, dtype=torch.bool, device=self.model.device).tril()
-        else:
-            new = step.visible
-        old = torch.ones(rows, total - new.shape[1], dtype=torch.bool, device=self.model.device)
-        return torch.cat([old, new], dim=1), False
-
     # ------------------------------------------------------------ memory
+
+    def reserve(self, rows: int) -> None:
+        """Rows grow as they come."""
+
+    def mark(self) -> list[list[int]]:
+        """Rows per layer and group."""
+        return [[group.count for group in layer.groups] for layer in self._layers]
+
+    def reset(self, mark: list[list[int]]) -> None:
+        """Drop what came since."""
+        for layer, counts in zip(self._layers, mark, strict=True):
+            for group, count in zip(layer.groups, counts, strict=True):
+                group.count = count
 
     def counts(self) -> Sequence[Sequence[int]]:
         """Rows stored per layer and KV head."""
@@ -109,3 +99,22 @@ class TorchSession(BaseSession):
     def release(self) -> None:
         """Free the rows."""
         self._layers = []
+
+    def dump(self) -> Mapping[str, Tensor]:
+        """Per layer: keys, values and positions of all heads one after another, and rows per head."""
+        state = {}
+        for number, layer in enumerate(self._layers):
+            for name, parts in zip(("keys", "values", "positions"), zip(*layer.heads(), strict=True), strict=True):
+                state[f"{number}.{name}"] = torch.cat(parts)
+            state[f"{number}.counts"] = torch.tensor(layer.counts())
+        return state
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take rows that `dump` gave."""
+        for number, layer in enumerate(self._layers):
+            counts = state[f"{number}.counts"].tolist()
+            parts = [
+                state[f"{number}.{name}"].to(self.model.device).split(counts)
+                for name in ("keys", "values", "positions")
+            ]
+            layer.fill(list(zip(*parts, strict=True)))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import Tensor
 
 from andes_sdk.errors import SessionError
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Step:
     """Rows about to be added: their positions, and which of the pending rows each may look at.
 
@@ -22,14 +23,31 @@ class Step:
 
     positions: Tensor
     visible: Tensor | None
+    _mask: Tensor | None = field(default=None, init=False)
+
+    def mask(self, total: int) -> Tensor:
+        """(T, total) bool over stored rows: all committed ones, and the visible ones of the last. Built once."""
+        if self._mask is None or self._mask.shape[1] < total:
+            rows, device = len(self.positions), self.positions.device
+            new = self.visible
+            if new is None:
+                new = torch.ones(rows, rows, dtype=torch.bool, device=device).tril()
+            self._mask = torch.cat([new.new_ones(rows, total - new.shape[1]), new], dim=1)
+        # committed rows are all seen, so fewer of them are the same mask cut at its left
+        return self._mask[:, self._mask.shape[1] - total :]
 
 
 @define(eq=False)
 class Tree:
-    """Uncommitted rows in the order they came: the index of each row's predecessor (-1: the last committed row)."""
+    """Uncommitted rows in the order they came: the index of each row's predecessor (-1: the last committed row).
+
+    Attributes:
+        sight: (n, n) at least; row i sees the rows that are marked.
+    """
 
     parents: list[int] = field(factory=list)
     depths: list[int] = field(factory=list)
+    sight: np.ndarray = field(factory=lambda: np.zeros((0, 0), bool))
 
     def __len__(self) -> int:
         return len(self.parents)
@@ -42,22 +60,41 @@ class Tree:
         """
         first, chain = len(self), parents is None
         if parents is None:
-            parents = [first - 1 + i if first + i else -1 for i in range(rows)]
-        if len(parents) != rows or any(not -1 <= p < first + i for i, p in enumerate(parents)):
+            parents = range(first - 1, first + rows - 1)
+        elif len(parents) != rows or any(not -1 <= p < first + i for i, p in enumerate(parents)):
             raise SessionError(f"parents {list(parents)} do not fit {rows} rows after {first} pending ones")
-        for parent in parents:
-            self.parents.append(parent)
-            self.depths.append(0 if parent < 0 else self.depths[parent] + 1)
-        positions = torch.tensor([start + depth for depth in self.depths[first:]], device=device)
+        self.parents += parents
+        if chain:
+            depth = self.depths[-1] + 1 if first else 0
+            self.depths += range(depth, depth + rows)
+        else:
+            for parent in parents:
+                self.depths.append(0 if parent < 0 else self.depths[parent] + 1)
+        positions = torch.tensor(self.depths[first:], device=device) + start
         if chain and first == 0:
             return Step(positions, None)
-        visible = torch.zeros(rows, first + rows, dtype=torch.bool)
-        for i in range(rows):
-            row = first + i
-            while row >= 0:
-                visible[i, row] = True
-                row = self.parents[row]
-        return Step(positions, visible.to(device))
+        self._see(first, rows, chain)
+        return Step(positions, torch.from_numpy(self.sight[first : first + rows, : first + rows].copy()).to(device))
+
+    def _see(self, first: int, rows: int, chain: bool) -> None:
+        known = len(self.sight)
+        if known < first + rows:
+            sight = np.zeros((2 * (first + rows),) * 2, bool)
+            sight[:known, :known] = self.sight
+            self.sight = sight
+            if known < first:  # plain chains come without a matrix
+                sight[known:first, :first] = np.tri(first, dtype=bool)[known:]
+        if chain:
+            self.sight[first : first + rows, :first] = self.sight[first - 1, :first]
+            self.sight[first : first + rows, first : first + rows] = np.tri(rows, dtype=bool)
+            return
+        for row in range(first, first + rows):
+            parent = self.parents[row]
+            if parent >= 0:
+                self.sight[row, :row] = self.sight[parent, :row]
+            else:
+                self.sight[row, :row] = False
+            self.sight[row, row] = True
 
     def check_path(self, rows: Sequence[int]) -> None:
         """Refuse rows that are no path from the last committed row.
@@ -72,6 +109,11 @@ class Tree:
                 raise SessionError(f"rows {list(rows)} are no path from the last committed row", why=why)
             previous = row
 
+    def cut(self, rows: int) -> None:
+        """Forget all but the first `rows` rows."""
+        del self.parents[rows:], self.depths[rows:]
+        self.sight = self.sight[:rows, :rows]
+
     def clear(self) -> None:
         """Forget every row."""
-        self.parents, self.depths = [], []
+        self.parents, self.depths, self.sight = [], [], self.sight[:0, :0]

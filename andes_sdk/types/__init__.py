@@ -8,8 +8,25 @@ from __future__ import annotations
 
 from .backends import AdaptableCompiled, Backend, Compiled, PackedBackend
 from .collections import Benchmark, Compressor, DataFilter, Exporter, Reward, TableFilter
-from .modules import Attend, Grid, LanguageModel, Projector, TextSpec, VisionEncoder, VisionSpec
-from .sessions import Adapter, CachePolicy, Decoder, Inputs, Layer, LowRank, Sampler, Session, SessionStats
+from .modules import Attend, Grid, LanguageModel, Projector, Tap, TextSpec, VisionEncoder, VisionSpec
+from .sessions import (
+    Adapter,
+    Cache,
+    CachePolicy,
+    Constraint,
+    Decoder,
+    Draft,
+    Inputs,
+    Keeper,
+    Layer,
+    Look,
+    LowRank,
+    Proposal,
+    Rows,
+    Session,
+    SessionStats,
+    Work,
+)  # fmt: skip
 from .storage import PublishedLayout
 from .text import Files, Rendered, Tokenizer, Turn
 from .training import (
@@ -25,10 +42,10 @@ from .training import (
 )
 
 __all__ = [
-    "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "CachePolicy", "Compiled", "Compressor",
-    "ConversationStage", "DataFilter", "Decoder", "Event", "Exporter", "FeedRun", "FeedingStage", "Files", "Grid",
-    "Inputs", "LanguageModel", "Layer", "LowRank", "ModelChange", "PackedBackend", "Position", "Projector",
-    "PublishedLayout", "Rendered", "Reward", "Sampler", "Session", "SessionStats", "StatefulStage",
-    "SteppingStage", "TableFilter", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
-    "VisionSpec",
+    "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Compiled",
+    "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "Draft", "Event", "Exporter",
+    "FeedRun", "FeedingStage", "Files", "Grid", "Inputs", "Keeper", "LanguageModel", "Layer", "Look", "LowRank",
+    "ModelChange", "PackedBackend", "Position", "Projector", "Proposal", "PublishedLayout", "Rendered", "Reward",
+    "Rows", "Session", "SessionStats", "StatefulStage", "SteppingStage", "TableFilter", "Tap", "TextSpec",
+    "Tokenizer", "TrainingStage", "Turn", "VisionEncoder", "VisionSpec", "Work",
 ]  # fmt: skip

@@ -11,17 +11,35 @@ if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.storage.packing import Artefact
 
-    from .sessions import Adapter, CachePolicy, Session
+    from .sessions import Adapter, CachePolicy, Rows, Session, Work
 
 
 class Compiled(Protocol):
-    """A model made ready to run by a backend."""
+    """A model made ready to run by a backend.
+
+    Attributes:
+        taps: layers whose entering rows `Rows.features` holds, in this order.
+    """
+
+    taps: Sequence[int]
 
     def session(self, policy: CachePolicy) -> Session:
         """An empty session under a cache policy."""
 
-    def extend_many(self, sessions: Sequence[Session], tokens: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
-        """One step of several sessions together; results as from `extend` on each."""
+    def step(self, work: Sequence[Work]) -> list[Rows]:
+        """Compute new uncommitted rows of any number of sessions in shared passes, each as it would be alone.
+
+        Raises:
+            SessionError: a work that its session refuses (`error.session` says which), or one session twice. Every
+                session is then as it was before.
+        """
+
+    def restore(self, state: Mapping[str, Tensor], policy: CachePolicy) -> Session:
+        """A session that goes on where `Session.state` was taken.
+
+        Raises:
+            SessionError: a state of another model, backend or precision of the KV store.
+        """
 
     def facts(self) -> Mapping[str, str]:
         """Rows for `explain()`: device, dtype, kernels chosen and why."""
@@ -31,7 +49,7 @@ class Compiled(Protocol):
 class AdaptableCompiled(Protocol):
     """A compiled model that takes adapters. Optional, beside `Compiled`; `session.adapter` then takes their names.
 
-    Sessions of one `extend_many` may have different adapters; each row gets what it would get alone.
+    Sessions of one `step` may have different adapters; each row gets what it would get alone.
     """
 
     def add_adapter(self, adapter: Adapter) -> None:
@@ -51,8 +69,18 @@ class Backend(Protocol):
     def name(self) -> str:
         """Unique in its collection; as users write it."""
 
-    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
-        """Make a model ready on a device ('cpu', 'cuda' …) in a precision ('float32', 'bfloat16', 'float16')."""
+    @property
+    def rows(self) -> int | None:
+        """Rows per head of a static KV store, which cache policies are told; None: it grows."""
+
+    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()) -> Compiled:
+        """Make a model ready on a device ('cpu', 'cuda' …) in a precision ('float32', 'bfloat16', 'float16').
+
+        Args:
+            device: torch's name, or one of the backend's own; it says itself which it takes.
+            taps: layers whose entering rows `Rows.features` holds, in this order (`spec.layers`: those that enter the
+                last norm).
+        """
 
 
 @runtime_checkable
@@ -62,7 +90,9 @@ class PackedBackend(Protocol):
     Without it an artefact is dequantised into float weights, and `compile` gets those.
     """
 
-    def open(self, artefact: Artefact, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
+    def open(
+        self, artefact: Artefact, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()
+    ) -> Compiled:
         """Make an artefact ready without unpacking what this backend computes itself.
 
         Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from attrs import frozen
@@ -77,6 +77,13 @@ class Attend(Protocol):
         """q (1, Hq, T, d), k and v (1, Hkv, T, d) -> (1, T, Hq, d)."""
 
 
+class Tap(Protocol):
+    """Sees the rows that enter a layer."""
+
+    def __call__(self, layer: int, hidden: Tensor) -> None:
+        """(T, D) rows entering `layer`; `spec.layers` stands for the last norm."""
+
+
 class LanguageModel(Protocol):
     """An `nn.Module`, decoder-only. Rows of any number of sequences come as one packed row axis."""
 
@@ -87,8 +94,11 @@ class LanguageModel(Protocol):
     def embed(self, ids: Tensor) -> Tensor:
         """(T,) token ids -> (T, D)."""
 
-    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """(T, D) embeddings at (T,) positions -> (T, D) after the last norm."""
+    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend, tap: Tap | None = None) -> Tensor:
+        """(T, D) embeddings at (T,) positions -> (T, D) after the last norm. `tap` sees what enters each layer."""
+
+    def linears(self) -> Mapping[str, tuple[int, str]]:
+        """Linear layers by module name -> (layer, role); roles are q, k, v, o, gate, up, down, or the model's own."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, D) -> (T, V)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from attrs import frozen
@@ -34,7 +34,7 @@ class Inputs:
     seconds: float = 0.0
 
 
-@frozen
+@frozen(eq=False, kw_only=True)
 class Layer:
     """One layer of a KV store as a cache policy sees it. Lists are per KV head, ragged after eviction.
 
@@ -43,6 +43,7 @@ class Layer:
         positions: per head (rows,) absolute positions.
         queries: (Hq, window, d), the last window of queries (fewer at the start).
         image: (rows seen so far,) True where the row at that position came from an image.
+        scores: per head (rows,) what `Keeper.score` said when the rows were made, or None.
     """
 
     index: int
@@ -51,11 +52,56 @@ class Layer:
     positions: Sequence[Tensor]
     queries: Tensor
     image: Tensor
+    scores: Sequence[Tensor] | None = None
+
+
+Look = Callable[[int, "Tensor", "Tensor"], None]
+"""(layer, queries (Hq, T, d), keys (Hkv, T, d)) of rows that a replay computes."""
+
+
+@frozen(eq=False, kw_only=True)
+class Cache:
+    """Everything a policy decides over: all layers of one session at once.
+
+    Attributes:
+        seen: rows committed so far. layers: each is read when it is looked at.
+        embeds: (seen, D) inputs of all rows, for policies that say `replays`; None otherwise.
+        replay: runs (T, D) embeddings behind the rows that are stored, and forgets them; `look` gets their queries and
+            keys layer by layer. No logits are computed.
+    """
+
+    seen: int
+    layers: Sequence[Layer]
+    embeds: Tensor | None
+    replay: Callable[[Tensor, Look], None]
+
+
+class Keeper(Protocol):
+    """The memory of a cache policy for one session."""
+
+    def score(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """(T, D) rows entering `layer`, one of the policy's `taps` -> (Hkv, T) stored beside the rows, or None."""
+
+    def due(self, seen: int, held: int, reading: bool) -> bool:
+        """Whether `keep` is to be asked now. `held`: rows of all layers and heads; `reading`: more prompt follows."""
+
+    def keep(self, cache: Cache) -> Sequence[Sequence[Tensor] | None]:
+        """Per layer and KV head the indices of rows to keep, ascending; None keeps all of a layer.
+
+        Called at committed boundaries only.
+        """
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What `CachePolicy.open` needs to go on in another session."""
 
 
 @runtime_checkable
 class CachePolicy(Protocol):
-    """Decides which KV rows stay. The session moves the memory."""
+    """Decides which KV rows stay. The session moves the memory.
+
+    Attributes of the protocol: `name`, as `explain()` and errors show it; `window`, how many of the last queries
+    layers show (0: none); `taps`, layers whose input rows are scored when they are made; `replays`, whether it replays.
+    """
 
     @property
     def name(self) -> str:
@@ -65,11 +111,74 @@ class CachePolicy(Protocol):
     def window(self) -> int:
         """How many of the last queries `keep` wants to see; 0 for none."""
 
-    def budget(self, rows: int) -> int | None:
-        """Rows per head allowed once `rows` have been seen, or None: everything. Kept to by the session's checks."""
+    @property
+    def taps(self) -> Sequence[int]:
+        """Layers whose entering rows `Keeper.score` gets; empty for none."""
 
-    def keep(self, layer: Layer) -> Sequence[Tensor] | None:
-        """Per KV head the indices of rows to keep, ascending; None keeps all. Never called with uncommitted rows."""
+    @property
+    def replays(self) -> bool:
+        """Whether `keep` wants the inputs of all rows, to replay them."""
+
+    def budget(self, seen: int) -> int | None:
+        """Rows of all layers and heads together allowed once `seen` have been seen, or None: everything."""
+
+    def open(self, state: Mapping[str, Tensor] | None = None) -> Keeper:
+        """A memory for a new session, or for one that goes on from another keeper's `state`."""
+
+
+@frozen(eq=False, kw_only=True)
+class Work:
+    """New rows of one session in a step: a chunk of a prompt, a chain, or a tree of tokens.
+
+    Attributes:
+        tokens: ids (T,).
+        embeds: (T, D) inputs of the rows, where they are not the tokens' own; None otherwise.
+        image: (T,) bool, True for rows of pictures; None: there are none.
+        parents: index (into the uncommitted rows) of each row's predecessor, -1 for the last committed row; None: a
+            chain after the last uncommitted row. A row attends to committed rows and to its ancestors.
+        logits: how many of the last rows need logits; None: all.
+        reading: more of the prompt follows.
+    """
+
+    session: Session
+    tokens: Sequence[int]
+    embeds: Tensor | None = None
+    image: Tensor | None = None
+    parents: Sequence[int] | None = None
+    logits: int | None = None
+    reading: bool = False
+
+
+@frozen(eq=False, kw_only=True)
+class Rows:
+    """What a step computed for the rows of one `Work`.
+
+    Attributes:
+        logits: (n, V) of the last n rows, as the work asked. hidden: (T, D) after the last norm.
+        embeds: (T, D) inputs. features: (T, taps, D) rows entering the layers that the backend was asked to tap.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    embeds: Tensor
+    features: Tensor
+
+    def seen_at(self, columns: Sequence[int]) -> Rows:
+        """The same with these columns of the features, in this order."""
+        if list(columns) == list(range(self.features.shape[1])):
+            return self
+        return Rows(
+            logits=self.logits, hidden=self.hidden, embeds=self.embeds, features=self.features[:, list(columns)]
+        )
+
+    def take(self, rows: Sequence[int]) -> Rows:
+        """Some of the rows, in this order; logits too, where every row has them."""
+        count = len(self.hidden)
+        if list(rows) == list(range(count)):
+            return self
+        index = list(rows)
+        logits = self.logits[index] if len(self.logits) == count else self.logits[:0]
+        return Rows(logits=logits, hidden=self.hidden[index], embeds=self.embeds[index], features=self.features[index])
 
 
 class Session(Protocol):
@@ -86,21 +195,29 @@ class Session(Protocol):
     def stats(self) -> SessionStats:
         """What the session holds and has spent."""
 
+    def chunks(self, inputs: Inputs) -> Iterator[Work]:
+        """The parts in which to read a prompt, pictures encoded; commit each before asking for the next."""
+
     def prefill(self, inputs: Inputs) -> Tensor:
-        """Read a prompt (in chunks, eviction between them), commit it; logits (V,) of its last row."""
+        """Read a prompt alone, commit it; logits (V,) of its last row."""
 
     def extend(self, tokens: Sequence[int], parents: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Add T uncommitted rows -> logits (T, V), hidden (T, D).
+        """One step alone: T uncommitted rows -> logits (T, V), hidden (T, D); `parents` as in `Work`."""
 
-        `parents[i]` is the index (into the uncommitted rows) of row i's predecessor, -1 for the last committed row;
-        None means a chain after the last uncommitted row. A row attends to committed rows and to its ancestors.
+    def commit(self, rows: Sequence[int] | None = None, *, reading: bool = False) -> None:
+        """Keep these uncommitted rows (one path from the root; None: all of them), drop the others.
+
+        `reading`: more of a prompt follows, which the cache policy is told.
         """
-
-    def commit(self, rows: Sequence[int] | None = None) -> None:
-        """Keep these uncommitted rows (one path from the root; None: all of them), drop the others."""
 
     def rollback(self) -> None:
         """Drop every uncommitted row."""
+
+    def fork(self) -> Session:
+        """Another session with the same committed rows; neither sees what the other does from now on."""
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Committed rows and all else that `Compiled.restore` needs, as plain tensors."""
 
     def close(self) -> None:
         """Free the KV store; the session cannot be used again."""
@@ -124,13 +241,6 @@ class SessionStats:
     accepted: int
     proposed: int
     seconds: Mapping[str, float]
-
-
-class Sampler(Protocol):
-    """Chooses a token from logits; its noise is keyed by (seed, absolute position), never by call order."""
-
-    def pick(self, logits: Tensor, position: int, history: Sequence[int]) -> int:
-        """(V,) logits for the token that will stand at `position`; `history` is prompt and answer so far."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -158,16 +268,51 @@ class Adapter:
     layers: Mapping[str, LowRank]
 
 
+@frozen
+class Proposal:
+    """Tokens that may follow, as a tree.
+
+    Attributes:
+        tokens: guesses. parents: index of each one's predecessor among them, -1 for the last token of the answer;
+            empty: a chain.
+    """
+
+    tokens: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+
+
+class Draft(Protocol):
+    """The memory of a decoder for one conversation."""
+
+    def read(self, tokens: Sequence[int], rows: Rows) -> None:
+        """Rows that were committed, the prompt's chunks first; `rows` has what the model computed for them."""
+
+    def fork(self) -> Draft:
+        """A memory of its own with the same content."""
+
+
 @runtime_checkable
 class Decoder(Protocol):
-    """Turns a prefilled session into tokens: proposes, verifies through `extend`, commits."""
+    """Proposes tokens. The engine verifies them, so the text is what plain decoding gives, whatever is proposed."""
 
     @property
     def name(self) -> str:
-        """Unique in its collection; as users write it."""
+        """As `explain()` and errors show it."""
 
-    def decode(self, session: Session, logits: Tensor, sampler: Sampler, history: list[int]) -> Iterator[list[int]]:
-        """Yield accepted tokens in lists (one or more at a time), for ever; the caller stops the iterator.
+    @property
+    def taps(self) -> Sequence[int]:
+        """Layers whose entering rows `Rows.features` must have, in this order; empty for none."""
 
-        `logits` are those of the last committed row. `history` is the prompt; append to it what is yielded.
-        """
+    def open(self) -> Draft:
+        """A memory for a new conversation."""
+
+    def propose(self, drafts: Sequence[Draft], last: Sequence[int]) -> Sequence[Proposal]:
+        """What may follow the last token of each conversation, which its draft has not read yet."""
+
+
+@runtime_checkable
+class Constraint(Protocol):
+    """Says which tokens may come next: a grammar, a schema, a list of choices."""
+
+    def allowed(self, answer: Sequence[int]) -> Tensor | None:
+        """(V,) bool for the token after `answer`, or None: all of them. A function of `answer` alone."""

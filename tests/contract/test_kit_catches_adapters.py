@@ -195,8 +195,8 @@ def checked(compile_with):
 
     @frozen
     class Planted(Renamed):
-        def compile(self, model, *, device, dtype):
-            return compile_with(super().compile(model, device=device, dtype=dtype))
+        def compile(self, model, *, device, dtype, taps=()):
+            return compile_with(super().compile(model, device=device, dtype=dtype, taps=taps))
 
     @frozen(eq=False, kw_only=True)
     class Backends(ReferenceBackend):
@@ -210,7 +210,7 @@ def checked(compile_with):
 
 @pytest.mark.parametrize(("adapters", "checks"), PLANTED, ids=[p[0].__name__ for p in PLANTED])
 def test_a_planted_bug_fails_the_checks_that_name_it(adapters, checks):
-    results = checked(lambda compiled: CompiledTorch(compiled.model, adapters(compiled.model)))
+    results = checked(lambda compiled: CompiledTorch(compiled.model, adapters(compiled.model), compiled.taps))
     failed = {name: r.reason for name, r in results.items() if r.status == "failed"}
     assert set(checks) <= set(failed), failed
     assert set(failed) < set(CHECKS), f"the bug is not singled out: {failed}"
@@ -224,7 +224,7 @@ class NoLayer(ModuleAdapters):
 
 
 def test_a_backend_that_refuses_every_layer_has_no_adapters():
-    results = checked(lambda compiled: CompiledTorch(compiled.model, NoLayer(compiled.model)))
+    results = checked(lambda compiled: CompiledTorch(compiled.model, NoLayer(compiled.model), compiled.taps))
     assert all("takes no adapter of any linear layer" in results[name].reason for name in CHECKS)
 
 
@@ -239,7 +239,7 @@ class OnlyDown(ModuleAdapters):
 
 
 def test_a_backend_need_not_adapt_every_layer():
-    results = checked(lambda compiled: CompiledTorch(compiled.model, OnlyDown(compiled.model)))
+    results = checked(lambda compiled: CompiledTorch(compiled.model, OnlyDown(compiled.model), compiled.taps))
     assert {name: r.reason for name, r in results.items() if r.status != "passed"} == {}
 
 
@@ -247,7 +247,8 @@ class Plain:
     """A compiled model without `add_adapter`."""
 
     def __init__(self, compiled):
-        self.session, self.extend_many, self.facts = compiled.session, compiled.extend_many, compiled.facts
+        self.session, self.restore = compiled.session, compiled.restore
+        self.step, self.facts = compiled.step, compiled.facts
 
 
 def test_a_backend_without_adapters_is_not_asked_for_them():

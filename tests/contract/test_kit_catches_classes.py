@@ -41,7 +41,7 @@ def reward_class(decorate=SOUND, **changes):
 
     body = {
         "__doc__": "A reward. Shortest use: `Pipeline.from_plugins([..., Little()])`.",
-        "contract": "1.0",
+        "contract": "1.1",
         "weight": field(default=1.0, metadata={"help": "how much it counts"}),
         "__annotations__": {"weight": float},
         "andes_rewards": andes_rewards,

@@ -122,53 +122,97 @@ class FixedMerge(Projector):
 class PeeksAhead(LanguageModel):
     """Adds a little of the next token."""
 
-    def hidden_states(self, embeds, positions, attend):
-        return super().hidden_states(embeds + 0.1 * embeds.roll(-1, 0), positions, attend)
+    def hidden_states(self, embeds, positions, attend, tap=None):
+        return super().hidden_states(embeds + 0.1 * embeds.roll(-1, 0), positions, attend, tap)
 
 
 class OwnAttention(LanguageModel):
     """Computes causal attention itself: it cannot be packed, cached or evicted."""
 
-    def hidden_states(self, embeds, positions, attend):
-        return super().hidden_states(embeds, positions, PackedAttention([Segment(len(embeds))]))
+    def hidden_states(self, embeds, positions, attend, tap=None):
+        return super().hidden_states(embeds, positions, PackedAttention([Segment(len(embeds))]), tap)
 
 
 class IgnoresOneLayer(LanguageModel):
     """Its second layer throws away what attend returns."""
 
-    def hidden_states(self, embeds, positions, attend):
+    def hidden_states(self, embeds, positions, attend, tap=None):
         def first_only(layer, q, k, v, scale):
             out = attend(layer, q, k, v, scale)
             return out if layer == 0 else torch.zeros_like(out)
 
-        return super().hidden_states(embeds, positions, first_only)
+        return super().hidden_states(embeds, positions, first_only, tap)
 
 
 class CountsRows(LanguageModel):
     """Takes the number of a row for its position."""
 
-    def hidden_states(self, embeds, positions, attend):
-        return super().hidden_states(embeds, torch.arange(len(embeds)), attend)
+    def hidden_states(self, embeds, positions, attend, tap=None):
+        return super().hidden_states(embeds, torch.arange(len(embeds)), attend, tap)
 
 
 class RepeatsHeads(LanguageModel):
     """Repeats KV heads before attend, so the KV store doubles."""
 
-    def hidden_states(self, embeds, positions, attend):
+    def hidden_states(self, embeds, positions, attend, tap=None):
         def repeated(layer, q, k, v, scale):
             return attend(layer, q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), scale)
 
-        return super().hidden_states(embeds, positions, repeated)
+        return super().hidden_states(embeds, positions, repeated, tap)
 
 
 class SharesBlock(LanguageModel):
     """Calls every layer 0."""
 
-    def hidden_states(self, embeds, positions, attend):
+    def hidden_states(self, embeds, positions, attend, tap=None):
         x = embeds + waves(positions, self.spec.width)
         for block in self.blocks:
             x = block(x, 0, attend)
         return self.norm(x)
+
+
+class TapsBetween(LanguageModel):
+    """Shows the rows that leave a layer, and none for the last norm."""
+
+    def hidden_states(self, embeds, positions, attend, tap=None):
+        def later(layer, hidden):
+            if tap is not None and layer:
+                tap(layer - 1, hidden)
+
+        return super().hidden_states(embeds, positions, attend, later)
+
+
+class TapsNormed(LanguageModel):
+    """Shows the last norm's output where its input is asked for."""
+
+    def hidden_states(self, embeds, positions, attend, tap=None):
+        def inner(layer, hidden):
+            if tap is not None:
+                tap(layer, self.norm(hidden) if layer == self.spec.layers else hidden)
+
+        return super().hidden_states(embeds, positions, attend, inner)
+
+
+class TapRounds(LanguageModel):
+    """Computes in another way while it is watched."""
+
+    def hidden_states(self, embeds, positions, attend, tap=None):
+        rows = super().hidden_states(embeds, positions, attend, tap)
+        return rows if tap is None else rows * (1 + 1e-6)
+
+
+class NamesBlocks(LanguageModel):
+    """Lists whole blocks among its linear layers."""
+
+    def linears(self):
+        return {**super().linears(), "blocks.0": (0, "block")}
+
+
+class CountsFromOne(LanguageModel):
+    """Numbers its layers from 1."""
+
+    def linears(self):
+        return {name: (layer + 1, role) for name, (layer, role) in super().linears().items()}
 
 
 class ShortHead(LanguageModel):
@@ -275,6 +319,11 @@ LANGUAGE_MODELS = {
     CountsRows: "a row's position is the one it is given",
     RepeatsHeads: "every layer calls attend once, with the spec's shapes",
     SharesBlock: "every layer calls attend once, with the spec's shapes",
+    TapsBetween: "tap sees the rows that enter each layer, and changes no bit",
+    TapsNormed: "tap sees the rows that enter each layer, and changes no bit",
+    TapRounds: "tap sees the rows that enter each layer, and changes no bit",
+    NamesBlocks: "is a module whose spec and list of linear layers match it",
+    CountsFromOne: "is a module whose spec and list of linear layers match it",
     ShortHead: "logits cover the vocabulary, row by row",
 }
 TOKENIZERS = {

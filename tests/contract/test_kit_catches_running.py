@@ -12,7 +12,10 @@ from andes_training.testing.stages import OwnStage, Stage
 from attrs import define, evolve, field, frozen
 
 from andes_sdk import hookimpl
+from andes_sdk.errors import SessionError
 from andes_sdk.formats import Grid, Integer
+from andes_sdk.runtime.session import TorchSession
+from andes_sdk.runtime.torch_backend import CompiledTorch
 from andes_sdk.testing import run_checks
 from andes_sdk.testing.reference import (
     ReferenceBackend,
@@ -26,149 +29,240 @@ from andes_sdk.testing.reference import (
     ReferenceReward,
 )
 from andes_sdk.testing.reference.collections import Answers, Contains, NoEmptyAnswers, Rounding, Shapes
-from andes_sdk.testing.reference.running import PromptLookup, Recent, Renamed
-from andes_sdk.types import Position
+from andes_sdk.testing.reference.running import PromptLookup, Recent, Renamed, Words
+from andes_sdk.types import Position, Proposal
 
 SEEN = []
+
+
+def each(kept, change):
+    """Every list of indices of every layer, changed."""
+    return [layer and [change(index) for index in layer] for layer in kept]
 
 
 class OverBudget(Recent):
     """Keeps one row more than it may."""
 
-    def budget(self, rows):
-        return min(rows, self.rows - 1)
+    def budget(self, seen):
+        return min(seen, self.rows - 1) * self.heads
+
+
+class CountsOneHead(Recent):
+    """States the rows of a single head as its budget."""
+
+    def budget(self, seen):
+        return min(seen, self.rows)
 
 
 class Unsorted(Recent):
     """Returns rows in order of importance."""
 
-    def keep(self, layer):
-        kept = super().keep(layer)
-        return kept and [k.flip(0) for k in kept]
+    def keep(self, cache):
+        return each(super().keep(cache), lambda index: index.flip(0))
 
 
 class PastTheEnd(Recent):
     """Counts positions instead of rows."""
 
-    def keep(self, layer):
-        kept = super().keep(layer)
-        return kept and [k + 1 for k in kept]
+    def keep(self, cache):
+        return each(super().keep(cache), lambda index: index + 1)
 
 
 class OneListForAll(Recent):
     """Returns one list of indices, not one per head."""
 
-    def keep(self, layer):
-        kept = super().keep(layer)
-        return kept and kept[:1]
+    def keep(self, cache):
+        return [layer and layer[:1] for layer in super().keep(cache)]
+
+
+class FirstLayerOnly(Recent):
+    """Answers for one layer."""
+
+    def keep(self, cache):
+        return super().keep(cache)[:1]
 
 
 class LosesRows(Recent):
     """Evicts although there is room."""
 
-    def keep(self, layer):
-        rows = len(layer.positions[0])
-        return [torch.arange(rows // 2, rows)] * len(layer.keys) if rows > 4 else None
+    def due(self, seen, held, reading):
+        return seen > 4
+
+    def keep(self, cache):
+        rows = [len(layer.positions[0]) for layer in cache.layers]
+        recent = [torch.arange(max(n // 2, n - self.rows), n) for n in rows]
+        return [[index] * len(layer.keys) for index, layer in zip(recent, cache.layers, strict=True)]
+
+
+class DropsNewest(Recent):
+    """Leaves out the row that was just committed."""
+
+    def keep(self, cache):
+        return each(super().keep(cache), lambda index: index[:-1])
 
 
 class Remembers(Recent):
     """Keeps fewer rows once it has seen another session's layers."""
 
-    def keep(self, layer):
-        SEEN.append(layer)
+    def keep(self, cache):
+        SEEN.append(cache)
         spare = max(2, self.rows - len(SEEN) // 4)
-        rows = len(layer.positions[0])
-        return [torch.arange(rows - spare, rows)] * len(layer.keys) if rows > spare else None
+        return each(super().keep(cache), lambda index: index[-spare:])
+
+
+@define(eq=False)
+class Counter:
+    """A keeper that counts how often it was asked, and keeps fewer rows with time."""
+
+    policy: Recent
+    asked: int = 0
+
+    def score(self, layer, hidden):
+        return None
+
+    def due(self, seen, held, reading):
+        return self.policy.due(seen, held, reading)
+
+    def keep(self, cache):
+        self.asked += 1
+        return each(self.policy.keep(cache), lambda index: index[self.asked // 2 % 10 :])
+
+    def state(self):
+        return {"asked": torch.tensor(self.asked)}
+
+
+class SharedKeeper(Recent):
+    """Gives every session the same memory."""
+
+    keepers = {}  # noqa: RUF012
+
+    def open(self, state=None):
+        return self.keepers.setdefault(self, Counter(Recent(self.rows, self.first, self.heads)))
+
+
+class ForgetsState(Recent):
+    """Starts anew where a session goes on."""
+
+    def open(self, state=None):
+        return Counter(Recent(self.rows, self.first, self.heads))
+
+
+class TellsNoState(Recent):
+    """Has a memory, and does not give it away."""
+
+    def open(self, state=None):
+        class Silent(Counter):
+            def state(self):
+                return {}
+
+        return Silent(Recent(self.rows, self.first, self.heads), int((state or {}).get("asked", 0)))
+
+
+class KeepsItsState(Recent):
+    """A policy with a memory that does all of it right."""
+
+    def open(self, state=None):
+        return Counter(Recent(self.rows, self.first, self.heads), int((state or {}).get("asked", 0)))
 
 
 class Scribbles(Recent):
     """Normalises the keys it is shown, in place."""
 
-    def keep(self, layer):
-        for key in layer.keys:
-            key.div_(key.norm(dim=-1, keepdim=True))
-        return super().keep(layer)
+    def keep(self, cache):
+        for layer in cache.layers:
+            for key in layer.keys:
+                key.div_(key.norm(dim=-1, keepdim=True))
+        return super().keep(cache)
 
 
 class Shuffles(Recent):
     """Keeps a random choice."""
 
-    def keep(self, layer):
-        rows = len(layer.positions[0])
-        chosen = sorted(random.sample(range(rows), min(rows, self.rows)))
-        return [torch.tensor(chosen)] * len(layer.keys)
+    def keep(self, cache):
+        rows = len(cache.layers[0].positions[0])
+        chosen = sorted([*random.sample(range(rows - 1), min(rows, self.rows) - 1), rows - 1])
+        return [[torch.tensor(chosen)] * len(layer.keys) for layer in cache.layers]
 
 
-class AcceptsTheLikeliest(PromptLookup):
-    """Verifies guesses against the arg-max: right when greedy, another text when sampling."""
+class LastPart(Words):
+    """Keeps what it read last."""
 
-    def decode(self, session, logits, sampler, history):
-        while True:
-            accepted = [sampler.pick(logits, session.length, history)]
-            guess = self.guess([*history, *accepted])
-            scores, _ = session.extend([*accepted, *guess])
-            for i, token in enumerate(guess):
-                if int(scores[i].argmax()) != token:
-                    break
-                accepted.append(token)
-            session.commit(list(range(len(accepted))))
-            logits = scores[len(accepted) - 1]
-            history += accepted
-            yield accepted
+    def read(self, tokens, rows):
+        self.tokens = list(tokens)
 
 
-class OffByOne(PromptLookup):
-    """Asks the sampler for the position before: other noise."""
+class Forgets(PromptLookup):
+    """Its draft forgets the prompt."""
 
-    def decode(self, session, logits, sampler, history):
-        class Earlier:
-            def pick(self, logits, position, history):
-                return sampler.pick(logits, position - 1, history)
-
-        yield from super().decode(session, logits, Earlier(), history)
+    def open(self):
+        return LastPart()
 
 
-class TrustsItself(PromptLookup):
-    """Accepts every guess unverified."""
+class SharedWords(Words):
+    """Its fork is a second name for the same list."""
 
-    def decode(self, session, logits, sampler, history):
-        while True:
-            accepted = [sampler.pick(logits, session.length, history)]
-            accepted += self.guess([*history, *accepted])
-            scores, _ = session.extend(accepted)
-            session.commit()
-            logits = scores[-1]
-            history += accepted
-            yield accepted
+    def fork(self):
+        return SharedWords(self.tokens)
 
 
-class LeavesRows(PromptLookup):
-    """Looks one token ahead and never cleans up."""
+class SharesForks(PromptLookup):
+    """Forks share memory."""
 
-    def decode(self, session, logits, sampler, history):
-        while True:
-            token = sampler.pick(logits, session.length, history)
-            history.append(token)
-            scores, _ = session.extend([token, 0], [-1, 0])
-            yield [token]
-            session.commit([0])
-            logits = scores[0]
+    def open(self):
+        return SharedWords()
 
 
-class ForgetsHistory(PromptLookup):
-    """Yields without writing down."""
+class OneForAll(PromptLookup):
+    """Gives all conversations the same memory."""
 
-    def decode(self, session, logits, sampler, history):
-        yield from super().decode(session, logits, sampler, list(history))
+    drafts = {}  # noqa: RUF012
+
+    def open(self):
+        return self.drafts.setdefault(self, Words())
 
 
-class Empties(PromptLookup):
-    """Yields an empty list between tokens."""
+class PointsForward(PromptLookup):
+    """Says children before their parents."""
 
-    def decode(self, session, logits, sampler, history):
-        for tokens in super().decode(session, logits, sampler, history):
-            yield tokens
-            yield []
+    def propose(self, drafts, last):
+        return [Proposal(p.tokens, tuple(range(1, len(p.tokens) + 1))) for p in super().propose(drafts, last)]
+
+
+class OneProposal(PromptLookup):
+    """Answers for the first conversation alone."""
+
+    def propose(self, drafts, last):
+        return super().propose(drafts, last)[:1]
+
+
+class BeyondVocabulary(PromptLookup):
+    """Proposes a token that does not exist."""
+
+    def propose(self, drafts, last):
+        return [Proposal((*p.tokens, 10**6)) for p in super().propose(drafts, last)]
+
+
+class ProposesTensors(PromptLookup):
+    """Proposes what came out of torch."""
+
+    def propose(self, drafts, last):
+        return [Proposal(tuple(torch.tensor(p.tokens))) for p in super().propose(drafts, last)]
+
+
+class ScalesRows(Words):
+    """Normalises what it is told, in place."""
+
+    @torch.inference_mode()
+    def read(self, tokens, rows):
+        super().read(tokens, rows)
+        rows.logits.neg_()
+
+
+class WritesToRows(PromptLookup):
+    """Its drafts change the rows that they read."""
+
+    def open(self):
+        return ScalesRows()
 
 
 class Thaws(Stage):
@@ -276,18 +370,102 @@ class Silent(Rounding):
 class WrongLogits(Renamed):
     """Computes with rounded weights and does not say so."""
 
-    def compile(self, model, *, device, dtype):
+    def compile(self, model, **run):
         with torch.no_grad():
             for weight in model.parameters():
                 weight.copy_((weight * 64).round() / 64)
-        return super().compile(model, device=device, dtype=dtype)
+        return super().compile(model, **run)
 
 
 class FallsBack(Renamed):
     """Uses the CPU where the wanted device is absent."""
 
-    def compile(self, model, *, device, dtype):
-        return super().compile(model, device="cpu", dtype=dtype)
+    def compile(self, model, *, device, **run):
+        return super().compile(model, device="cpu", **run)
+
+
+class MixesRows(CompiledTorch):
+    """Gives a session the rows of another one."""
+
+    def run(self, passes, embeds):
+        rows = super().run(passes, embeds)
+        first = rows[0]
+        return [evolve(r, logits=first.logits[:1].expand_as(r.logits)) for r in rows] if len(rows) > 1 else rows
+
+
+class ForgetsLogits(CompiledTorch):
+    """Gives logits of every row, whatever a work asks for."""
+
+    def run(self, passes, embeds):
+        return super().run([(s, evolve(w, logits=None), step) for s, w, step in passes], embeds)
+
+
+class ShiftsTaps(CompiledTorch):
+    """Shows the rows that leave a layer."""
+
+    def _tap(self, seen):
+        inner = super()._tap(seen)
+        return inner and (lambda layer, hidden: inner(max(layer - 1, 0), hidden))
+
+
+class LosesRow(CompiledTorch):
+    """Restores all rows but the last."""
+
+    def restore(self, state, policy):
+        session = super().restore(state, policy)
+        session.reset([[count - 1 for count in counts] for counts in session.mark()])
+        return session
+
+
+class BlamesNobody(CompiledTorch):
+    """Does not say which session made a step fail."""
+
+    def step(self, work):
+        try:
+            return super().step(work)
+        except SessionError as error:
+            error.session = None
+            raise
+
+
+class ForgetsTree(TorchSession):
+    """Takes every tree for a chain."""
+
+    def begin(self, work):
+        return super().begin(evolve(work, parents=None))
+
+
+class KeepsFailures(TorchSession):
+    """Leaves the rows of a step that failed."""
+
+    def undo(self, moment):
+        pass
+
+
+class SharedMemory(TorchSession):
+    """Its fork stores rows where the original does."""
+
+    def fork(self):
+        forked = super().fork()
+        forked._layers = self._layers
+        return forked
+
+
+def compiling(part):
+    """A backend whose compiled models are of this class, or have sessions of it."""
+    compiled, session = (part, TorchSession) if issubclass(part, CompiledTorch) else (CompiledTorch, part)
+
+    class Special(compiled):
+        def empty(self, policy, keeper):
+            return session(self, policy, keeper)
+
+    class Backend(Renamed):
+        def compile(self, model, **run):
+            plain = super().compile(model, **run)
+            return Special(plain.model, taps=plain.taps)
+
+    Backend.__name__ = part.__name__
+    return Backend
 
 
 class Moody(Contains):
@@ -365,21 +543,37 @@ class TellsPaths(Shapes):
         return {**super().export(pipeline, path), "path": path}
 
 
+BUDGET = "its budget is a number of rows, or none, and it keeps to it"
+INDICES = "keeps ascending, unique indices of rows that exist"
+SESSIONS = "sessions do not disturb one another, and a used policy equals a new one"
+FORKED = "a draft and its fork have nothing to do with one another, nor have two drafts"
+PROPOSALS = "proposals are trees of tokens, one for each conversation"
+LOGITS_AND_TAPS = "logits and tapped rows equal the torch backend's"
+TOGETHER = "several sessions in one step equal each alone, and an error in it changes none"
+FORKS = "a fork and a restored session go on as the original, to the bit, and apart from it"
 PLANTED = [
-    (OverBudget, "cache_policy", "keeps to its budget"),
-    (Unsorted, "cache_policy", "keeps ascending, unique indices of rows that exist"),
-    (PastTheEnd, "cache_policy", "keeps ascending, unique indices of rows that exist"),
-    (OneListForAll, "cache_policy", "keeps ascending, unique indices of rows that exist"),
+    (OverBudget, "cache_policy", BUDGET),
+    (CountsOneHead, "cache_policy", BUDGET),
+    (Unsorted, "cache_policy", INDICES),
+    (PastTheEnd, "cache_policy", INDICES),
+    (OneListForAll, "cache_policy", INDICES),
+    (FirstLayerOnly, "cache_policy", INDICES),
     (LosesRows, "cache_policy", "within its budget it equals full attention"),
-    (Remembers, "cache_policy", "sessions do not disturb one another"),
+    (DropsNewest, "cache_policy", "a session decodes on after eviction, within the budget"),
+    (Remembers, "cache_policy", SESSIONS),
+    (SharedKeeper, "cache_policy", SESSIONS),
+    (ForgetsState, "cache_policy", "a fork and a restored session keep the same rows as the original"),
+    (TellsNoState, "cache_policy", "a fork and a restored session keep the same rows as the original"),
     (Scribbles, "cache_policy", "a session decodes on after eviction, within the budget"),
     (Shuffles, "cache_policy", "the same rows are judged alike"),
-    (AcceptsTheLikeliest, "decoder", "sampled text is the default decoder's"),
-    (OffByOne, "decoder", "sampled text is the default decoder's"),
-    (TrustsItself, "decoder", "greedy text is the default decoder's"),
-    (LeavesRows, "decoder", "stopped, it leaves no uncommitted rows behind"),
-    (ForgetsHistory, "decoder", "yields non-empty lists of ids and keeps the history"),
-    (Empties, "decoder", "yields non-empty lists of ids and keeps the history"),
+    (Forgets, "decoder", "a draft remembers what was committed, the prompt first, in parts or at once"),
+    (SharesForks, "decoder", FORKED),
+    (OneForAll, "decoder", FORKED),
+    (PointsForward, "decoder", PROPOSALS),
+    (OneProposal, "decoder", PROPOSALS),
+    (BeyondVocabulary, "decoder", PROPOSALS),
+    (ProposesTensors, "decoder", PROPOSALS),
+    (WritesToRows, "decoder", "greedy text is the default decoder's"),
     (Thaws, "training_stages", "only the modules it names get gradients, and the loss changes no weight"),
     (NamesNothing, "training_stages", "learning rates are positive and name modules that exist"),
     (ZeroRate, "training_stages", "learning rates are positive and name modules that exist"),
@@ -393,7 +587,15 @@ PLANTED = [
     (TakesAnything, "training_stages", "conversations of a sample are lists of messages, and other lines are refused"),
     (BreaksWeights, "compressors", "the compressed model computes, and facts are told"),
     (Silent, "compressors", "the compressed model computes, and facts are told"),
-    (WrongLogits, "backends", "logits equal the torch backend's"),
+    (WrongLogits, "backends", LOGITS_AND_TAPS),
+    (compiling(ForgetsLogits), "backends", LOGITS_AND_TAPS),
+    (compiling(ShiftsTaps), "backends", LOGITS_AND_TAPS),
+    (compiling(ForgetsTree), "backends", LOGITS_AND_TAPS),
+    (compiling(MixesRows), "backends", TOGETHER),
+    (compiling(BlamesNobody), "backends", TOGETHER),
+    (compiling(KeepsFailures), "backends", TOGETHER),
+    (compiling(LosesRow), "backends", FORKS),
+    (compiling(SharedMemory), "backends", FORKS),
     (FallsBack, "backends", "an absent device is refused"),
     (Moody, "rewards", "a score is a finite number, the same each time"),
     (Verdict, "rewards", "a score is a finite number, the same each time"),
@@ -414,7 +616,7 @@ def plugin_with(part):
     class Policy(ReferencePolicy):
         @hookimpl
         def andes_cache_policy(self, model):
-            return part(self.rows, self.first)
+            return part(self.rows, self.first, model.text.layers * model.text.kv_heads)
 
     @frozen(eq=False, kw_only=True)
     class Decoder(ReferenceDecoder):
@@ -481,6 +683,11 @@ def test_a_planted_bug_fails_the_check_that_names_it(part, kind, check):
     failed = {r.id: r.reason for r in results if r.status == "failed"}
     assert f"{kind}: {check}" in failed
     assert len(failed) < len(results), f"everything fails, the bug is not singled out: {failed}"
+
+
+def test_a_policy_with_a_memory_that_is_restored_passes():
+    results = run_checks(plugin_with(KeepsItsState), kinds=["cache_policy"])
+    assert {r.id: r.reason for r in results if r.status != "passed"} == {}
 
 
 # ---------------------------------------------------------------- formats

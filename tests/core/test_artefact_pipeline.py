@@ -26,7 +26,7 @@ W2 = Integer(name="w2_g64", group=64, grid=Grid(bits=2, low=-2, high=1, factors=
 class Thrifty:
     """A format, and a backend that leaves every weight in the file."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_formats(self) -> Sequence[Format]:

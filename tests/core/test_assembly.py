@@ -18,7 +18,7 @@ from andes_sdk.plan import Plan
 class Watcher:
     """Observes and checks."""
 
-    contract = "1.0"
+    contract = "1.1"
     needs: str = ""
     seen: list = field(factory=list)
 
@@ -33,7 +33,7 @@ class Watcher:
 
 @frozen(eq=False, kw_only=True)
 class Misspelt:
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_vision_encodre(self): ...
@@ -41,7 +41,7 @@ class Misspelt:
 
 @frozen(eq=False, kw_only=True)
 class WrongArguments:
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_projector(self, width): ...
@@ -53,7 +53,7 @@ class Named:
 
 @frozen(eq=False, kw_only=True)
 class SecondSft:
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_training_stages(self):
@@ -187,7 +187,7 @@ def test_explain_names_owner_size_and_weights(tiny) -> None:
 def test_a_hook_that_fails_names_its_plugin(tiny) -> None:
     @frozen(eq=False, kw_only=True)
     class Failing:
-        contract = "1.0"
+        contract = "1.1"
 
         @hookimpl
         def andes_projector(self, vision, text):

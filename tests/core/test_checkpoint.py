@@ -411,7 +411,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason(make, tmp_path):
 class Watcher:
     """A plugin object of the tests."""
 
-    contract = "1.0"
+    contract = "1.1"
     level: int = 0
 
     @hookimpl
@@ -505,7 +505,7 @@ from andes_sdk import hookimpl
 
 @frozen(eq=False, kw_only=True)
 class Probe:
-    contract = "1.0"
+    contract = "1.1"
     level: int = 0
     where: str = field(default="", metadata={"local": True})
 

@@ -87,7 +87,7 @@ print("loaded:", *every, file=sys.stderr)
 
 
 def test_the_version_is_printed():
-    assert andes("--version").stdout == f"andes_sdk {__version__} (contract 1.0)\n"
+    assert andes("--version").stdout == f"andes_sdk {__version__} (contract 1.1)\n"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from andes_sdk import hookimpl
 @frozen(eq=False, kw_only=True)
 class Good:
     "A policy."
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_cache_policy(self, model): ...
@@ -75,8 +75,8 @@ def test_a_class_re_exported_from_a_submodule_is_found(distribution, on_path) ->
     [
         ("def broken(:", "cannot be read"),
         ("x = 1", "has no class 'Good'"),
-        (GOOD.replace('"1.0"', '"2.0"'), "written for contract 2.0"),
-        (GOOD.replace('"1.0"', '"1.99"'), "written for contract 1.99"),
+        (GOOD.replace('"1.1"', '"2.0"'), "written for contract 2.0"),
+        (GOOD.replace('"1.1"', '"1.99"'), "written for contract 1.99"),
     ],
 )
 def test_a_broken_plugin_is_a_row_not_a_crash(distribution, on_path, source: str, status: str) -> None:
@@ -109,11 +109,11 @@ def test_a_name_registered_twice_names_both_distributions(distribution, on_path)
     assert {p.status for p in discovery.installed() if p.name == "twin"} == {"two distributions register this name"}
 
 
-@pytest.mark.parametrize("contract", ["2.0", "0.9", "1.1", "one", None, 1.0])
+@pytest.mark.parametrize("contract", ["2.0", "0.9", "1.0", "1.2", "one", None, 1.0])
 def test_contracts_that_the_core_does_not_speak_are_refused(contract) -> None:
     with pytest.raises(ContractMismatch):
         discovery.check_contract(contract, "someone")
 
 
 def test_the_own_contract_is_accepted() -> None:
-    discovery.check_contract("1.0", "someone")
+    discovery.check_contract("1.1", "someone")

@@ -32,7 +32,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class ByFolder:
     """Takes a folder, as plugins that read everything at once do."""
 
-    contract = "1.0"
+    contract = "1.1"
     seen: list[object] = field(factory=list, metadata={"help": "what came"})
 
     @hookimpl
@@ -45,7 +45,7 @@ class ByFolder:
 class ByFiles:
     """Takes files, as plugins that read later do."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_tokenizer(self, files: Files | None) -> object:

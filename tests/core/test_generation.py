@@ -103,7 +103,7 @@ def test_an_absent_device_is_an_error_before_anything_is_built(tiny) -> None:
 
 
 def pick(logits, position=0, history=(), **options) -> int:
-    return TokenSampler(GenerationOptions(**options), 0).pick(torch.tensor(logits), position, list(history))
+    return TokenSampler(GenerationOptions(**options), list(history)).next(torch.tensor(logits), position)
 
 
 def test_noise_is_a_function_of_seed_and_position() -> None:
@@ -169,13 +169,15 @@ def test_repetition_penalty_agrees_with_transformers() -> None:
     scores = torch.randn(1, 30, generator=torch.Generator().manual_seed(0))
     history = [1, 2, 2, 9]
     theirs = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([history]), scores.clone())[0]
-    ours = TokenSampler(GenerationOptions(repetition_penalty=1.7), 4)._penalised(scores[0].double().numpy(), history)
+    ours = TokenSampler(GenerationOptions(repetition_penalty=1.7), history)._penalised(scores[0].numpy())
     assert np.allclose(ours, theirs.numpy(), atol=1e-6)
 
 
 def test_presence_penalty_looks_at_the_answer_only() -> None:
-    sampler = TokenSampler(GenerationOptions(presence_penalty=1.0), 2)
-    assert sampler._penalised(np.zeros(4), [0, 1, 2, 2]).tolist() == [0.0, 0.0, -1.0, 0.0]
+    sampler = TokenSampler(GenerationOptions(presence_penalty=1.0), [0, 1])
+    for position in (2, 3):
+        assert sampler.next(torch.tensor([0.0, 0.0, 9.0, 0.0]), position) == 2
+    assert sampler._penalised(np.zeros(4)).tolist() == [0.0, 0.0, -1.0, 0.0]
 
 
 def test_greedy_takes_the_best_token_after_penalties() -> None:

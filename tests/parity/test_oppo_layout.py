@@ -201,7 +201,7 @@ def test_modules_that_the_published_form_cannot_describe_are_refused_in_it_only(
 
     @attrs.frozen(eq=False, kw_only=True)
     class Narrow:
-        contract = "1.0"
+        contract = "1.1"
 
         @hookimpl
         def andes_projector(self, vision, text):

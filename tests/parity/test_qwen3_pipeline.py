@@ -38,6 +38,7 @@ def stock(pipeline: Pipeline) -> Qwen3ForCausalLM:
     return model
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")
 @torch.inference_mode()
 def test_prefill_and_every_step_equal_transformers_to_the_bit(pipeline: Pipeline, stock: Qwen3ForCausalLM) -> None:
     inputs = pipeline.prepare("how many squares are there in this picture?")

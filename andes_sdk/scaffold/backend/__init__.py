@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Example:
     """Linear layers row by row. Shortest use: `Pipeline.from_plugins([..., "example"], backend="example")`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_backends(self) -> Sequence[Backend]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from attrs import frozen
@@ -19,15 +19,13 @@ from andes_sdk.runtime.torch_backend import CompiledTorch, TorchBackend
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.runtime.session import TorchSession
-    from andes_sdk.types import CachePolicy, Compiled
 
 
-class RowLinear(nn.Module):
-    """A linear layer that shares its weights with the one it stands for."""
+class RowLinear(nn.Linear):
+    """A linear layer that shares its weights with the one it stands for; adapters take it for a linear layer."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,8 +49,11 @@ class RowByRow:
     """See `andes_sdk.types.Backend`."""
 
     name = "example"
+    rows = None
 
-    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
+    def compile(
+        self, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()
+    ) -> CompiledTorch:
         """A copy of the modules that shares the weights; the pipeline's own model keeps its layers.
 
         Raises:
@@ -62,25 +63,13 @@ class RowByRow:
         shared = {id(p): p for p in moved.parameters()} | {id(moved.tokenizer): moved.tokenizer}
         own = copy.deepcopy(moved, shared)
         row_by_row(own)
-        return cast("Compiled", RowByRowModel(CompiledTorch(own)))
+        return RowByRowModel(own, taps=tuple(taps))
 
 
 @frozen(eq=False)
-class RowByRowModel:
+class RowByRowModel(CompiledTorch):
     """See `andes_sdk.types.Compiled`."""
-
-    inner: CompiledTorch
-
-    def session(self, policy: CachePolicy) -> TorchSession:
-        """An empty session."""
-        return self.inner.session(policy)
-
-    def extend_many(
-        self, sessions: Sequence[TorchSession], tokens: Sequence[Sequence[int]]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """One step of several sessions together."""
-        return self.inner.extend_many(sessions, tokens)
 
     def facts(self) -> Mapping[str, str]:
         """What `explain()` shows."""
-        return {**self.inner.facts(), "linear layers": "row by row: a row's bits do not depend on the others"}
+        return {**CompiledTorch.facts(self), "linear layers": "row by row: a row's bits do not depend on the others"}

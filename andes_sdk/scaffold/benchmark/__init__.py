@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Example:
     """Name the colour of a picture. Shortest use: `Pipeline.from_plugins([..., "example"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
     testing = {"side": 64}  # noqa: RUF012 - not annotated: attrs must not take it for an option
 
     side: int = field(default=224, validator=ge(28), metadata={"help": "side of the pictures in pixels"})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Example:
     """Round linear layers to few bits. Shortest use: `Pipeline.from_plugins([..., "example"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     bits: int = field(default=8, validator=and_(ge(2), le(8)), metadata={"help": "bits per weight, 2 to 8"})
 

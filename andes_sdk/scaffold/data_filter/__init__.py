@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Example:
     """Drop empty answers and repetitions. Shortest use: `Pipeline.from_plugins([..., "example"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     shortest: int = field(default=1, validator=ge(0), metadata={"help": "fewest characters of an answer"})
 

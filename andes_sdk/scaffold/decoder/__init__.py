@@ -1,4 +1,4 @@
-"""A decoder: how tokens are proposed and verified."""
+"""A decoder: how tokens are proposed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Example:
     """Guess by looking back in the text. Shortest use: `Pipeline.from_plugins([..., "example"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
     testing = {"depth": 3}  # noqa: RUF012 - not annotated: attrs must not take it for an option
 
     depth: int = field(default=4, validator=ge(1), metadata={"help": "tokens guessed at once"})
@@ -26,7 +26,7 @@ class Example:
 
     @hookimpl
     def andes_decoder(self, model: VisionLanguageModel) -> Decoder:
-        """A decoder that never guesses past the model's last position."""
+        """A decoder that needs nothing of the model but its words."""
         from .decoder import Lookup
 
-        return Lookup(self.depth, self.match, model.text.max_positions)
+        return Lookup(self.depth, self.match)

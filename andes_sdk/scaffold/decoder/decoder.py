@@ -1,47 +1,53 @@
 """Prompt lookup (Saxena 2023): what followed these words before may follow them again.
 
-A guess is verified in one pass and each token is picked from the model's own logits, with noise keyed by its position.
-So the answer is what plain decoding gives, guess or no guess; only the number of passes changes.
+A decoder only proposes. The engine samples each token from the model's own logits and keeps the guesses that agree, so
+the answer is what plain decoding gives; only the number of passes changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from attrs import frozen
-from torch import Tensor
+from attrs import define, field, frozen
 
-from andes_sdk.types import Sampler, Session
+from andes_sdk.types import Draft, Proposal, Rows
+
+
+@define(eq=False)
+class Words:
+    """What one conversation has said so far: its prompt, then its answer."""
+
+    tokens: list[int] = field(factory=list)
+
+    def read(self, tokens: Sequence[int], rows: Rows) -> None:
+        """Rows that were committed; this decoder needs their tokens alone."""
+        self.tokens += tokens
+
+    def fork(self) -> Words:
+        """A copy."""
+        return Words(list(self.tokens))
 
 
 @frozen
 class Lookup:
-    """Guesses up to `depth` tokens after the last `match` ones; `limit` is the model's number of positions."""
+    """Guesses up to `depth` tokens after the last `match` ones."""
 
     depth: int
     match: int
-    limit: int
     name = "example"
+    taps = ()
 
-    def decode(self, session: Session, logits: Tensor, sampler: Sampler, history: list[int]) -> Iterator[list[int]]:
-        """Yield tokens for ever; those of one list were read in one pass."""
-        token = sampler.pick(logits, session.length, history)
-        history.append(token)
-        yield [token]
-        while True:
-            start = session.length
-            guess = self.guess(history)[: max(0, self.limit - start - 1)]
-            scores, _ = session.extend([token, *guess])
-            accepted: list[int] = []
-            for row in range(len(guess) + 1):
-                token = sampler.pick(scores[row], start + 1 + row, history)
-                history.append(token)
-                accepted.append(token)
-                if row == len(guess) or token != guess[row]:
-                    break
-            # the last token accepted is not in the session yet: it is the first row of the next pass
-            session.commit(list(range(len(accepted))))
-            yield accepted
+    def open(self) -> Words:
+        """A memory for a new conversation."""
+        return Words()
+
+    def propose(self, drafts: Sequence[Draft], last: Sequence[int]) -> list[Proposal]:
+        """What followed the latest earlier occurrence of the last tokens, for each conversation."""
+        return [
+            Proposal(tuple(self.guess([*draft.tokens, token])))
+            for draft, token in zip(drafts, last, strict=True)
+            if isinstance(draft, Words)
+        ]
 
     def guess(self, history: Sequence[int]) -> list[int]:
         """What followed the latest earlier occurrence of the last `match` tokens; empty if there is none."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Example:
     """See places and means. Shortest use: `Pipeline.from_plugins(["example", "mlp", "qwen3"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
     testing = {"width": 32, "patch_size": 8}  # noqa: RUF012 - not annotated: attrs must not take it for an option
 
     width: int = field(default=256, validator=ge(8), metadata={"help": "features per patch, a multiple of 4"})

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Example:
     """All weights in one archive of NumPy. Shortest use: `Pipeline.from_plugins([..., "example"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     half: bool = field(default=True, metadata={"help": "write float16 instead of float32"})
 

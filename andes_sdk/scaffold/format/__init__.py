@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Example:
     """Eight bits with a scale per group of columns. Shortest use: `Pipeline.from_plugins([..., "example"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     group: int = field(default=64, validator=ge(4), metadata={"help": "columns that share a scale, a multiple of 4"})
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Example:
     """Read and write bytes. Shortest use: `Pipeline.from_plugins(["aimv2", "mlp", "example"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
     testing = {"layers": 2, "heads": 4}  # noqa: RUF012 - not annotated: attrs must not take it for an option
 
     layers: int = field(default=4, validator=ge(1), metadata={"help": "decoder layers"})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from andes_sdk.errors import ConfigError
-from andes_sdk.types import Attend, TextSpec
+from andes_sdk.types import Attend, Tap, TextSpec
 
 HEAD = 16
 
@@ -76,17 +76,26 @@ class Decoder(nn.Module):
         rows: Tensor = self.tokens(ids)
         return rows
 
-    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """(T, D) at (T,) positions -> (T, D)."""
+    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend, tap: Tap | None = None) -> Tensor:
+        """(T, D) at (T,) positions -> (T, D). `tap` sees what enters each layer."""
         # angles in float32 whatever the weights are: a bfloat16 position is wrong beyond 256
         steps = torch.arange(HEAD // 2, device=embeds.device, dtype=torch.float32)
         angles = positions.float()[:, None] * 10_000.0 ** (-2 * steps / HEAD)  # (T, d / 2)
         cos, sin = angles.cos().to(embeds.dtype), angles.sin().to(embeds.dtype)
         x = embeds
         for index, layer in enumerate(self.layers):
+            if tap is not None:
+                tap(index, x)
             x = layer(x, index, cos, sin, attend)
+        if tap is not None:
+            tap(len(self.layers), x)
         normed: Tensor = self.norm(x)
         return normed
+
+    def linears(self) -> dict[str, tuple[int, str]]:
+        """Linear layers by module name -> (layer, role)."""
+        roles = {"q": "q", "k": "k", "v": "v", "out": "o", "gate": "gate", "up": "up", "down": "down"}
+        return {f"layers.{n}.{name}": (n, role) for n in range(len(self.layers)) for name, role in roles.items()}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, D) -> (T, V)."""

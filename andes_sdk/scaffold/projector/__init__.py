@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Example:
     """Merge narrowly. Shortest use: `Pipeline.from_plugins(["aimv2", "example", "qwen3"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     rank: int = field(default=64, validator=ge(1), metadata={"help": "width of the bottleneck"})
 

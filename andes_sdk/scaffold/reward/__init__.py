@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Example:
     """Right or wrong, after the thinking. Shortest use: `Pipeline.from_plugins([..., "example"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     ignore_case: bool = field(default=True, metadata={"help": "whether 'Red' counts as 'red'"})
 

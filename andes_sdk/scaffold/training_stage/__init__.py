@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Example:
     """Train the projector on pictures and text. Shortest use: `Pipeline.from_plugins([..., "example"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     rate: float = field(default=1e-3, validator=gt(0.0), metadata={"help": "learning rate of the projector"})
     share: float = field(default=0.1, validator=gt(0.0), metadata={"help": "the language model's share of that rate"})

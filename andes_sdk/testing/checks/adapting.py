@@ -18,7 +18,7 @@ from andes_sdk.testing.material import conversation, plain_inputs
 from andes_sdk.testing.registry import check
 from andes_sdk.testing.require import NotApplicable, require, require_bits, require_close
 from andes_sdk.testing.weights import expect_refusal, randomised
-from andes_sdk.types import AdaptableCompiled, Adapter, LowRank
+from andes_sdk.types import AdaptableCompiled, Adapter, LowRank, Work
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -160,10 +160,11 @@ def _together(subject: Subject, case: Case, names: Sequence[str | None], *, alon
     found: list[list[Tensor]] = [[] for _ in names]
     for tokens in ([[1], [2, 3]], [[4, 5], [6]]):
         if alone:
-            steps = [session.extend(new) for session, new in zip(sessions, tokens, strict=True)]
+            steps = [session.extend(new)[0] for session, new in zip(sessions, tokens, strict=True)]
         else:
-            steps = case.compiled.extend_many(sessions, tokens)
-        for session, mine, (logits, _) in zip(sessions, found, steps, strict=True):
+            work = [Work(session=session, tokens=new) for session, new in zip(sessions, tokens, strict=True)]
+            steps = [rows.logits for rows in case.compiled.step(work)]
+        for session, mine, logits in zip(sessions, found, steps, strict=True):
             mine.append(logits)
             session.commit()
     return [torch.cat(mine) for mine in found]

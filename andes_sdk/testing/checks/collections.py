@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from attrs import evolve
+from torch import Tensor
 
-from andes_sdk.errors import BackendUnavailable
+from andes_sdk.errors import BackendUnavailable, SessionError
 from andes_sdk.formats import FORMATS, Format
 from andes_sdk.runtime.policy import KeepAll
 from andes_sdk.runtime.torch_backend import TorchBackend
 from andes_sdk.testing.material import answer_to_everything, conversation, plain_inputs
 from andes_sdk.testing.registry import check
-from andes_sdk.testing.require import require, require_close, require_finite
+from andes_sdk.testing.require import require, require_bits, require_close, require_finite
 from andes_sdk.testing.weights import expect_refusal
-from andes_sdk.types import Backend, Benchmark, Compressor, DataFilter, Reward
+from andes_sdk.types import Backend, Benchmark, Compressor, DataFilter, Reward, Rows, Work
 
 if TYPE_CHECKING:
     from andes_sdk.testing.subject import Subject
@@ -68,46 +70,128 @@ def backends_of(subject: Subject) -> list[Any]:
     return _objects(subject, "andes_backends", Backend)
 
 
-def _compiled(subject: Subject, backend: Any) -> Any:
-    return backend.compile(subject.pipeline().model, device="cpu", dtype="float32")
+def _compiled(subject: Subject, backend: Any, taps: Sequence[int] = ()) -> Any:
+    return backend.compile(subject.pipeline().model, device="cpu", dtype="float32", taps=taps)
 
 
-@check("backends", "every backend has a name of its own")
+def _tolerance(backend: Any) -> float:
+    return float(getattr(backend, "tolerance", 1e-4))
+
+
+@check("backends", "every backend has a name of its own, says its rows, and facts that are texts")
 def _backend_names(subject: Subject) -> None:
-    require(all(b.name != "torch" for b in backends_of(subject)), "a backend takes the core's name, 'torch'")
-
-
-@check("backends", "logits equal the torch backend's")
-def _backend_logits(subject: Subject) -> None:
     for backend in backends_of(subject):
-        tolerance = getattr(backend, "tolerance", 1e-4)
+        require(backend.name != "torch", "a backend takes the core's name, 'torch'")
+        rows = backend.rows
+        require(rows is None or (type(rows) is int and rows > 0), f"backend {backend.name!r} has rows {rows!r}")
+        told = _compiled(subject, backend).facts()
+        texts = all(isinstance(k, str) and isinstance(v, str) for k, v in told.items())
+        require(told and texts, f"backend {backend.name!r} tells {told!r}")
+
+
+def _parts(rows: Sequence[Rows]) -> dict[str, Tensor]:
+    names = ("logits", "hidden", "embeds", "features")
+    return {name: torch.cat([getattr(one, name) for one in rows]) for name in names}
+
+
+@check("backends", "logits and tapped rows equal the torch backend's")
+def _backend_logits(subject: Subject) -> None:
+    layers = subject.pipe.model.text.layers
+    for backend in backends_of(subject):
         answers = []
-        for compiled in (_compiled(subject, TorchBackend()), _compiled(subject, backend)):
-            session = compiled.session(KeepAll())
-            first = session.prefill(subject.pipe.prepare(conversation(0)))
-            tree = session.extend([1, 2, 3, 4], [-1, 0, 0, -1])[0]
+        for compiled in (_compiled(subject, one, (0, layers)) for one in (TorchBackend(), backend)):
+            session, found = compiled.session(KeepAll()), []
+            for work in session.chunks(subject.pipe.prepare(conversation(0))):
+                found += compiled.step([work])
+                session.commit(reading=work.reading)
+            found += compiled.step([Work(session=session, tokens=[1, 2, 3, 4], parents=[-1, 0, 0, -1])])
             session.commit([0, 2])
-            answers.append(torch.cat([first[None], tree, session.extend([5])[0]]))
+            found += compiled.step([Work(session=session, tokens=[5, 6, 7])])
             session.close()
-        require_close(answers[1], answers[0], tolerance, f"backend {backend.name!r}: logits against torch")
+            answers.append(_parts(found))
+        wanted, got = answers
+        for part, values in wanted.items():
+            message = f"backend {backend.name!r}: {part} of a prompt, a tree and a chain against torch"
+            require_close(got[part], values, _tolerance(backend), message)
 
 
-@check("backends", "several sessions together equal each alone")
+def _trio(subject: Subject, compiled: Any) -> list[Work]:
+    """A prompt, a chain and a tree, each in a session of its own that has read something else."""
+    sessions = [compiled.session(KeepAll()) for _ in range(3)]
+    for number, session in enumerate(sessions):
+        session.prefill(plain_inputs(subject.pipe, 5 + number, seed=number))
+    prompt = next(iter(sessions[0].chunks(plain_inputs(subject.pipe, 9))))
+    chain = Work(session=sessions[1], tokens=[1, 2])
+    return [prompt, chain, Work(session=sessions[2], tokens=[3, 4, 5, 6], parents=[-1, 0, 0, -1])]
+
+
+@check("backends", "several sessions in one step equal each alone, and an error in it changes none")
 def _backend_together(subject: Subject) -> None:
     for backend in backends_of(subject):
-        tolerance, answers = getattr(backend, "tolerance", 1e-4), []
-        compiled = _compiled(subject, backend)
-        for together in (False, True):
-            sessions = [compiled.session(KeepAll()) for _ in range(2)]
-            for number, session in enumerate(sessions):
-                session.prefill(plain_inputs(subject.pipe, 5 + number))
-            tokens = [[1], [2, 3]]
-            if together:
-                steps = compiled.extend_many(sessions, tokens)
-            else:
-                steps = [s.extend(t) for s, t in zip(sessions, tokens, strict=True)]
-            answers.append(torch.cat([logits for logits, _ in steps]))
-        require_close(answers[1], answers[0], tolerance, f"backend {backend.name!r}: two sessions together")
+        compiled, named = _compiled(subject, backend, (0,)), f"backend {backend.name!r}: "
+        alone = [compiled.step([work])[0] for work in _trio(subject, compiled)]
+        trio = _trio(subject, compiled)
+        for what, guilty, bad in _mistakes(trio):
+            _refused(compiled, trio, what=named + what, guilty=guilty, bad=bad)
+        together = compiled.step(trio)
+        require(len(together) == 3, f"{named}gives {len(together)} answers to 3 works")
+        for number, (got, wanted) in enumerate(zip(together, alone, strict=True)):
+            for part, values in _parts([wanted]).items():
+                message = f"{named}{part} of session {number} in a step of three, after steps that failed"
+                require_close(_parts([got])[part], values, _tolerance(backend), message)
+        for work in trio:
+            work.session.close()
+
+
+def _mistakes(trio: Sequence[Work]) -> Iterator[tuple[str, Any, Work]]:
+    """What a step must refuse: what it is, the session to blame if that is plain, and the work."""
+    _, chain, tree = trio
+    yield "a token that does not exist", tree.session, evolve(tree, tokens=[3, 10**9, 5, 6])
+    yield "parents that point forward", None, evolve(tree, parents=[-1, 0, 3, -1])
+    yield "one session twice", chain.session, chain
+
+
+def _refused(compiled: Any, trio: Sequence[Work], *, what: str, guilty: Any, bad: Work) -> None:
+    """A step of the first two works and a bad one raises, and every session is as it was."""
+    before = [(w.session.length, w.session.stats.rows) for w in trio]
+    try:
+        compiled.step([*trio[:2], bad])
+    except SessionError as error:
+        blamed = guilty is None or error.session is guilty
+        require(blamed, f"{what} in a step: the error does not say which session is to blame")
+    else:
+        require(False, f"{what} in a step is taken")
+    after = [(w.session.length, w.session.stats.rows) for w in trio]
+    require(after == before, f"{what} in a step: sessions hold {after}, before {before}")
+
+
+@check("backends", "a fork and a restored session go on as the original, to the bit, and apart from it")
+def _backend_forks(subject: Subject) -> None:
+    for backend in backends_of(subject):
+        compiled, named = _compiled(subject, backend), f"backend {backend.name!r}: "
+        session = compiled.session(KeepAll())
+        session.prefill(subject.pipe.prepare(conversation(0)))
+        session.extend([1, 2, 3], [-1, 0, 0])
+        session.commit([0, 2])
+        state = session.state()
+        fork, twin = session.fork(), compiled.restore(state, KeepAll())
+        require(fork.length == twin.length == session.length, f"{named}a fork or a restored session has other rows")
+        _go_on(fork, [9, 8])  # whatever a fork does, the original and the state know nothing of it
+        wanted = _go_on(session, [4, 5])
+        require_bits(_go_on(twin, [4, 5]), wanted, f"{named}logits of a restored session against the original's")
+        late = compiled.restore(state, KeepAll())
+        require_bits(_go_on(late, [4, 5]), wanted, f"{named}logits of a session restored later")
+        other = _go_on(compiled.restore(state, KeepAll()), [9, 8], [7])
+        require_bits(_go_on(fork, [7]), other[2:], f"{named}logits of a fork after its original went on")
+
+
+def _go_on(session: Any, *steps: Sequence[int]) -> Tensor:
+    """Logits of steps, each committed."""
+    found = []
+    for tokens in steps:
+        found.append(session.extend(tokens)[0])
+        session.commit()
+    return torch.cat(found)
 
 
 @check("backends", "an absent device is refused")
@@ -120,14 +204,6 @@ def _backend_device(subject: Subject) -> None:
                 f"backend {backend.name!r} takes the device {device!r}",
                 (BackendUnavailable,),
             )
-
-
-@check("backends", "facts are texts")
-def _backend_facts(subject: Subject) -> None:
-    for backend in backends_of(subject):
-        told = _compiled(subject, backend).facts()
-        texts = all(isinstance(k, str) and isinstance(v, str) for k, v in told.items())
-        require(told and texts, f"backend {backend.name!r} tells {told!r}")
 
 
 # ---------------------------------------------------------------- rewards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +31,7 @@ def _forward(model: Any) -> Tensor:
     return rows
 
 
-@check(KIND, "is a module whose spec matches it")
+@check(KIND, "is a module whose spec and list of linear layers match it")
 @torch.no_grad()
 def _spec(subject: Subject) -> None:
     model = language_model(subject)
@@ -43,6 +44,22 @@ def _spec(subject: Subject) -> None:
     ids = ids_of(facts.vocab_size, 5)
     rows = hidden(model, ids)
     require(tuple(rows.shape) == (5, facts.width), f"hidden states of shape {tuple(rows.shape)}, width {facts.width}")
+    _linears(model)
+
+
+def _linears(model: Any) -> None:
+    """Names of real linear layers, with the layer they are in and their role."""
+    found, modules = model.linears(), dict(model.named_modules())
+    for name, place in found.items():
+        kind = type(modules.get(name)).__name__
+        require(isinstance(modules.get(name), nn.Linear), f"linears() names {name!r}, which is a {kind}")
+        pair = isinstance(place, tuple) and len(place) == 2
+        require(pair and type(place[0]) is int and isinstance(place[1], str), f"linears() says {place!r} of {name!r}")
+        layer, role = place
+        require(0 <= layer < model.spec.layers, f"linears() puts {name!r} into layer {layer} of {model.spec.layers}")
+        require(role, f"linears() gives {name!r} no role")
+    missing = set(range(model.spec.layers)) - {layer for layer, _ in found.values()}
+    require(not missing, f"linears() names no linear layer of layers {sorted(missing)}")
 
 
 @check(KIND, "embeds each token alike wherever it stands")
@@ -87,6 +104,35 @@ def _calls(subject: Subject) -> None:
     require(
         seen == list(range(facts.layers)), f"attend was called for layers {seen}, expected 0 to {facts.layers - 1} once"
     )
+
+
+@check(KIND, "tap sees the rows that enter each layer, and changes no bit")
+@torch.no_grad()
+def _tapped(subject: Subject) -> None:
+    model = language_model(subject)
+    facts = model.spec
+    embeds, positions = model.embed(ids_of(facts.vocab_size, 7)), torch.arange(7)
+    events: list[str] = []
+    seen: list[Tensor] = []
+    causal = MaskedAttention(torch.ones(7, 7, dtype=torch.bool).tril())
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        events.append(f"attend {layer}")
+        return causal(layer, q, k, v, scale)
+
+    def tap(layer: int, hidden: Tensor) -> None:
+        events.append(f"tap {layer}")
+        require(tuple(hidden.shape) == (7, facts.width), f"tap sees shape {tuple(hidden.shape)} at layer {layer}")
+        seen.append(hidden.clone())
+
+    plain = model.hidden_states(embeds, positions, attend)
+    events.clear()
+    require_bits(model.hidden_states(embeds, positions, attend, tap), plain, "hidden states with a tap")
+    wanted = [f"{what} {n}" for n in range(facts.layers) for what in ("tap", "attend")] + [f"tap {facts.layers}"]
+    require(events == wanted, f"a pass makes the calls {events}, expected {wanted}")
+    for layer, (before, after) in enumerate(pairwise(seen)):
+        require(not torch.equal(before, after), f"tap sees the same rows entering layers {layer} and {layer + 1}")
+    require(not torch.equal(seen[-1], plain), f"tap {facts.layers} sees the rows after the last norm, not before it")
 
 
 @check(KIND, "uses what attend returns")

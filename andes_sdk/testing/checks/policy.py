@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from andes_sdk.runtime.policy import KeepAll
 from andes_sdk.testing.material import conversation, plain_inputs
 from andes_sdk.testing.registry import check
 from andes_sdk.testing.require import NotApplicable, require, require_bits, require_close, require_finite
-from andes_sdk.types import CachePolicy, Inputs, Layer
+from andes_sdk.types import Cache, CachePolicy, Inputs, Keeper, Layer, Look
 
 if TYPE_CHECKING:
     from andes_sdk.testing.subject import Subject
@@ -24,109 +24,189 @@ LONG = 300
 """Rows of a prompt that most budgets make evict."""
 
 
-@define
+@define(eq=False)
 class Watched:
-    """A policy that looks over another's shoulder."""
+    """A policy that looks over another's shoulder.
+
+    Attributes:
+        highest: position of the newest row that `keep` was shown.
+        faults: what it did that it must not.
+    """
 
     inner: CachePolicy
     highest: int = -1
-    damage: str = ""
+    faults: list[str] = field(factory=list)
     name: str = "watched"
-    window: int = field(default=0)
+    window: int = 0
+    taps: Sequence[int] = ()
+    replays: bool = False
 
-    def budget(self, rows: int) -> int | None:
+    @classmethod
+    def over(cls, inner: CachePolicy) -> Watched:
+        """Asks for what the other asks for."""
+        return cls(inner, window=inner.window, taps=inner.taps, replays=inner.replays)
+
+    def budget(self, seen: int) -> int | None:
         """As the other says."""
-        return self.inner.budget(rows)
+        return self.inner.budget(seen)
 
-    def keep(self, layer: Layer) -> Sequence[Tensor] | None:
-        """As the other says; notes which rows it was shown and whether it wrote to them."""
-        before = [t.clone() for t in (*layer.keys, *layer.values, *layer.positions)]
-        kept = self.inner.keep(layer)
-        after = (*layer.keys, *layer.values, *layer.positions)
-        if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
-            self.damage = "keep writes to the rows it is shown"
-        self.highest = max(self.highest, *(int(p.max()) for p in layer.positions if len(p)))
+    def open(self, state: Mapping[str, Tensor] | None = None) -> WatchedKeeper:
+        """A keeper of the other's, watched."""
+        return WatchedKeeper(self, self.inner.open(state))
+
+
+@define(eq=False)
+class WatchedKeeper:
+    """A keeper that notes which rows another is shown, whether it writes to them, and whether the newest stays."""
+
+    policy: Watched
+    inner: Keeper
+
+    def score(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """As the other says."""
+        return self.inner.score(layer, hidden)
+
+    def due(self, seen: int, held: int, reading: bool) -> bool:
+        """As the other says."""
+        return self.inner.due(seen, held, reading)
+
+    def state(self) -> Mapping[str, Tensor]:
+        """The other's."""
+        return self.inner.state()
+
+    def keep(self, cache: Cache) -> Sequence[Sequence[Tensor] | None]:
+        """As the other says."""
+        layers = list(cache.layers)
+        shown = [t for layer in layers for t in (*layer.keys, *layer.values, *layer.positions, layer.queries)]
+        before = [t.clone() for t in shown]
+        kept = self.inner.keep(Cache(seen=cache.seen, layers=layers, embeds=cache.embeds, replay=cache.replay))
+        if not all(torch.equal(a, b) for a, b in zip(before, shown, strict=True)):
+            self.policy.faults.append("keep writes to the rows it is shown")
+        self.policy.highest = max([self.policy.highest, *(int(p.max()) for x in layers for p in x.positions if len(p))])
+        if not any(_newest_stays(layer, index) for layer, index in zip(layers, kept, strict=False)):
+            self.policy.faults.append(f"the newest of {cache.seen} rows is dropped in every layer and head")
         return kept
 
 
+def _newest_stays(layer: Layer, kept: Sequence[Tensor] | None) -> bool:
+    if kept is None:
+        return True
+    return any(len(i) and int(i[-1]) == len(p) - 1 for i, p in zip(kept, layer.positions, strict=False))
+
+
 def _policy(subject: Subject) -> Any:
-    return subject.assembly.slot("cache_policy", model=subject.pipe.model)
+    """A new one."""
+    return subject.assembly.slot("cache_policy", model=subject.pipe.model, rows=None)
 
 
-def _layer(subject: Subject, rows: int, seed: int = 4) -> Layer:
-    spec = subject.pipe.model.text
+def _noise(seed: int) -> Callable[..., Tensor]:
     generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator)
 
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
 
-    window = min(rows, subject.pipe.policy.window)
+def _layer(subject: Subject, policy: Any, keeper: Any, index: int, rows: int) -> Layer:
+    spec, noise = subject.pipe.model.text, _noise(4 + index)
     image = torch.zeros(rows, dtype=torch.bool)
     image[rows // 4 : rows // 2] = True
+    scores = keeper.score(index, noise(rows, spec.width)) if index in policy.taps else None
     return Layer(
-        0,
-        [noise(rows, spec.head_dim) for _ in range(spec.kv_heads)],
-        [noise(rows, spec.head_dim) for _ in range(spec.kv_heads)],
-        [torch.arange(rows) for _ in range(spec.kv_heads)],
-        noise(spec.query_heads, window, spec.head_dim),
-        image,
+        index=index,
+        keys=[noise(rows, spec.head_dim) for _ in range(spec.kv_heads)],
+        values=[noise(rows, spec.head_dim) for _ in range(spec.kv_heads)],
+        positions=[torch.arange(rows) for _ in range(spec.kv_heads)],
+        queries=noise(spec.query_heads, min(rows, policy.window), spec.head_dim),
+        image=image,
+        scores=None if scores is None else list(scores),
     )
 
 
-@check(KIND, "has a name, and a window of whole rows")
+def _kept(subject: Subject, policy: Any, rows: int) -> Sequence[Sequence[Tensor] | None]:
+    """What a new keeper keeps of so many rows of noise in every layer and head."""
+    spec, keeper = subject.pipe.model.text, policy.open()
+
+    def replay(embeds: Tensor, look: Look) -> None:
+        noise = _noise(len(embeds))
+        for index in range(spec.layers):
+            shapes = ((heads, len(embeds), spec.head_dim) for heads in (spec.query_heads, spec.kv_heads))
+            look(index, *(noise(*shape) for shape in shapes))
+
+    layers = [_layer(subject, policy, keeper, index, rows) for index in range(spec.layers)]
+    embeds = _noise(3)(rows, spec.width) if policy.replays else None
+    if not keeper.due(rows, rows * _heads(subject), False):
+        return [None] * spec.layers
+    kept: Sequence[Sequence[Tensor] | None] = keeper.keep(Cache(seen=rows, layers=layers, embeds=embeds, replay=replay))
+    require(len(kept) == spec.layers, f"{rows} rows: keep answers for {len(kept)} layers of {spec.layers}")
+    return kept
+
+
+def _heads(subject: Subject) -> int:
+    """KV heads of all layers together."""
+    spec = subject.pipe.model.text
+    return int(spec.layers * spec.kv_heads)
+
+
+@check(KIND, "has a name, a window of whole rows, and taps of layers that exist")
 def _named(subject: Subject) -> None:
     policy = _policy(subject)
-    require(isinstance(policy, CachePolicy), f"{type(policy).__name__} is no CachePolicy: name, window, budget, keep")
+    what = f"{type(policy).__name__} is no CachePolicy: name, window, taps, replays, budget, open"
+    require(isinstance(policy, CachePolicy), what)
     require(isinstance(policy.name, str) and policy.name, f"its name is {policy.name!r}")
     require(type(policy.window) is int and policy.window >= 0, f"its window is {policy.window!r}")
-
-
-@check(KIND, "its budget is a number of rows, or none")
-def _budget(subject: Subject) -> None:
-    policy = _policy(subject)
-    for rows in range(1, 400):
-        allowed = policy.budget(rows)
-        require(allowed is None or (type(allowed) is int and allowed > 0), f"budget({rows}) is {allowed!r}")
+    known = range(subject.pipe.model.text.layers + 1)
+    require(all(tap in known for tap in policy.taps), f"it taps layers {list(policy.taps)} of 0 to {known[-1]}")
+    require(type(policy.replays) is bool, f"its replays is {policy.replays!r}")
 
 
 @check(KIND, "keeps ascending, unique indices of rows that exist")
 def _indices(subject: Subject) -> None:
-    policy = _policy(subject)
+    policy, heads = _policy(subject), subject.pipe.model.text.kv_heads
     for rows in SIZES:
-        kept = policy.keep(_layer(subject, rows))
-        if kept is None:
-            continue
-        heads = subject.pipe.model.text.kv_heads
-        require(len(kept) == heads, f"{rows} rows: {len(kept)} lists of indices for {heads} KV heads")
-        for head, index in enumerate(kept):
-            place = f"{rows} rows, head {head}: "
-            require(index.ndim == 1 and index.dtype is torch.int64, f"{place}{index.dtype} of {index.ndim} axes")
-            require(bool((index[1:] > index[:-1]).all()), f"{place}indices are not ascending and unique")
-            require(not len(index) or (int(index[0]) >= 0 and int(index[-1]) < rows), f"{place}indices out of range")
+        for layer, kept in enumerate(_kept(subject, policy, rows)):
+            if kept is None:
+                continue
+            require(
+                len(kept) == heads, f"{rows} rows, layer {layer}: {len(kept)} lists of indices for {heads} KV heads"
+            )
+            for head, index in enumerate(kept):
+                place = f"{rows} rows, layer {layer}, head {head}: "
+                require(index.ndim == 1 and index.dtype is torch.int64, f"{place}{index.dtype} of {index.ndim} axes")
+                require(bool((index[1:] > index[:-1]).all()), f"{place}indices are not ascending and unique")
+                there = not len(index) or (int(index[0]) >= 0 and int(index[-1]) < rows)
+                require(there, f"{place}indices out of range")
 
 
-@check(KIND, "keeps to its budget")
+@check(KIND, "its budget is a number of rows, or none, and it keeps to it")
 def _within(subject: Subject) -> None:
-    policy = _policy(subject)
+    policy, each = _policy(subject), subject.pipe.model.text.kv_heads
+    for rows in range(1, 400):
+        allowed = policy.budget(rows)
+        require(allowed is None or (type(allowed) is int and allowed > 0), f"budget({rows}) is {allowed!r}")
     for rows in SIZES:
-        allowed, kept = policy.budget(rows), policy.keep(_layer(subject, rows))
-        counts = [rows] if kept is None else [len(k) for k in kept]
-        require(allowed is None or max(counts) <= allowed, f"{rows} rows: keeps {max(counts)}, its budget is {allowed}")
+        allowed, kept = policy.budget(rows), _kept(subject, policy, rows)
+        held = sum(rows * each if k is None else sum(len(i) for i in k) for k in kept)
+        what = f"{rows} rows: keeps {held} in all layers and heads, its budget is {allowed}"
+        require(allowed is None or held <= allowed, what)
 
 
 @check(KIND, "the same rows are judged alike")
 def _repeatable(subject: Subject) -> None:
     policy = _policy(subject)
-    one, two = policy.keep(_layer(subject, 200)), policy.keep(_layer(subject, 200))
-    require((one is None) == (two is None), "the same layer shown twice is judged differently")
-    for a, b in zip(one or (), two or (), strict=True):
-        require_bits(a, b, "indices kept of the same layer shown twice")
+    one, two = _kept(subject, policy, 200), _kept(subject, policy, 200)
+    for a, b in zip(one, two, strict=True):
+        require((a is None) == (b is None), "the same layer shown twice is judged differently")
+        for x, y in zip(a or (), b or (), strict=True):
+            require_bits(x, y, "indices kept of the same layer shown twice")
 
 
 @check(KIND, "within its budget it equals full attention")
 def _exact(subject: Subject) -> None:
-    pipe, policy = subject.pipe, _policy(subject)
-    rows = next((n for n in (24, 12, 6, 3) if policy.budget(n + 2) is None or policy.budget(n + 2) >= n + 2), 0)
+    pipe, policy, heads = subject.pipe, _policy(subject), _heads(subject)
+
+    def fits(rows: int) -> bool:
+        allowed = policy.budget(rows)
+        return allowed is None or allowed >= rows * heads
+
+    rows = next((n for n in (24, 12, 6, 3) if fits(n + 2)), 0)
     if not rows:
         raise NotApplicable("it evicts even from the shortest prompts")
     inputs, answers = plain_inputs(pipe, rows + 2), []
@@ -141,7 +221,7 @@ def _exact(subject: Subject) -> None:
 @check(KIND, "a session decodes on after eviction, within the budget")
 def _lives_on(subject: Subject) -> None:
     pipe = subject.pipe
-    policy = Watched(_policy(subject), window=pipe.policy.window)
+    policy = Watched.over(_policy(subject))
     session = pipe.compiled.session(policy)
     require_finite(session.prefill(plain_inputs(pipe, LONG)), "logits after a long prompt")
     for step in range(1, 6):
@@ -149,20 +229,20 @@ def _lives_on(subject: Subject) -> None:
         require_finite(scores, "logits after eviction")
         session.commit()
         require(session.length == LONG + step, f"the session's length is {session.length} after {LONG + step} rows")
-        allowed, most = policy.budget(session.length), max(max(heads) for heads in session.stats.rows)
-        require(allowed is None or most <= allowed, f"{most} rows in a head, the budget is {allowed}")
+        allowed, held = policy.budget(session.length), sum(sum(heads) for heads in session.stats.rows)
+        require(allowed is None or held <= allowed, f"{held} rows in all layers and heads, the budget is {allowed}")
     session.close()
-    require(not policy.damage, policy.damage)
+    require(not policy.faults, "; ".join(policy.faults[:1]))
 
 
 @check(KIND, "is never asked about uncommitted rows")
 def _committed(subject: Subject) -> None:
     pipe = subject.pipe
-    policy = Watched(_policy(subject), window=pipe.policy.window)
+    policy = Watched.over(_policy(subject))
     session = pipe.compiled.session(policy)
     session.prefill(plain_inputs(pipe, 40))
     session.extend([1, 2, 3], [-1, -1, 1])
-    require(policy.highest == 39, f"40 rows are committed, keep was shown the row at position {policy.highest}")
+    require(policy.highest <= 39, f"40 rows are committed, keep was shown the row at position {policy.highest}")
     session.commit([1, 2])
     require(policy.highest <= 41, f"42 rows are committed, keep was shown the row at position {policy.highest}")
     session.extend([4])
@@ -182,15 +262,49 @@ def _pictures(subject: Subject) -> None:
     session.close()
 
 
-@check(KIND, "sessions do not disturb one another")
+def _talk(session: Any, steps: int = 6) -> Tensor:
+    """Logits of a few steps after what a session has read."""
+    found = []
+    for step in range(steps):
+        found.append(session.extend([step + 1, step + 2])[0])
+        session.commit()
+    return torch.cat(found)
+
+
+@check(KIND, "sessions do not disturb one another, and a used policy equals a new one")
 def _sessions(subject: Subject) -> None:
     pipe, policy, answers = subject.pipe, _policy(subject), []
     for other in (None, 11):
+        session = pipe.compiled.session(policy)
         if other is not None:
             disturbing = pipe.compiled.session(policy)
             disturbing.prefill(plain_inputs(pipe, LONG, seed=other))
-        session = pipe.compiled.session(policy)
         session.prefill(plain_inputs(pipe, 80))
-        answers.append(session.extend([1, 2, 3])[0])
+        if other is not None:
+            _talk(disturbing)
+            disturbing.close()
+        answers.append(_talk(session))
         session.close()
-    require_bits(answers[1], answers[0], "logits of a session after another one on the same policy")
+    require_bits(answers[1], answers[0], "logits of a session beside another one on the same policy")
+    new, used = (pipe.compiled.session(p) for p in (_policy(subject), policy))
+    for session in (new, used):
+        session.prefill(plain_inputs(pipe, 80))
+    require_bits(_talk(used), _talk(new), "logits under a policy that was used before, against a new one")
+
+
+@check(KIND, "a fork and a restored session keep the same rows as the original")
+def _restored(subject: Subject) -> None:
+    pipe, policy = subject.pipe, _policy(subject)
+    original = pipe.compiled.session(policy)
+    original.prefill(plain_inputs(pipe, 80))
+    _talk(original)
+    restored = pipe.compiled.restore(original.state(), _policy(subject))
+    fork = original.fork()
+    later = pipe.compiled.session(policy)
+    later.prefill(plain_inputs(pipe, LONG))  # what one session does is nothing to the others
+    wanted = _talk(original, 40)
+    rows = original.stats.rows
+    for session, what in ((fork, "a fork"), (restored, "a restored session")):
+        require_bits(_talk(session, 40), wanted, f"logits of {what}, against the original's")
+        require(session.stats.rows == rows, f"{what} keeps {session.stats.rows} rows, the original {rows}")
+        session.close()

@@ -34,7 +34,7 @@ __all__ = [
 class ReferenceEncoder:
     """One attention block over patches. Shortest use: `Pipeline.from_plugins([ReferenceEncoder(), ...])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     width: int = field(default=16, validator=gt(0), metadata={"help": "features per patch, a multiple of 8"})
     patch_size: int = field(default=8, validator=gt(0), metadata={"help": "side of a patch in pixels"})
@@ -52,7 +52,7 @@ class ReferenceEncoder:
 class ReferenceProjector:
     """One linear layer over each block. Shortest use: `Pipeline.from_plugins([..., ReferenceProjector()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_projector(self, vision: types.VisionSpec, text: types.TextSpec) -> types.Projector:
@@ -66,7 +66,7 @@ class ReferenceProjector:
 class ReferenceLanguageModel:
     """Two layers with absolute positions. Shortest use: `Pipeline.from_plugins([..., ReferenceLanguageModel()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     vocab_size: int = field(default=260, validator=gt(0), metadata={"help": "embeddings"})
     max_positions: int = field(default=4096, validator=gt(0), metadata={"help": "rows a conversation may have"})
@@ -84,7 +84,7 @@ class ReferenceLanguageModel:
 class ReferenceTokenizer:
     """A token per byte of UTF-8. Shortest use: `Pipeline.from_plugins([..., ReferenceTokenizer()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_tokenizer(self, folder: Path | None) -> types.Tokenizer:
@@ -98,7 +98,7 @@ class ReferenceTokenizer:
 class ReferencePolicy:
     """Keep the first rows and the most recent. Shortest use: `Pipeline.from_plugins([..., ReferencePolicy()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     rows: int = field(default=24, validator=ge(2), metadata={"help": "rows per head to keep"})
     first: int = field(default=2, validator=ge(0), metadata={"help": "of these, rows from the start of the prompt"})
@@ -108,14 +108,15 @@ class ReferencePolicy:
         """The policy of one pipeline."""
         from .running import Recent
 
-        return Recent(self.rows, min(self.first, self.rows - 1))
+        heads = model.text.layers * model.text.kv_heads
+        return Recent(self.rows, min(self.first, self.rows - 1), heads)
 
 
 @frozen(eq=False, kw_only=True)
 class ReferenceDecoder:
     """Guess from the prompt, verify. Shortest use: `Pipeline.from_plugins([..., ReferenceDecoder()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     depth: int = field(default=3, validator=gt(0), metadata={"help": "tokens guessed at a time"})
 
@@ -131,7 +132,7 @@ class ReferenceDecoder:
 class ReferenceCompressor:
     """Round weights to few bits. Shortest use: `Pipeline.from_plugins([..., ReferenceCompressor()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     bits: int = field(default=8, validator=ge(2), metadata={"help": "bits per weight"})
 
@@ -147,7 +148,7 @@ class ReferenceCompressor:
 class ReferenceBackend:
     """The torch backend by another name. Shortest use: `Pipeline.from_plugins([..., ReferenceBackend()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_backends(self) -> Sequence[types.Backend]:
@@ -161,7 +162,7 @@ class ReferenceBackend:
 class ReferenceFormat:
     """Four bits with a scale for each `group`. Shortest use: `Pipeline.from_plugins([..., ReferenceFormat()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     group: int = field(default=64, validator=ge(8), metadata={"help": "columns that share a scale, a multiple of 8"})
 
@@ -177,7 +178,7 @@ class ReferenceFormat:
 class ReferenceReward:
     """1 for an answer that holds the right one. Shortest use: `Pipeline.from_plugins([..., ReferenceReward()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_rewards(self) -> Sequence[types.Reward]:
@@ -191,7 +192,7 @@ class ReferenceReward:
 class ReferenceFilter:
     """Drop samples without an answer. Shortest use: `Pipeline.from_plugins([..., ReferenceFilter()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_data_filters(self) -> Sequence[types.DataFilter]:
@@ -205,7 +206,7 @@ class ReferenceFilter:
 class ReferenceBenchmark:
     """Share of questions that get any answer. Shortest use: `Pipeline.from_plugins([..., ReferenceBenchmark()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_benchmarks(self) -> Sequence[types.Benchmark]:
@@ -219,7 +220,7 @@ class ReferenceBenchmark:
 class ReferenceExporter:
     """Shapes of all tensors as JSON. Shortest use: `Pipeline.from_plugins([..., ReferenceExporter()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_exporters(self) -> Sequence[types.Exporter]:
@@ -233,7 +234,7 @@ class ReferenceExporter:
 class ReferenceWatcher:
     """Look and listen, change nothing. Shortest use: `Pipeline.from_plugins([..., ReferenceWatcher()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_check(self, plan: Plan) -> Sequence[str]:

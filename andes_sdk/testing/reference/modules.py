@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from torch.utils.checkpoint import checkpoint
 
 from andes_sdk.inputs.patches import patch_positions, split_rows
-from andes_sdk.types import Attend, Grid, TextSpec, VisionSpec
+from andes_sdk.types import Attend, Grid, Tap, TextSpec, VisionSpec
 
 HEADS, KV_HEADS, HEAD = 4, 2, 8
 
@@ -112,16 +112,25 @@ class LanguageModel(nn.Module):
         rows: Tensor = self.tokens(ids)
         return rows
 
-    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend, tap: Tap | None = None) -> Tensor:
         """(T, D) at (T,) positions -> (T, D)."""
         x = embeds + waves(positions, self.spec.width).to(embeds.dtype)
         for index, block in enumerate(self.blocks):
+            if tap is not None:
+                tap(index, x)
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, index, attend, use_reentrant=False)
             else:
                 x = block(x, index, attend)
+        if tap is not None:
+            tap(len(self.blocks), x)
         normed: Tensor = self.norm(x)
         return normed
+
+    def linears(self) -> dict[str, tuple[int, str]]:
+        """Linear layers by module name -> (layer, role)."""
+        roles = {"q": "q", "k": "k", "v": "v", "out": "o", "up": "up", "down": "down"}
+        return {f"blocks.{n}.{name}": (n, role) for n in range(len(self.blocks)) for name, role in roles.items()}
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, D) -> (T, V)."""

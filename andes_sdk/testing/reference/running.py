@@ -2,38 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from attrs import frozen
+from attrs import define, field, frozen
 from torch import Tensor
+
+from andes_sdk.types import Proposal
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import Compiled, Layer, Sampler, Session
+    from andes_sdk.types import Cache, Compiled, Draft, Rows
 
 
 @frozen
 class Recent:
-    """Keeps `first` rows of the start and the most recent ones (Xiao et al. 2023, attention sinks)."""
+    """Keeps `first` rows of the start and the most recent ones (Xiao et al. 2023, attention sinks); its own keeper.
+
+    Attributes:
+        heads: KV heads of all layers. slack: rows per head that may pile up before some go.
+    """
 
     rows: int
     first: int
+    heads: int
+    slack: int = 0
     name: str = "reference-recent"
     window: int = 0
+    taps: Sequence[int] = ()
+    replays: bool = False
 
-    def budget(self, rows: int) -> int | None:
-        """At most `rows` of them."""
-        return min(rows, self.rows)
+    def budget(self, seen: int) -> int | None:
+        """At most `rows` and the slack, in each head."""
+        return min(seen, self.rows + self.slack) * self.heads
 
-    def keep(self, layer: Layer) -> Sequence[Tensor] | None:
+    def open(self, state: Mapping[str, Tensor] | None = None) -> Recent:
+        """Itself."""
+        return self
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def score(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """None."""
+        return None
+
+    def due(self, seen: int, held: int, reading: bool) -> bool:
+        """Beyond the budget."""
+        return held > (self.rows + self.slack) * self.heads
+
+    def keep(self, cache: Cache) -> Sequence[Sequence[Tensor] | None]:
         """The same rows in every head."""
-        seen = len(layer.positions[0])
-        if seen <= self.rows:
+        return [self._kept(len(layer.positions[0]), len(layer.positions)) for layer in cache.layers]
+
+    def _kept(self, stored: int, heads: int) -> Sequence[Tensor] | None:
+        if stored <= self.rows:
             return None
-        recent = torch.arange(seen - self.rows + self.first, seen)
-        return [torch.cat([torch.arange(self.first), recent])] * len(layer.keys)
+        recent = torch.arange(stored - self.rows + self.first, stored)
+        return [torch.cat([torch.arange(self.first), recent])] * heads
+
+
+@define(eq=False)
+class Words:
+    """The tokens of a conversation."""
+
+    tokens: list[int] = field(factory=list)
+
+    def read(self, tokens: Sequence[int], rows: Rows) -> None:
+        """Note the tokens."""
+        self.tokens += tokens
+
+    def fork(self) -> Words:
+        """A copy."""
+        return Words(list(self.tokens))
 
 
 @frozen
@@ -42,22 +85,16 @@ class PromptLookup:
 
     depth: int
     name: str = "reference-lookup"
+    taps: Sequence[int] = ()
 
-    def decode(self, session: Session, logits: Tensor, sampler: Sampler, history: list[int]) -> Iterator[list[int]]:
-        """One token that is certain and a guess at what follows, verified in one pass."""
-        while True:
-            start = session.length
-            accepted = [sampler.pick(logits, start, history)]
-            guess = self.guess([*history, *accepted])
-            scores, _ = session.extend([*accepted, *guess])
-            for i, token in enumerate(guess):
-                if sampler.pick(scores[i], start + 1 + i, [*history, *accepted]) != token:
-                    break
-                accepted.append(token)
-            session.commit(list(range(len(accepted))))
-            logits = scores[len(accepted) - 1]
-            history += accepted
-            yield accepted
+    def open(self) -> Words:
+        """A memory for a conversation."""
+        return Words()
+
+    def propose(self, drafts: Sequence[Draft], last: Sequence[int]) -> Sequence[Proposal]:
+        """A guess for each."""
+        histories = [[*cast("Words", draft).tokens, token] for draft, token in zip(drafts, last, strict=True)]
+        return [Proposal(tuple(self.guess(history))) for history in histories]
 
     def guess(self, history: Sequence[int]) -> list[int]:
         """What came after the previous occurrence of the last token."""
@@ -72,11 +109,12 @@ class Renamed:
     """The torch backend as a plugin."""
 
     name: str = "reference-backend"
+    rows: int | None = None
 
-    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
+    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()) -> Compiled:
         """As the torch backend does. Raises BackendUnavailable for a device that is absent."""
         from andes_sdk.runtime.torch_backend import TorchBackend
 
         backend: Any = TorchBackend()
-        compiled: Compiled = backend.compile(model, device=device, dtype=dtype)
+        compiled: Compiled = backend.compile(model, device=device, dtype=dtype, taps=taps)
         return compiled

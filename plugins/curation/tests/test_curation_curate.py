@@ -61,7 +61,7 @@ class Loses:
 class Own:
     """Filters of this file."""
 
-    contract = "1.0"
+    contract = "1.1"
     limit: int = field(default=4)
 
     @hookimpl

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Gguf:
     """A Llama, Qwen2 or Qwen3 file. Shortest use: `Pipeline.from_plugins([..., {"gguf": {"path": "model.gguf"}}])`."""
 
-    contract = "1.0"
+    contract = "1.1"
     testing: ClassVar[Mapping[str, object]] = {"path": str(Path(__file__).parent / "data" / "tiny.gguf")}
 
     path: str = field(default="", metadata={"help": "the .gguf file; not needed beside a checkpoint", "local": True})
@@ -63,7 +63,7 @@ class Gguf:
 class GgufExport:
     """Writes the language model for llama.cpp. Shortest use: `Pipeline.from_plugins([..., "gguf-export"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
     companions: ClassVar[Sequence[object]] = ({"gguf": {"path": str(Path(__file__).parent / "data" / "tiny.gguf")}},)
 
     type: str = field(default="auto", validator=in_(TYPES), metadata={"help": f"of the matrices: {', '.join(TYPES)}"})

@@ -6,7 +6,8 @@ Everything but attention is transformers' own code. Left out: sliding windows, e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -26,7 +27,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from andes_sdk.errors import ConfigError
-from andes_sdk.types import Attend, TextSpec
+from andes_sdk.types import Attend, Tap, TextSpec
 
 from .weights import fill
 
@@ -77,6 +78,34 @@ class Rotary(LlamaRotaryEmbedding):
         return self
 
 
+ROLES = {
+    "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "o",
+    "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down",
+}  # fmt: skip
+"""Linear layers of a decoder layer, and what they do."""
+
+
+@contextmanager
+def tapped(modules: Sequence[nn.Module], tap: Tap | None) -> Iterator[None]:
+    """Show a tap what enters each of these modules, numbered in order, while this lasts."""
+
+    def shown(number: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+            rows = args[0] if args else kwargs["hidden_states"]
+            tap(number, rows[0])  # (1, T, D)
+
+        return hook
+
+    handles = []
+    if tap is not None:
+        handles = [m.register_forward_pre_hook(shown(n), with_kwargs=True) for n, m in enumerate(modules)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class Decoder:
     """What makes a causal model of transformers an `andes_sdk.types.LanguageModel`; stands before it in the bases."""
 
@@ -107,16 +136,25 @@ class Decoder:
         """(T,) token ids -> (T, D)."""
         return cast(Tensor, self.model.embed_tokens(ids))
 
-    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """(T, D) embeddings at (T,) positions -> (T, D) after the last norm."""
-        output = self.model(
-            inputs_embeds=embeds[None],  # (1, T, D)
-            position_ids=positions[None],  # (1, T)
-            attention_mask=embeds.new_zeros(1, 1, 1, 1),  # four dimensions are taken as they are: no mask is built
-            use_cache=False,
-            attend=attend,
-        )
+    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend, tap: Tap | None = None) -> Tensor:
+        """(T, D) embeddings at (T,) positions -> (T, D) after the last norm. `tap` sees what enters each layer."""
+        with tapped([*self.model.layers, self.model.norm], tap):
+            output = self.model(
+                inputs_embeds=embeds[None],  # (1, T, D)
+                position_ids=positions[None],  # (1, T)
+                attention_mask=embeds.new_zeros(1, 1, 1, 1),  # four dimensions are taken as they are: no mask is built
+                use_cache=False,
+                attend=attend,
+            )
         return cast(Tensor, output.last_hidden_state[0])  # (T, D)
+
+    def linears(self) -> dict[str, tuple[int, str]]:
+        """Linear layers by module name -> (layer, role)."""
+        return {
+            f"model.layers.{n}.{place}": (n, role)
+            for n in range(self.config.num_hidden_layers)
+            for place, role in ROLES.items()
+        }
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, D) -> (T, V)."""

@@ -24,7 +24,7 @@ PIXEL = (
 class GRPO(Options):
     """Learn from rewarded answers. Shortest use: Pipeline.from_plugins([..., "verifiers", "grpo"])."""
 
-    contract = "1.0"
+    contract = "1.1"
     companions: ClassVar[Sequence[Any]] = [{"verifiers": {"length_limit": 12, "length_grace": 1.0}}]
     testing: ClassVar[Mapping[str, object]] = {
         "rewards": {"length": 1.0}, "group": 4, "prompts_per_step": 2, "max_answer": 6,
@@ -57,7 +57,7 @@ class GRPO(Options):
         """Where answers come from, and which loss is taken."""
         reference = f"KL {self.kl} from the stage's first weights" if self.kl else "no reference"
         return {
-            "answers": self.server or "the model's own sessions, token by token; the decoder takes no part",
+            "answers": self.server or "the model itself, with the pipeline's decoder and cache policy",
             "loss": f"{self.normalise} mean, ratios per {self.level}, clip -{self.clip_low} +{self.clip_high}, "
             f"{reference}",
         }

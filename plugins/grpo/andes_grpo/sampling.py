@@ -1,6 +1,6 @@
-"""Answers from the model itself: sessions on the weights that learn, decoded in lock-step.
+"""Answers from the model itself: an engine on the weights that learn, with the pipeline's decoder and cache policy.
 
-The prompt of a group is read once, and its session copied for each answer. Noise is keyed by (seed, position), so an
+The prompt of a group is read once, and its session forked for each answer. Noise is keyed by (seed, position), so an
 answer depends on the weights, the prompt and its seed alone (up to rounding, not on what is decoded beside it):
 `pipe.generate` with the same seed and temperature gives the same text. Left out: top-k and top-p, because the loss
 takes the whole softmax for what was sampled from.
@@ -8,7 +8,6 @@ takes the whole softmax for what was sampled from.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,8 +16,8 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.runtime.sampling import TokenSampler
+from andes_sdk.runtime.engine import Engine, raise_errors
+from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.runtime.torch_backend import CompiledTorch
 
 from .policy import log_policy
@@ -27,26 +26,42 @@ from .prompts import Completion, Prompt
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.runtime.session import TorchSession
+    from andes_sdk.runtime.engine import Conversation
+
+
+@frozen(eq=False)
+class Banned:
+    """A constraint: every token but one, in every place."""
+
+    mask: Tensor
+
+    @classmethod
+    def of(cls, token: int, vocab_size: int) -> Banned:
+        """All of a vocabulary but this token."""
+        return cls(torch.arange(vocab_size) != token)
+
+    def allowed(self, answer: Sequence[int]) -> Tensor:
+        """(V,) bool."""
+        return self.mask
 
 
 @define(eq=False)
 class _Answer:
-    """One answer in the making."""
+    """One answer in the making: log-probabilities of its tokens, beside the engine's conversation."""
 
-    session: TorchSession
-    sampler: TokenSampler
-    history: list[int]
-    logits: Tensor
-    prefix: str
-    tokens: list[int] = field(factory=list)
+    image_token: int
+    temperature: float
     logps: list[float] = field(factory=list)
-    done: bool = False
+
+    def watch(self, logits: Tensor, token: int) -> None:
+        """Note how likely the policy made a token."""
+        scores = log_policy(logits[None], image_token=self.image_token, temperature=self.temperature)
+        self.logps.append(float(scores[0, token]))
 
 
 @frozen(eq=False)
 class SessionSampler:
-    """Samples from a pipeline's model as it is now, under its cache policy.
+    """Samples from a pipeline's model as it is now, with its decoder and under its cache policy.
 
     Attributes:
         max_answer: longest answer in tokens. temperature: of the policy. concurrency: answers decoded together.
@@ -60,74 +75,59 @@ class SessionSampler:
     def answers(self, prompts: Sequence[Prompt]) -> list[list[Completion]]:
         """Per prompt one answer for each of its seeds."""
         with torch.inference_mode(), _evaluating(self.pipeline.model):
-            return list(self._in_parts(prompts))
+            return self._decoded(prompts, self._engine())
 
-    def _in_parts(self, prompts: Sequence[Prompt]) -> Iterator[list[Completion]]:
-        waiting = [(i, seed) for i, p in enumerate(prompts) for seed in p.seeds]
-        done: list[list[Completion]] = [[] for _ in prompts]
-        for start in range(0, len(waiting), self.concurrency):
-            part = waiting[start : start + self.concurrency]
-            for (index, _), answer in zip(part, self._decode(prompts, part), strict=True):
-                done[index].append(answer)
-        yield from done
+    def _engine(self) -> Engine:
+        pipe = self.pipeline
+        compiled = CompiledTorch(pipe.model, taps=tuple(sorted({*pipe.policy.taps, *pipe.decoder.taps})))
+        ends = frozenset((pipe.tokenizer.eos, pipe.tokenizer.pad))
+        return Engine(compiled, pipe.policy, pipe.decoder, ends, pipe.model.text.max_positions)
 
-    def _decode(self, prompts: Sequence[Prompt], part: Sequence[tuple[int, int]]) -> list[Completion]:
-        compiled = CompiledTorch(self.pipeline.model)
-        answers = self._begin(compiled, prompts, part)
-        ends = {self.pipeline.tokenizer.eos, self.pipeline.tokenizer.pad}
-        active = answers
-        while True:
-            self._pick(active, ends)
-            active = [a for a in active if not a.done and len(a.tokens) < self.max_answer]
-            if not active:
-                break
-            steps = compiled.extend_many([a.session for a in active], [a.tokens[-1:] for a in active])
-            for answer, (logits, _) in zip(active, steps, strict=True):
-                answer.logits = logits[-1]
-                answer.session.commit()
-        return [self._finished(a) for a in answers]
+    def _decoded(self, prompts: Sequence[Prompt], engine: Engine) -> list[list[Completion]]:
+        waiting = list(self._groups(prompts))
+        done: list[dict[int, Completion]] = [{} for _ in prompts]
+        going: list[tuple[int, int, Conversation, _Answer]] = []
+        try:
+            while waiting or going:
+                while waiting and len(going) + len(waiting[0][1]) <= self.concurrency:
+                    going += self._joined(engine, prompts, *waiting.pop(0))
+                engine.step()
+                for index, place, conversation, answer in [one for one in going if one[2].finish]:
+                    raise_errors([conversation])
+                    done[index][place] = self._finished(conversation, answer)
+                going = [one for one in going if not one[2].finish]
+        finally:
+            engine.close()
+        return [[answers[place] for place in sorted(answers)] for answers in done]
 
-    def _begin(
-        self, compiled: CompiledTorch, prompts: Sequence[Prompt], part: Sequence[tuple[int, int]]
-    ) -> list[_Answer]:
-        read: dict[int, tuple[TorchSession, Tensor]] = {}
-        answers = []
-        for index, seed in part:
-            inputs = prompts[index].inputs
-            if index not in read:
-                session = compiled.session(self.pipeline.policy)
-                read[index] = session, session.prefill(inputs)
-            session, logits = read[index]
-            options = GenerationOptions(max_tokens=self.max_answer, temperature=self.temperature, seed=seed)
-            history = inputs.ids.tolist()
-            sampler = TokenSampler(options, len(history))
-            answers.append(_Answer(_copied(session, compiled), sampler, history, logits, inputs.prefix))
-        return answers
+    def _groups(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, range]]:
+        """A prompt and places of its seeds, as many as may be decoded together."""
+        for index, prompt in enumerate(prompts):
+            places = range(len(prompt.seeds))
+            for start in range(0, len(places), self.concurrency):
+                yield index, places[start : start + self.concurrency]
 
-    def _pick(self, active: Sequence[_Answer], ends: set[int]) -> None:
-        """One token for each answer, with its log-probability."""
-        image_token = self.pipeline.tokenizer.image_token
-        logits = torch.stack([a.logits for a in active]).float()  # (B, V)
-        logits[:, image_token] = -torch.inf
-        scores = log_policy(logits, image_token=image_token, temperature=self.temperature)
-        picked = [a.sampler.pick(row, a.session.length, a.history) for a, row in zip(active, logits, strict=True)]
-        chosen = scores.gather(1, torch.tensor(picked, device=scores.device)[:, None])[:, 0].tolist()
-        for answer, token, logp in zip(active, picked, chosen, strict=True):
-            answer.history.append(token)
-            answer.tokens.append(token)
-            answer.logps.append(logp)
-            answer.done = token in ends
+    def _joined(
+        self, engine: Engine, prompts: Sequence[Prompt], index: int, places: range
+    ) -> list[tuple[int, int, Conversation, _Answer]]:
+        """Answers to one prompt, which is read once for all of them."""
+        prompt, image_token = prompts[index], self.pipeline.tokenizer.image_token
+        banned = Banned.of(image_token, self.pipeline.model.text.vocab_size)
+        options = [
+            GenerationOptions(
+                max_tokens=self.max_answer, temperature=self.temperature, seed=prompt.seeds[place], constraint=banned
+            )
+            for place in places
+        ]
+        answers = [_Answer(image_token, self.temperature) for _ in places]
+        joined = engine.join_many(prompt.inputs, options, [a.watch for a in answers])
+        return [(index, *one) for one in zip(places, joined, answers, strict=True)]
 
-    def _finished(self, answer: _Answer) -> Completion:
-        answer.session.close()
-        text = self.pipeline.tokenizer.decode(answer.tokens[:-1] if answer.done else answer.tokens)
-        return Completion(tuple(answer.tokens), tuple(answer.logps), answer.prefix + text, answer.done)
-
-
-def _copied(session: TorchSession, compiled: CompiledTorch) -> TorchSession:
-    """A session of its own with the rows read so far; what sessions were made with stays shared."""
-    shared = (compiled.model, compiled.adapters, session.policy)
-    return copy.deepcopy(session, {id(x): x for x in shared})
+    def _finished(self, conversation: Conversation, answer: _Answer) -> Completion:
+        conversation.session.close()
+        tokens, ended = conversation.tokens, conversation.finish == "stop"
+        text = self.pipeline.tokenizer.decode(tokens[:-1] if ended else tokens)
+        return Completion(tuple(tokens), tuple(answer.logps), conversation.inputs.prefix + text, ended)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ class Chance:
 
 @frozen(eq=False, kw_only=True)
 class Rewards:
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_rewards(self):

@@ -44,7 +44,7 @@ class Vowels:
 
 @frozen(eq=False, kw_only=True)
 class Rewards:
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_rewards(self):
@@ -376,7 +376,7 @@ class Vowels:
 
 @frozen(eq=False, kw_only=True)
 class Rewards:
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_rewards(self):

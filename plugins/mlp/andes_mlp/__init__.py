@@ -19,7 +19,7 @@ class MLP:
     Shortest use: `Pipeline.from_plugins(["aimv2", "mlp", "qwen3"])`. No options: its sizes follow from the others.
     """
 
-    contract = "1.0"
+    contract = "1.1"
 
     @hookimpl
     def andes_projector(self, vision: VisionSpec, text: TextSpec) -> Projector:

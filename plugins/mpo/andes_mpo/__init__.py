@@ -21,7 +21,7 @@ def _weight(default: float, of: str) -> Any:
 class MPO:
     """Learn from pairs of a better and a worse answer. Shortest use: Pipeline.from_plugins([..., "mpo"])."""
 
-    contract = "1.0"
+    contract = "1.1"
     samples: ClassVar[Sequence[Mapping[str, object]]] = (
         {"prompt": [_QUESTION], "chosen": "Yes, by day.", "rejected": "No."},
         {"prompt": [{"role": "user", "content": "2 + 2?"}], "chosen": "4", "rejected": "It is five, I think."},

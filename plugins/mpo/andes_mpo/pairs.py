@@ -31,8 +31,8 @@ from attrs import asdict, evolve, field, frozen
 from attrs.validators import ge, gt, le
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.runtime.sampling import TokenSampler
+from andes_sdk.runtime.engine import raise_errors
+from andes_sdk.runtime.options import GenerationOptions
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
@@ -225,21 +225,16 @@ def _usable(text: str) -> bool:
 def finish(pipeline: Pipeline, messages: Messages, begun: Sequence[int], options: GenerationOptions) -> str | None:
     """Go on with an answer of which the first ids are given -> its whole text, or None if it comes to no end."""
     prompt = pipeline.prepare(messages, think=options.think)
-    inputs = evolve(prompt, ids=torch.cat([prompt.ids, torch.tensor(list(begun), dtype=torch.int64)]), supervised=None)
-    session, history, tokens = pipeline.session(), inputs.ids.tolist(), list(begun)
-    ends = {pipeline.tokenizer.eos, pipeline.tokenizer.pad}
-    try:
-        logits = session.prefill(inputs)
-        for new in pipeline.decoder.decode(session, logits, TokenSampler(options, len(prompt.ids)), history):
-            for token in new:
-                if token in ends:
-                    return prompt.prefix + pipeline.tokenizer.decode(tokens)
-                tokens.append(token)
-            if len(tokens) >= options.max_tokens:
-                return None
-    finally:
-        session.close()
-    return None
+    ids = torch.cat([prompt.ids, torch.tensor(list(begun), dtype=torch.int64)])
+    engine = pipeline.engine()
+    rest = evolve(options, max_tokens=max(1, options.max_tokens - len(begun)))
+    one = engine.join(evolve(prompt, ids=ids, supervised=None), rest)
+    engine.run()
+    raise_errors([one])
+    one.session.close()
+    if one.finish != "stop":
+        return None
+    return prompt.prefix + pipeline.tokenizer.decode([*begun, *one.tokens[:-1]])
 
 
 def without_pictures(messages: Messages) -> Messages:

@@ -23,7 +23,7 @@ FORMATS = ("w4_g32", "w4_g128", "w8", "f16", "ternary_g128", "nm14_w4", "nm28_w4
 class Numba:
     """The backend "numba". Shortest use: `Pipeline.from_plugins([..., "qwen3", "numba"], backend="numba")`."""
 
-    contract = "1.0"
+    contract = "1.1"
     testing: ClassVar[Mapping[str, object]] = {"format": "f16", "kv": "f32", "activations": "exact"}
     companions: ClassVar[Sequence[object]] = ({"qwen3": {"preset": "tiny"}},)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from andes_sdk.errors import BackendUnavailable
 from andes_sdk.formats import find
+from andes_sdk.runtime.compiled import BaseCompiled, Pass
 
 from .affinity import tell_cpus
 from .encoder import Vision, choose_vision
@@ -20,7 +21,8 @@ from .few import forward_few
 from .lookup import look_up
 from .lora import Adapters
 from .machine import choose_kernels, code_origin, threading_layer
-from .session import NumbaSession, run
+from .passes import run_passes
+from .session import NumbaSession
 from .simd import Tag
 from .step import forward
 from .team import Team, gather
@@ -31,7 +33,7 @@ from .weights import PackedModel, Rotary, map_model, pack_model
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.storage.packing import Artefact
-    from andes_sdk.types import Adapter, CachePolicy, Session
+    from andes_sdk.types import Adapter, CachePolicy, Rows
 
     from . import Numba
 
@@ -42,13 +44,16 @@ class NumbaBackend:
 
     options: Numba
     name: str = "numba"
+    rows: int | None = None
 
     @property
     def tolerance(self) -> float:
         """What the conformance kit allows between its logits and torch's: mostly the rounding of weights."""
         return {"f16": 1e-3, "w8": 0.02}.get(self.options.format, 0.5)
 
-    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> CompiledNumba:
+    def compile(
+        self, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()
+    ) -> CompiledNumba:
         """Pack the language model; encoder and projector follow with the first picture, the embedding stays on torch.
 
         Raises:
@@ -59,9 +64,11 @@ class NumbaBackend:
         options = self.options
         model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
         packed = pack_model(model, find(options.format), find(options.head or options.format))
-        return compiled(model, packed, options, f"embedding, in {dtype}")
+        return compiled(model, packed, options, f"embedding, in {dtype}", taps)
 
-    def open(self, artefact: Artefact, model: VisionLanguageModel, *, device: str, dtype: str) -> CompiledNumba:
+    def open(
+        self, artefact: Artefact, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()
+    ) -> CompiledNumba:
         """Run the matrices of an artefact where they lie in the file; the artefact's formats, not the options', count.
 
         Raises:
@@ -70,7 +77,7 @@ class NumbaBackend:
         self._check(device)
         packed = map_model(model, artefact, dtype=dtype)
         kept = "what the other rows do not name" if packed.table else "embedding, and what the other rows do not name"
-        return compiled(model, packed, self.options, f"{kept}: dequantised in {dtype} when it is used")
+        return compiled(model, packed, self.options, f"{kept}: dequantised in {dtype} when it is used", taps)
 
     def _check(self, device: str) -> None:
         """Refuse what this machine lacks before the long part."""
@@ -80,7 +87,9 @@ class NumbaBackend:
         gather(self.options.threads, self.options.affinity)
 
 
-def compiled(model: VisionLanguageModel, packed: PackedModel, options: Numba, on_torch: str) -> CompiledNumba:
+def compiled(
+    model: VisionLanguageModel, packed: PackedModel, options: Numba, on_torch: str, taps: Sequence[int]
+) -> CompiledNumba:
     """A packed model with the kernels for it; of `model` only what stays on torch is used.
 
     Raises:
@@ -101,7 +110,7 @@ def compiled(model: VisionLanguageModel, packed: PackedModel, options: Numba, on
     }
     formats = tuple(Tag("format", name) for name in packed.formats)
     tags = (Tag("isa", kernels), formats, Tag("mode", options.activations), Tag("kv", options.kv))
-    return CompiledNumba(model, packed, tags, options.kv, team, facts, vision)
+    return CompiledNumba(model, packed, tags, options.kv, team, facts, vision, tuple(taps))
 
 
 def _told(formats: Sequence[str]) -> str:
@@ -113,7 +122,7 @@ def _told(formats: Sequence[str]) -> str:
 
 
 @define(eq=False, slots=False)
-class CompiledNumba:
+class CompiledNumba(BaseCompiled):
     """A packed model that opens sessions."""
 
     model: VisionLanguageModel
@@ -123,6 +132,12 @@ class CompiledNumba:
     team: Team
     _facts: Mapping[str, str]
     vision: Vision
+    taps: Sequence[int] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return torch.device("cpu")
 
     @property
     def threads(self) -> int:
@@ -155,24 +170,13 @@ class CompiledNumba:
         look_up(*self.packed.table, ids.numpy(), rows)
         return torch.from_numpy(rows)
 
-    def session(self, policy: CachePolicy) -> NumbaSession:
+    def empty(self, policy: CachePolicy, keeper: Mapping[str, Tensor] | None) -> NumbaSession:
         """An empty session."""
-        return NumbaSession(self, policy)
+        return NumbaSession(self, policy, keeper)
 
-    @torch.inference_mode()
-    def extend_many(self, sessions: Sequence[Session], tokens: Sequence[Sequence[int]]) -> list[tuple[Tensor, Tensor]]:
-        """Extend several sessions by a chain each in one pass over the weights, to the bits of `extend` on each."""
-        lengths = [len(new) for new in tokens]
-        own = [cast("NumbaSession", session) for session in sessions]
-        for session, new in zip(own, tokens, strict=True):
-            session.check(new, pending=True)
-        with own[0].timed("decode"):
-            steps = [session.step(length, None) for session, length in zip(own, lengths, strict=True)]
-            ids = torch.tensor([token for new in tokens for token in new])
-            logits, hidden = run(self, own, steps, self.embed(ids))
-        for session, length in zip(own, lengths, strict=True):
-            session.passed(length)
-        return list(zip(logits.split(lengths), hidden.split(lengths), strict=True))
+    def run(self, passes: Sequence[Pass], embeds: Sequence[Tensor]) -> list[Rows]:
+        """Rows of all sessions, to the bits of each alone."""
+        return run_passes(self, passes, embeds)
 
     def facts(self) -> Mapping[str, str]:
         """Kernel set and why, threads, layer and CPUs, formats, precisions, what stays on torch, where code is from."""

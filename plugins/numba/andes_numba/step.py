@@ -116,15 +116,24 @@ def ready(mode, fmt, source, weight, eps, normed, x, count, threads):
         _ready_many(mode, fmt, source, weight, eps, normed, x, count, threads)
 
 
+@njit
+def show(taps, layer, x, seen):
+    """Copy what enters a layer to where it is wanted: x (rows, width) -> seen (taps, T, width)."""
+    for n in range(len(taps)):
+        if taps[n] == layer:
+            seen[n] = x[: seen.shape[1], : seen.shape[2]]
+
+
 @kept
 def forward(
-    isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, logits, threads
+    isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, read, taps, seen, logits, threads
 ):  # fmt: skip
     """Run `count` rows of embeddings x (padded rows, padded width) through the model, in place.
 
     formats: of q-k-v, output, gate-up, down and head. lora: the rows' adapters.
     Keys and values are written behind those in the store (whose counts the caller raises). x becomes the hidden rows
-    after the last norm, logits (rows, padded vocabulary) those of the rows from `first` (0, or the last) on. cos and
+    after the last norm, logits (rows, padded vocabulary) those of the rows `read` (n,). seen (taps, T, width) receives
+    what enters the layers `taps`; as many layers as there are stands for the last norm. cos and
     sin (T, d / 2) belong to the positions; queries (layers, T, Hq * d), or a size of zero, receives rotated queries.
     """
     _, width, q_heads, kv_heads, size, inner, _ = sizes
@@ -137,13 +146,15 @@ def forward(
     gated = np.zeros((rows, (inner + 127) // 128 * 128), np.float32)
     a, b = space(mode, formats[0], width, rows), space(mode, formats[1], q_heads * size, rows)
     c, d = space(mode, formats[2], width, rows), space(mode, formats[3], inner, rows)
-    e = space(mode, formats[4], width, 1 if count - first == 1 else (count - first + 3) // 4 * 4)
+    many = len(read)
+    e = space(mode, formats[4], width, 1 if many == 1 else (many + 3) // 4 * 4)
     apart = len(lora.rows) > 0 or count < FEW
     low = np.empty((rows if len(lora.rows) else 0, 3, lora.most), np.float32)
     both = np.empty((rows if apart else 0, 2 * gated.shape[1]), np.float32)
     keys, groups, sight = longest(store) + count, row_groups(store, count, heads), sights(store, count)
     desk, none, eps, edges = desks(heads, keys, threads), weights.last[:0], weights.eps, np.array([0, 3, 4, 6, 7])
     for n in range(sizes.layers):
+        show(taps, n, x, seen)
         products, used, norms = weights.products[n], lora.used[n], weights.norms[n]
         ready(mode, formats[0], x, norms[0], eps, normed, a, count, threads)
         multiply(isa, formats[0], products[:3], bytes_[0], a, count, address(qkv), 4 * qkv.shape[1], False, threads)
@@ -173,8 +184,12 @@ def forward(
         multiply(isa, formats[3], products[6:], bytes_[6], d, count, address(x), 4 * x.shape[1], True, threads)
         if used[3]:
             adapt(lora, n, edges[3], edges[4], gated, x, low, count, threads)
+    show(taps, sizes.layers, x, seen)
     for t in range(count):
         norm_row(address(x[t]), address(weights.last), address(x[t]), width, eps)
-    ready(mode, formats[4], x[first:], none, eps, x[first:], e, count - first, threads)
+    last = np.zeros((1 if many == 1 else (many + 3) // 4 * 4, x.shape[1]), np.float32)
+    for t in range(many):
+        last[t] = x[read[t]]
+    ready(mode, formats[4], last, none, eps, last, e, many, threads)
     to, stride = address(logits), 4 * logits.shape[1]
-    multiply(isa, formats[4], weights.head, weights.head_size, e, count - first, to, stride, False, threads)
+    multiply(isa, formats[4], weights.head, weights.head_size, e, many, to, stride, False, threads)

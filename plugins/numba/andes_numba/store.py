@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -103,6 +103,28 @@ class KVStore:
         if scales:
             found = [a * scale[:, None] for a, scale in zip(found, scales, strict=True)]
         return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(positions.copy())
+
+    def dump(self) -> dict[str, Tensor]:
+        """Each part's rows, one run after another, and rows per run; copies."""
+        runs = list(zip(self.starts.flat, self.counts.flat, strict=True))
+        index = np.concatenate([np.arange(start, start + count) for start, count in runs])
+        parts = {f"part{n}": torch.from_numpy(array[index]) for n, array in enumerate(self._arrays)}
+        return {**parts, "counts": torch.from_numpy(self.counts.copy())}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take rows that `dump` gave, into an empty store.
+
+        Raises:
+            SessionError: the system has no memory for them.
+        """
+        counts = state["counts"].numpy()
+        self.reserve(int(counts.max(initial=0)))
+        ends = np.cumsum(counts.ravel())
+        for start, end, count in zip(self.starts.flat, ends, counts.flat, strict=True):
+            for n, array in enumerate(self._arrays):
+                array[start : start + count] = state[f"part{n}"].numpy()[end - count : end]
+        self.counts[:] = counts
+        np.maximum(self._written, self.counts, out=self._written)
 
     # ------------------------------------------------------------ memory
 

@@ -7,7 +7,7 @@ from andes_sdk import Pipeline
 from andes_sdk.errors import ConfigError, DuplicateName, SessionError
 from andes_sdk.runtime.policy import KeepAll
 from andes_sdk.testing.material import conversation, plain_inputs
-from andes_sdk.types import Adapter, LowRank
+from andes_sdk.types import Adapter, LowRank, Work
 
 # an inner size that fills no block of sixteen, and ranks that fill no vector
 MODEL = ["mlp", {"aimv2": {"preset": "tiny"}}, {"qwen3": {"preset": "tiny", "config": {"intermediate_size": 100}}}]
@@ -94,7 +94,8 @@ def test_sessions_with_different_adapters_in_one_pass_have_the_bits_of_each_alon
             session.prefill(plain_inputs(pipe, 5 + 7 * number, seed=number))
         for _ in range(2):
             if together:
-                steps = pipe.compiled.extend_many(sessions, tokens)
+                rows = pipe.compiled.step([Work(session=s, tokens=t) for s, t in zip(sessions, tokens, strict=True)])
+                steps = [(one.logits, one.hidden) for one in rows]
             else:
                 steps = [session.extend(new) for session, new in zip(sessions, tokens, strict=True)]
         results.append([part for step in steps for part in step])

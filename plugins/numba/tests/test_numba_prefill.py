@@ -3,7 +3,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from andes_numba import block_attention, session
+from andes_numba import block_attention, passes
 from andes_numba.activations import address
 from andes_numba.attention import look
 from andes_numba.simd import Tag
@@ -14,7 +14,7 @@ from andes_sdk import Pipeline
 from andes_sdk.runtime.policy import KeepAll
 from andes_sdk.testing.material import plain_inputs
 from andes_sdk.testing.reference import ReferencePolicy
-from andes_sdk.types import Inputs
+from andes_sdk.types import Inputs, Work
 
 # ---------------------------------------------------------------- attention alone
 
@@ -167,7 +167,7 @@ def test_strips_of_another_size_give_the_same_bits(case, monkeypatch):
     pipe, results = build(case), []
     ids = plain_inputs(pipe, 300).ids
     for strip in (256, 64, 512):
-        monkeypatch.setattr(session, "STRIP", strip)
+        monkeypatch.setattr(passes, "STRIP", strip)
         one = pipe.compiled.session(KeepAll())
         results.append(torch.cat([one.prefill(Inputs(ids=ids))[None], one.extend([1])[0]]))
     assert torch.equal(results[1], results[0])
@@ -209,7 +209,8 @@ def test_sessions_that_share_a_pass_of_many_rows_have_the_bits_of_each_alone():
         for number, one in enumerate(sessions):
             one.prefill(plain_inputs(pipe, 5 + 40 * number, seed=number))
         if shared:
-            steps = pipe.compiled.extend_many(sessions, tokens)
+            rows = pipe.compiled.step([Work(session=s, tokens=t) for s, t in zip(sessions, tokens, strict=True)])
+            steps = [(one.logits, one.hidden) for one in rows]
         else:
             steps = [one.extend(new) for one, new in zip(sessions, tokens, strict=True)]
         results.append([part for step in steps for part in step])

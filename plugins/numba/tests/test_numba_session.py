@@ -18,7 +18,7 @@ from andes_sdk.testing.reference import (
     ReferenceProjector,
     ReferenceTokenizer,
 )
-from andes_sdk.types import Inputs
+from andes_sdk.types import Inputs, Work
 
 # a head of 144 columns needs both loops of attention: eight vectors at a time, and one
 MODEL = ["mlp", {"aimv2": {"preset": "tiny"}}, {"qwen3": {"preset": "tiny", "config": {"head_dim": 144}}}]
@@ -126,7 +126,8 @@ def test_several_sessions_together_have_the_bits_of_each_alone():
         sessions[2].extend([7, 8], [-1, -1])  # rows that are pending, and one of them not seen
         for _ in range(2):
             if together:
-                steps = pipe.compiled.extend_many(sessions, tokens)
+                rows = pipe.compiled.step([Work(session=s, tokens=t) for s, t in zip(sessions, tokens, strict=True)])
+                steps = [(one.logits, one.hidden) for one in rows]
             else:
                 steps = [session.extend(new) for session, new in zip(sessions, tokens, strict=True)]
         results.append([part for step in steps for part in step])
@@ -170,16 +171,27 @@ def test_eviction_keeps_the_rows_that_torch_keeps_and_gives_memory_back():
 
 def test_a_policy_sees_keys_values_positions_and_queries_as_torch_shows_them():
     class Look:
-        name, window = "look", 4
+        name, window, taps, replays = "look", 4, (), False
 
         def __init__(self):
             self.seen = []
 
-        def budget(self, rows):
+        def budget(self, seen):
             return None
 
-        def keep(self, layer):
-            self.seen.append((layer.index, *map(list, (layer.keys, layer.values, layer.positions)), layer.queries))
+        def open(self, state=None):
+            return self
+
+        def state(self):
+            return {}
+
+        def due(self, seen, held, reading):
+            return True
+
+        def keep(self, cache):
+            for layer in cache.layers:
+                self.seen.append((layer.index, *map(list, (layer.keys, layer.values, layer.positions)), layer.queries))
+            return [None] * len(cache.layers)
 
     policies = [Look(), Look()]
     for pipe, policy in zip((build(**EXACT), reference(**EXACT)), policies, strict=True):

@@ -19,7 +19,7 @@ def _rate(default: float, help: str) -> Any:
 class Pretraining:
     """Teach a language model to see, in three stages. Shortest use: Pipeline.from_plugins([..., "pretraining"])."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     projector_rate: float = field(
         default=1e-3, validator=gt(0.0), metadata={"help": "alignment: learning rate of the projector"}

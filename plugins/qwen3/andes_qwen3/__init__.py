@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Qwen3:
     """Dense Qwen3 with its tokenizer and chat template. Shortest use: `Pipeline.from_plugins([..., "qwen3"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
     testing: ClassVar[Mapping[str, object]] = {"preset": "tiny"}
 
     preset: str = field(default="0.6b", metadata={"help": "size: 0.6b, 1.7b, 4b, or tiny for tests"})

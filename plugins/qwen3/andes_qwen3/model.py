@@ -6,18 +6,19 @@ Left out: sliding windows and attention dropout (refused in `configuration.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, Qwen3Config, Qwen3ForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
 from andes_sdk.errors import ConfigError
-from andes_sdk.types import Attend, TextSpec
+from andes_sdk.types import Attend, Tap, TextSpec
 
 ATTENTION = "andes"
 
@@ -62,6 +63,34 @@ class ExactRotaryEmbedding(Qwen3RotaryEmbedding):
         for name, buffer in fresh.named_buffers():
             setattr(self, name, buffer.to(getattr(self, name).device))
         return self
+
+
+ROLES = {
+    "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "o",
+    "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down",
+}  # fmt: skip
+"""Linear layers of a decoder layer, and what they do."""
+
+
+@contextmanager
+def tapped(modules: Sequence[nn.Module], tap: Tap | None) -> Iterator[None]:
+    """Show a tap what enters each of these modules, numbered in order, while this lasts."""
+
+    def shown(number: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+            rows = args[0] if args else kwargs["hidden_states"]
+            tap(number, rows[0])  # (1, T, D)
+
+        return hook
+
+    handles = []
+    if tap is not None:
+        handles = [m.register_forward_pre_hook(shown(n), with_kwargs=True) for n, m in enumerate(modules)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Qwen3LanguageModel(Qwen3ForCausalLM):
@@ -120,16 +149,25 @@ class Qwen3LanguageModel(Qwen3ForCausalLM):
         """(T,) token ids -> (T, D)."""
         return self.model.embed_tokens(ids)
 
-    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """(T, D) embeddings at (T,) positions -> (T, D) after the last norm."""
-        output = self.model(
-            inputs_embeds=embeds[None],  # (1, T, D)
-            position_ids=positions[None],  # (1, T)
-            attention_mask={"full_attention": None},  # a mapping is taken as it is: no mask is built
-            use_cache=False,
-            attend=attend,
-        )
+    def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend, tap: Tap | None = None) -> Tensor:
+        """(T, D) embeddings at (T,) positions -> (T, D) after the last norm. `tap` sees what enters each layer."""
+        with tapped([*self.model.layers, self.model.norm], tap):
+            output = self.model(
+                inputs_embeds=embeds[None],  # (1, T, D)
+                position_ids=positions[None],  # (1, T)
+                attention_mask={"full_attention": None},  # a mapping is taken as it is: no mask is built
+                use_cache=False,
+                attend=attend,
+            )
         return output.last_hidden_state[0]  # (T, D)
+
+    def linears(self) -> dict[str, tuple[int, str]]:
+        """Linear layers by module name -> (layer, role)."""
+        return {
+            f"model.layers.{n}.{place}": (n, role)
+            for n in range(self.config.num_hidden_layers)
+            for place, role in ROLES.items()
+        }
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, D) -> (T, V)."""

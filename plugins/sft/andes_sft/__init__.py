@@ -14,7 +14,7 @@ from andes_sdk import hookimpl
 class SFT:
     """Learn from conversations. Shortest use: Pipeline.from_plugins([..., "sft"])."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     rate: float = field(default=1e-5, validator=gt(0.0), metadata={"help": "learning rate of the language model"})
     projector_rate: float | None = field(

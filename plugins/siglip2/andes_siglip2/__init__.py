@@ -26,7 +26,7 @@ class SigLIP2:
         ConfigError: on construction, for a preset or configuration that does not fit.
     """
 
-    contract = "1.0"
+    contract = "1.1"
     testing: ClassVar[Mapping[str, object]] = {"preset": "tiny"}
 
     preset: str = field(default="base", metadata={"help": f"sizes to start from: {', '.join(PRESETS)}"})

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Tracking:
     """Watch training in a browser. Shortest use: Pipeline.from_plugins([..., "tracking"])."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     backend: str = field(
         default="tensorboard",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Verifiers:
     """Exact, numeric, choice, regex, box, math … Shortest use: `Pipeline.from_plugins([..., "verifiers"])`."""
 
-    contract = "1.0"
+    contract = "1.1"
     samples: ClassVar[Sequence[Mapping[str, object]]] = (
         {
             "answer": "4",

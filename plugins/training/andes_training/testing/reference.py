@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class ReferenceStage:
     """Train projector and language model. Shortest use: `Pipeline.from_plugins([..., ReferenceStage()])`."""
 
-    contract = "1.0"
+    contract = "1.1"
 
     rate: float = field(default=1e-3, validator=gt(0.0), metadata={"help": "learning rate"})
 

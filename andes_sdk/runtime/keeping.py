@@ -1,0 +1,206 @@
+"""When a session asks its cache policy, what it shows, and what it remembers for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from andes_sdk.errors import SessionError
+from andes_sdk.runtime.policy import KeepAll, check_budget, check_kept
+from andes_sdk.types import Cache, Layer, Look
+
+if TYPE_CHECKING:
+    from andes_sdk.types import CachePolicy, Rows, TextSpec
+
+Heads = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
+"""Per KV head its keys (n, d), values (n, d) and positions (n,)."""
+
+
+class Keeping:
+    """A policy's keeper, and what it sees beside keys and values: queries, pictures, scores, inputs.
+
+    Attributes:
+        plain: nothing is ever evicted, and nothing needs remembering.
+        held: committed rows of all layers and heads.
+    """
+
+    def __init__(
+        self,
+        policy: CachePolicy,
+        spec: TextSpec,
+        device: torch.device,
+        taps: Sequence[int],
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        absent = [t for t in policy.taps if t not in taps]
+        if absent:
+            what = f"needs the rows entering layers {absent}, which the model was not compiled to show"
+            raise SessionError(what, who=f"cache policy {policy.name!r}", fix="compile with `taps=` of the policy")
+        self.policy, self.keeper = policy, policy.open(state)
+        self.plain = type(policy) is KeepAll
+        self.held = 0
+        self._spec, self._columns = spec, [list(taps).index(t) for t in policy.taps]
+        self.queries: list[list[Tensor]] = [[] for _ in range(spec.layers)]
+        self.windows: list[Tensor | None] = [None] * spec.layers
+        self.image = torch.zeros(0, dtype=torch.bool, device=device)
+        self.scores: dict[int, list[Tensor]] = {}
+        self.embeds: list[Tensor] = []
+        self.look: Callable[[int, Tensor, Tensor], None] | None = None
+        self._pending_scores: dict[int, list[Tensor]] = {}
+        self._pending_embeds: list[Tensor] = []
+        self._pending_image: list[Tensor] = []
+        self._unseen = torch.empty(spec.query_heads, 0, spec.head_dim, device=device)
+
+    # ------------------------------------------------------------ rows in the making
+
+    @property
+    def wants_queries(self) -> bool:
+        """Whether `note` is to be called."""
+        return self.policy.window > 0 or self.look is not None
+
+    def note(self, layer: int, queries: Tensor, keys: Callable[[], Tensor], *, chain: bool) -> None:
+        """Take note of (Hq, T, d) queries of new rows; `keys` gives theirs. Of a prompt only the window is kept."""
+        if self.look is not None:
+            self.look(layer, queries, keys())
+        elif self.policy.window:
+            # a copy: a slice would hold on to the queries of the whole chunk
+            self.queries[layer].append(queries[:, -self.policy.window :].clone() if chain else queries)
+
+    def computed(self, rows: Rows, image: Tensor | None) -> None:
+        """Remember what the policy wants of rows that a step computed."""
+        if self.plain:
+            return
+        if image is None:
+            image = torch.zeros(len(rows.hidden), dtype=torch.bool, device=self.image.device)
+        self._pending_image.append(image)
+        if self.policy.replays:
+            self._pending_embeds.append(rows.embeds)
+        for layer, column in zip(self.policy.taps, self._columns, strict=True):
+            score = self.keeper.score(layer, rows.features[:, column])
+            if score is not None:
+                self._pending_scores.setdefault(layer, []).append(score)
+
+    def mark(self) -> Sequence[int]:
+        """How many parts of pending rows are remembered; what `reset` takes."""
+        if self.plain:
+            return ()
+        scores = (len(self._pending_scores.get(layer, ())) for layer in self.policy.taps)
+        parts = [*self.queries, self._pending_image, self._pending_embeds]
+        return [*(len(part) for part in parts), *scores]
+
+    def reset(self, mark: Sequence[int]) -> None:
+        """Forget the parts that came since."""
+        if self.plain:
+            return
+        scores = [self._pending_scores.get(layer, []) for layer in self.policy.taps]
+        parts: list[list[Tensor]] = [*self.queries, self._pending_image, self._pending_embeds, *scores]
+        for part, count in zip(parts, mark, strict=True):
+            del part[count:]
+
+    # ------------------------------------------------------------ commit
+
+    def commit(self, rows: Sequence[int], pending: int) -> None:
+        """Of the `pending` uncommitted rows these are there to stay."""
+        if self.plain:
+            return
+        index = list(rows)
+        self._commit_queries(index, pending)
+        if self._pending_image:
+            self.image = torch.cat([self.image, torch.cat(self._pending_image)[index]])
+        if self._pending_embeds:
+            self.embeds.append(torch.cat(self._pending_embeds)[index])
+        for layer, parts in self._pending_scores.items():
+            if not parts:  # the step that made them was undone
+                continue
+            new = torch.cat(parts, dim=1)[:, index]
+            old = self.scores.get(layer) or [new[:0, :0].reshape(0)] * len(new)
+            self.scores[layer] = [torch.cat([a, b]) for a, b in zip(old, new, strict=True)]
+        self._pending_scores, self._pending_embeds, self._pending_image = {}, [], []
+        self.held += len(index) * self._spec.layers * self._spec.kv_heads
+
+    def _commit_queries(self, rows: Sequence[int], pending: int) -> None:
+        window = self.policy.window
+        for layer, parts in enumerate(self.queries):
+            if not parts:
+                continue
+            new = torch.cat(parts, dim=1)
+            skipped = pending - new.shape[1]  # rows of a prompt before its window
+            seen = new[:, [r - skipped for r in rows if r >= skipped][-window:]]
+            old = self.windows[layer]
+            together = seen if old is None else torch.cat([old, seen], dim=1)
+            self.windows[layer] = together[:, -window:].clone()
+            self.queries[layer] = []
+
+    # ------------------------------------------------------------ eviction
+
+    def ask(
+        self,
+        seen: int,
+        reading: bool,
+        counts: Callable[[], Sequence[Sequence[int]]],
+        heads: Callable[[int], Heads],
+        replay: Callable[[Tensor, Look], None],
+        evict: Callable[[int, Sequence[Tensor]], None],
+    ) -> None:
+        """Let the policy choose, if it is time, and hold it to its budget."""
+        if self.plain:
+            return
+        if self.keeper.due(seen, self.held, reading):
+            embeds = torch.cat(self.embeds) if self.policy.replays and self.embeds else None
+            cache = Cache(seen=seen, layers=Layers(self, heads), embeds=embeds, replay=replay)
+            every = self.keeper.keep(cache)
+            if len(every) != self._spec.layers:
+                what = f"keeps rows of {len(every)} layers, there are {self._spec.layers}"
+                raise SessionError(what, who=f"cache policy {self.policy.name!r}")
+            self._evict(every, counts(), evict)
+        check_budget(self.policy, seen, self.held)
+
+    def _evict(
+        self,
+        every: Sequence[Sequence[Tensor] | None],
+        counts: Sequence[Sequence[int]],
+        evict: Callable[[int, Sequence[Tensor]], None],
+    ) -> None:
+        for kept, stored in zip(every, counts, strict=True):
+            if kept is not None:
+                check_kept(self.policy, kept, stored)  # all of them first: nothing is evicted by half
+        for layer, (kept, stored) in enumerate(zip(every, counts, strict=True)):
+            if kept is None:
+                continue
+            evict(layer, kept)
+            if layer in self.scores:
+                self.scores[layer] = [s[k] for s, k in zip(self.scores[layer], kept, strict=True)]
+            self.held += sum(len(k) for k in kept) - sum(stored)
+
+    def layer(self, index: int, heads: Heads) -> Layer:
+        """One layer as a policy sees it."""
+        keys, values, positions = heads
+        queries = self.windows[index]
+        return Layer(
+            index=index, keys=keys, values=values, positions=positions, image=self.image,
+            queries=self._unseen if queries is None else queries, scores=self.scores.get(index),
+        )  # fmt: skip
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+        return self._spec.layers
+
+
+class Layers(Sequence[Layer]):
+    """The layers of a cache, each read when it is looked at."""
+
+    def __init__(self, keeping: Keeping, heads: Callable[[int], Heads]) -> None:
+        self._keeping, self._heads = keeping, heads
+
+    def __len__(self) -> int:
+        return self._keeping.layers
+
+    def __getitem__(self, index: int) -> Layer:  # type: ignore[override]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return self._keeping.layer(index, self._heads(index))
