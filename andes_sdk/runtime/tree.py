@@ -42,12 +42,12 @@ class Tree:
     """Uncommitted rows in the order they came: the index of each row's predecessor (-1: the last committed row).
 
     Attributes:
-        sight: (n, n) at least; row i sees the rows that are marked.
+        sights: what rows see, as bits (row n is bit n), as far as somebody asked.
     """
 
     parents: list[int] = field(factory=list)
     depths: list[int] = field(factory=list)
-    sight: np.ndarray = field(factory=lambda: np.zeros((0, 0), bool))
+    sights: list[int] = field(factory=list)
 
     def __len__(self) -> int:
         return len(self.parents)
@@ -63,38 +63,25 @@ class Tree:
             parents = range(first - 1, first + rows - 1)
         elif len(parents) != rows or any(not -1 <= p < first + i for i, p in enumerate(parents)):
             raise SessionError(f"parents {list(parents)} do not fit {rows} rows after {first} pending ones")
+        depths = self.depths
+        for parent in parents:
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
         self.parents += parents
-        if chain:
-            depth = self.depths[-1] + 1 if first else 0
-            self.depths += range(depth, depth + rows)
-        else:
-            for parent in parents:
-                self.depths.append(0 if parent < 0 else self.depths[parent] + 1)
-        positions = torch.tensor(self.depths[first:], device=device) + start
+        positions = torch.from_numpy(np.array(depths[first:]) + start).to(device)
         if chain and first == 0:
             return Step(positions, None)
-        self._see(first, rows, chain)
-        return Step(positions, torch.from_numpy(self.sight[first : first + rows, : first + rows].copy()).to(device))
+        return Step(positions, torch.from_numpy(self._seen(first)).to(device))
 
-    def _see(self, first: int, rows: int, chain: bool) -> None:
-        known = len(self.sight)
-        if known < first + rows:
-            sight = np.zeros((2 * (first + rows),) * 2, bool)
-            sight[:known, :known] = self.sight
-            self.sight = sight
-            if known < first:  # plain chains come without a matrix
-                sight[known:first, :first] = np.tri(first, dtype=bool)[known:]
-        if chain:
-            self.sight[first : first + rows, :first] = self.sight[first - 1, :first]
-            self.sight[first : first + rows, first : first + rows] = np.tri(rows, dtype=bool)
-            return
-        for row in range(first, first + rows):
+    def _seen(self, first: int) -> np.ndarray:
+        """(rows, n) bool: what the rows from `first` on see of all n."""
+        count, sights = len(self), self.sights
+        for row in range(len(sights), count):  # a plain chain comes without
             parent = self.parents[row]
-            if parent >= 0:
-                self.sight[row, :row] = self.sight[parent, :row]
-            else:
-                self.sight[row, :row] = False
-            self.sight[row, row] = True
+            sights.append((sights[parent] if parent >= 0 else 0) | 1 << row)
+        size = -(-count // 8)
+        packed = b"".join(sight.to_bytes(size, "little") for sight in sights[first:])
+        bits = np.frombuffer(packed, np.uint8).reshape(-1, size)
+        return np.unpackbits(bits, axis=1, count=count, bitorder="little").view(bool)
 
     def check_path(self, rows: Sequence[int]) -> None:
         """Refuse rows that are no path from the last committed row.
@@ -111,9 +98,8 @@ class Tree:
 
     def cut(self, rows: int) -> None:
         """Forget all but the first `rows` rows."""
-        del self.parents[rows:], self.depths[rows:]
-        self.sight = self.sight[:rows, :rows]
+        del self.parents[rows:], self.depths[rows:], self.sights[rows:]
 
     def clear(self) -> None:
         """Forget every row."""
-        self.parents, self.depths, self.sight = [], [], self.sight[:0, :0]
+        self.parents, self.depths, self.sights = [], [], []

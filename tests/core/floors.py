@@ -72,7 +72,9 @@ def sources() -> list[Source]:
     for path in sorted((ROOT / CORE).rglob("*.py")):
         parts = path.relative_to(ROOT / CORE).parts
         template = len(parts) > 2 and parts[0] == "scaffold"
-        found.append(_source(path, ROOT, "scaffold" if template else CORE))
+        # a stage that `andes new` writes depends on andes-training
+        needs = frozenset({"andes_training"}) if template and parts[1] == "training_stage" else frozenset()
+        found.append(_source(path, ROOT, "scaffold" if template else CORE, needs))
     for project in sorted([*(ROOT / "plugins").iterdir(), ROOT / "examples" / "third_party_plugin"]):
         if (project / "pyproject.toml").is_file():
             facts = tomllib.loads((project / "pyproject.toml").read_text())["project"]
