@@ -52,10 +52,6 @@ class Group:
             new[:, : self.count] = old[:, : self.count]
             setattr(self, name, new)
 
-    def take(self, head: int, index: Tensor) -> Group:
-        """One head's rows at (n,) indices, as a new group that owns just their memory."""
-        return Group(*(x[head : head + 1, : self.count].index_select(1, index).clone() for x in self._all()))
-
     def keep_tail(self, base: int, rows: Sequence[int]) -> None:
         """Of the rows after `base` keep these, in this order; drop the others."""
         if rows and list(rows) != list(range(len(rows))):
@@ -66,6 +62,22 @@ class Group:
 
     def _all(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.keys, self.values, self.positions
+
+
+def gathered(sources: Sequence[tuple[Group, int]], kept: Sequence[Tensor]) -> Group:
+    """A new group of these heads with (n,) rows each, and with room for as many new ones as went, up to a quarter."""
+    rows = len(kept[0])
+    room = rows + min(sources[0][0].count - rows, rows // 4) + 16
+    parts = []
+    for name in ("keys", "values", "positions"):
+        old = getattr(sources[0][0], name)
+        new = old.new_empty(len(sources), room, *old.shape[2:])
+        for to, (group, head), index in zip(new, sources, kept, strict=True):
+            torch.index_select(getattr(group, name)[head], 0, index, out=to[:rows])
+        parts.append(new)
+    group = Group(*parts)
+    group.count = rows
+    return group
 
 
 class LayerStore:
@@ -91,20 +103,16 @@ class LayerStore:
 
     def evict(self, kept: Sequence[Tensor]) -> None:
         """Keep per KV head these (n,) row indices; the memory of all others is freed."""
-        heads = [(group, head) for group in self.groups for head in range(group.heads)]
-        self._regroup([group.take(head, index) for (group, head), index in zip(heads, kept, strict=True)])
+        sources = [(group, head) for group in self.groups for head in range(group.heads)]
+        if len({len(index) for index in kept}) == 1:
+            self.groups = [gathered(sources, kept)]
+        else:
+            self.groups = [gathered([source], [index]) for source, index in zip(sources, kept, strict=True)]
 
     def fill(self, heads: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
         """Take per KV head copies of keys (n, d), values (n, d) and positions (n,), in place of what is there."""
-        self._regroup([Group(*(part[None].clone() for part in head)) for head in heads])
-
-    def _regroup(self, taken: list[Group]) -> None:
-        """One group per head, or a single one where all hold the same number of rows."""
-        if len({rows.count for rows in taken}) == 1:
-            parts = zip(*((r.keys, r.values, r.positions) for r in taken), strict=True)
-            self.groups = [Group(*(torch.cat(part) for part in parts))]
-        else:
-            self.groups = taken
+        self.groups = [Group(*(part[None] for part in head)) for head in heads]
+        self.evict([torch.arange(group.count, device=group.keys.device) for group in self.groups])
 
     def heads(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Per KV head its keys (n, d), values (n, d) and positions (n,)."""
