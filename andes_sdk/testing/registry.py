@@ -34,7 +34,7 @@ COUNTS: dict[str, int] = {
     "compressors": 2,
     "backends": 10,
     "formats": 3,
-    "rewards": 2,
+    "rewards": 5,
     "data_filters": 3,
     "benchmarks": 2,
     "exporters": 2,

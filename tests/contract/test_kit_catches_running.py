@@ -33,6 +33,7 @@ from andes_sdk.testing.reference.running import PromptLookup, Recent, Renamed, W
 from andes_sdk.types import Position, Proposal
 
 SEEN = []
+MEMORIES, CALLS = {}, []
 
 
 def each(kept, change):
@@ -482,6 +483,35 @@ class Verdict(Contains):
         return sample["answer"] in answer
 
 
+class ByAnswer(Contains):
+    """Remembers scores by answer, whatever the sample."""
+
+    def score(self, sample, answer):
+        return MEMORIES.setdefault(id(self), {}).setdefault(answer, super().score(sample, answer))
+
+
+class AlwaysHalf(Contains):
+    """Likes everything equally."""
+
+    def score(self, sample, answer):
+        return 0.5
+
+
+class Backwards(Contains):
+    """Pays for wrong answers."""
+
+    def score(self, sample, answer):
+        return -super().score(sample, answer)
+
+
+class Tires(Contains):
+    """Pays less after its hundredth score."""
+
+    def score(self, sample, answer):
+        CALLS.append(1)
+        return super().score(sample, answer) * (1.0 if len(CALLS) < 100 else 0.9)
+
+
 class Swallows(NoEmptyAnswers):
     """Drops samples without a word."""
 
@@ -598,6 +628,10 @@ PLANTED = [
     (compiling(SharedMemory), "backends", FORKS),
     (FallsBack, "backends", "an absent device is refused"),
     (Moody, "rewards", "a score is a finite number, the same each time"),
+    (ByAnswer, "rewards", "a score depends on sample and answer alone, early and late, in any order"),
+    (Tires, "rewards", "a score depends on sample and answer alone, early and late, in any order"),
+    (AlwaysHalf, "rewards", "answers are not all worth the same"),
+    (Backwards, "rewards", "the right answer is worth no less than a wrong one"),
     (Verdict, "rewards", "a score is a finite number, the same each time"),
     (Swallows, "data_filters", "every sample comes out once, unchanged, kept or with a reason"),
     (Edits, "data_filters", "every sample comes out once, unchanged, kept or with a reason"),

@@ -226,6 +226,64 @@ def _reward_scores(subject: Subject) -> None:
                 require(one == two, f"reward {reward.name!r} gives {one} and then {two} for the same answer")
 
 
+def _pairs(subject: Subject) -> list[tuple[Mapping[str, Any], str]]:
+    """Samples with answers of many kinds, and each sample again with another truth: one answer, two truths."""
+    pairs = []
+    for sample in getattr(subject.cls, "samples", SAMPLES):
+        answers = ["", "something else 🙂", "x" * 20_000]
+        for value in sample.values():
+            if isinstance(value, str):
+                answers += [value, f"<think>so</think>\n<answer>{value}</answer>", f"\\boxed{{{value}}}"]
+            elif isinstance(value, list) and len(value) == 4 and all(isinstance(v, int | float) for v in value):
+                answers.append("<|box_start|>({},{}),({},{})<|box_end|>".format(*value))
+        for truth in (sample, {**sample, "answer": _other(str(sample.get("answer", "")))}):
+            pairs += [(truth, answer) for answer in answers]
+    return pairs
+
+
+def _other(truth: str) -> str:
+    """Another truth of the same kind: the next number, or another text."""
+    return str(int(truth) + 1) if truth.isdecimal() else "another truth"
+
+
+def _scores(reward: Any, pairs: Sequence[tuple[Mapping[str, Any], str]]) -> list[float]:
+    return [reward.score(copy.deepcopy(sample), answer) for sample, answer in pairs]
+
+
+@check("rewards", "a score depends on sample and answer alone, early and late, in any order")
+def _reward_memory(subject: Subject) -> None:
+    pairs = _pairs(subject)
+    backwards = _objects(subject, "andes_rewards", Reward)
+    for number, reward in enumerate(_objects(subject, "andes_rewards", Reward)):
+        wanted, named = _scores(reward, pairs), f"reward {reward.name!r}: "
+        got = _scores(backwards[number], pairs[::-1])[::-1]
+        differ = [n for n, (a, b) in enumerate(zip(wanted, got, strict=True)) if a != b]
+        require(not differ, f"{named}scored in the other order, {len(differ)} of {len(pairs)} scores differ")
+        for _ in range(100):
+            _scores(reward, pairs[:3])
+        late = _scores(reward, pairs)
+        require(late == wanted, f"{named}after some hundred scores the same answers are worth something else")
+
+
+@check("rewards", "answers are not all worth the same")
+def _reward_varies(subject: Subject) -> None:
+    pairs = _pairs(subject)
+    for reward in _objects(subject, "andes_rewards", Reward):
+        scores = set(_scores(reward, pairs))
+        require(len(scores) > 1, f"reward {reward.name!r} gives {scores} to {len(pairs)} answers, right and wrong")
+
+
+@check("rewards", "the right answer is worth no less than a wrong one")
+def _reward_direction(subject: Subject) -> None:
+    for reward in _objects(subject, "andes_rewards", Reward):
+        for sample in getattr(subject.cls, "samples", SAMPLES):
+            right = str(sample.get("answer", ""))
+            if right:
+                pairs = [(sample, right), (sample, "#" * len(right))]
+                good, bad = _scores(reward, pairs)
+                require(good >= bad, f"reward {reward.name!r} gives {good} to the right answer, {bad} to a wrong one")
+
+
 # ---------------------------------------------------------------- data filters
 
 
