@@ -16,8 +16,7 @@ Class attributes of a plugin
 Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not
 be saved in an artefact's plan.
 
-A plugin may use everything public in `andes_sdk`: `types`, `errors`, `files`, `patches`, `testing`, `training.loss`,
-`runtime`.
+What a plugin may import of `andes_sdk` is listed in `docs/public.md`.
 
 The major version of the contract stands in the entry-point group (`andes_sdk.v1.plugins`); a plugin states the version
 it was written for in the class attribute `contract`, and a core with an older minor version refuses it.
@@ -31,13 +30,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import pluggy
 
+from andes_sdk.version import CONTRACT
+
 if TYPE_CHECKING:
     from andes_sdk import types
-    from andes_sdk.formats import Format
-    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.plan import Plan
 
-CONTRACT = (1, 0)
 GROUP = f"andes_sdk.v{CONTRACT[0]}.plugins"
 PROJECT = "andes"
 
@@ -116,7 +114,7 @@ class Hooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def andes_cache_policy(self, model: VisionLanguageModel) -> types.CachePolicy:
+    def andes_cache_policy(self, model: types.Model) -> types.CachePolicy:
         """Slot with a default (`keep-all`). Build the policy that decides which KV rows stay.
 
         @hookimpl
@@ -126,7 +124,7 @@ class Hooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def andes_decoder(self, model: VisionLanguageModel) -> types.Decoder:
+    def andes_decoder(self, model: types.Model) -> types.Decoder:
         """Slot with a default (`autoregressive`). Build the decoder that proposes and verifies tokens.
 
         @hookimpl
@@ -166,7 +164,7 @@ class Hooks(Protocol):
         """
 
     @hookspec
-    def andes_formats(self) -> Sequence[Format]:
+    def andes_formats(self) -> Sequence[types.Format]:
         """Collection. Layouts of compressed weights, by name, beside the core's own (`andes_sdk.formats`).
 
         @hookimpl

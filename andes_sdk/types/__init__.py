@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from .backends import AdaptableCompiled, Backend, Compiled, PackedBackend
 from .collections import Benchmark, Compressor, DataFilter, Exporter, Reward, TableFilter
+from .model import Model
 from .modules import Attend, Grid, LanguageModel, Projector, TextSpec, VisionEncoder, VisionSpec
 from .sessions import Adapter, CachePolicy, Decoder, Inputs, Layer, LowRank, Sampler, Session, SessionStats
-from .storage import PublishedLayout
+from .storage import Format, Packed, PublishedLayout
 from .text import Files, Rendered, Tokenizer, Turn
 from .training import ConversationStage, Event, FeedingStage, StatefulStage, TrainingStage
 
 __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "CachePolicy", "Compiled", "Compressor",
-    "ConversationStage", "DataFilter", "Decoder", "Event", "Exporter", "FeedingStage", "Files", "Grid", "Inputs",
-    "LanguageModel", "Layer", "LowRank", "PackedBackend", "Projector", "PublishedLayout", "Rendered", "Reward", "Sampler",
+    "ConversationStage", "DataFilter", "Decoder", "Event", "Exporter", "FeedingStage", "Files", "Format", "Grid", "Inputs",
+    "LanguageModel", "Layer", "LowRank", "Model", "Packed", "PackedBackend", "Projector", "PublishedLayout", "Rendered", "Reward", "Sampler",
     "Session", "SessionStats", "StatefulStage", "TableFilter", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
     "VisionSpec",
 ]  # fmt: skip

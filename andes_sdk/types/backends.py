@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.storage.packing import Artefact
-
+    from .model import Model
     from .sessions import Adapter, CachePolicy, Session
+    from .storage import Packed
 
 
 class Compiled(Protocol):
@@ -51,7 +50,7 @@ class Backend(Protocol):
     def name(self) -> str:
         """Unique in its collection; as users write it."""
 
-    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
+    def compile(self, model: Model, *, device: str, dtype: str) -> Compiled:
         """Make a model ready on a device ('cpu', 'cuda' …) in a precision ('float32', 'bfloat16', 'float16')."""
 
 
@@ -62,7 +61,7 @@ class PackedBackend(Protocol):
     Without it an artefact is dequantised into float weights, and `compile` gets those.
     """
 
-    def open(self, artefact: Artefact, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
+    def open(self, artefact: Packed, model: Model, *, device: str, dtype: str) -> Compiled:
         """Make an artefact ready without unpacking what this backend computes itself.
 
         Args:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from andes_training.state import Position
     from torch import Tensor
 
-    from andes_sdk.model import VisionLanguageModel
+    from .model import Model
 
 
 @runtime_checkable
@@ -23,10 +23,10 @@ class TrainingStage(Protocol):
     def name(self) -> str:
         """Unique in its collection; as users write it."""
 
-    def rates(self, model: VisionLanguageModel) -> Mapping[str, float]:
+    def rates(self, model: Model) -> Mapping[str, float]:
         """Module name prefix -> learning rate; what no prefix names is frozen."""
 
-    def loss(self, model: VisionLanguageModel, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, model: Model, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
         """A packed batch -> (scalar loss summed over supervised tokens / `batch.tokens`, figures to log)."""
 
 

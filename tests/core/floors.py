@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "public.md"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("hookspecs", "types", "plan", "errors", "config", "files"),
+    ("hookspecs", "types", "plan", "errors", "config", "files", "version"),
     ("inputs", "formats", "model"),
     ("assembling", "runtime"),
     ("storage",),
