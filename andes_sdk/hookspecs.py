@@ -45,6 +45,12 @@ COMMANDS = f"andes_sdk.v{CONTRACT[0]}.commands"
 LAYOUTS = f"andes_sdk.v{CONTRACT[0]}.layouts"
 """Entry-point group of published checkpoint layouts: `model_type = "module"`, a `types.PublishedLayout`."""
 
+FAMILIES = f"andes_sdk.v{CONTRACT[0]}.families"
+"""Entry-point group of models by name: `name = "module:function"`; it gets the name and returns its plugins."""
+
+OPENERS = f"andes_sdk.v{CONTRACT[0]}.openers"
+"""Entry-point group of other files by suffix: `gguf = "module:function"`; it gets the path and returns plugins."""
+
 METHODS = f"andes_sdk.v{CONTRACT[0]}.methods"
 """Entry-point group of what pipelines can do: `name = "module:function"` -> `pipe.name(...)`; it gets the pipeline."""
 

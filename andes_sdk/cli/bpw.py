@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from andes_sdk.cli.console import Json, clean, print_json, stdout, table
-from andes_sdk.cli.loading import Plugins
+from andes_sdk.cli.loading import Plugins, model_items
 from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,33 +41,32 @@ def patterns(given: list[str] | None) -> dict[str, str]:
 def report_of(
     model: str, form: str | None, head: str | None, vision: str, given: list[str] | None, plugins: list[str]
 ) -> Report:
-    """Bits of an artefact, a checkpoint folder, or a member of the family on shapes alone.
+    """Bits of an artefact, a checkpoint folder, or a model that is known by name, on shapes alone.
 
     Raises:
-        ConfigError: a member without a format. CheckpointError: nothing that can be read.
+        ConfigError: a model known by name, without a format. CheckpointError: nothing that can be read.
     """
-    from andes_sdk.assembling.assembly import assemble
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.storage import packing
 
-    path = Path(model)
-    if path.is_file():
+    items = None if Path(model).exists() else model_items(model)
+    if items is not None:
+        pipeline = Pipeline.from_plugins([*items, *plugins])
+        if form is None:
+            raise ConfigError("this name stands for a model without weights to count", who=model, fix="pass --format")
+    else:
+        pipeline = Pipeline.from_pretrained(model, plugins=plugins)
+    if pipeline.artefact is not None:
         if form is not None:
             raise ConfigError("an artefact has its formats already", who=model, fix="leave out --format")
-        own = assemble(plugins, slots_required=False).collections["formats"]
-        return packing.of_artefact(packing.Artefact.open(path, formats=own.values()))
-    if not path.exists() and model.lower().startswith("andesvl-"):
-        from andes_andesvl.catalogue import plugins_of
-
-        pipeline = Pipeline.from_plugins([*plugins_of(model), *plugins])
-        if form is None:
-            raise ConfigError("a member of the family has no weights to count", who=model, fix="pass --format")
-    else:
-        pipeline = Pipeline.from_pretrained(path, plugins=plugins)
+        return packing.of_artefact(pipeline.artefact)
+    modules = pipeline.meta_model()
     if form is None:
-        return packing.of_checkpoint(pipeline)
-    recipe = packing.default_recipe(pipeline.meta_model(), form, head=head, vision=vision) | patterns(given)
-    return packing.of_model(pipeline, recipe)
+        if pipeline.weights is None:
+            raise ConfigError("has no checkpoint to count", who=model, fix="pass --format")
+        return packing.of_checkpoint(pipeline.weights, modules, pipeline.plan)
+    recipe = packing.default_recipe(modules, form, head=head, vision=vision) | patterns(given)
+    return packing.of_model(modules, pipeline.plan, recipe, formats=pipeline.collection("formats").values())
 
 
 def show(report: Report, console: Console, title: str) -> None:
@@ -99,7 +98,9 @@ def _cells(name: str, formats: str, facts: dict[str, dict[str, float]]) -> tuple
 
 @clean
 def bpw(
-    model: Annotated[str, typer.Argument(help="An artefact, a checkpoint folder, or a member such as andesvl-0.6b.")],
+    model: Annotated[
+        str, typer.Argument(help="An artefact, a checkpoint folder, owner/name on the Hub, or a model known by name.")
+    ],
     form: Annotated[
         str | None, typer.Option("--format", "-f", help="Count as if packed in this format, such as nm14_w4.")
     ] = None,

@@ -202,7 +202,9 @@ def private(found: list[Source]) -> list[str]:
 
 def core_lines() -> int:
     """Lines of the core without its testing kit and what `andes new` writes."""
-    paths = (p for p in (ROOT / CORE).rglob("*.py") if p.relative_to(ROOT / CORE).parts[0] not in ("testing", "scaffold"))
+    paths = (
+        p for p in (ROOT / CORE).rglob("*.py") if p.relative_to(ROOT / CORE).parts[0] not in ("testing", "scaffold")
+    )
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
 
 

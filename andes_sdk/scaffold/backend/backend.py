@@ -18,9 +18,8 @@ from torch.nn.functional import linear
 from andes_sdk.runtime.torch_backend import CompiledTorch, TorchBackend
 
 if TYPE_CHECKING:
-    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.runtime.session import TorchSession
-    from andes_sdk.types import CachePolicy, Compiled
+    from andes_sdk.types import CachePolicy, Compiled, Model
 
 
 class RowLinear(nn.Module):
@@ -52,7 +51,7 @@ class RowByRow:
 
     name = "example"
 
-    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
+    def compile(self, model: Model, *, device: str, dtype: str) -> Compiled:
         """A copy of the modules that shares the weights; the pipeline's own model keeps its layers.
 
         Raises:

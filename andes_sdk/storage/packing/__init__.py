@@ -2,7 +2,6 @@
 
 from andes_sdk.storage.packing.artefact import Artefact
 from andes_sdk.storage.packing.bpw import Report, of_artefact, of_checkpoint, of_model
-from andes_sdk.storage.packing.modules import open_reference
 from andes_sdk.storage.packing.pack import pack_model
 from andes_sdk.storage.packing.recipe import default_recipe
 
@@ -13,6 +12,5 @@ __all__ = [
     "of_artefact",
     "of_checkpoint",
     "of_model",
-    "open_reference",
     "pack_model",
 ]
