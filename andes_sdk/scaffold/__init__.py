@@ -58,7 +58,11 @@ KINDS: dict[str, Kind] = {
     ),
     "cache-policy": Kind("cache_policy", "Decides which KV rows stay"),
     "decoder": Kind("decoder", "Proposes tokens and lets the model verify them"),
-    "training-stage": Kind("training_stage", 'One stage of training, named in a recipe by `stage = "NAME"`'),
+    "training-stage": Kind(
+        "training_stage",
+        'One stage of training, named in a recipe by `stage = "NAME"`',
+        needs=("andes-training>=0.1", "torch>=2.13"),
+    ),
     "compressor": Kind("compressor", "Rounds the weights of linear layers to few bits"),
     "backend": Kind(
         "backend",

@@ -10,11 +10,11 @@ options that is used where none are given. `andes plugins check` runs the same c
 
 from __future__ import annotations
 
-from andes_sdk.testing.registry import COUNTS, Check, CheckResult, check, checks_of
+from andes_sdk.testing.registry import Check, CheckResult, check, checks_of, counts, measure
 from andes_sdk.testing.require import Nonconformance, NotApplicable
 from andes_sdk.testing.runner import conformance, run_checks
 
 __all__ = [
-    "COUNTS", "Check", "CheckResult", "Nonconformance", "NotApplicable", "check", "checks_of", "conformance",
+    "Check", "CheckResult", "Nonconformance", "NotApplicable", "check", "checks_of", "conformance", "counts", "measure",
     "run_checks",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a pipeline computes, as numbers that can be compared: a picture and a question, a loss, a short answer."""
+"""What a pipeline computes, as values that can be compared: a picture and a question, a short answer, a loss."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 
 from andes_sdk.runtime.generation import GenerationOptions
 from andes_sdk.testing.material import answer_to_everything, conversation
-from andes_sdk.testing.stages import Entries, stage_batches
+from andes_sdk.testing.registry import DataLines, measures
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
 
 
-def probe(pipe: Pipeline, number: int = 0, samples: Entries = ()) -> dict[str, object]:
-    """Logits of a prompt, the tokens of an answer, and the loss of every stage; equal pipelines give equal values."""
+def probe(pipe: Pipeline, number: int = 0, samples: DataLines = ()) -> dict[str, object]:
+    """Logits of a prompt, the tokens of an answer, and what `measure`d functions add, such as the loss of every stage.
+
+    Equal pipelines give equal values.
+    """
     messages = conversation(number)
     logits = answer_to_everything(pipe.model, pipe.prepare(messages))
     found: dict[str, object] = {
         "the logits of a prompt": logits.tolist(),
         "the answer to a prompt": pipe.generate(messages, GenerationOptions(max_tokens=4)).tokens,
     }
-    with torch.no_grad():
-        for name, stage in pipe.collection("training_stages").items():
-            found[f"the loss of stage {name!r}"] = float(
-                stage.loss(pipe.model, stage_batches(pipe, stage, samples)[-1])[0]
-            )
+    for measured in measures():
+        found |= measured(pipe, samples)
     return found
 
 

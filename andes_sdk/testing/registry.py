@@ -1,14 +1,23 @@
-"""Checks by kind. Their number per kind is fixed in `COUNTS`, so that a check cannot vanish unseen."""
+"""Checks by kind: the core's, and those that other distributions bring (entry points of `hookspecs.CHECKS`).
+
+Each module that brings checks states their number per kind in `COUNTS`, so that a check cannot vanish unseen.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from andes_sdk.assembling.discovery import extensions, load_extension
+from andes_sdk.hookspecs import CHECKS, HOOKS
+from andes_sdk.testing.require import Nonconformance
+
 if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
     from andes_sdk.testing.subject import Subject
 
 COUNTS: dict[str, int] = {
@@ -22,7 +31,6 @@ COUNTS: dict[str, int] = {
     "tokenizer": 10,
     "cache_policy": 10,
     "decoder": 7,
-    "training_stages": 10,
     "compressors": 2,
     "backends": 10,
     "formats": 3,
@@ -31,7 +39,16 @@ COUNTS: dict[str, int] = {
     "benchmarks": 2,
     "exporters": 2,
 }
-"""Kind -> number of checks."""
+"""Kind -> number of the core's checks."""
+
+BROUGHT = {"training_stages": "andes-training"}
+"""Kind without checks in the core -> the distribution that brings them."""
+
+DataLines = Sequence[Mapping[str, Any]]
+"""Data lines: the class attribute `samples` of a plugin, or none for questions about pictures."""
+
+Measure = Callable[["Pipeline", DataLines], Mapping[str, object]]
+"""(pipeline, samples) -> what of it is measured -> value; it must change nothing."""
 
 MODULES = (
     "general",
@@ -42,7 +59,6 @@ MODULES = (
     "text",
     "policy",
     "decoding",
-    "training",
     "collections",
     "adapting",
     "exporting",
@@ -87,6 +103,7 @@ class CheckResult:
 
 
 _CHECKS: dict[str, Check] = {}
+_MEASURES: dict[str, Measure] = {}
 
 
 def check(kind: str, name: str) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
@@ -102,17 +119,58 @@ def check(kind: str, name: str) -> Callable[[Callable[[Subject], None]], Callabl
     return register
 
 
-def checks_of(kinds: Iterable[str]) -> list[Check]:
-    """The checks of these kinds, in the kit's order.
+def measure(function: Measure) -> Measure:
+    """Register what else `testing.probe` asks of a pipeline, beside its logits and an answer."""
+    _MEASURES[function.__qualname__] = function
+    return function
+
+
+def measures() -> list[Measure]:
+    """What `measure` registered, those of other distributions included."""
+    counts()
+    return list(_MEASURES.values())
+
+
+def counts() -> dict[str, int]:
+    """Kind -> number of checks, those of other distributions included; all of them are imported.
 
     Raises:
-        RuntimeError: a kind has not the number of checks that `COUNTS` states.
+        PluginBroken: the checks of another distribution cannot be imported. RuntimeError: they are not counted.
     """
     for module in MODULES:
         importlib.import_module(f"andes_sdk.testing.checks.{module}")
-    found = {kind: [c for c in _CHECKS.values() if c.kind == kind] for kind in COUNTS}
-    wrong = {kind: len(checks) for kind, checks in found.items() if len(checks) != COUNTS[kind]}
-    unknown = {c.kind for c in _CHECKS.values()} - set(COUNTS)
+    total = Counter(COUNTS)
+    for name in extensions(CHECKS):
+        brought = getattr(load_extension(CHECKS, name), "COUNTS", None)
+        if not isinstance(brought, Mapping):
+            raise RuntimeError(f"the checks {name!r} are not counted: write COUNTS = {{kind: number}} in their module")
+        total.update(brought)
+    return dict(total)
+
+
+def checks_of(kinds: Iterable[str]) -> list[Check]:
+    """The checks of these kinds, in the kit's order.
+
+    A kind whose checks another distribution brings has one check that fails until it is installed.
+
+    Raises:
+        PluginBroken: the checks of another distribution cannot be imported.
+        RuntimeError: a kind has not the number of checks that the `COUNTS` together state.
+    """
+    table = counts()
+    found = {kind: [c for c in _CHECKS.values() if c.kind == kind] for kind in table}
+    wrong = {kind: len(checks) for kind, checks in found.items() if len(checks) != table[kind]}
+    unknown = ({c.kind for c in _CHECKS.values()} | set(table)) - {"general", *HOOKS.values()}
     if wrong or unknown:
-        raise RuntimeError(f"the kit's checks do not match its table: {wrong or sorted(unknown)}, COUNTS says {COUNTS}")
-    return [c for kind in kinds for c in found[kind]]
+        raise RuntimeError(f"the kit's checks do not match its table: {wrong or sorted(unknown)}, COUNTS says {table}")
+    absent = {kind: [_absent(kind, distribution)] for kind, distribution in BROUGHT.items() if kind not in table}
+    return [c for kind in kinds for c in {**found, **absent}[kind]]
+
+
+def _absent(kind: str, distribution: str) -> Check:
+    """A check that fails: what it stands for is not installed."""
+
+    def run(subject: Subject) -> None:
+        raise Nonconformance(f"nothing was checked: {distribution} brings these checks; pip install {distribution}")
+
+    return Check(kind, "its checks are installed", run)

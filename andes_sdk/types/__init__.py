@@ -13,12 +13,23 @@ from .modules import Attend, Grid, LanguageModel, Projector, TextSpec, VisionEnc
 from .sessions import Adapter, CachePolicy, Decoder, Inputs, Layer, LowRank, Sampler, Session, SessionStats
 from .storage import Format, Packed, PublishedLayout
 from .text import Files, Rendered, Tokenizer, Turn
-from .training import ConversationStage, Event, FeedingStage, StatefulStage, TrainingStage
+from .training import (
+    ConversationStage,
+    Event,
+    FeedingStage,
+    FeedRun,
+    ModelChange,
+    Position,
+    StatefulStage,
+    SteppingStage,
+    TrainingStage,
+)
 
 __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "CachePolicy", "Compiled", "Compressor",
-    "ConversationStage", "DataFilter", "Decoder", "Event", "Exporter", "FeedingStage", "Files", "Format", "Grid", "Inputs",
-    "LanguageModel", "Layer", "LowRank", "Model", "Packed", "PackedBackend", "Projector", "PublishedLayout", "Rendered", "Reward", "Sampler",
-    "Session", "SessionStats", "StatefulStage", "TableFilter", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
+    "ConversationStage", "DataFilter", "Decoder", "Event", "Exporter", "FeedRun", "FeedingStage", "Files", "Format",
+    "Grid", "Inputs", "LanguageModel", "Layer", "LowRank", "Model", "ModelChange", "Packed", "PackedBackend", "Position",
+    "Projector", "PublishedLayout", "Rendered", "Reward", "Sampler", "Session", "SessionStats", "StatefulStage",
+    "SteppingStage", "TableFilter", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
     "VisionSpec",
 ]  # fmt: skip

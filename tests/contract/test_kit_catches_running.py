@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 from andes_training.loss import next_token_loss
-from andes_training.state import Position
+from andes_training.testing.reference import ReferenceStage
+from andes_training.testing.stages import OwnStage, Stage
 from attrs import define, evolve, field, frozen
 
 from andes_sdk import hookimpl
@@ -23,10 +24,10 @@ from andes_sdk.testing.reference import (
     ReferenceFormat,
     ReferencePolicy,
     ReferenceReward,
-    ReferenceStage,
 )
-from andes_sdk.testing.reference.collections import Answers, Contains, NoEmptyAnswers, OwnStage, Rounding, Shapes, Stage
+from andes_sdk.testing.reference.collections import Answers, Contains, NoEmptyAnswers, Rounding, Shapes
 from andes_sdk.testing.reference.running import PromptLookup, Recent, Renamed
+from andes_sdk.types import Position
 
 SEEN = []
 

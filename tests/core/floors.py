@@ -114,7 +114,7 @@ def floor(module: str) -> int:
     Raises:
         KeyError: a part that the table does not have.
     """
-    part = (module.split(".") + ["__init__"])[1]
+    part = [*module.split("."), "__init__"][1]
     for number, parts in enumerate(FLOORS):
         if part in parts:
             return number

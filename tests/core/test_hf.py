@@ -7,7 +7,7 @@ import andes_andesvl.hf
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, Qwen3Config
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, DynamicCache, Qwen3Config
 from transformers.utils import logging
 
 from andes_sdk import Pipeline
@@ -117,6 +117,20 @@ def test_labels_give_the_mean_next_token_loss_and_gradients_everywhere(folder):
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_goes_in_under_either_name(folder, name):
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    ids = torch.arange(20, 32)[None]
+    cache = DynamicCache(config=model.config.text_config)
+    model(ids[:, :8], use_cache=True, **{name: cache})
+    assert cache.get_seq_length() == 8
+    rest = model(ids[:, 8:], use_cache=True, **{name: cache}).logits
+    torch.testing.assert_close(rest, model(ids).logits[:, 8:], rtol=1e-4, atol=1e-4)  # float32, another order of sums
+    with pytest.raises(InputError, match="both cache and past_key_values"):
+        model(ids, cache=cache, past_key_values=cache)
 
 
 def test_pictures_and_picture_tokens_must_agree(folder):

@@ -239,6 +239,7 @@ def test_a_size_without_pixels_and_a_picture_that_is_not_rgb_are_refused():
 
 
 def test_importing_preprocess_and_messages_imports_neither_torch_nor_pillow():
-    code = "import sys, andes_sdk.inputs.preprocess, andes_sdk.inputs.messages as _; print([m for m in ('torch', 'PIL') if m in sys.modules])"
+    imports = "import sys, andes_sdk.inputs.preprocess, andes_sdk.inputs.messages"
+    code = f"{imports}; print([m for m in ('torch', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

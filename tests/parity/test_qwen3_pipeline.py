@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM
 
 from andes_sdk import Pipeline
 from andes_sdk.runtime.generation import GenerationOptions
@@ -44,14 +44,16 @@ def test_prefill_and_every_step_equal_transformers_to_the_bit(pipeline: Pipeline
     session = pipeline.session()
     ours = session.prefill(inputs)
     # transformers' generate asks for the last row's logits in the same way
-    output = stock(inputs.ids[None], use_cache=True, logits_to_keep=1)
+    # the cache goes in by position, since its name depends on the release
+    cache = DynamicCache(config=stock.config)
+    output = stock(inputs.ids[None], None, None, cache, use_cache=True, logits_to_keep=1)
     theirs = output.logits[0, -1]
     for _ in range(8):
         assert torch.equal(ours, theirs)
         token = int(ours.argmax())
         ours = session.extend([token])[0][-1]
         session.commit()
-        output = stock(torch.tensor([[token]]), past_key_values=output.past_key_values, use_cache=True)
+        output = stock(torch.tensor([[token]]), None, None, cache, use_cache=True)
         theirs = output.logits[0, -1]
 
 

@@ -1,4 +1,4 @@
-"""The projector learns fast, the language model slowly, the encoder not at all. The core's loop does the rest."""
+"""The projector learns fast, the language model slowly, the encoder not at all. andes-training's loop does the rest."""
 
 from __future__ import annotations
 

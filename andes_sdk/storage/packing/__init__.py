@@ -2,6 +2,7 @@
 
 from andes_sdk.storage.packing.artefact import Artefact
 from andes_sdk.storage.packing.bpw import Report, of_artefact, of_checkpoint, of_model
+from andes_sdk.storage.packing.header import is_artefact
 from andes_sdk.storage.packing.pack import pack_model
 from andes_sdk.storage.packing.recipe import default_recipe
 
@@ -9,6 +10,7 @@ __all__ = [
     "Artefact",
     "Report",
     "default_recipe",
+    "is_artefact",
     "of_artefact",
     "of_checkpoint",
     "of_model",

@@ -1,5 +1,7 @@
-"""The smallest plugin of every kind: what the kit puts around a plugin under test, and what the kit is tested with.
+"""The smallest plugin of every kind but training stages: what the kit puts around a plugin under
+test, and what the kit is tested with.
 
+Training stages are missing: those lie with andes-training.
 All are random and useless as models. They need nothing but the core, so a third party can test an encoder without
 installing a projector or a language model.
 """
@@ -24,8 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "REFERENCES", "ReferenceBackend", "ReferenceBenchmark", "ReferenceCompressor", "ReferenceDecoder",
     "ReferenceEncoder", "ReferenceExporter", "ReferenceFilter", "ReferenceFormat", "ReferenceLanguageModel",
-    "ReferencePolicy", "ReferenceProjector", "ReferenceReward", "ReferenceStage", "ReferenceTokenizer",
-    "ReferenceWatcher",
+    "ReferencePolicy", "ReferenceProjector", "ReferenceReward", "ReferenceTokenizer", "ReferenceWatcher",
 ]  # fmt: skip
 
 
@@ -124,22 +125,6 @@ class ReferenceDecoder:
         from .running import PromptLookup
 
         return PromptLookup(self.depth)
-
-
-@frozen(eq=False, kw_only=True)
-class ReferenceStage:
-    """Train projector and language model. Shortest use: `Pipeline.from_plugins([..., ReferenceStage()])`."""
-
-    contract = "1.0"
-
-    rate: float = field(default=1e-3, validator=gt(0.0), metadata={"help": "learning rate"})
-
-    @hookimpl
-    def andes_training_stages(self) -> Sequence[types.TrainingStage]:
-        """One stage on the usual data, one on data of its own."""
-        from .collections import OwnStage, Stage
-
-        return [Stage(self.rate), OwnStage(self.rate)]
 
 
 @frozen(eq=False, kw_only=True)

@@ -208,7 +208,9 @@ def _write(run: _Run, recipe: CurationRecipe, out: Path) -> dict[str, Any]:
         out / "dropped.jsonl",
         ({"where": run.samples.where(i), "filter": run.dropped[i][0], "reason": run.dropped[i][1]} for i in order),
     )
-    return write_report(out, recipe, sets, run.dropped, run.described, lengths, run.samples.where)
+    return write_report(
+        out, recipe.filters, recipe.engine, sets, run.dropped, run.described, lengths, run.samples.where
+    )
 
 
 def _lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

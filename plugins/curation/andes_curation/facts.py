@@ -169,7 +169,7 @@ def _alone() -> bool:
 def _missing(library: str, error: ImportError) -> TrainingError:
     extra = "ray" if library == "ray" else "curation"
     return TrainingError(
-        f"the engine needs {library}", who="curate", why=str(error), fix=f'pip install "andes-sdk[{extra}]"'
+        f"the engine needs {library}", who="curate", why=str(error), fix=f'pip install "andes-curation[{extra}]"'
     )
 
 

@@ -9,10 +9,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from andes_curation.curate import CurationRecipe
+from typing import Any
 
 EXAMPLES = 5
 Sets = Mapping[str, Sequence[int]]
@@ -21,7 +18,8 @@ Described = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 def write_report(
     out: Path,
-    recipe: CurationRecipe,
+    filters: Sequence[str],
+    engine: str,
     sets: Sets,
     dropped: Mapping[int, tuple[str, str]],
     described: Described,
@@ -31,12 +29,13 @@ def write_report(
     """`report.json` and `report.html` -> what the former holds.
 
     Args:
+        filters, engine: names, as the recipe gives them.
         sets: "all", "kept", "random" and "length" -> indices of samples.
         dropped: index -> filter and reason. described: filter -> index -> facts. lengths: characters of answers.
     """
     report = {
-        "filters": list(recipe.filters),
-        "engine": recipe.engine,
+        "filters": list(filters),
+        "engine": engine,
         "samples": len(sets["all"]) + sum(name == "reading" for name, _ in dropped.values()),
         "kept": len(sets["kept"]),
         "dropped": _dropped(dropped, where),

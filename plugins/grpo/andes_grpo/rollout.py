@@ -22,13 +22,13 @@ import torch
 from andes_training.data.bad import BadSample
 from andes_training.data.samples import Samples
 from andes_training.packing import Batch, Row, collate
-from andes_training.state import Position
 from attrs import evolve, frozen
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from andes_sdk.errors import TrainingError
 from andes_sdk.runtime.attention import Segment
+from andes_sdk.types import Position
 
 from .objective import advantages, weight
 from .policy import answer_logps

@@ -16,10 +16,10 @@ from .policy import answer_logps
 if TYPE_CHECKING:
     from andes_training.packing import Batch
     from andes_training.run import StageRun
-    from andes_training.state import Position
     from torch import Tensor
 
     from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Position
 
     from .options import Options
 

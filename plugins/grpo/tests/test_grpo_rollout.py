@@ -19,7 +19,6 @@ from andes_training.data.samples import stage_samples
 from andes_training.packing import branch_slices, collate, make_row
 from andes_training.recipe import DataRecipe, StageRecipe
 from andes_training.run import StageRun
-from andes_training.state import Position
 from attrs import evolve, frozen
 from PIL import Image
 from safetensors.torch import load_file
@@ -28,7 +27,7 @@ from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, ConfigError, TrainingError
 from andes_sdk.hookspecs import hookimpl
 from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.types import Inputs
+from andes_sdk.types import Inputs, Position
 
 MODEL = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 

@@ -20,9 +20,9 @@ from .reference import OnlineReference, StoredReference, refuse_changing
 if TYPE_CHECKING:
     from andes_training.packing import Batch
     from andes_training.run import StageRun
-    from andes_training.state import Position
 
     from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Position
 
 _LINE = '{"prompt": [messages], "chosen": "…", "rejected": "…"}'
 

@@ -19,13 +19,14 @@ from andes_training.packing import collate, make_row
 from andes_training.reading import stage_samples
 from andes_training.recipe import Recipe, load_recipe
 from andes_training.run import StageRun
-from andes_training.state import Position, states
+from andes_training.state import states
 from attrs import evolve
 from PIL import Image
 from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, TrainingError
+from andes_sdk.types import Position
 
 COLOURS = ("red", "green", "blue", "white")
 

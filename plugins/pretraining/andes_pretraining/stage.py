@@ -23,10 +23,10 @@ from .positions import OFF, Replacement
 if TYPE_CHECKING:
     from andes_training.packing import Batch
     from andes_training.run import StageRun
-    from andes_training.state import Position
     from torch import Tensor
 
     from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Position
 
 
 @frozen(kw_only=True)

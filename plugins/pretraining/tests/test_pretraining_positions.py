@@ -17,11 +17,11 @@ from andes_training.feed import packed
 from andes_training.loss import next_token_loss
 from andes_training.recipe import DataRecipe, StageRecipe
 from andes_training.run import StageRun
-from andes_training.state import Position
 from PIL import Image
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError
+from andes_sdk.types import Position
 
 START = Position()
 MODEL = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]

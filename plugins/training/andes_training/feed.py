@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 
 from attrs import evolve
 
+from andes_sdk.types import Position
 from andes_training.data.samples import Samples
 from andes_training.packing import Batch, Row, collate, pack
 from andes_training.reading import ahead, make_rows, stage_maker
 from andes_training.run import StageRun
-from andes_training.state import Position
 
 
 def packed(run: StageRun) -> Iterator[tuple[Position, Batch]]:

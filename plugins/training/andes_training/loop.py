@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,18 +11,18 @@ import torch
 from attrs import define, evolve, field, frozen
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.types import Event, FeedingStage, StatefulStage, TrainingStage
+from andes_sdk.types import Event, FeedingStage, ModelChange, Position, StatefulStage, SteppingStage, TrainingStage
+from andes_training.changes import put_in_changes
 from andes_training.data.bad import BadSamples
 from andes_training.ema import start_average, swap_average, update_average
 from andes_training.feed import packed
-from andes_training.lora import Adapter, put_in
 from andes_training.processes import Processes, divided_copy, gather, losing_others_is_told
 from andes_training.reading import check_stages, stage_samples
-from andes_training.recipe import Recipe, StageRecipe, rates_of
+from andes_training.recipe import Recipe, StageRecipe
 from andes_training.recompute import recomputed
 from andes_training.run import StageRun
-from andes_training.state import Learner, Position, load_state, read_position, save_state, states
-from andes_training.step import Loss, freeze, make_optimizer, seed_step, update
+from andes_training.state import Learner, load_state, read_position, save_state, states
+from andes_training.step import Loss, decayed, freeze, make_optimizer, seed_step, update
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -37,6 +37,7 @@ class _Work:
     Attributes:
         learner: what steps change; under sharding its model is a divided copy.
         module: the loss, wrapped for several processes.
+        changes: what changed the model, first to last.
     """
 
     index: int
@@ -44,7 +45,7 @@ class _Work:
     stage: TrainingStage
     learner: Learner
     module: torch.nn.Module
-    adapter: Adapter | None
+    changes: Sequence[ModelChange]
 
 
 @define
@@ -130,20 +131,17 @@ class Trainer:
             )
         stage: TrainingStage = self.pipeline.pick("training_stages", recipe.stage)
         model = self.pipeline.model
-        rates = rates_of(recipe, stage.rates(model))
-        adapter = None
-        if recipe.lora is not None:
-            adapter = put_in(model, recipe.lora)
-            rates = {**recipe.rates, **adapter.rates(recipe.lora.rate)}
+        changes, rates = put_in_changes(model, stage, recipe)
+        decaying = decayed(model)  # before the model is copied: copies of parameters lose their attributes
         divided = self.recipe.sharding == "full" and self.processes.world > 1
         working = divided_copy(model) if divided else model.to(self.processes.device)
         freeze(working, rates)  # before the model is wrapped or divided
         loss = Loss(working, stage, complete=divided or (self.processes.world > 1 and _sees(working)))
         module = self.processes.wrap(loss, self.recipe.sharding).train()
-        optimizer = make_optimizer(working, rates, recipe.weight_decay)
+        optimizer = make_optimizer(working, rates, recipe.weight_decay, decaying)
         own = stage if isinstance(stage, StatefulStage) else None
         learner = Learner(working, optimizer, start_average(working, recipe.ema), own)
-        return _Work(index, recipe, stage, learner, module, adapter)
+        return _Work(index, recipe, stage, learner, module, changes)
 
     def _describe(self, work: _Work, position: Position) -> StageRun:
         return StageRun(
@@ -171,6 +169,9 @@ class Trainer:
         recipe, learner = work.recipe, work.learner
         groups = work.stage.feed(run) if isinstance(work.stage, FeedingStage) else packed(run)
         while position.step < recipe.steps:
+            if isinstance(work.stage, SteppingStage):
+                seed_step(self.recipe, work.index, position.step, run.rank)
+                work.stage.before_step(learner.model, position.step)
             packs = [next(groups) for _ in range(recipe.accumulate // run.world)]
             seed_step(self.recipe, work.index, position.step, run.rank)
             values = update(
@@ -190,7 +191,7 @@ class Trainer:
             close()
 
     def _finish(self, work: _Work) -> None:
-        """Bring the pipeline's model to what the stage made of it, whole and without an adapter."""
+        """Bring the pipeline's model to what the stage made of it, whole and without changes."""
         model, learner = self.pipeline.model, work.learner
         if learner.average:
             swap_average(learner.average, learner.model)
@@ -201,17 +202,17 @@ class Trainer:
         gather(learner.model, model)
         model.eval()
         model.requires_grad_(True)
-        if work.adapter is not None and work.recipe.lora is not None:
+        for change in reversed(work.changes):
             if self.processes.first:
-                work.adapter.save(self.out / "adapters" / (work.recipe.lora.name or work.recipe.stage))
-            work.adapter.take_out(merge=work.recipe.lora.merge)
+                change.save(model, self.out / change.folder)
+            change.take_out(model)
 
     def _export(self, work: _Work, name: str) -> None:
-        """Write averaged weights beside the run's own: an adapter alone, or a whole checkpoint."""
-        if work.adapter is None:
+        """Write averaged weights beside the run's own: what was learnt through changes, or a whole checkpoint."""
+        if not work.changes:
             self._save(self.out / name)
-        elif self.processes.first:
-            work.adapter.save(self.out / "adapters" / name)
+        for change in work.changes if self.processes.first else ():
+            change.save(self.pipeline.model, (self.out / change.folder).with_name(name))
 
     def _save(self, folder: Path) -> Path:
         if self.processes.first:

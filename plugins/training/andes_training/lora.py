@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import define, field
 from safetensors.torch import save_file
 from torch import nn
 
@@ -24,29 +24,59 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 
 
-@frozen(eq=False)
-class Adapter:
-    """An adapter inside a model, until `take_out`."""
+@define(eq=False)
+class Lora:
+    """The adapter of one stage; a `types.ModelChange`.
 
-    model: VisionLanguageModel
-    tuner: Any
-    targets: tuple[str, ...]
+    Attributes:
+        folder: where it is saved, relative to the run's.
+    """
 
-    def rates(self, rate: float) -> dict[str, float]:
+    recipe: LoraRecipe
+    folder: str
+    targets: tuple[str, ...] = field(default=(), init=False)
+    tuner: Any = field(default=None, init=False)
+
+    def put_in(self, model: VisionLanguageModel) -> None:
+        """Add the adapter to a model, in place; B is zero, so nothing changes yet.
+
+        Raises:
+            TrainingError: peft is not installed, or the model has no matrix of the kinds asked for.
+        """
+        try:
+            from peft import LoraConfig, LoraModel
+        except ImportError as error:
+            raise TrainingError(
+                "LoRA needs peft", who="stages.lora", why=str(error), fix="pip install 'andes-training[lora]'"
+            ) from None
+        recipe = self.recipe
+        self.targets = targets_of(model, recipe.targets)
+        if not self.targets:
+            raise TrainingError(
+                f"the model has no matrix of the kinds {recipe.targets}",
+                who="stages.lora.targets",
+                fix="name other kinds: attention, mlp, vision, projector",
+            )
+        config = LoraConfig(
+            r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=sorted(self.targets)
+        )
+        self.tuner = LoraModel(model, config, ADAPTER)
+
+    def rates(self, model: VisionLanguageModel) -> dict[str, float]:
         """Module prefix -> learning rate: A and B learn, the matrices that they are added to do not."""
-        found: dict[str, float] = {}
+        rate, found = self.recipe.rate, dict[str, float]()
         for name in self.targets:
             found |= {f"{name}.base_layer": 0.0, f"{name}.lora_A": rate, f"{name}.lora_B": rate}
         return found
 
-    def save(self, folder: Path) -> Path:
+    def save(self, model: VisionLanguageModel, folder: Path) -> None:
         """Write the adapter as peft does; the folder appears whole or not at all."""
         temporary = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tensors = {
             f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": p.detach().contiguous()
-            for name, p in self.model.named_parameters()
+            for name, p in model.named_parameters()
             if ".lora_A." in name or ".lora_B." in name
         }
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -55,11 +85,10 @@ class Adapter:
         config.save_pretrained(str(temporary))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
-        return folder
 
-    def take_out(self, *, merge: bool) -> None:
+    def take_out(self, model: VisionLanguageModel) -> None:
         """Give the model its own layers back, with the adapter added to their weights or without it."""
-        if merge:
+        if self.recipe.merge:
             self.tuner.merge_and_unload()
         else:
             self.tuner.unload()
@@ -81,24 +110,3 @@ def _kind(name: str, module: nn.Linear, vocab_size: int) -> str:
     if module.out_features == vocab_size:
         return ""
     return "attention" if any("attn" in step or "attention" in step for step in rest.split(".")) else "mlp"
-
-
-def put_in(model: VisionLanguageModel, recipe: LoraRecipe) -> Adapter:
-    """Add an adapter to a model, in place; B is zero, so nothing changes yet.
-
-    Raises:
-        TrainingError: peft is not installed, or the model has no matrix of the kinds asked for.
-    """
-    try:
-        from peft import LoraConfig, LoraModel
-    except ImportError as error:
-        raise TrainingError(
-            "LoRA needs peft", who="stages.lora", why=str(error), fix="pip install 'andes-sdk[lora]'"
-        ) from None
-    targets = targets_of(model, recipe.targets)
-    if not targets:
-        raise TrainingError(f"the model has no matrix of the kinds {recipe.targets}", who="stages.lora.targets")
-    config = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=recipe.dropout, target_modules=sorted(targets)
-    )
-    return Adapter(model, LoraModel(model, config, ADAPTER), targets)

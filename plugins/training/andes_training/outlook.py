@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from andes_sdk.runtime.attention import PackedAttention, Segment
-from andes_training.lora import put_in
+from andes_training.changes import put_in_changes
 from andes_training.loss import CHUNK
 from andes_training.processes import blocks_of
 from andes_training.reading import check_stages, stage_samples
-from andes_training.recipe import Recipe, StageRecipe, rates_of
+from andes_training.recipe import Recipe, StageRecipe
 from andes_training.recompute import recomputed
 from andes_training.step import freeze
 
@@ -40,9 +40,7 @@ def outlook(recipe: Recipe, pipeline: Pipeline) -> dict[str, Any]:
 
 def _stage(stage: StageRecipe, recipe: Recipe, pipeline: Pipeline) -> dict[str, Any]:
     model = pipeline.meta_model()
-    rates = rates_of(stage, pipeline.pick("training_stages", stage.stage).rates(model))
-    if stage.lora is not None:
-        rates = {**stage.rates, **put_in(model, stage.lora).rates(stage.lora.rate)}
+    _, rates = put_in_changes(model, pipeline.pick("training_stages", stage.stage), stage)
     freeze(model, rates)
     trainable = {
         name: sum(p.numel() for p in part.parameters() if p.requires_grad) for name, part in model.parts().items()

@@ -130,7 +130,9 @@ def _shard(module: nn.Module, device: torch.device, world: int) -> nn.Module:
 
 @torch.no_grad()
 def gather(divided: nn.Module, model: nn.Module) -> None:
-    """Copy the weights of a divided model into the whole one, in every process."""
+    """Copy the weights and buffers of a divided model into the whole one, in every process."""
     if divided is not model:
         for (_, source), (_, target) in zip(divided.named_parameters(), model.named_parameters(), strict=True):
             target.copy_(whole(source.detach()))
+        for (_, source), (_, target) in zip(divided.named_buffers(), model.named_buffers(), strict=True):
+            target.copy_(source)

@@ -35,7 +35,8 @@ STYLE = (
     "figure{display:inline-block;margin:.5em}svg{max-width:100%;height:auto}"
 )
 
-Row = Mapping[str, Any]
+Figures = Mapping[str, Any]
+"""One line of the metrics: what a step told, by name."""
 
 
 def need_matplotlib() -> None:
@@ -44,7 +45,7 @@ def need_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise TrainingError(
-            "a report needs matplotlib", who="report", why=str(error), fix="pip install 'andes-sdk[report]'"
+            "a report needs matplotlib", who="report", why=str(error), fix="pip install 'andes-training[report]'"
         ) from None
 
 
@@ -69,13 +70,13 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def _stages(path: Path) -> list[list[Row]]:
+def _stages(path: Path) -> list[list[Figures]]:
     """Steps by stage of the recipe; a torn last line, as a run in progress may show, is left out."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError as error:
         raise TrainingError("no metrics of a run", who=str(path), why=str(error), fix="give its --out folder") from None
-    stages: dict[int, list[Row]] = {}
+    stages: dict[int, list[Figures]] = {}
     for line in lines:
         if line.endswith("\n"):
             row = json.loads(line)
@@ -86,11 +87,11 @@ def _stages(path: Path) -> list[list[Row]]:
     return [stages[index] for index in sorted(stages)]
 
 
-def _title(rows: Sequence[Row]) -> str:
+def _title(rows: Sequence[Figures]) -> str:
     return f"{rows[0]['index'] + 1}. {rows[0]['stage']}"
 
 
-def _table(stages: Sequence[Sequence[Row]]) -> str:
+def _table(stages: Sequence[Sequence[Figures]]) -> str:
     heads = ("stage", "steps", "first loss", "last loss", "supervised tokens", "tokens/s, median", "minutes")
     lines = []
     for rows in stages:
@@ -115,7 +116,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return [(fmean(x for x, _ in g), fmean(y for _, y in g)) for g in groups]
 
 
-def _figure(rows: Sequence[Row], key: str, title: str) -> str:
+def _figure(rows: Sequence[Figures], key: str, title: str) -> str:
     """One curve as SVG."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

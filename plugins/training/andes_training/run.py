@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import field, frozen
 
+from andes_sdk.types import Position
 from andes_training.data.bad import BadSamples
-from andes_training.state import Position
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline

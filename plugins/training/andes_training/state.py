@@ -22,26 +22,19 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.types import StatefulStage
+from andes_sdk.types import Position, StatefulStage
 
 SHARD = 4 << 30
 """Bytes of one file."""
 INDEX = "index.json"
 
 
-@frozen(kw_only=True)
-class Position:
-    """Where a run stands: stage, optimizer steps done in it, epoch and the next sample of its order."""
-
-    stage: int = 0
-    step: int = 0
-    epoch: int = 0
-    offset: int = 0
-
-
 @frozen(eq=False)
 class Learner:
-    """What a state holds: a model, its optimizer, the moving average of its weights, and the stage's own state."""
+    """What a state holds: a model, its optimizer, the moving average of its weights, and the stage's own state.
+
+    Of several processes the first one's buffers are kept: what a forward pass writes into them must be made equal.
+    """
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -56,8 +49,22 @@ class Learner:
                 yield f"optimizer.{key}.{name}", torch.as_tensor(value)
             if name in self.average:
                 yield f"average.{name}", self.average[name]
+        for name, buffer in buffers(self.model):
+            yield f"buffer.{name}", buffer
         for name, tensor in sorted(self.stage.state().items()) if self.stage is not None else ():
             yield f"stage.{name}", tensor
+
+
+def buffers(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Persistent buffers, such as ranges of activations that a forward pass updates, by name; each tensor once."""
+    fleeting = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+    for name, buffer in model.named_buffers():
+        if name not in fleeting:
+            yield name, buffer
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -160,7 +167,7 @@ def read_position(path: Path, digest: str) -> Position:
 
 @torch.no_grad()
 def load_state(path: Path, learner: Learner) -> None:
-    """Put weights, optimizer and average back, to the bit; each process reads the state and keeps its share.
+    """Put weights, buffers, optimizer and average back, to the bit; each process reads the state and keeps its share.
 
     Raises:
         TrainingError: a file is damaged or does not fit the model.
@@ -186,6 +193,8 @@ def load_state(path: Path, learner: Learner) -> None:
                 }
             if name in learner.average:
                 learner.average[name].copy_(read(f"average.{name}", parameter))
+        for name, buffer in buffers(learner.model):
+            buffer.copy_(files[index[f"buffer.{name}"]].get_tensor(f"buffer.{name}"))
         if learner.stage is not None:
             own = [key for key in index if key.startswith("stage.")]
             learner.stage.load_state({key.removeprefix("stage."): files[index[key]].get_tensor(key) for key in own})

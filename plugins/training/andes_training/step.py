@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,13 +45,13 @@ class Loss(torch.nn.Module):
         return self.model.encode_images(patches, [(spec.merge, spec.merge)]).float().sum()
 
 
-def freeze(model: torch.nn.Module, rates: Mapping[str, float]) -> list[tuple[torch.nn.Parameter, float]]:
-    """Freeze what no prefix of `rates` names at a rate above zero, longest prefix first -> what learns, and how fast.
+def freeze(model: torch.nn.Module, rates: Mapping[str, float]) -> list[tuple[str, torch.nn.Parameter, float]]:
+    """Freeze what no prefix of `rates` names at a rate above zero, longest prefix first -> name, parameter, rate.
 
     Raises:
         TrainingError: a prefix names nothing, or nothing trains.
     """
-    learns: list[tuple[torch.nn.Parameter, float]] = []
+    learns: list[tuple[str, torch.nn.Parameter, float]] = []
     used: set[str] = set()
     for name, parameter in model.named_parameters():
         prefixes = [p for p in rates if name == p or name.startswith(f"{p}.")]
@@ -59,7 +59,7 @@ def freeze(model: torch.nn.Module, rates: Mapping[str, float]) -> list[tuple[tor
         rate = rates[max(prefixes, key=len)] if prefixes else 0.0
         parameter.requires_grad_(rate > 0)
         if rate > 0:
-            learns.append((parameter, rate))
+            learns.append((name, parameter, rate))
     unknown = [p for p in rates if p not in used]
     if unknown or not learns:
         raise TrainingError(
@@ -69,11 +69,29 @@ def freeze(model: torch.nn.Module, rates: Mapping[str, float]) -> list[tuple[tor
     return learns
 
 
-def make_optimizer(model: torch.nn.Module, rates: Mapping[str, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over what learns (`freeze`); vectors are not decayed."""
+def decayed(model: torch.nn.Module) -> frozenset[str]:
+    """Names of the parameters that weight decay pulls towards zero.
+
+    Not decayed are vectors and scalars (norms, biases), learned scales (the last part of the name is `scale` or
+    `scales`, or ends with `_scale` or `_scales`), and parameters with an attribute `no_decay` that is true.
+    """
+    return frozenset(
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1
+        and not getattr(parameter, "no_decay", False)
+        and not name.rpartition(".")[2].endswith(("_scale", "_scales"))
+        and name.rpartition(".")[2] not in ("scale", "scales")
+    )
+
+
+def make_optimizer(
+    model: torch.nn.Module, rates: Mapping[str, float], weight_decay: float, decaying: Collection[str]
+) -> torch.optim.AdamW:
+    """AdamW over what learns (`freeze`); weight decay only on parameters named in `decaying` (see `decayed`)."""
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for parameter, rate in freeze(model, rates):
-        groups.setdefault((rate, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    for name, parameter, rate in freeze(model, rates):
+        groups.setdefault((rate, weight_decay if name in decaying else 0.0), []).append(parameter)
     parts = [{"params": p, "lr": lr, "weight_decay": wd, "rate": lr} for (lr, wd), p in groups.items()]
     return torch.optim.AdamW(parts, betas=(0.9, 0.95), fused=True)
 

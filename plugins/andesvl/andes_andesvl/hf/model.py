@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     Qwen3Config,
+    Qwen3ForCausalLM,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -19,6 +21,9 @@ from andes_sdk.errors import InputError
 
 IMAGE_TOKEN = 151654
 """`<|vision_pad|>` of the published vocabulary."""
+
+CACHE = "cache" if "cache" in signature(Qwen3ForCausalLM.forward).parameters else "past_key_values"
+"""What this release of transformers calls the keys and values of earlier tokens; 5.24 renamed them."""
 
 
 class _Config(PretrainedConfig):
@@ -73,7 +78,7 @@ class AndesVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
     input_modalities = ["image", "text"]  # noqa: RUF012
     _supports_sdpa = True
     _no_split_modules = ["Qwen3DecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = [CACHE]  # noqa: RUF012
 
     def __init__(self, config: _Config) -> None:
         super().__init__(config)
@@ -115,13 +120,18 @@ class AndesVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """(B, T) ids, packed patches of all images in order -> logits (B, T, V), loss if there are labels.
 
+        `cache` and `past_key_values` are two names of one thing, and both work with every release of transformers.
+
         Raises:
-            InputError: image tokens and image rows do not agree.
+            InputError: image tokens and image rows do not agree; two caches are given.
         """
+        if cache is not None and past_key_values is not None:
+            raise InputError("both cache and past_key_values", fix="pass one of them")
         if inputs_embeds is None:
             if input_ids is None:
                 raise InputError("neither input_ids nor inputs_embeds", fix="pass one of them")
@@ -132,8 +142,8 @@ class AndesVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             labels=labels,
+            **{CACHE: past_key_values if cache is None else cache},
             **kwargs,
         )
         return output
@@ -150,13 +160,11 @@ class AndesVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         return embeds.masked_scatter(where[..., None], rows.to(embeds.dtype))
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self, *args: Any, is_first_iteration: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Pictures go in with the prompt only; later steps have them in the cache."""
-        kwargs["is_first_iteration"] = is_first_iteration
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
-        if not is_first_iteration and kwargs.get("use_cache", True):
+        parent: Any = super()  # typed in some releases of transformers, untyped in others
+        inputs: dict[str, Any] = parent.prepare_inputs_for_generation(*args, **kwargs)
+        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
             inputs.pop("pixel_values", None)
             inputs.pop("image_grid_hw", None)
         return inputs

@@ -17,8 +17,8 @@ from attrs import define, field
 from andes_sdk.errors import TrainingError
 
 if TYPE_CHECKING:
+    from andes_sdk.types import Position
     from andes_training.recipe import DataRecipe
-    from andes_training.state import Position
 
 FILE = "bad_samples.jsonl"
 REASONS = {

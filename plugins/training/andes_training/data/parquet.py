@@ -34,7 +34,7 @@ class Parquet:
             from pyarrow.parquet import ParquetFile
         except ImportError as error:
             raise TrainingError(
-                "reading Parquet needs pyarrow", who=str(path), why=str(error), fix='pip install "andes-sdk[data]"'
+                "reading Parquet needs pyarrow", who=str(path), why=str(error), fix='pip install "andes-training[data]"'
             ) from None
         self.path, self._changed = path, path.stat().st_mtime_ns
         try:

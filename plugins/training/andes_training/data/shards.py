@@ -1,4 +1,4 @@
-"""Files of samples, each read by index: JSON Lines here, Parquet and tar in modules of their own.
+"""Files of samples, each read by index, whatever their format.
 
 Opening a shard finds where its samples are; a sample's bytes are read when it is asked for. So a file may be larger
 than memory, and the order of an epoch is a permutation of indices whatever the format.
@@ -7,14 +7,13 @@ than memory, and the order of an epoch is a permutation of indices whatever the 
 from __future__ import annotations
 
 import glob
-import json
-from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from andes_sdk.errors import TrainingError
-from andes_training.data.bad import BadSample
+from andes_training.data.lines import JsonLines
+from andes_training.data.tar import Tar
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".tar")
 _WILD = frozenset("*?[")
@@ -79,8 +78,6 @@ def open_shard(path: Path) -> Shard:
 
             shard = Parquet(path)
         elif path.suffix == ".tar":
-            from andes_training.data.tar import Tar
-
             shard = Tar(path)
         else:
             fix = "unpack it: a compressed tar cannot be read by index" if ".tar" in path.suffixes else "rename it"
@@ -94,45 +91,3 @@ def open_shard(path: Path) -> Shard:
     if not len(shard):
         raise TrainingError("holds no sample", who=str(path), fix="write one JSON object per line")
     return shard
-
-
-class JsonLines:
-    """One JSON object a line; empty lines count as lines and hold no sample."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._starts, self._lines = array("Q"), array("Q")
-        start = 0
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    self._starts.append(start)
-                    self._lines.append(number)
-                start += len(line)
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def where(self, index: int) -> str:
-        """`file:line`."""
-        return f"{self.path}:{self._lines[index]}"
-
-    def entry(self, index: int) -> Mapping[str, Any]:
-        """One line. Raises BadSample: it is not a JSON object."""
-        with open(self.path, "rb") as file:
-            file.seek(self._starts[index])
-            line = file.readline()
-        return read_json(line, self.where(index))
-
-
-def read_json(text: bytes | str, where: str) -> dict[str, Any]:
-    """A JSON object. Raises BadSample: it is none."""
-    try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadSample(
-            "is not JSON", reason="json", who=where, why=str(error), fix="correct or delete the line"
-        ) from None
-    if not isinstance(entry, dict):
-        raise BadSample("is not a sample", reason="json", who=where, fix="write one JSON object per line")
-    return entry

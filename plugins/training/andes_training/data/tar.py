@@ -15,7 +15,7 @@ from typing import Any
 
 from andes_sdk.errors import TrainingError
 from andes_training.data.bad import BadSample
-from andes_training.data.shards import read_json
+from andes_training.data.lines import read_json
 
 _TEXT = ("json", "txt")
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from andes_training.packing import Batch
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.testing.registry import check
+from andes_sdk.testing.registry import DataLines, check, measure
 from andes_sdk.testing.require import NotApplicable, require, require_bits, require_close, require_finite
-from andes_sdk.testing.stages import fed, stage_batches, stage_run, stage_samples
 from andes_sdk.types import ConversationStage, FeedingStage, TrainingStage
+from andes_training.packing import Batch
+from andes_training.testing.material import fed, stage_batches, stage_run, stage_samples
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from andes_sdk.testing.subject import Subject
 
 KIND = "training_stages"
+COUNTS = {KIND: 10}
+"""Kind -> number of checks; the kit compares."""
 STEPS, RATE = 12, 3e-3
 
 
@@ -51,6 +53,16 @@ def _fresh(subject: Subject) -> Pipeline:
     pipe = subject.pipeline()
     pipe.model.train()
     return pipe
+
+
+@measure
+@torch.no_grad()
+def _losses(pipe: Pipeline, samples: DataLines) -> Mapping[str, object]:
+    """The loss of every stage of a pipeline."""
+    return {
+        f"the loss of stage {name!r}": float(stage.loss(pipe.model, stage_batches(pipe, stage, samples)[-1])[0])
+        for name, stage in pipe.collection("training_stages").items()
+    }
 
 
 @check(KIND, "every stage has a name of its own")

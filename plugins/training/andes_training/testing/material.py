@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from andes_sdk.testing.material import conversation
+from andes_sdk.types import FeedingStage
 from andes_training.data.samples import Sample
 from andes_training.packing import collate
 from andes_training.reading import stage_maker
 from andes_training.recipe import DataRecipe, StageRecipe
 from andes_training.run import StageRun
 
-from andes_sdk.testing.material import conversation
-from andes_sdk.types import FeedingStage
-
 if TYPE_CHECKING:
-    from andes_training.state import Position
-
     from andes_sdk.pipeline import Pipeline
+    from andes_sdk.testing.registry import DataLines
+    from andes_sdk.types import Position
 
-Entries = Sequence[Mapping[str, Any]]
-"""Data lines: the class attribute `samples` of a plugin, or none for questions about pictures."""
 
-
-def stage_samples(entries: Entries, count: int) -> list[Sample]:
+def stage_samples(entries: DataLines, count: int) -> list[Sample]:
     """The first `count` entries as samples."""
     entries = entries or [{"messages": conversation(i, answer=True)} for i in range(count)]
     source = DataRecipe(path=Path("samples.jsonl"))
@@ -36,7 +32,7 @@ def stage_samples(entries: Entries, count: int) -> list[Sample]:
 
 
 @contextmanager
-def stage_run(pipe: Pipeline, stage: Any, entries: Entries, count: int) -> Iterator[StageRun]:
+def stage_run(pipe: Pipeline, stage: Any, entries: DataLines, count: int) -> Iterator[StageRun]:
     """A run of one stage on a few samples, as the loop would describe it."""
     recipe = StageRecipe(stage=stage.name, data=[], steps=1, max_tokens=1 << 20, max_patches=1 << 20)
     with TemporaryDirectory() as out:
@@ -44,7 +40,7 @@ def stage_run(pipe: Pipeline, stage: Any, entries: Entries, count: int) -> Itera
         yield StageRun(pipeline=pipe, recipe=recipe, stage=stage, samples=samples, out=Path(out))
 
 
-def fed(stage: FeedingStage, run: StageRun, count: int) -> list[tuple[Position, Any]]:
+def fed(stage: FeedingStage[Any], run: StageRun, count: int) -> list[tuple[Position, Any]]:
     """The first `count` batches of a stage's own feed."""
     feed = stage.feed(run)
     found = list(islice(feed, count))
@@ -53,7 +49,7 @@ def fed(stage: FeedingStage, run: StageRun, count: int) -> list[tuple[Position, 
     return found
 
 
-def stage_batches(pipe: Pipeline, stage: Any, entries: Entries = (), count: int = 2) -> list[Any]:
+def stage_batches(pipe: Pipeline, stage: Any, entries: DataLines = (), count: int = 2) -> list[Any]:
     """Batches of a stage's own feed; without one, `count` samples, each as a batch, and then all in one pack."""
     with stage_run(pipe, stage, entries, count) as run:
         if isinstance(stage, FeedingStage):

@@ -16,22 +16,24 @@ import pytest
 import torch
 from andes_training.data.bad import FILE, REASONS, BadSample, BadSamples
 from andes_training.data.boxes import find_boxes
+from andes_training.data.lines import JsonLines
 from andes_training.data.rows import RowMaker, Thinking
 from andes_training.data.samples import Samples, stage_samples
-from andes_training.data.shards import JsonLines, find_files, open_shard
+from andes_training.data.shards import find_files, open_shard
 from andes_training.feed import packed
 from andes_training.loss import next_token_loss
 from andes_training.packing import collate
 from andes_training.reading import in_order, make_rows, stage_maker, stage_processor
 from andes_training.recipe import DataRecipe, StageRecipe, load_recipe
 from andes_training.run import StageRun
-from andes_training.state import Position, states
+from andes_training.state import states
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, TrainingError
+from andes_sdk.types import Position
 
 PLUGINS = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}, "sft"]
 
@@ -239,7 +241,7 @@ def test_files_that_cannot_be_read_say_what_to_do(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(TrainingError, match="needs pyarrow") as caught:
         open_shard(tmp_path / "text.parquet")
-    assert "andes-sdk[data]" in caught.value.fix
+    assert "andes-training[data]" in caught.value.fix
 
 
 # ---------------------------------------------------------------- order and mixtures

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from andes_training.lora import put_in, targets_of
+from andes_training.lora import Lora, targets_of
 from andes_training.recipe import LoraRecipe, load_recipe
 from andes_training.state import states
 from safetensors.torch import load_file
@@ -92,14 +92,15 @@ def test_only_the_adapter_learns_and_peft_reads_what_was_saved(recipe: Path, tmp
 def test_an_adapter_that_is_merged_and_subtracted_leaves_the_weights(recipe: Path) -> None:
     pipeline = Pipeline.from_plugins(**load_recipe(recipe).pipeline)
     base = {k: v.clone() for k, v in pipeline.model.state_dict().items()}
-    adapter = put_in(pipeline.model, LoraRecipe(rank=4, targets=["attention", "mlp", "vision", "projector"]))
+    adapter = Lora(LoraRecipe(rank=4, targets=["attention", "mlp", "vision", "projector"]), "adapters/x")
+    adapter.put_in(pipeline.model)
     with torch.no_grad():
         for name, parameter in pipeline.model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_()
     adapter.tuner.merge_adapter()
     adapter.tuner.unmerge_adapter()
-    adapter.take_out(merge=False)
+    adapter.take_out(pipeline.model)
     for name, tensor in pipeline.model.state_dict().items():
         assert torch.allclose(tensor, base[name], atol=1e-5), name  # float32: w + d - d
 
@@ -117,7 +118,7 @@ def test_kinds_of_module_are_the_language_models_two_the_encoder_and_the_project
     assert not any("lm_head" in name for name in (*attention, *mlp, *vision))
     model.mlp = torch.nn.Identity()
     with pytest.raises(TrainingError, match="no matrix of the kinds"):
-        put_in(model, LoraRecipe(targets=["projector"]))
+        Lora(LoraRecipe(targets=["projector"]), "x").put_in(model)
 
 
 def test_what_the_recipes_rates_name_learns_beside_the_adapter(recipe: Path, tmp_path: Path) -> None:
