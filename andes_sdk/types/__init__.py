@@ -28,8 +28,8 @@ from .training import (
 __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "CachePolicy", "Compiled", "Compressor",
     "ConversationStage", "DataFilter", "Decoder", "Event", "Exporter", "FeedRun", "FeedingStage", "Files", "Format",
-    "Grid", "Inputs", "LanguageModel", "Layer", "LowRank", "Model", "ModelChange", "Packed", "PackedBackend", "Position",
-    "Projector", "PublishedLayout", "Rendered", "Reward", "Sampler", "Session", "SessionStats", "StatefulStage",
-    "SteppingStage", "TableFilter", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
+    "Grid", "Inputs", "LanguageModel", "Layer", "LowRank", "Model", "ModelChange", "Packed", "PackedBackend",
+    "Position", "Projector", "PublishedLayout", "Rendered", "Reward", "Sampler", "Session", "SessionStats",
+    "StatefulStage", "SteppingStage", "TableFilter", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
     "VisionSpec",
 ]  # fmt: skip

@@ -71,5 +71,8 @@ class Model(Protocol):
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """As of any `nn.Module`."""
 
+    def modules(self) -> Iterator[nn.Module]:
+        """As of any `nn.Module`."""
+
     def state_dict(self) -> Mapping[str, Any]:
         """As of any `nn.Module`."""

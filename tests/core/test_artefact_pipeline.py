@@ -121,6 +121,6 @@ def test_a_checkpoint_takes_a_backend_and_its_options(tmp_path: Path) -> None:
 def test_a_reference_runs_with_torch(path: Path, tmp_path: Path) -> None:
     pipe = Pipeline.from_plugins(PARTS, seed=1)
     file = pack_model(pipe.model, default_recipe(pipe.model, "w8"), tmp_path / "a.andes", plan=pipe.plan).path
-    assert Pipeline.from_pretrained(file).plan.backend == "torch"
+    assert Pipeline.from_pretrained(file, backend="torch").plan.backend == "torch"
     with pytest.raises(SessionError, match="no adapter"):
-        Pipeline.from_pretrained(file).session().adapter = "x"
+        Pipeline.from_pretrained(file, backend="torch").session().adapter = "x"

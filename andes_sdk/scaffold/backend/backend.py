@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 from andes_sdk.runtime.torch_backend import CompiledTorch, TorchBackend
 
 if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.runtime.session import TorchSession
     from andes_sdk.types import CachePolicy, Compiled, Model
 
@@ -57,7 +58,7 @@ class RowByRow:
         Raises:
             BackendUnavailable: the machine has no such device.
         """
-        moved = TorchBackend().compile(model, device=device, dtype=dtype).model
+        moved = TorchBackend().compile(cast("VisionLanguageModel", model), device=device, dtype=dtype).model
         shared = {id(p): p for p in moved.parameters()} | {id(moved.tokenizer): moved.tokenizer}
         own = copy.deepcopy(moved, shared)
         row_by_row(own)

@@ -12,7 +12,7 @@ import torch
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Model
 
 
 @frozen
@@ -23,7 +23,7 @@ class Rounding:
     name: str = "reference-rounding"
 
     @torch.no_grad()
-    def compress(self, model: VisionLanguageModel, **options: Any) -> Mapping[str, Any]:
+    def compress(self, model: Model, **options: Any) -> Mapping[str, Any]:
         """Rounds in place -> bits per weight."""
         top = 2 ** (self.bits - 1) - 1
         for weight in model.parameters():

@@ -10,8 +10,7 @@ from attrs import frozen
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import Compiled, Layer, Sampler, Session
+    from andes_sdk.types import Compiled, Layer, Model, Sampler, Session
 
 
 @frozen
@@ -73,7 +72,7 @@ class Renamed:
 
     name: str = "reference-backend"
 
-    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str) -> Compiled:
+    def compile(self, model: Model, *, device: str, dtype: str) -> Compiled:
         """As the torch backend does. Raises BackendUnavailable for a device that is absent."""
         from andes_sdk.runtime.torch_backend import TorchBackend
 
