@@ -7,8 +7,10 @@ from pathlib import Path
 
 from andes_sdk.errors import CheckpointError
 
-WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "README.md")
-"""What is fetched: weights as safetensors, configuration, tokenizer, licence. No code, no other weights."""
+WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "README.md",
+          "published/*.py")  # fmt: skip
+"""What is fetched: weights as safetensors, configuration, tokenizer, licence; no other weights. Of code, which nothing
+runs, only what a checkpoint of ours keeps of a published one and counts in its checksums."""
 
 
 def download(name: str, revision: str | None = None) -> Path:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from andes_sdk.assembling.discovery import extensions, load_extension
 from andes_sdk.assembling.extending import BY_NAME
-from andes_sdk.config import suggestion
 from andes_sdk.errors import CheckpointError
 from andes_sdk.hookspecs import OPENERS
 from andes_sdk.plan import Plan, PluginPlan
@@ -30,19 +29,23 @@ def open_stored(source: str | Path) -> Stored:
         CheckpointError: it is none of these, cannot be read or fetched.
     """
     path = Path(source).expanduser()
+    if path.is_dir():
+        return Folder.open(path)
     if not path.exists() and isinstance(source, str) and (match := HUB.fullmatch(source)):
         return Folder.open(download(match["name"], match["revision"]))
-    if not path.is_file():
-        return Folder.open(path)
-    suffix = path.suffix.removeprefix(".").lower()
-    if is_artefact(path) or suffix in ("", "andes"):
+    suffix, known = path.suffix.removeprefix(".").lower(), extensions(OPENERS)
+    if path.is_file() and (is_artefact(path) or suffix == "andes"):
         return PackedFile.open(path)
-    known = extensions(OPENERS)
-    if suffix not in known:
-        fix = (
-            f"install the plugin that opens .{suffix} files, or give a folder, a packed file or {suggestion('', known)}"
+    if not path.is_file() or suffix not in known:
+        why = "it is a file of no kind that is known here" if path.exists() else "there is no such file or folder"
+        others = f" a file that a plugin opens ({', '.join(f'.{s}' for s in sorted(known))})," if known else ""
+        raise CheckpointError(
+            "is no model that can be opened",
+            who=str(source),
+            why=why,
+            fix="give a checkpoint folder (with andes.json or config.json), a packed file (`andes pack`),"
+            f"{others} or owner/name[@revision] on the Hugging Face Hub",
         )
-        raise CheckpointError("is no file that can be opened", who=str(path), why="nothing installed does", fix=fix)
     items = load_extension(OPENERS, suffix)(path)
     plugins = tuple(PluginPlan(name=n, options=o, distribution=BY_NAME) for item in items for n, o in item.items())
     return Random(Plan(plugins=plugins))

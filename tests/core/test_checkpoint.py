@@ -398,7 +398,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason(make, tmp_path):
         path.mkdir()
     if make == "unknown":
         (path / "config.json").write_text('{"model_type": "andesvl-aimv2-qwen2"}')
-    reason = {"absent": "no such folder", "file": "is a file", "empty": "is no checkpoint", "unknown": "did you mean"}
+    reason = {"absent": "no such", "file": "is a file", "empty": "is no checkpoint", "unknown": "did you mean"}
     with pytest.raises(CheckpointError, match=reason[make]):
         Pipeline.from_pretrained(path)
     with pytest.raises(CheckpointError, match=reason[make]):
@@ -463,9 +463,9 @@ def test_a_failure_midway_keeps_the_old_checkpoint_and_leaves_nothing_behind(pip
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    for step in ("write_weights", "sha256", "_sync"):
+    for step in ("storage.checkpoint.saving.write_weights", "storage.checkpoint.saving.sha256", "files._sync"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"andes_sdk.storage.checkpoint.saving.{step}", full)
+            patch.setattr(f"andes_sdk.{step}", full)
             with pytest.raises(CheckpointError, match="No space left"):
                 pipeline.save_pretrained(folder)
         assert contents(folder) == before
@@ -480,7 +480,7 @@ def test_a_failing_rename_puts_the_old_checkpoint_back(pipeline, folder, monkeyp
             raise OSError(5, "Input/output error")
         replace(source, target)
 
-    monkeypatch.setattr("andes_sdk.storage.checkpoint.saving.os.replace", second_fails)
+    monkeypatch.setattr("andes_sdk.files.os.replace", second_fails)
     with pytest.raises(CheckpointError, match="Input/output error"):
         pipeline.save_pretrained(folder)
     assert contents(folder) == before

@@ -112,8 +112,7 @@ def stored_plan(folder: str | Path) -> Plan:
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file, not a checkpoint folder" if folder.exists() else "no such folder"
-        fix = "give the folder of a checkpoint, or `owner/name` of a model on the Hugging Face Hub"
-        raise CheckpointError(what, who=str(folder), fix=fix)
+        raise CheckpointError(what, who=str(folder), fix="give the folder of a checkpoint")
     try:
         plan, dtype = _describe(folder)
         layout(folder)
