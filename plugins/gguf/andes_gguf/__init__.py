@@ -11,7 +11,7 @@ from attrs.validators import in_
 
 from andes_sdk import hookimpl
 
-from .options import TYPES, read_options
+from .options import TYPES
 
 if TYPE_CHECKING:
     from andes_sdk.plan import Plan
@@ -37,6 +37,8 @@ class Gguf:
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute layers in the backward pass"})
 
     def __attrs_post_init__(self) -> None:
+        from .architecture import read_options
+
         object.__setattr__(self, "config", read_options(self.path, self.config))
 
     @hookimpl

@@ -33,14 +33,14 @@ if TYPE_CHECKING:
     from andes_sdk.storage.packing import Artefact
     from andes_sdk.types import Adapter, CachePolicy, Session
 
-    from . import Numba
+    from .options import Options
 
 
 @frozen(eq=False)
 class NumbaBackend:
     """Packs a Qwen3 into a low-bit format and decodes it with compiled kernels."""
 
-    options: Numba
+    options: Options
     name: str = "numba"
 
     @property
@@ -80,7 +80,7 @@ class NumbaBackend:
         gather(self.options.threads, self.options.affinity)
 
 
-def compiled(model: VisionLanguageModel, packed: PackedModel, options: Numba, on_torch: str) -> CompiledNumba:
+def compiled(model: VisionLanguageModel, packed: PackedModel, options: Options, on_torch: str) -> CompiledNumba:
     """A packed model with the kernels for it; of `model` only what stays on torch is used.
 
     Raises:

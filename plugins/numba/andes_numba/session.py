@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -18,18 +18,48 @@ from .step import Store, forward, padded, padded_rows
 from .store import KVStore, LazyHeads
 
 if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.types import CachePolicy, Inputs
 
-    from .backend import CompiledNumba
+    from .encoder import Vision
+    from .lora import Adapters
+    from .team import Team
+    from .weights import PackedModel, Rotary
 
 STRIP = 256
 """Rows of a prompt computed at a time: their int8 activations stay in the second-level cache."""
 
 
+class Compiled(Protocol):
+    """What sessions use of `backend.CompiledNumba`, which opens them."""
+
+    model: VisionLanguageModel
+    packed: PackedModel
+    tags: tuple[Any, ...]
+    kv: str
+    team: Team
+    vision: Vision
+
+    @property
+    def threads(self) -> int:
+        """Threads of a pass."""
+
+    @property
+    def adapters(self) -> Adapters:
+        """Adapters by name."""
+
+    @property
+    def rotary(self) -> Rotary:
+        """Tables of positions."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(T,) token ids -> (T, D) float32."""
+
+
 class NumbaSession(BaseSession):
     """A conversation in progress; see `andes_sdk.types.Session`."""
 
-    def __init__(self, compiled: CompiledNumba, policy: CachePolicy) -> None:
+    def __init__(self, compiled: Compiled, policy: CachePolicy) -> None:
         super().__init__(compiled.model, policy, compiled.adapters)
         self._compiled = compiled
         self.store = KVStore(compiled.packed.sizes, compiled.kv)
@@ -106,7 +136,7 @@ class NumbaSession(BaseSession):
 
 
 def run(
-    compiled: CompiledNumba,
+    compiled: Compiled,
     sessions: Sequence[NumbaSession],
     steps: Sequence[Step],
     embeds: Tensor,
