@@ -24,7 +24,7 @@ def floors() -> ModuleType:
     return module
 
 
-LEFT = {"circles": 4, "upward_imports": 16, "private_imports_by_plugins": 7}
+LEFT = {"circles": 1, "upward_imports": 1, "private_imports_by_plugins": 0}
 """Offences that are still there. They only become fewer: whoever mends one lowers its number."""
 
 

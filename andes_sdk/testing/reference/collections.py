@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import frozen
+
+from andes_sdk.files import write_atomically
 
 if TYPE_CHECKING:
     from andes_sdk.types import Model
@@ -79,8 +80,5 @@ class Shapes:
     def export(self, pipeline: Any, path: Path) -> Mapping[str, Any]:
         """JSON -> the number of tensors."""
         shapes = {name: list(tensor.shape) for name, tensor in pipeline.model.state_dict().items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        temporary.write_text(json.dumps(shapes), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(shapes).encode())
         return {"tensors": len(shapes)}
