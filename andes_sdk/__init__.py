@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from andes_sdk.hookspecs import CONTRACT, hookimpl
+from andes_sdk.hookspecs import hookimpl
+from andes_sdk.version import CONTRACT, __version__
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.plan import Plan
-
-__version__ = "0.1.0"
 
 __all__ = ["CONTRACT", "Pipeline", "Plan", "__version__", "hookimpl"]
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import field, frozen
@@ -49,13 +52,67 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; nothing is left behind.
     """
+    with appearing_file(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def appearing_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file that takes its place, readable by all, when the block ends without an error.
+
+    Folders above it are made. On any error what stood at `path` stays, and nothing is left beside it.
+
+    Raises:
+        OSError: it cannot be written, or `path` is a folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
+        yield temporary
+        temporary.chmod(0o644)
+        _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside `folder` that takes its place when the block ends without an error.
+
+    What stood there is replaced at the very end, and stays on any error. After a crash between the two renames it lies
+    beside the folder as `.<name>.old-*`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target = folder.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(4)
+    temporary, old = (target.with_name(f".{target.name}.{kind}-{mark}") for kind in ("partial", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        if target.exists():
+            os.replace(target, old)
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            if old.exists():
+                os.replace(old, target)
+            raise
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -16,7 +16,7 @@ Class attributes of a plugin
 Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not
 be saved in an artefact's plan.
 
-A plugin may use everything public in `andes_sdk`: `types`, `errors`, `files`, `patches`, `testing`, `runtime`.
+What a plugin may import of `andes_sdk` is listed in `docs/public.md`.
 
 The major version of the contract stands in the entry-point group (`andes_sdk.v1.plugins`); a plugin states the version
 it was written for in the class attribute `contract`, and a core of another version refuses it.
@@ -30,13 +30,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import pluggy
 
+from andes_sdk.version import CONTRACT
+
 if TYPE_CHECKING:
     from andes_sdk import types
-    from andes_sdk.formats import Format
-    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.plan import Plan
 
-CONTRACT = (1, 1)
 CHANGED = (
     "since 1.0 decoders only propose, cache policies open a keeper for each session, a compiled model has one `step`, "
     "and language models take a `tap` and name their `linears`"
@@ -56,6 +55,9 @@ LAYOUTS = f"andes_sdk.v{CONTRACT[0]}.layouts"
 
 FAMILIES = f"andes_sdk.v{CONTRACT[0]}.families"
 """Entry-point group of model families: `family = "module:function"`; it gets `family-member` -> a list of plugins."""
+
+OPENERS = f"andes_sdk.v{CONTRACT[0]}.openers"
+"""Entry-point group of other files by suffix: `gguf = "module:function"`; it gets the path and returns plugins."""
 
 METHODS = f"andes_sdk.v{CONTRACT[0]}.methods"
 """Entry-point group of what pipelines can do: `name = "module:function"` -> `pipe.name(...)`; it gets the pipeline."""
@@ -126,7 +128,7 @@ class Hooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def andes_cache_policy(self, model: VisionLanguageModel, rows: int | None) -> types.CachePolicy:
+    def andes_cache_policy(self, model: types.Model, rows: int | None) -> types.CachePolicy:
         """Slot with a default (`keep-all`). Build the policy that decides which KV rows stay.
 
         `rows` is how many a static KV store of the backend holds per head, or None where it grows.
@@ -138,7 +140,7 @@ class Hooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def andes_decoder(self, model: VisionLanguageModel) -> types.Decoder:
+    def andes_decoder(self, model: types.Model) -> types.Decoder:
         """Slot with a default (`autoregressive`). Build the decoder that proposes tokens; the engine verifies them.
 
         @hookimpl
@@ -178,7 +180,7 @@ class Hooks(Protocol):
         """
 
     @hookspec
-    def andes_formats(self) -> Sequence[Format]:
+    def andes_formats(self) -> Sequence[types.Format]:
         """Collection. Layouts of compressed weights, by name, beside the core's own (`andes_sdk.formats`).
 
         @hookimpl

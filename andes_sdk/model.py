@@ -59,9 +59,14 @@ class VisionLanguageModel(nn.Module):
         """The language model, typed as its protocol."""
         return cast("LanguageModel", self.language_model)
 
+    @property
+    def projector(self) -> nn.Module:
+        """The projector; as a submodule it is `mlp`, the published name of its tensors."""
+        return self.mlp
+
     def encode_images(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
         """(N, 3*p*p) patches of packed images -> (N / merge**2, D) rows for the language model."""
-        return cast("Tensor", self.mlp(self.vision_encoder(patches, grids)))
+        return cast("Tensor", self.projector(self.vision_encoder(patches, grids)))
 
     def embed(self, ids: Tensor, images: Tensor | None) -> Tensor:
         """(T,) ids and (M, D) image rows -> (T, D); image rows replace the embeddings at image tokens, in order."""

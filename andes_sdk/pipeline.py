@@ -13,11 +13,12 @@ import attrs
 from andes_sdk import config
 from andes_sdk.assembling import assembly as _assembly
 from andes_sdk.assembling import discovery
-from andes_sdk.assembling.building import run_errors
+from andes_sdk.assembling.building import build, build_meta, build_processor, run_errors
 from andes_sdk.assembling.extending import extended, open_tokenizer
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError, PlanError
 from andes_sdk.hookspecs import METHODS
 from andes_sdk.plan import Plan
+from andes_sdk.storage.stored import Folder, PackedFile, Random
 from andes_sdk.types import AdaptableCompiled, PackedBackend
 
 if TYPE_CHECKING:
@@ -30,19 +31,20 @@ if TYPE_CHECKING:
     from andes_sdk.runtime.engine import Engine
     from andes_sdk.runtime.generation import Answer, GenerationOptions
     from andes_sdk.storage.packing import Artefact
+    from andes_sdk.storage.stored import Stored
     from andes_sdk.types import Backend, CachePolicy, Compiled, Decoder, Event, Inputs, Session, Tokenizer
 
 
 class Pipeline:
     """A pipeline owns its plugin manager, its plan and its model; two pipelines share nothing.
 
-    Build one with `from_plugins`, `from_config`, `from_plan`, `from_pretrained` or `from_artefact`. The model is built
+    Build one with `from_plugins`, `from_config`, `from_plan` or `from_pretrained`. The model is built
     on first use, so assembling and `explain()` cost no memory for weights.
     """
 
-    def __init__(self, assembly: Assembly, *, weights: Path | None = None, artefact: Artefact | None = None) -> None:
+    def __init__(self, assembly: Assembly, stored: Stored | None = None) -> None:
         self._assembly = assembly
-        self._weights, self._artefact = weights, artefact
+        self._stored: Stored = Random(assembly.plan) if stored is None else stored
 
     # ------------------------------------------------------------ building
 
@@ -84,12 +86,7 @@ class Pipeline:
             errors.append(ConfigError(f"no backend {backend!r}", who="backend", fix=config.suggestion(backend, known)))
         if errors or assembled is None:
             raise AssemblyError("cannot assemble the pipeline", errors)
-        pipeline = cls(assembled, weights=None if weights is None else Path(weights))
-        if pipeline.weights is not None:
-            from andes_sdk.storage.checkpoint import check_folder
-
-            check_folder(pipeline.weights)
-        return pipeline
+        return cls(assembled, None if weights is None else Folder.open(Path(weights)))
 
     @classmethod
     def from_config(cls, source: str | Path | Mapping[str, Any]) -> Pipeline:
@@ -121,61 +118,41 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
-        *,
-        plugins: Sequence[PluginItem] = (),
-        backend: BackendItem | None = None,
-        device: str = "cpu",
-        dtype: str | None = None,
-    ) -> Pipeline:
-        """Load a checkpoint: ours, or a public AndesVL one.
-
-        Args:
-            folder: a local folder with `andes.json`, or with the published `config.json`.
-            plugins: more plugins for this pipeline (decoder, cache policy …).
-            backend: its name, or {name: options of the plugin of that name}; None keeps the checkpoint's.
-            dtype: None keeps the checkpoint's.
-
-        Raises:
-            CheckpointError: naming every tensor that is missing, extra, mis-shaped or truncated.
-        """
-        from andes_sdk.storage.checkpoint import read_plan
-
-        plan, objects = read_plan(Path(folder), plugins, device=device, dtype=dtype, backend=backend)
-        return cls.from_plan(plan, objects=objects, weights=folder)
-
-    @classmethod
-    def from_artefact(
-        cls,
-        path: str | Path,
+        source: str | Path,
         *,
         plugins: Sequence[PluginItem] = (),
         backend: BackendItem | None = None,
         formats: Iterable[Format] = (),
         device: str = "cpu",
-        dtype: str = "float32",
+        dtype: str | None = None,
         verify: bool = False,
     ) -> Pipeline:
-        """Open a packed model (`andes pack`). A `PackedBackend` runs its weights where they lie in the file, which is
-        mapped, not read; any other gets them dequantised.
+        """Open a model, wherever it is stored.
+
+        A `PackedBackend` runs the weights of a packed file where they lie in it: it is mapped, not read. Any other
+        backend gets them dequantised.
 
         Args:
-            plugins, backend: as `from_pretrained`. The formats of all plugins are known.
-            formats: more formats, for plans whose plugins do not bring them.
-            dtype: of what runs dequantised.
-            verify: read everything once and compare the checksums.
+            source: a checkpoint folder with `andes.json` or a published `config.json`; a packed file (`andes pack`); a
+                file that a plugin opens, such as .gguf; or `owner/name[@revision]` on the Hugging Face Hub.
+            plugins: more plugins for this pipeline (decoder, cache policy …).
+            backend: its name, or {name: options of the plugin of that name}; None keeps the one it was saved with.
+            formats: for a packed file, more formats than its plugins bring.
+            dtype: None keeps a checkpoint's; a packed file that is dequantised runs in float32.
+            verify: for a packed file, read everything once and compare the checksums.
 
         Raises:
-            CheckpointError: damaged, truncated, or in formats that are not those installed here.
+            CheckpointError: naming every tensor that is missing, extra, mis-shaped or truncated; a file that is
+            damaged or in formats that are not installed here; a model that cannot be fetched.
         """
-        from andes_sdk.storage.packing.artefact import Artefact
-        from andes_sdk.storage.packing.header import read_plan
+        from andes_sdk.storage.opening import open_stored
 
-        plan, objects = extended(read_plan(Path(path)), plugins, backend=backend)
-        pipeline = cls.from_plan(attrs.evolve(plan, device=device, dtype=dtype), objects=objects)
-        every = [*pipeline.collection("formats").values(), *formats]
-        pipeline._artefact = Artefact.open(path, formats=every, verify=verify)
-        return pipeline
+        stored = open_stored(source)
+        plan, objects = extended(stored.plan, plugins, backend=backend)
+        pipeline = cls.from_plan(attrs.evolve(plan, device=device, dtype=dtype or plan.dtype), objects=objects)
+        if isinstance(stored, PackedFile):
+            stored = stored.map([*pipeline.collection("formats").values(), *formats], verify=verify)
+        return cls(pipeline._assembly, stored)
 
     def save_pretrained(self, folder: str | Path, *, layout: str = "andes", dtype: str | None = None) -> Path:
         """Write weights (safetensors), configuration, plan and checksums; the folder appears whole or not at all.
@@ -187,7 +164,7 @@ class Pipeline:
         from andes_sdk.storage.checkpoint import save
 
         self.refuse_packed("saved as a checkpoint")
-        return save(self, Path(folder), layout=layout, dtype=dtype)
+        return save(self.model, self.plan, folder, source=self.weights, layout=layout, dtype=dtype)
 
     # ------------------------------------------------------------ what it is made of
 
@@ -198,46 +175,39 @@ class Pipeline:
 
     @property
     def weights(self) -> Path | None:
-        """The checkpoint folder, or None for random weights."""
-        return self._weights
+        """The checkpoint folder, or None."""
+        return self._stored.folder
 
     @property
     def artefact(self) -> Artefact | None:
-        """The packed model that this pipeline was opened from."""
-        return self._artefact
+        """The packed file that this pipeline was opened from, or None."""
+        return self._stored.mapped if isinstance(self._stored, PackedFile) else None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """Chat template and vocabulary."""
-        return open_tokenizer(self._assembly, self._weights, self._artefact)
+        return open_tokenizer(self._assembly, self._stored.files)
 
     @cached_property
     def model(self) -> VisionLanguageModel:
         """The modules, with weights loaded or made from the seed, on the plan's device.
 
-        Those of an artefact under a `PackedBackend` hold no weights: each is read from the file when it is used.
+        Those of a packed file under a `PackedBackend` hold no weights: each is read from it when it is used.
         """
-        from andes_sdk.assembling.building import build_model
+        if isinstance(self._stored, PackedFile) and self._runs_packed:
+            return self._stored.attached(self._build, self.plan)
+        return self._stored.weights(self._build, self.plan)
 
-        if self._artefact is not None:
-            from andes_sdk.storage.packing.modules import attach, fill
-
-            if self._runs_packed:
-                return attach(self.meta_model(), self._artefact, dtype=self.plan.dtype)
-            return fill(self.meta_model(), self._artefact, device=self.plan.device, dtype=self.plan.dtype)
-        return build_model(self._assembly, self.tokenizer, self._weights)
+    def _build(self) -> VisionLanguageModel:
+        return build(self._assembly, self.tokenizer)
 
     def meta_model(self) -> VisionLanguageModel:
         """The same modules without memory for weights, on torch's meta device."""
-        from andes_sdk.assembling.building import build_meta
-
         return build_meta(self._assembly, self.tokenizer)
 
     @cached_property
     def processor(self) -> Processor:
         """Messages and pictures to tensors."""
-        from andes_sdk.assembling.building import build_processor
-
         return build_processor(self.model, self.plan)
 
     @cached_property
@@ -246,8 +216,8 @@ class Pipeline:
         taps = sorted({*self.policy.taps, *self.decoder.taps})
         backend = self._backend
         run: Any = {"device": self.plan.device, "dtype": self.plan.dtype, "taps": taps}
-        if self._artefact is not None and isinstance(backend, PackedBackend):
-            return backend.open(self._artefact, self.model, **run)
+        if self.artefact is not None and isinstance(backend, PackedBackend):
+            return backend.open(self.artefact, self.model, **run)
         return backend.compile(self.model, **run)
 
     @property
@@ -255,16 +225,16 @@ class Pipeline:
         from andes_sdk.runtime.torch_backend import TorchBackend
 
         name = self.plan.backend
-        return TorchBackend() if name == "torch" else cast("Backend", self.pick("backends", name))
+        return cast("Backend", TorchBackend() if name == "torch" else self.pick("backends", name))
 
     @property
     def _runs_packed(self) -> bool:
-        return self._artefact is not None and isinstance(self._backend, PackedBackend)
+        return self.artefact is not None and isinstance(self._backend, PackedBackend)
 
     def refuse_packed(self, what: str) -> None:
         """Raise ConfigError if the weights of this pipeline stay in a packed file, and so cannot be `what`."""
         if self._runs_packed:
-            why = f"its weights stay in {self._artefact.path.name}" if self._artefact else ""
+            why = f"its weights stay in {self.artefact.path.name}" if self.artefact else ""
             raise ConfigError(f"a packed model cannot be {what}", why=why, fix='open it with backend="torch"')
 
     @cached_property
@@ -309,7 +279,7 @@ class Pipeline:
         """What each slot and collection holds, who owns it and why; reads no weights."""
         from andes_sdk.assembling.explaining import explain
 
-        return explain(self, self._assembly)
+        return explain(self._assembly, self.tokenizer, self._stored.source)
 
     # ------------------------------------------------------------ running
 

@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from andes_sdk.config import CONVERTER
 from andes_sdk.errors import PlanError
-from andes_sdk.hookspecs import CONTRACT
+from andes_sdk.version import CONTRACT
 
 
 @frozen(kw_only=True)

@@ -51,7 +51,7 @@ class Ours:
         from andes_sdk.runtime.policy import KeepAll
 
         torch.set_num_threads(1)
-        pipe = Pipeline.from_artefact(path, backend={"numba": {"threads": threads, "kv": kv}})
+        pipe = Pipeline.from_pretrained(path, backend={"numba": {"threads": threads, "kv": kv}})
         self._open = lambda: pipe.compiled.session(KeepAll())
         self._session = self._open()
         self._token = 0

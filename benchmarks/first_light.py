@@ -77,7 +77,7 @@ def compare(pipeline: Pipeline, backend: str, form: str, questions: Sequence[Ite
     with tempfile.TemporaryDirectory() as folder:
         recipe = default_recipe(pipeline.model, form, vision="w8")
         path = pack_model(pipeline.model, recipe, Path(folder) / "model.andes", plan=pipeline.plan).path
-        packed = Pipeline.from_artefact(path, backend=backend)
+        packed = Pipeline.from_pretrained(path, backend=backend)
         ours, theirs = (answers_of(p, questions, p.plan.backend) for p in (packed, pipeline))
     return {
         "backend": backend,

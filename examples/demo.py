@@ -86,7 +86,7 @@ def ask_packed(pipeline: Pipeline, console: Console, floats: list[Answer]) -> No
         for form in ("w8", "w4_g32"):
             recipe = default_recipe(pipeline.model, form, vision="w8")
             artefact = pack_model(pipeline.model, recipe, Path(folder) / f"{form}.andes", plan=pipeline.plan)
-            packed = Pipeline.from_artefact(artefact.path, backend="numba")
+            packed = Pipeline.from_pretrained(artefact.path, backend="numba")
             with console.status(f"{form}: compiling kernels, the first time only"):
                 packed.generate("hello", GenerationOptions(max_tokens=2))
             answers = answers_of(packed)

@@ -21,6 +21,7 @@ from andes_sdk.errors import (
 )
 from andes_sdk.hookspecs import COLLECTIONS, DEFAULTED, HOOKS, PROJECT, SLOTS, Hooks
 from andes_sdk.plan import Plan, PluginPlan
+from andes_sdk.version import __version__
 
 PluginItem = str | Mapping[str, Mapping[str, Any]] | object
 
@@ -73,7 +74,7 @@ def assemble(items: Sequence[PluginItem], *, slots_required: bool = True, **run:
     for item in listed(items, errors):
         _register(manager, item, plans, errors)
     incomplete = bool(errors)
-    plan = Plan(plugins=tuple(plans), sdk=_sdk_version(), **run)
+    plan = Plan(plugins=tuple(plans), sdk=__version__, **run)
     errors += _slot_errors(plan, slots_required and not incomplete)
     collections = _collect(manager, plan, errors)
     if not incomplete:
@@ -81,12 +82,6 @@ def assemble(items: Sequence[PluginItem], *, slots_required: bool = True, **run:
     if errors:
         raise AssemblyError("cannot assemble the pipeline", errors)
     return Assembly(manager, plan, collections)
-
-
-def _sdk_version() -> str:
-    from andes_sdk import __version__
-
-    return __version__
 
 
 def listed(items: Sequence[PluginItem], errors: list[AndesError]) -> Iterable[tuple[str | object, Mapping[str, Any]]]:

@@ -1,9 +1,8 @@
-"""From an assembly to modules: built on the meta device first, filled from a checkpoint or from a seed."""
+"""From an assembly to modules, and what fits them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,8 +11,6 @@ from andes_sdk import config
 from andes_sdk.errors import AndesError, AssemblyError, BackendUnavailable, ConfigError
 
 if TYPE_CHECKING:
-    import torch
-
     from andes_sdk.assembling.assembly import Assembly
     from andes_sdk.inputs.processor import Processor
     from andes_sdk.model import VisionLanguageModel
@@ -80,34 +77,17 @@ def build_meta(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
     import torch
 
     with torch.device("meta"):
-        return _modules(assembly, tokenizer)
+        return build(assembly, tokenizer)
 
 
-def _modules(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
+def build(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
+    """The modules on torch's default device, with weights from torch's random numbers or of the plugins' own."""
     from andes_sdk.model import VisionLanguageModel
 
     encoder = assembly.slot("vision_encoder")
     language_model = assembly.slot("language_model")
     projector = assembly.slot("projector", vision=encoder.spec, text=language_model.spec)
     return VisionLanguageModel(encoder, projector, language_model, tokenizer)
-
-
-def build_model(assembly: Assembly, tokenizer: Tokenizer, weights: Path | None) -> VisionLanguageModel:
-    """The modules with weights: read from a checkpoint, or random from the plan's seed."""
-    import torch
-
-    plan = assembly.plan
-    dtype: torch.dtype = getattr(torch, plan.dtype)
-    if weights is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.seed)
-            model = _modules(assembly, tokenizer)
-        return model.to(device=plan.device, dtype=dtype).eval()
-    from andes_sdk.storage.checkpoint import load_weights
-
-    model = build_meta(assembly, tokenizer)
-    load_weights(model, weights, device=plan.device, dtype=dtype)
-    return model.eval()
 
 
 def build_processor(model: VisionLanguageModel, plan: Plan) -> Processor:

@@ -16,7 +16,8 @@ from stevedore import DriverManager
 
 from andes_sdk.config import suggestion
 from andes_sdk.errors import AndesError, ContractMismatch, DuplicateName, PluginBroken, PluginNotFound
-from andes_sdk.hookspecs import CHANGED, CONTRACT, GROUP, HOOKS
+from andes_sdk.hookspecs import CHANGED, GROUP, HOOKS
+from andes_sdk.version import CONTRACT
 
 
 @frozen(kw_only=True)

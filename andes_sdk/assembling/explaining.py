@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from andes_sdk.assembling.assembly import Assembly
-    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.types import Tokenizer
 
 DEFAULT_NAMES = {"cache_policy": "keep-all", "decoder": "autoregressive"}
 
@@ -68,16 +68,20 @@ class Explanation:
         return table
 
 
-def explain(pipeline: Pipeline, assembly: Assembly) -> Explanation:
-    """Build the modules on the meta device (no memory for weights) and say what everything is."""
-    plan = pipeline.plan
-    model = build_meta(assembly, pipeline.tokenizer)
+def explain(assembly: Assembly, tokenizer: Tokenizer, weights: str) -> Explanation:
+    """Build the modules on the meta device (no memory for weights) and say what everything is.
+
+    Args:
+        weights: where they come from, for people.
+    """
+    plan = assembly.plan
+    model = build_meta(assembly, tokenizer)
     rows: list[Row] = []
-    names = {"vision_encoder": "vision_encoder", "projector": "mlp", "language_model": "language_model"}
+    modules = {s: getattr(model, s) for s in ("vision_encoder", "projector", "language_model")}
     for slot, hook in SLOTS.items():
         owner = plan.owner(hook)
-        if slot in names:
-            module = model.parts()[names[slot]]
+        if slot in modules:
+            module = modules[slot]
             count = sum(p.numel() for p in module.parameters())
             rows.append(Row(slot, owner, f"{type(module).__name__}, {count:,} parameters"))
         elif slot == "tokenizer":
@@ -85,18 +89,16 @@ def explain(pipeline: Pipeline, assembly: Assembly) -> Explanation:
         else:
             value = f"built by {owner} with the model" if owner else DEFAULT_NAMES[slot]
             rows.append(Row(slot, owner or "core", value))
-    rows += _collections(pipeline, assembly)
-    rows += _facts(pipeline, assembly)
+    rows += _collections(assembly)
+    rows += _facts(assembly)
     image = ", ".join(f"{k}={v}" for k, v in plan.image.items()) or "published evaluation variant"
     rows.append(Row("pictures", "core", f"patch {model.vision.patch_size}, blocks of {model.vision.merge}², {image}"))
-    saved = pipeline.artefact.path if pipeline.artefact else pipeline.weights
-    source = str(saved) if saved else f"as the plugins build them, seed {plan.seed}"
-    rows.append(Row("weights", "core", source))
+    rows.append(Row("weights", "core", weights))
     return Explanation(rows, model.parameter_count())
 
 
-def _collections(pipeline: Pipeline, assembly: Assembly) -> list[Row]:
-    plan = pipeline.plan
+def _collections(assembly: Assembly) -> list[Row]:
+    plan = assembly.plan
     backends = assembly.collections["backends"]
     owners = _owners(assembly, "backends")
     chosen = f"{plan.backend} on {plan.device}, {plan.dtype}"
@@ -117,13 +119,13 @@ def _owners(assembly: Assembly, collection: str) -> dict[str, str]:
     return owners
 
 
-def _facts(pipeline: Pipeline, assembly: Assembly) -> list[Row]:
+def _facts(assembly: Assembly) -> list[Row]:
     rows = []
-    for plugin in pipeline.plan.plugins:
+    for plugin in assembly.plan.plugins:
         options = ", ".join(f"{k}={v!r}" for k, v in plugin.options.items())
         origin = f"{plugin.distribution} {plugin.version}" if plugin.distribution else "object passed by the caller"
         rows.append(Row("plugin", plugin.name, f"{origin}{'; ' + options if options else ''}"))
         if "andes_explain" in plugin.hooks:
-            said = assembly.manager.get_plugin(plugin.name).andes_explain(plan=pipeline.plan)  # type: ignore[union-attr]
+            said = assembly.manager.get_plugin(plugin.name).andes_explain(plan=assembly.plan)  # type: ignore[union-attr]
             rows += [Row(fact, plugin.name, str(value)) for fact, value in (said or {}).items()]
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from attrs import evolve
 
@@ -16,8 +16,23 @@ from andes_sdk.plan import Plan, PluginPlan
 
 if TYPE_CHECKING:
     from andes_sdk.assembling.assembly import Assembly, PluginItem
-    from andes_sdk.storage.packing import Artefact
-    from andes_sdk.types import Files, Tokenizer
+    from andes_sdk.types import Tokenizer
+
+
+class Copied(Protocol):
+    """Files inside another file, for `open_tokenizer`; an `andes_sdk.types.Files`."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def where(self, name: str = "") -> str:
+        """Where a file lies."""
+
+    def read(self, name: str) -> bytes:
+        """Content of a file."""
+
+    def copy(self, folder: Path) -> list[Path]:
+        """Write all of them into a folder."""
+
 
 BackendItem = str | Mapping[str, Mapping[str, Any]]
 """A backend's name, or {name: options} of the plugin of that name."""
@@ -78,16 +93,19 @@ def _backend(
     return name, plugins
 
 
-def open_tokenizer(assembly: Assembly, folder: Path | None = None, artefact: Artefact | None = None) -> Tokenizer:
-    """The tokenizer of a checkpoint or of an artefact; of neither, the one that goes with the plugins."""
+def open_tokenizer(assembly: Assembly, files: FolderFiles | Copied | None = None) -> Tokenizer:
+    """The tokenizer that stored files hold; without any the one that goes with the plugins.
 
-    def built(folder: Path | None, files: Files | None) -> Tokenizer:
+    Plugins that want a folder get one: the files' own, or a temporary one with a copy of them.
+    """
+
+    def built(folder: Path | None) -> Tokenizer:
         return cast("Tokenizer", assembly.slot("tokenizer", folder=folder, files=files))
 
-    if artefact is None:
-        return built(folder, None if folder is None else FolderFiles(folder))
+    if files is None or isinstance(files, FolderFiles):
+        return built(None if files is None else files.folder)
     if not any("folder" in hook.argnames for hook in assembly.manager.hook.andes_tokenizer.get_hookimpls()):
-        return built(None, artefact.files)
+        return built(None)
     with TemporaryDirectory() as extracted:
-        artefact.extract(extracted)
-        return built(Path(extracted), artefact.files)
+        files.copy(Path(extracted))
+        return built(Path(extracted))

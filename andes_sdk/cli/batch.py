@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,26 @@ from rich.console import Console
 from rich.progress import Progress
 
 from andes_sdk.cli.console import errors_of
-from andes_sdk.cli.generate import as_dict
 from andes_sdk.errors import AndesError, AssemblyError, InputError
+from andes_sdk.files import write_atomically
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.runtime.generation import GenerationOptions
+    from andes_sdk.runtime.generation import Answer, GenerationOptions
+
+
+def as_dict(answer: Answer) -> dict[str, Any]:
+    """An answer as plain data; times in seconds."""
+    return {
+        "text": answer.text,
+        "tokens": list(answer.tokens),
+        "finish": answer.finish,
+        "prompt_tokens": answer.prompt_tokens,
+        "seconds": dict(answer.seconds),
+        "time_to_first_token": answer.time_to_first_token,
+        "tokens_per_second": answer.tokens_per_second,
+        "kv_bytes": answer.kv_bytes,
+    }
 
 
 @define
@@ -108,9 +121,7 @@ class Batch:
                 kept.append(text)
                 found.add(index)
         if len(kept) != len(raw):
-            temporary = self.out.with_name(f".{self.out.name}.partial")
-            temporary.write_bytes(b"".join(kept))
-            os.replace(temporary, self.out)
+            write_atomically(self.out, b"".join(kept))
         return found
 
     def _foreign(self, where: str, why: str) -> None:

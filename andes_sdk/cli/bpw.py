@@ -41,32 +41,35 @@ def patterns(given: list[str] | None) -> dict[str, str]:
 def report_of(
     model: str, form: str | None, head: str | None, vision: str, given: list[str] | None, plugins: list[str]
 ) -> Report:
-    """Bits of an artefact, a checkpoint folder, or a member of the family on shapes alone.
+    """Bits of an artefact, a checkpoint folder, or a model that is known by name, on shapes alone.
 
     Raises:
-        ConfigError: a member without a format. CheckpointError: nothing that can be read.
+        ConfigError: a model known by name, without a format. CheckpointError: nothing that can be read.
     """
     from andes_sdk.assembling.assembly import assemble
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.storage import packing
 
     path = Path(model)
-    if path.is_file():
+    if packing.is_artefact(path):
         if form is not None:
             raise ConfigError("an artefact has its formats already", who=model, fix="leave out --format")
         own = assemble(plugins, slots_required=False).collections["formats"]
         return packing.of_artefact(packing.Artefact.open(path, formats=own.values()))
     member = None if path.exists() else family_member(model)
+    if member is not None and form is None:
+        raise ConfigError("a member of the family has no weights to count", who=model, fix="pass --format")
     if member is not None:
         pipeline = Pipeline.from_plugins([*member, *plugins])
-        if form is None:
-            raise ConfigError("a member of the family has no weights to count", who=model, fix="pass --format")
     else:
-        pipeline = Pipeline.from_pretrained(path, plugins=plugins)
+        pipeline = Pipeline.from_pretrained(model, plugins=plugins)
+    modules = pipeline.meta_model()
     if form is None:
-        return packing.of_checkpoint(pipeline)
-    recipe = packing.default_recipe(pipeline.meta_model(), form, head=head, vision=vision) | patterns(given)
-    return packing.of_model(pipeline, recipe)
+        if pipeline.weights is None:
+            raise ConfigError("has no checkpoint to count", who=model, fix="pass --format")
+        return packing.of_checkpoint(pipeline.weights, modules, pipeline.plan)
+    recipe = packing.default_recipe(modules, form, head=head, vision=vision) | patterns(given)
+    return packing.of_model(modules, pipeline.plan, recipe, formats=pipeline.collection("formats").values())
 
 
 def show(report: Report, console: Console, title: str) -> None:
@@ -98,7 +101,9 @@ def _cells(name: str, formats: str, facts: dict[str, dict[str, float]]) -> tuple
 
 @clean
 def bpw(
-    model: Annotated[str, typer.Argument(help="An artefact, a checkpoint folder, or a member such as andesvl-0.6b.")],
+    model: Annotated[
+        str, typer.Argument(help="An artefact, a checkpoint folder, owner/name on the Hub, or a model known by name.")
+    ],
     form: Annotated[
         str | None, typer.Option("--format", "-f", help="Count as if packed in this format, such as nm14_w4.")
     ] = None,

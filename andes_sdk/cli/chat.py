@@ -140,7 +140,7 @@ def chat(
         raise typer.BadParameter("--json needs a QUESTION")
     options, pipeline = request.generation(), request.pipeline()
     if as_json:
-        from andes_sdk.cli.generate import as_dict
+        from andes_sdk.cli.batch import as_dict
         from andes_sdk.inputs.messages import user_message
 
         asked = [user_message(str(question), request.image or [])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,9 +13,9 @@ from andes_sdk.cli.console import Json, clean, print_json, stdout
 @clean
 def explain(
     plugins: Annotated[
-        list[str] | None, typer.Argument(metavar="[PLUGIN]...", help="Plugins, or a member such as andesvl-1b.")
+        list[str] | None, typer.Argument(metavar="[PLUGIN]...", help="Plugins, or a model known by name.")
     ] = None,
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="A checkpoint folder.")] = None,
+    model: loading.Model = None,
     config: loading.Config = None,
     option: loading.Options = None,
     device: loading.Device = None,

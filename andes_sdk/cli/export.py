@@ -38,26 +38,19 @@ def exporter_named(name: str, given: list[str]) -> Exporter:
     raise ConfigError(f"no exporter {name!r}", who="NAME", fix="see `andes plugins`: exporters have the kind exporters")
 
 
-def opened(model: Path, plugins: list[str]) -> Pipeline:
-    """A checkpoint folder, a configuration of `Pipeline.from_plugins`, or a packed artefact dequantised."""
+def opened(model: str, plugins: list[str]) -> Pipeline:
+    """A configuration of `Pipeline.from_plugins`, or what `Pipeline.from_pretrained` opens, with torch's weights."""
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.storage.packing import open_reference
 
-    if model.is_dir():
-        return Pipeline.from_pretrained(model, plugins=plugins)
-    if model.suffix in (".toml", ".json"):
+    if model.endswith((".toml", ".json")):
         return Pipeline.from_config(model)
-    from andes_sdk.assembling.assembly import assemble
-
-    return open_reference(model, formats=assemble(plugins, slots_required=False).collections["formats"].values())
+    return Pipeline.from_pretrained(model, plugins=plugins, backend="torch")
 
 
 @clean
 def export(
     name: Annotated[str, typer.Argument(help="The exporter, such as gguf.")],
-    model: Annotated[
-        Path, typer.Argument(help="Checkpoint folder, packed artefact, or a TOML or JSON list of plugins.")
-    ],
+    model: Annotated[str, typer.Argument(help="As --model of other commands, or a TOML or JSON list of plugins.")],
     out: Annotated[Path, typer.Argument(help="The file to write.")],
     change: Set = None,
     plugin: Plugins = None,

@@ -5,30 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from andes_sdk.cli import loading
+from andes_sdk.cli.batch import Batch, as_dict
 from andes_sdk.cli.console import Json, clean, print_json, stderr
 from andes_sdk.errors import InputError
-
-if TYPE_CHECKING:
-    from andes_sdk.runtime.generation import Answer
-
-
-def as_dict(answer: Answer) -> dict[str, Any]:
-    """An answer as plain data; times in seconds."""
-    return {
-        "text": answer.text,
-        "tokens": list(answer.tokens),
-        "finish": answer.finish,
-        "prompt_tokens": answer.prompt_tokens,
-        "seconds": dict(answer.seconds),
-        "time_to_first_token": answer.time_to_first_token,
-        "tokens_per_second": answer.tokens_per_second,
-        "kv_bytes": answer.kv_bytes,
-    }
 
 
 def read_messages(source: str) -> Any:
@@ -65,8 +49,6 @@ def generate(
     asked = None if messages is None else read_messages(messages)
     pipeline = request.pipeline()
     if batch is not None and out is not None:
-        from andes_sdk.cli.batch import Batch
-
         job = Batch(pipeline, options, batch, out, together, request.allow_remote)
         done = job.run(console=None if as_json else stderr())
         if as_json:

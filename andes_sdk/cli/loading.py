@@ -25,8 +25,8 @@ SHIPPED = Path("examples/first_light/model")
 """The small trained model in the SDK's repository, used where neither --model nor --config is given."""
 
 Model = Annotated[
-    Path | None,
-    typer.Option("--model", "-m", help="Checkpoint folder, ours or a published one, or a packed model file."),
+    str | None,
+    typer.Option("--model", "-m", help="Checkpoint folder, packed or other model file, or owner/name on the Hub."),
 ]
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML or JSON with the arguments of Pipeline.from_plugins.")
@@ -134,7 +134,7 @@ def requesting(command: Callable[Concatenate[Request, P], None]) -> Callable[...
 
 
 def plugin_items(names: Sequence[str], options: Sequence[str]) -> list[PluginItem]:
-    """Plugin names, members of the family and `plugin.option=value` -> items for `Pipeline.from_plugins`.
+    """Plugin names, models by name and `plugin.option=value` -> items for `Pipeline.from_plugins`.
 
     Raises:
         ConfigError: an option that is not `plugin.option=value`, or whose plugin is not listed.
@@ -198,7 +198,7 @@ def _assign(table: dict[str, Any], path: Sequence[str], value: Any, text: str) -
 
 
 def open_pipeline(
-    model: Path | None,
+    model: str | None,
     config: Path | None,
     *,
     plugins: Sequence[str] | None = None,
@@ -227,10 +227,6 @@ def open_pipeline(
     if backend is not None and backend not in names and any(o.startswith(f"{backend}.") for o in options or ()):
         names.append(backend)  # so that --option finds it
     more = plugin_items(names, options or ())
-    if path.is_file():
-        return Pipeline.from_artefact(
-            path, plugins=more, backend=backend, device=device or "cpu", dtype=dtype or "float32"
-        )
     return Pipeline.from_pretrained(path, plugins=more, backend=backend, device=device or "cpu", dtype=dtype)
 
 
@@ -243,9 +239,9 @@ def ready(pipeline: Pipeline) -> Pipeline:
     return pipeline
 
 
-def _shipped() -> Path:
+def _shipped() -> str:
     if SHIPPED.is_dir():
-        return SHIPPED
+        return str(SHIPPED)
     raise ConfigError(
         "no model was given",
         who="--model",

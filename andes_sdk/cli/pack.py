@@ -16,7 +16,7 @@ from andes_sdk.cli.loading import Plugins
 
 @clean
 def pack(
-    model: Annotated[Path, typer.Option("--model", "-m", help="Checkpoint folder, ours or a published one.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Checkpoint folder, or owner/name on the Hub.")],
     form: Annotated[str, typer.Option("--format", "-f", help="Of the language model, such as w4_g32 or nm14_w4.")],
     out: Annotated[Path, typer.Option(help="The file to write, such as model.andes.")],
     head: Head = None,
@@ -35,13 +35,15 @@ def pack(
 
     pipeline = Pipeline.from_pretrained(model, plugins=plugin or ())
     recipe = packing.default_recipe(pipeline.meta_model(), form, head=head, vision=vision) | patterns(change)
-    packing.of_model(pipeline, recipe)  # refuses a recipe that does not fit before weights are read
+    formats = tuple(pipeline.collection("formats").values())
+    # refuses a recipe that does not fit before weights are read
+    packing.of_model(pipeline.meta_model(), pipeline.plan, recipe, formats=formats)
     begin = time.perf_counter()
     with Progress(console=stderr(), disable=as_json, transient=True) as bar:
         task = bar.add_task("packing", total=pipeline.model.parameter_count())
         artefact = packing.pack_model(
             pipeline.model, recipe, out, plan=pipeline.plan, search=search,
-            formats=pipeline.collection("formats").values(),
+            formats=formats,
             progress=lambda name, count: bar.update(task, advance=count, description=name),
         )  # fmt: skip
     seconds, report = time.perf_counter() - begin, packing.of_artefact(artefact)

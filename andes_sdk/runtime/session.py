@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -13,18 +13,25 @@ from andes_sdk.runtime.base import BaseSession
 from andes_sdk.runtime.keeping import Heads
 from andes_sdk.runtime.kv import LayerStore
 from andes_sdk.runtime.tree import Step
+from andes_sdk.types import Compiled
 
 if TYPE_CHECKING:
-    from andes_sdk.runtime.torch_backend import CompiledTorch
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.runtime.lora import ModuleAdapters
     from andes_sdk.types import CachePolicy
+
+
+class Opens(Compiled, Protocol):
+    """What sessions use of `torch_backend.CompiledTorch`, which opens them."""
+
+    model: VisionLanguageModel
+    adapters: ModuleAdapters
 
 
 class TorchSession(BaseSession):
     """A conversation in progress; see `andes_sdk.types.Session`."""
 
-    def __init__(
-        self, compiled: CompiledTorch, policy: CachePolicy, keeper: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, compiled: Opens, policy: CachePolicy, keeper: Mapping[str, Tensor] | None = None) -> None:
         model = compiled.model
         super().__init__(compiled, model, policy, adapters=compiled.adapters, taps=compiled.taps, keeper=keeper)
         spec = model.text

@@ -6,10 +6,7 @@ which the class `Example` and the name "example" are replaced.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from andes_sdk import CONTRACT, __version__
 from andes_sdk.assembling import discovery
 from andes_sdk.config import suggestion
 from andes_sdk.errors import ConfigError
+from andes_sdk.files import appearing
 from andes_sdk.hookspecs import GROUP
 
 HERE = Path(__file__).parent
@@ -121,16 +119,10 @@ def create(name: str, kind: str, folder: Path = Path()) -> Created:
     package = distribution.replace("-", "_")
     texts = render(name, kind)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{distribution}.", dir=folder))
-        try:
+        with appearing(target) as temporary:
             for path, text in texts.items():
                 (temporary / path).parent.mkdir(parents=True, exist_ok=True)
                 (temporary / path).write_text(text, encoding="utf-8")
-            temporary.chmod(0o755)
-            os.rename(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise ConfigError("cannot be written", who=str(target), why=str(error), fix="choose another --folder") from None
     return Created(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .backends import AdaptableCompiled, Backend, Compiled, PackedBackend
 from .collections import Benchmark, Compressor, DataFilter, Exporter, Reward, TableFilter
+from .model import Model
 from .modules import Attend, Grid, LanguageModel, Projector, Tap, TextSpec, VisionEncoder, VisionSpec
 from .sessions import (
     Adapter,
@@ -27,7 +28,7 @@ from .sessions import (
     SessionStats,
     Work,
 )  # fmt: skip
-from .storage import PublishedLayout
+from .storage import Format, Packed, PublishedLayout
 from .text import Files, Rendered, Tokenizer, Turn
 from .training import (
     ConversationStage,
@@ -44,8 +45,8 @@ from .training import (
 __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Compiled",
     "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "Draft", "Event", "Exporter",
-    "FeedRun", "FeedingStage", "Files", "Grid", "Inputs", "Keeper", "LanguageModel", "Layer", "Look", "LowRank",
-    "ModelChange", "PackedBackend", "Position", "Projector", "Proposal", "PublishedLayout", "Rendered", "Reward",
-    "Rows", "Session", "SessionStats", "StatefulStage", "SteppingStage", "TableFilter", "Tap", "TextSpec",
-    "Tokenizer", "TrainingStage", "Turn", "VisionEncoder", "VisionSpec", "Work",
+    "FeedRun", "FeedingStage", "Files", "Format", "Grid", "Inputs", "Keeper", "LanguageModel", "Layer", "Look",
+    "LowRank", "Model", "ModelChange", "Packed", "PackedBackend", "Position", "Projector", "Proposal",
+    "PublishedLayout", "Rendered", "Reward", "Rows", "Session", "SessionStats", "StatefulStage", "SteppingStage",
+    "TableFilter", "Tap", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder", "VisionSpec", "Work",
 ]  # fmt: skip

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.storage.packing import Artefact
-
+    from .model import Model
     from .sessions import Adapter, CachePolicy, Rows, Session, Work
+    from .storage import Packed
 
 
 class Compiled(Protocol):
@@ -73,7 +72,7 @@ class Backend(Protocol):
     def rows(self) -> int | None:
         """Rows per head of a static KV store, which cache policies are told; None: it grows."""
 
-    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()) -> Compiled:
+    def compile(self, model: Model, *, device: str, dtype: str, taps: Sequence[int] = ()) -> Compiled:
         """Make a model ready on a device ('cpu', 'cuda' …) in a precision ('float32', 'bfloat16', 'float16').
 
         Args:
@@ -90,9 +89,7 @@ class PackedBackend(Protocol):
     Without it an artefact is dequantised into float weights, and `compile` gets those.
     """
 
-    def open(
-        self, artefact: Artefact, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()
-    ) -> Compiled:
+    def open(self, artefact: Packed, model: Model, *, device: str, dtype: str, taps: Sequence[int] = ()) -> Compiled:
         """Make an artefact ready without unpacking what this backend computes itself.
 
         Args:

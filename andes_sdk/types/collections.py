@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from andes_sdk.model import VisionLanguageModel
+    from .model import Model
 
 
 @runtime_checkable
@@ -19,7 +19,7 @@ class Compressor(Protocol):
     def name(self) -> str:
         """Unique in its collection; as users write it."""
 
-    def compress(self, model: VisionLanguageModel, **options: Any) -> Mapping[str, Any]:
+    def compress(self, model: Model, **options: Any) -> Mapping[str, Any]:
         """Change the model in place -> a report as plain data."""
 
 

@@ -11,7 +11,7 @@ from attrs import field, frozen
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from andes_sdk.model import VisionLanguageModel
+    from .model import Model
 
 
 @frozen(kw_only=True)
@@ -66,10 +66,10 @@ class TrainingStage(Protocol):
     def name(self) -> str:
         """Unique in its collection; as users write it."""
 
-    def rates(self, model: VisionLanguageModel) -> Mapping[str, float]:
+    def rates(self, model: Model) -> Mapping[str, float]:
         """Module name prefix -> learning rate; what no prefix names is frozen."""
 
-    def loss(self, model: VisionLanguageModel, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, model: Model, batch: Any) -> tuple[Tensor, Mapping[str, float]]:
         """A packed batch -> (scalar loss summed over supervised tokens / `batch.tokens`, figures to log)."""
 
 
@@ -114,7 +114,7 @@ class StatefulStage(Protocol):
 class SteppingStage(Protocol):
     """A training stage that does something between steps, such as moving a schedule of its own. Optional."""
 
-    def before_step(self, model: VisionLanguageModel, step: int) -> None:
+    def before_step(self, model: Model, step: int) -> None:
         """Called before the forward passes of each optimizer step, on every process.
 
         Args:
@@ -136,7 +136,7 @@ class ModelChange(Protocol):
     def folder(self) -> str:
         """Where `save` writes, relative to the run's folder, such as 'adapters/sft'."""
 
-    def put_in(self, model: VisionLanguageModel) -> None:
+    def put_in(self, model: Model) -> None:
         """Wrap or exchange modules, in place, before anything is frozen or divided.
 
         The same each time: a run that goes on does it again and then reads weights and buffers from its state. The
@@ -146,16 +146,16 @@ class ModelChange(Protocol):
             TrainingError: the model does not fit.
         """
 
-    def rates(self, model: VisionLanguageModel) -> Mapping[str, float]:
+    def rates(self, model: Model) -> Mapping[str, float]:
         """Module prefix -> learning rate of what it put in; 0 for what it froze beside that."""
 
-    def save(self, model: VisionLanguageModel, folder: Path) -> None:
+    def save(self, model: Model, folder: Path) -> None:
         """Write what was learnt through it; nothing, if that lies in the model.
 
         The folder appears whole or not at all, in place of one that is there from before.
         """
 
-    def take_out(self, model: VisionLanguageModel) -> None:
+    def take_out(self, model: Model) -> None:
         """Leave the model as the stage hands it on: its own modules, what was learnt merged into them or not."""
 
 

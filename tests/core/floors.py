@@ -6,7 +6,7 @@ a function, under TYPE_CHECKING. There are no exceptions. Three rules:
 - a file imports from its own floor and those below, the core imports no plugin and no library of `FOREIGN`;
 - no circle of files, in the core or across plugins;
 - a plugin, and what `andes new` writes, imports of the core what `docs/public.md` lists, and of another plugin what is
-  not underscored, if its `pyproject.toml` depends on it.
+  not underscored, if its `pyproject.toml` depends on it, or for a template, if its kind's `needs` name it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from attrs import field, frozen
+
+from andes_sdk.scaffold import KINDS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "public.md"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("hookspecs", "types", "plan", "errors", "config", "files"),
+    ("hookspecs", "types", "plan", "errors", "config", "files", "version"),
     ("inputs", "formats", "model"),
     ("assembling", "runtime"),
     ("storage",),
@@ -69,21 +71,25 @@ class Source:
 def sources() -> list[Source]:
     """Every file that ships, with its imports."""
     found = []
+    needs = {kind.folder: _names(kind.needs) for kind in KINDS.values()}
     for path in sorted((ROOT / CORE).rglob("*.py")):
         parts = path.relative_to(ROOT / CORE).parts
         template = len(parts) > 2 and parts[0] == "scaffold"
-        # a stage that `andes new` writes depends on andes-training
-        needs = frozenset({"andes_training"}) if template and parts[1] == "training_stage" else frozenset()
-        found.append(_source(path, ROOT, "scaffold" if template else CORE, needs))
+        depends = needs[parts[1]] if template else frozenset()
+        found.append(_source(path, ROOT, "scaffold" if template else CORE, depends))
     for project in sorted([*(ROOT / "plugins").iterdir(), ROOT / "examples" / "third_party_plugin"]):
         if (project / "pyproject.toml").is_file():
             facts = tomllib.loads((project / "pyproject.toml").read_text())["project"]
-            names = (re.split(r"[^\w-]", text, maxsplit=1)[0] for text in facts.get("dependencies", ()))
-            depends = frozenset(name.replace("-", "_") for name in names)
+            depends = _names(facts.get("dependencies", ()))
             for package in sorted(project.glob("andes_*")):
                 for path in sorted(package.rglob("*.py")):
                     found.append(_source(path, project, package.name, depends))
     return found
+
+
+def _names(requirements: Iterable[str]) -> frozenset[str]:
+    """Import names of requirements."""
+    return frozenset(re.split(r"[^\w-]", text, maxsplit=1)[0].replace("-", "_") for text in requirements)
 
 
 def _source(path: Path, root: Path, owner: str, depends: frozenset[str] = frozenset()) -> Source:

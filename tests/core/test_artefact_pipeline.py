@@ -14,7 +14,7 @@ from andes_sdk import Pipeline, hookimpl
 from andes_sdk.errors import AssemblyError, CheckpointError, ConfigError, SessionError
 from andes_sdk.formats import Format, Grid, Integer
 from andes_sdk.runtime.torch_backend import TorchBackend
-from andes_sdk.storage.packing import Artefact, default_recipe, open_reference, pack_model
+from andes_sdk.storage.packing import Artefact, default_recipe, pack_model
 from andes_sdk.testing.material import conversation
 from andes_sdk.types import Compiled
 
@@ -57,8 +57,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_modules_that_read_from_the_file_compute_what_filled_ones_do(path: Path) -> None:
-    lazy = Pipeline.from_artefact(path, plugins=[Thrifty()], backend="from-file")
-    filled = Pipeline.from_artefact(path, plugins=[Thrifty()])
+    lazy = Pipeline.from_pretrained(path, plugins=[Thrifty()], backend="from-file")
+    filled = Pipeline.from_pretrained(path, plugins=[Thrifty()])
     inputs = filled.prepare(conversation(0))
     assert torch.equal(lazy.session().prefill(inputs), filled.session().prefill(inputs))
     assert sum(p.numel() for p in lazy.model.parameters() if p.ndim > 1) == 0
@@ -70,20 +70,20 @@ def test_formats_come_from_the_plans_plugins_or_from_the_caller(path: Path) -> N
     with pytest.raises(CheckpointError, match="cannot be used") as caught:
         Artefact.open(path)
     assert "w2_g64" in caught.value.why
-    assert "w2_g64" in Pipeline.from_artefact(path, plugins=[Thrifty()]).artefact.formats  # type: ignore[union-attr]
+    assert "w2_g64" in Pipeline.from_pretrained(path, plugins=[Thrifty()]).artefact.formats  # type: ignore[union-attr]
     with pytest.raises(Exception, match="thrifty"):
-        Pipeline.from_artefact(path)  # the plan names an object that nobody gave
+        Pipeline.from_pretrained(path)  # the plan names an object that nobody gave
 
 
 def test_explain_names_the_file(path: Path) -> None:
-    rows = Pipeline.from_artefact(path, plugins=[Thrifty()]).explain().rows
+    rows = Pipeline.from_pretrained(path, plugins=[Thrifty()]).explain().rows
     assert next(r.value for r in rows if r.part == "weights") == str(path)
 
 
 def test_a_packed_pipeline_is_saved_only_once_it_is_unpacked(path: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="saved as a checkpoint"):
-        Pipeline.from_artefact(path, plugins=[Thrifty()], backend="from-file").save_pretrained(tmp_path / "a")
-    filled = Pipeline.from_artefact(path, plugins=[Thrifty()])
+        Pipeline.from_pretrained(path, plugins=[Thrifty()], backend="from-file").save_pretrained(tmp_path / "a")
+    filled = Pipeline.from_pretrained(path, plugins=[Thrifty()])
     folder = filled.save_pretrained(tmp_path / "b")
     again = Pipeline.from_pretrained(folder, plugins=[Thrifty()])
     ids = filled.prepare("hello")
@@ -96,7 +96,7 @@ def test_checksums_are_compared_when_asked(path: Path, tmp_path: Path) -> None:
     content[at] ^= 1
     (tmp_path / "bad.andes").write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
-        Pipeline.from_artefact(tmp_path / "bad.andes", plugins=[Thrifty()], verify=True)
+        Pipeline.from_pretrained(tmp_path / "bad.andes", plugins=[Thrifty()], verify=True)
 
 
 BAD = [("nmba", "no backend 'nmba'"), ({}, "expected a name"), ({"a": {}, "b": {}}, "expected a name")]
@@ -105,7 +105,7 @@ BAD = [("nmba", "no backend 'nmba'"), ({}, "expected a name"), ({"a": {}, "b": {
 @pytest.mark.parametrize(("backend", "words"), BAD)
 def test_a_backend_that_does_not_exist_is_refused(backend: Any, words: str, path: Path) -> None:
     with pytest.raises((AssemblyError, ConfigError)) as caught:
-        Pipeline.from_artefact(path, plugins=[Thrifty()], backend=backend)
+        Pipeline.from_pretrained(path, plugins=[Thrifty()], backend=backend)
     assert words in str(caught.value)
 
 
@@ -121,6 +121,6 @@ def test_a_checkpoint_takes_a_backend_and_its_options(tmp_path: Path) -> None:
 def test_a_reference_runs_with_torch(path: Path, tmp_path: Path) -> None:
     pipe = Pipeline.from_plugins(PARTS, seed=1)
     file = pack_model(pipe.model, default_recipe(pipe.model, "w8"), tmp_path / "a.andes", plan=pipe.plan).path
-    assert open_reference(file).plan.backend == "torch"
+    assert Pipeline.from_pretrained(file, backend="torch").plan.backend == "torch"
     with pytest.raises(SessionError, match="no adapter"):
-        open_reference(file).session().adapter = "x"
+        Pipeline.from_pretrained(file, backend="torch").session().adapter = "x"

@@ -62,7 +62,7 @@ def test_a_member_of_the_family_is_counted_on_shapes_alone() -> None:
 @pytest.mark.parametrize("form", ["f16", "w4_g32", "nm28_w4"])
 def test_a_projection_counts_what_packing_then_writes(pipeline: Pipeline, tmp_path: Path, form: str) -> None:
     recipe = default_recipe(pipeline.model, form)
-    before = of_model(pipeline, recipe)
+    before = of_model(pipeline.meta_model(), pipeline.plan, recipe)
     artefact = pack_model(pipeline.model, recipe, tmp_path / "a.andes", plan=pipeline.plan)
     after = of_artefact(artefact)
     assert before.rows == after.rows

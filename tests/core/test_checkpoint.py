@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from stevedore import ExtensionManager
 
 from andes_sdk import Pipeline, hookimpl
+from andes_sdk.assembling.extending import extended
 from andes_sdk.errors import AssemblyError, CheckpointError, ConfigError, PlanError
-from andes_sdk.storage.checkpoint import check_folder, load_weights, read_plan
+from andes_sdk.storage.checkpoint import load_weights, stored_plan
 from andes_sdk.types import Event
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
@@ -285,7 +286,7 @@ def test_a_shard_that_is_absent_is_an_error_before_any_weight_is_read(published)
     sharded(published)
     (published / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(CheckpointError, match="model-00002-of-00002"):
-        check_folder(published)
+        stored_plan(published)
 
 
 def test_tensors_that_index_and_shards_do_not_agree_on_are_named(published):
@@ -306,14 +307,14 @@ def test_an_index_cannot_lead_out_of_its_folder(name, published):
     index = {"weight_map": {BIAS: name}}
     (published / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="outside its folder"):
-        check_folder(published)
+        stored_plan(published)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', "[" * 100_000, '{"weight_map": {}}'])
 def test_an_index_that_is_none_is_an_error(text, published):
     (published / "model.safetensors.index.json").write_text(text)
     with pytest.raises(CheckpointError, match="index"):
-        check_folder(published)
+        stored_plan(published)
 
 
 # ---------------------------------------------------------------- nothing is run
@@ -397,7 +398,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_reason(make, tmp_path):
         path.mkdir()
     if make == "unknown":
         (path / "config.json").write_text('{"model_type": "andesvl-aimv2-qwen2"}')
-    reason = {"absent": "no such folder", "file": "is a file", "empty": "is no checkpoint", "unknown": "did you mean"}
+    reason = {"absent": "no such", "file": "is a file", "empty": "is no checkpoint", "unknown": "did you mean"}
     with pytest.raises(CheckpointError, match=reason[make]):
         Pipeline.from_pretrained(path)
     with pytest.raises(CheckpointError, match=reason[make]):
@@ -421,7 +422,7 @@ class Watcher:
 
 def test_more_plugins_join_the_checkpoints(folder):
     watcher = Watcher(level=3)
-    plan, objects = read_plan(folder, [{"qwen3": {"thinking": True}}, "sft", watcher])
+    plan, objects = extended(stored_plan(folder), [{"qwen3": {"thinking": True}}, "sft", watcher])
     assert plan.names == ("aimv2", "mlp", "qwen3", "sft", "watcher")
     assert dict(plan.plugins[2].options) == {"preset": "tiny", "thinking": True}
     assert objects == (watcher,)
@@ -462,9 +463,9 @@ def test_a_failure_midway_keeps_the_old_checkpoint_and_leaves_nothing_behind(pip
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    for step in ("write_weights", "sha256", "_sync"):
+    for step in ("storage.checkpoint.saving.write_weights", "storage.checkpoint.saving.sha256", "files._sync"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"andes_sdk.storage.checkpoint.saving.{step}", full)
+            patch.setattr(f"andes_sdk.{step}", full)
             with pytest.raises(CheckpointError, match="No space left"):
                 pipeline.save_pretrained(folder)
         assert contents(folder) == before
@@ -479,7 +480,7 @@ def test_a_failing_rename_puts_the_old_checkpoint_back(pipeline, folder, monkeyp
             raise OSError(5, "Input/output error")
         replace(source, target)
 
-    monkeypatch.setattr("andes_sdk.storage.checkpoint.saving.os.replace", second_fails)
+    monkeypatch.setattr("andes_sdk.files.os.replace", second_fails)
     with pytest.raises(CheckpointError, match="Input/output error"):
         pipeline.save_pretrained(folder)
     assert contents(folder) == before
@@ -519,7 +520,7 @@ def test_options_that_hold_on_one_machine_only_are_left_out_of_the_saved_plan(di
     monkeypatch.syspath_prepend(distribution("andes-probe", {"probe": "local_probe:Probe"}, {"local_probe.py": PROBE}))
     monkeypatch.setattr(ExtensionManager, "ENTRY_POINT_CACHE", {})  # stevedore looks once a process otherwise
     made = Pipeline.from_plugins([*TINY, {"probe": {"level": 2, "where": "/only/here"}}])
-    plan, _ = read_plan(made.save_pretrained(tmp_path / "model"))
+    plan = stored_plan(made.save_pretrained(tmp_path / "model"))
     assert plan.plugins[-1].options == {"level": 2}
     assert made.plan.plugins[-1].options == {"level": 2, "where": "/only/here"}
 

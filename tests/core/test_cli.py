@@ -401,7 +401,7 @@ def test_a_packed_model_answers_as_its_pipeline_does(artefact, config):
         loads("generate", "hello", *given, "--max-tokens", 4, "--json")["tokens"]
         for given in (["--model", artefact], ["--model", artefact, "--backend", "torch", "--dtype", "float32"])
     ]
-    answer = Pipeline.from_artefact(artefact).generate("hello", GenerationOptions(max_tokens=4))
+    answer = Pipeline.from_pretrained(artefact).generate("hello", GenerationOptions(max_tokens=4))
     assert rows[0] == rows[1] == list(answer.tokens)
     said = loads("explain", "--model", artefact, "--json")["rows"]
     assert next(r["value"] for r in said if r["part"] == "weights") == str(artefact)

@@ -88,7 +88,7 @@ def test_a_plugin_that_takes_a_folder_gets_one_for_as_long_as_its_hook_runs(path
     plugin = ByFolder()
     assembly = assemble([plugin], slots_required=False)
     artefact = Artefact.open(path)
-    assert open_tokenizer(assembly, artefact=artefact) == artefact.files.read("tokenizer.json")
+    assert open_tokenizer(assembly, artefact.files) == artefact.files.read("tokenizer.json")
     (folder,) = plugin.seen
     assert not Path(str(folder)).exists()
 
@@ -96,8 +96,8 @@ def test_a_plugin_that_takes_a_folder_gets_one_for_as_long_as_its_hook_runs(path
 def test_a_plugin_that_takes_files_gets_those_of_the_folder_or_of_the_artefact(path: Path, tmp_path: Path) -> None:
     assembly = assemble([ByFiles()], slots_required=False)
     artefact = Artefact.open(path)
-    assert open_tokenizer(assembly, artefact=artefact) == artefact.files
-    assert open_tokenizer(assembly, tmp_path) == FolderFiles(tmp_path)
+    assert open_tokenizer(assembly, artefact.files) == artefact.files
+    assert open_tokenizer(assembly, FolderFiles(tmp_path)) == FolderFiles(tmp_path)
     assert open_tokenizer(assembly) == "none"
 
 

@@ -24,11 +24,11 @@ def floors() -> ModuleType:
     return module
 
 
-LEFT = {"circles": 4, "upward_imports": 15, "private_imports_by_plugins": 0}
+LEFT = {"circles": 0, "upward_imports": 0, "private_imports_by_plugins": 0}
 """Offences that are still there. They only become fewer: whoever mends one lowers its number."""
 
 
-NAMED = 14
+NAMED = 12
 """Texts of the core, most of them help and errors, that name a family; they only become fewer, too."""
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from andes_sdk import Pipeline
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.formats import FORMATS, Codes, Grid, Integer, find
-from andes_sdk.storage.packing import Artefact, default_recipe, open_reference, pack_model
+from andes_sdk.storage.packing import Artefact, default_recipe, pack_model
 from andes_sdk.storage.packing.header import PREAMBLE, aligned
 from andes_sdk.storage.packing.recipe import resolve
 
@@ -171,7 +171,7 @@ def test_raw_tensors_have_no_packed_bytes_and_unknown_ones_are_named(pipeline: P
 
 def test_the_reference_runs_with_the_dequantised_weights(pipeline: Pipeline, tmp_path: Path) -> None:
     artefact = make(pipeline, tmp_path / "a.andes", "w4_g32")
-    reference = open_reference(artefact.path)
+    reference = Pipeline.from_pretrained(artefact.path)
     for name, tensor in artefact.dequantised_state().items():
         assert torch.equal(reference.model.state_dict()[name], tensor), name
     model = reference.model.language_model
@@ -185,7 +185,7 @@ def test_in_16_bits_the_reference_answers_like_the_model(pipeline: Pipeline, tmp
     recipe = {"*": "f16"}
     path = pack_model(pipeline.model, recipe, tmp_path / "a.andes", plan=pipeline.plan).path
     inputs = pipeline.prepare([{"role": "user", "content": "two words"}])
-    ours, theirs = (p.session().prefill(inputs) for p in (pipeline, open_reference(path)))
+    ours, theirs = (p.session().prefill(inputs) for p in (pipeline, Pipeline.from_pretrained(path)))
     # float16 keeps 11 bits of each weight: logits of order 1 differ by their sum of rounding errors
     torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=5e-3)
     assert not torch.equal(ours, theirs)
@@ -198,7 +198,7 @@ def test_an_artefact_of_other_modules_than_its_plan_builds_is_refused(pipeline: 
     recipe = default_recipe(pipeline.model, "w8")
     pack_model(pipeline.model, recipe, tmp_path / "a.andes", plan=wider)
     with pytest.raises(CheckpointError, match="does not fit"):
-        open_reference(tmp_path / "a.andes")
+        _ = Pipeline.from_pretrained(tmp_path / "a.andes").model
 
 
 def test_the_tokenizer_travels_inside(pipeline: Pipeline, packed: bytes, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AndesError, CheckpointError
-from andes_sdk.storage.checkpoint import read_plan
+from andes_sdk.storage.checkpoint import stored_plan
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 HEAD = "language_model.lm_head.weight"
@@ -150,7 +150,7 @@ def test_absent_fields_mean_what_the_publishing_classes_mean_by_them(tmp_path):
     config["text_config"] = {k: v for k, v in TEXT.items() if k not in ("rope_theta", "tie_word_embeddings")}
     folder = write_published(tmp_path / "x", "aimv2", form="single", head=True)
     (folder / "config.json").write_text(json.dumps(config))
-    plan, _ = read_plan(folder)
+    plan = stored_plan(folder)
     options = {p.name: p.options["config"] for p in plan.plugins if p.options}
     assert options["aimv2"]["interpolate_pe_method"] == "one_dim"
     # transformers.Qwen3Config() has theta 10000 and an untied head

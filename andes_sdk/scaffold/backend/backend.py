@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from attrs import frozen
@@ -19,6 +19,7 @@ from andes_sdk.runtime.torch_backend import CompiledTorch, TorchBackend
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Model
 
 
 class RowLinear(nn.Linear):
@@ -51,15 +52,13 @@ class RowByRow:
     name = "example"
     rows = None
 
-    def compile(
-        self, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()
-    ) -> CompiledTorch:
+    def compile(self, model: Model, *, device: str, dtype: str, taps: Sequence[int] = ()) -> CompiledTorch:
         """A copy of the modules that shares the weights; the pipeline's own model keeps its layers.
 
         Raises:
             BackendUnavailable: the machine has no such device.
         """
-        moved = TorchBackend().compile(model, device=device, dtype=dtype).model
+        moved = TorchBackend().compile(cast("VisionLanguageModel", model), device=device, dtype=dtype).model
         shared = {id(p): p for p in moved.parameters()} | {id(moved.tokenizer): moved.tokenizer}
         own = copy.deepcopy(moved, shared)
         row_by_row(own)

@@ -12,7 +12,7 @@ from torch import nn
 from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
-    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Model
 
 
 @frozen
@@ -23,7 +23,7 @@ class Rounding:
     name = "example"
 
     @torch.no_grad()
-    def compress(self, model: VisionLanguageModel, **options: Any) -> Mapping[str, Any]:
+    def compress(self, model: Model, **options: Any) -> Mapping[str, Any]:
         """Round the weights of every linear layer in place; embeddings, and heads tied to them, stay as they are.
 
         Returns:

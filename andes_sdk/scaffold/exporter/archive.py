@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from attrs import frozen
 
 from andes_sdk.errors import CheckpointError
+from andes_sdk.files import appearing_file
 
 
 @frozen
@@ -29,15 +29,10 @@ class NumpyArchive:
         kind = np.float16 if self.half else np.float32
         weights = {name: tensor.detach().float().cpu().numpy() for name, tensor in pipeline.model.named_parameters()}
         rounded = {name: array.astype(kind) for name, array in weights.items()}
-        temporary = path.with_name(f".{path.name}.partial")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+            with appearing_file(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **rounded)
-            os.replace(temporary, path)
         except OSError as error:
             raise CheckpointError("cannot be written", who=str(path), why=str(error), fix="choose another") from None
-        finally:
-            temporary.unlink(missing_ok=True)
         errors = [float(np.abs(rounded[name].astype(np.float32) - weights[name]).max(initial=0)) for name in weights]
         return {"tensors": len(weights), "bytes": path.stat().st_size, "max_error": max(errors, default=0.0)}

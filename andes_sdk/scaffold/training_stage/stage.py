@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from andes_training.packing import Batch
 
-    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Model
 
 
 @frozen
@@ -23,10 +23,10 @@ class Tuning:
     share: float
     name = "example"
 
-    def rates(self, model: VisionLanguageModel) -> Mapping[str, float]:
+    def rates(self, model: Model) -> Mapping[str, float]:
         """Module prefix -> learning rate; what no prefix names is frozen."""
         return {"mlp": self.rate, "language_model": self.rate * self.share}
 
-    def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, model: Model, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """A packed batch -> (mean cross-entropy over its supervised tokens, figures to log)."""
         return next_token_loss(model, batch)

@@ -4,7 +4,7 @@ Nothing here runs code from a checkpoint: weights are safetensors, or `.bin` fil
 """
 
 from andes_sdk.storage.checkpoint.load import load_weights
-from andes_sdk.storage.checkpoint.manifest import check_folder, read_plan
+from andes_sdk.storage.checkpoint.manifest import stored_plan
 from andes_sdk.storage.checkpoint.saving import save
 
-__all__ = ["check_folder", "load_weights", "read_plan", "save"]
+__all__ = ["load_weights", "save", "stored_plan"]

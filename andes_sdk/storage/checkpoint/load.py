@@ -11,7 +11,7 @@ from torch import nn
 
 from andes_sdk.errors import CheckpointError, PluginBroken
 from andes_sdk.storage.checkpoint.files import Entry, Weights, read_tensors, scan
-from andes_sdk.storage.checkpoint.manifest import MANIFEST, Manifest, check_folder, damaged_files
+from andes_sdk.storage.checkpoint.manifest import MANIFEST, Manifest, damaged_files, stored_plan
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -41,7 +41,7 @@ def load_weights(model: VisionLanguageModel, folder: str | Path, *, device: str,
         PluginBroken: a buffer that no checkpoint stores stays without memory.
     """
     folder = Path(folder)
-    check_folder(folder)
+    stored_plan(folder)
     wanted = model.state_dict()
     tied = aliases(model)
     weights = scan(folder)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import evolve, frozen
 
-from andes_sdk.assembling.extending import BY_NAME, extended
+from andes_sdk.assembling.extending import BY_NAME
 from andes_sdk.errors import CheckpointError
 from andes_sdk.plan import Plan, PluginPlan
-
-if TYPE_CHECKING:
-    from andes_sdk.assembling.assembly import PluginItem
-    from andes_sdk.assembling.extending import BackendItem
 
 MANIFEST = "andes.json"
 CONFIG = "config.json"
@@ -103,10 +99,10 @@ def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
-def check_folder(folder: str | Path) -> None:
-    """Whether a folder can be a checkpoint: it exists, is of a known layout, and has all its weight files.
+def stored_plan(folder: str | Path) -> Plan:
+    """Plan of a checkpoint, in the precision that is stored.
 
-    No weight is read.
+    The folder exists, is of a known layout, and has all its weight files. No weight is read.
 
     Raises:
         CheckpointError: with the reason.
@@ -116,13 +112,13 @@ def check_folder(folder: str | Path) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file, not a checkpoint folder" if folder.exists() else "no such folder"
-        fix = "give the local folder of a checkpoint; download one first, nothing is fetched by name"
-        raise CheckpointError(what, who=str(folder), fix=fix)
+        raise CheckpointError(what, who=str(folder), fix="give the folder of a checkpoint")
     try:
-        _describe(folder)
+        plan, dtype = _describe(folder)
         layout(folder)
     except OSError as error:
         raise CheckpointError("cannot be read", who=str(folder), why=str(error), fix="check its permissions") from None
+    return evolve(plan, device="cpu", dtype=dtype)
 
 
 def _describe(folder: Path) -> tuple[Plan, str]:
@@ -143,26 +139,3 @@ def _describe(folder: Path) -> tuple[Plan, str]:
     raise CheckpointError(
         "is no checkpoint", who=str(folder), why=f"neither {MANIFEST} nor {CONFIG} is there", fix="check the path"
     )
-
-
-def read_plan(
-    folder: Path,
-    plugins: Sequence[PluginItem] = (),
-    *,
-    device: str = "cpu",
-    dtype: str | None = None,
-    backend: BackendItem | None = None,
-) -> tuple[Plan, tuple[object, ...]]:
-    """Plan of a checkpoint with more plugins -> (plan for `Pipeline.from_plan`, the plugin objects among `plugins`).
-
-    Args:
-        plugins, backend: as `andes_sdk.assembling.extending.extended`.
-        dtype: None keeps the checkpoint's.
-
-    Raises:
-        CheckpointError: the folder is no checkpoint. AssemblyError: `plugins` is no list of plugins.
-    """
-    check_folder(folder)
-    plan, stored = _describe(Path(folder))
-    plan, objects = extended(plan, plugins, backend=backend)
-    return evolve(plan, device=device, dtype=stored if dtype is None else dtype), objects

@@ -1,13 +1,10 @@
-"""A pipeline into a folder that appears whole or not at all."""
+"""A model into a folder that appears whole or not at all."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +13,7 @@ import attrs
 from andes_sdk import config as configuration
 from andes_sdk.assembling import discovery
 from andes_sdk.errors import AndesError, CheckpointError, ConfigError
+from andes_sdk.files import appearing
 from andes_sdk.storage.checkpoint import files
 from andes_sdk.storage.checkpoint.load import aliases
 from andes_sdk.storage.checkpoint.manifest import CONFIG, MANIFEST, PUBLISHED, Manifest, sha256
@@ -23,13 +21,21 @@ from andes_sdk.storage.checkpoint.published import describe, layout_of
 from andes_sdk.storage.checkpoint.shards import shards, stored_tensors, write_weights
 
 if TYPE_CHECKING:
-    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.plan import Plan, PluginPlan
 
 LAYOUTS = ("andes", "published")
 
 
-def save(pipeline: Pipeline, folder: str | Path, *, layout: str = "andes", dtype: str | None = None) -> Path:
+def save(
+    model: VisionLanguageModel,
+    plan: Plan,
+    folder: str | Path,
+    *,
+    source: Path | None = None,
+    layout: str = "andes",
+    dtype: str | None = None,
+) -> Path:
     """Write a checkpoint -> its folder.
 
     "andes": weights (a tied tensor once), `andes.json` with plan and checksums, the tokenizer, and a `config.json` for
@@ -40,6 +46,9 @@ def save(pipeline: Pipeline, folder: str | Path, *, layout: str = "andes", dtype
     changed. After a crash between the two renames it lies beside the folder as `.<name>.old-*`.
 
     Args:
+        model: with its weights read; they may have come from `folder`.
+        plan: of the model's pipeline.
+        source: the checkpoint that the weights came from.
         dtype: of the written floating-point tensors; None keeps them.
 
     Raises:
@@ -54,11 +63,10 @@ def save(pipeline: Pipeline, folder: str | Path, *, layout: str = "andes", dtype
         raise ConfigError(f"no dtype {dtype!r}", who="dtype", fix=configuration.suggestion(str(dtype), DTYPES))
     target = Path(folder).expanduser().absolute()
     _check_target(target)
-    pipeline.model  # noqa: B018  # loads the weights now: they may lie in `target`
+    job = _Job(model, plan, source, dtype or str(model.dtype).removeprefix("torch."), dtype is not None)
     try:
-        with _appearing(target) as temporary:
-            write = _write_andes if layout == "andes" else _write_published
-            write(pipeline, temporary, dtype or str(pipeline.model.dtype).removeprefix("torch."), dtype is not None)
+        with appearing(target) as temporary:
+            (_write_andes if layout == "andes" else _write_published)(job, temporary)
     except AndesError:
         raise
     except Exception as error:
@@ -83,51 +91,27 @@ def _check_target(target: Path) -> None:
     )
 
 
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A fresh folder beside `target` that takes its place when the block ends without an error."""
-    target = target.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    mark = secrets.token_hex(4)
-    temporary, old = (target.with_name(f".{target.name}.{kind}-{mark}") for kind in ("partial", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
-        if target.exists():
-            os.replace(target, old)
-        try:
-            os.replace(temporary, target)
-        except BaseException:
-            if old.exists():
-                os.replace(old, target)
-            raise
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+@attrs.frozen
+class _Job:
+    """What is written; `convert` where `dtype` is another than the model's own."""
 
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    model: VisionLanguageModel
+    plan: Plan
+    source: Path | None
+    dtype: str
+    convert: bool
 
 
 # ---------------------------------------------------------------- the two layouts
 
 
-def _write_andes(pipeline: Pipeline, folder: Path, dtype: str, convert: bool) -> None:
-    model = pipeline.model
+def _write_andes(job: _Job, folder: Path) -> None:
+    model, dtype, convert = job.model, job.dtype, job.convert
     tensors = stored_tensors(model)
     placed = shards(tensors, dtype, convert)
     write_weights(folder, tensors, placed, dtype, convert)
-    pipeline.tokenizer.save(folder)
-    config, published = _published(pipeline, dtype)
+    job.model.tokenizer.save(folder)
+    config, published = _published(job)
     if config is not None:
         (folder / CONFIG).write_bytes(config)
     if published is not None:
@@ -135,7 +119,7 @@ def _write_andes(pipeline: Pipeline, folder: Path, dtype: str, convert: bool) ->
         for path in published["files"]:
             shutil.copyfile(path, folder / PUBLISHED / path.name)
     manifest = Manifest(
-        plan=portable(pipeline.plan),
+        plan=portable(job.plan),
         dtype=dtype,
         parameters=model.parameter_count(),
         files={p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()},
@@ -145,44 +129,45 @@ def _write_andes(pipeline: Pipeline, folder: Path, dtype: str, convert: bool) ->
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _write_published(pipeline: Pipeline, folder: Path, dtype: str, convert: bool) -> None:
-    config, published = _published(pipeline, dtype)
+def _write_published(job: _Job, folder: Path) -> None:
+    dtype, convert = job.dtype, job.convert
+    config, published = _published(job)
     if config is None:
         raise CheckpointError(
             "the published layout cannot describe these modules",
-            who=", ".join(pipeline.plan.names),
+            who=", ".join(job.plan.names),
             fix='save with layout="andes"',
         )
-    tensors = stored_tensors(pipeline.model)
+    tensors = stored_tensors(job.model)
     placed, metadata = shards(tensors, dtype, convert), None
-    tied = aliases(pipeline.model)
+    tied = aliases(job.model)
     if published is not None and {tied.get(n, n) for n in published["tensors"]} == set(tensors):
         placed, metadata = published["tensors"], published["metadata"]
         tensors |= {name: tensors[tied[name]] for name in placed if name in tied}
     for path in published["files"] if published is not None else ():
         shutil.copyfile(path, folder / path.name)
-    if published is None or _own_tokenizer(pipeline.plan):
-        pipeline.tokenizer.save(folder)
+    if published is None or _own_tokenizer(job.plan):
+        job.model.tokenizer.save(folder)
     (folder / CONFIG).write_bytes(config)
     write_weights(folder, tensors, placed, dtype, convert, metadata)
 
 
-def _published(pipeline: Pipeline, dtype: str) -> tuple[bytes | None, dict[str, Any] | None]:
+def _published(job: _Job) -> tuple[bytes | None, dict[str, Any] | None]:
     """`config.json` in the published form, and what is kept of the published checkpoint behind this pipeline.
 
     The kept part is None if there was none, or if the modules are no longer those that it describes.
     """
-    kept = _kept(pipeline.weights)
+    kept, dtype = _kept(job.source), job.dtype
     if kept is not None:
         raw = next(path for path in kept["files"] if path.name == CONFIG).read_bytes()
         config = json.loads(raw)
         layout = layout_of(config, who=CONFIG)
-        if layout.same_modules(config, pipeline.plan):
+        if layout.same_modules(config, job.plan):
             if layout.dtype(config, who=CONFIG) != dtype:
                 config = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")} | {"torch_dtype": dtype}
                 raw = _json(config)
             return raw, kept
-    made = describe(pipeline.model, pipeline.plan, dtype=dtype)
+    made = describe(job.model, job.plan, dtype=dtype)
     return (None if made is None else _json(made)), None
 
 

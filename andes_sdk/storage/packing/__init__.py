@@ -2,7 +2,7 @@
 
 from andes_sdk.storage.packing.artefact import Artefact
 from andes_sdk.storage.packing.bpw import Report, of_artefact, of_checkpoint, of_model
-from andes_sdk.storage.packing.modules import open_reference
+from andes_sdk.storage.packing.header import is_artefact
 from andes_sdk.storage.packing.pack import pack_model
 from andes_sdk.storage.packing.recipe import default_recipe
 
@@ -10,9 +10,9 @@ __all__ = [
     "Artefact",
     "Report",
     "default_recipe",
+    "is_artefact",
     "of_artefact",
     "of_checkpoint",
     "of_model",
-    "open_reference",
     "pack_model",
 ]

@@ -17,7 +17,7 @@ from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.files import absolute
 from andes_sdk.formats import LANES, Format, known
 from andes_sdk.formats.base import Array
-from andes_sdk.storage.packing.header import AGAIN, Entry, Header, Place, raw_dtype, read_header
+from andes_sdk.storage.packing.header import AGAIN, Entry, Found, Header, Place, check, raw_dtype, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,12 +61,16 @@ class Artefact:
         Raises:
             CheckpointError: damaged, truncated, of a later version, or in formats that are not those installed here.
         """
-        path = Path(path)
-        available = known(formats)
-        header, start = read_header(path, available)
+        return cls.of(read_header(Path(path)), formats=formats, verify=verify)
+
+    @classmethod
+    def of(cls, found: Found, *, formats: Iterable[Format] = (), verify: bool = False) -> Artefact:
+        """Map an artefact whose header was read; as `open`."""
+        available, header = known(formats), found.header
+        check(found, available)
         # a map of nothing is an error to the operating system; the header is always something
-        data = np.memmap(path, np.uint8, mode="r")[start:]
-        artefact = cls(path, header, {name: available[name] for name in header.formats}, data)
+        data = np.memmap(found.path, np.uint8, mode="r")[found.start :]
+        artefact = cls(found.path, header, {name: available[name] for name in header.formats}, data)
         if verify:
             artefact.verify()
         return artefact
@@ -153,13 +157,7 @@ class Artefact:
         Raises:
             CheckpointError: a file that differs from its checksum.
         """
-        written = []
-        for name in self.header.files:
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self.files.read(name))
-            written.append(path)
-        return written
+        return self.files.copy(Path(folder))
 
     def verify(self) -> None:
         """Read everything and compare the checksums.
@@ -204,6 +202,16 @@ class StoredFiles:
     def where(self, name: str = "") -> str:
         """The artefact, and which of its files."""
         return f"{self.path}: {name}" if name else str(self.path)
+
+    def copy(self, folder: Path) -> list[Path]:
+        """Write all files into an existing folder -> their paths. Raises CheckpointError as `read`."""
+        written = []
+        for name in self.places:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.read(name))
+            written.append(path)
+        return written
 
     def read(self, name: str) -> bytes:
         """Content of a file.

@@ -17,7 +17,8 @@ from andes_sdk.storage.packing.header import Header, aligned
 from andes_sdk.storage.packing.recipe import GROUPS, groups
 
 if TYPE_CHECKING:
-    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.plan import Plan
     from andes_sdk.storage.packing.artefact import Artefact
 
 
@@ -99,16 +100,22 @@ def of_artefact(artefact: Artefact) -> Report:
     return _of_header(artefact.header, artefact.formats, size - artefact.header.nbytes)
 
 
-def of_model(pipeline: Pipeline, recipe: Mapping[str, str]) -> Report:
+def of_model(
+    model: VisionLanguageModel, plan: Plan, recipe: Mapping[str, str], *, formats: Iterable[Format] = ()
+) -> Report:
     """What a model would take once packed; shapes only, no weights are read and the tokenizer is not counted.
+
+    Args:
+        model: on the meta device, or with weights.
+        formats: of plugins.
 
     Raises:
         ConfigError: a recipe that does not fit the model.
     """
     from andes_sdk.storage.packing.pack import arrange
 
-    formats = tuple(pipeline.collection("formats").values())
-    header = arrange(pipeline.meta_model(), recipe, pipeline.plan, formats=formats)
+    formats = tuple(formats)
+    header = arrange(model, recipe, plan, formats=formats)
     return _of_header(header, known(formats), len(header.to_bytes()), counted=False)
 
 
@@ -128,8 +135,11 @@ def _of_header(header: Header, formats: Mapping[str, Format], head: int, *, coun
     )
 
 
-def of_checkpoint(pipeline: Pipeline) -> Report:
-    """What the checkpoint of a pipeline takes as it is: its weight files, and memory in the plan's dtype.
+def of_checkpoint(folder: Path, model: VisionLanguageModel, plan: Plan) -> Report:
+    """What a checkpoint takes as it is: its weight files, and memory in the plan's dtype.
+
+    Args:
+        model: that of the plan; on the meta device will do.
 
     Raises:
         CheckpointError: its weight files cannot be read.
@@ -139,9 +149,8 @@ def of_checkpoint(pipeline: Pipeline) -> Report:
     from andes_sdk.storage.checkpoint.files import layout, scan
     from andes_sdk.storage.checkpoint.load import aliases
 
-    folder, model = Path(pipeline.weights or ""), pipeline.meta_model()
     tied, group = aliases(model), groups(model)
-    item = getattr(torch, pipeline.plan.dtype).itemsize
+    item = getattr(torch, plan.dtype).itemsize
     facts: dict[str, tuple[str, str, int]] = {}
     disk: dict[str, int] = {}
     for stored, entry in scan(folder).entries.items():

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,8 +58,6 @@ class Entry(Place):
     @property
     def matrix(self) -> tuple[int, int]:
         """Rows and columns that its format sees."""
-        from andes_sdk.storage.packing.recipe import matrix
-
         return matrix(self.shape)
 
 
@@ -90,20 +88,55 @@ class Header:
         return head + body + bytes(aligned(len(head) + len(body)) - len(head) - len(body))
 
 
+def matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a tensor of two or more dimensions: (1, N, D) is N rows, a convolution has one per filter."""
+    shape = list(shape)
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    return shape[0], math.prod(shape[1:])
+
+
 def aligned(size: int) -> int:
     """The next multiple of `ALIGN`."""
     return -(-size // ALIGN) * ALIGN
 
 
-def read_header(path: Path, formats: Mapping[str, Format]) -> tuple[Header, int]:
-    """Header of an artefact, and where its data starts. Reads no weights.
+@frozen
+class Found:
+    """A header as it was read, before formats are known: `start` is where the data starts, `size` the whole file's."""
+
+    path: Path
+    header: Header
+    start: int
+    size: int
+
+
+def read_header(path: Path) -> Found:
+    """Header of an artefact; no weight is read, and `check` must follow before any is.
 
     Raises:
-        CheckpointError: with every reason why this is no artefact that can be used here.
+        CheckpointError: this is no artefact, or its header is damaged.
     """
     body, size = _read(path)
-    start = aligned(PREAMBLE.size + len(body))
-    header = _structure(body, path)
+    return Found(path, _structure(body, path), aligned(PREAMBLE.size + len(body)), size)
+
+
+def is_artefact(path: Path) -> bool:
+    """Whether a file starts as an artefact does."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def check(found: Found, formats: Mapping[str, Format]) -> None:
+    """Refuse an artefact that cannot be used with these formats.
+
+    Raises:
+        CheckpointError: with every reason.
+    """
+    path, header, start, size = found.path, found.header, found.start, found.size
     problems = list(_problems(header, formats))
     if size != start + header.nbytes:
         kind = "truncated" if size < start + header.nbytes else "longer than it says"
@@ -112,16 +145,6 @@ def read_header(path: Path, formats: Mapping[str, Format]) -> tuple[Header, int]
         shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
         why = "".join(f"\n  - {text}" for text in shown)
         raise CheckpointError("this artefact cannot be used", who=str(path), why=why, fix=AGAIN)
-    return header, start
-
-
-def read_plan(path: Path) -> Plan:
-    """The plan alone, from which the formats that the rest is checked against become known.
-
-    Raises:
-        CheckpointError: this is no artefact, or its header is damaged.
-    """
-    return _structure(_read(path)[0], path).plan
 
 
 def _read(path: Path) -> tuple[bytes, int]:

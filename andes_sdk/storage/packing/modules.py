@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +14,7 @@ from andes_sdk.storage.checkpoint.load import aliases, assign, refuse_meta_buffe
 from andes_sdk.storage.packing.header import AGAIN
 
 if TYPE_CHECKING:
-    from andes_sdk.formats import Format
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.pipeline import Pipeline
     from andes_sdk.storage.packing.artefact import Artefact
 
 
@@ -107,16 +103,3 @@ class StoredEmbedding(nn.Module):
         """(...) ids -> (..., D)."""
         rows = self.artefact.rows(self.name, ids.reshape(-1).numpy())
         return torch.from_numpy(rows).to(self.dtype).view(*ids.shape, self.embedding_dim)
-
-
-def open_reference(path: str | Path, *, formats: Iterable[Format] = (), device: str = "cpu") -> Pipeline:
-    """An artefact dequantised into a pipeline that runs with torch in float32: slow and large, the reference.
-
-    Raises:
-        CheckpointError: the artefact cannot be used, or does not fit the modules that its plan builds.
-    """
-    from andes_sdk.pipeline import Pipeline
-
-    pipeline = Pipeline.from_artefact(path, backend="torch", formats=formats, device=device)
-    _ = pipeline.model
-    return pipeline

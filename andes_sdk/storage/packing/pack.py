@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from andes_sdk.errors import AndesError, CheckpointError, ConfigError
+from andes_sdk.files import appearing_file
 from andes_sdk.formats import LANES, Codes, Format, known
 from andes_sdk.storage.checkpoint.load import aliases
 from andes_sdk.storage.checkpoint.saving import portable
 from andes_sdk.storage.checkpoint.shards import stored_tensors
 from andes_sdk.storage.packing import recipe as recipes
 from andes_sdk.storage.packing.artefact import Artefact, row_chunk
-from andes_sdk.storage.packing.header import Entry, Header, Place, aligned, raw_dtype
+from andes_sdk.storage.packing.header import Entry, Header, Place, aligned, matrix, raw_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +66,9 @@ def pack_model(
     _check_codes(given, header)
     content = _contents(model, header, known(formats), given, search)
     try:
-        with _appearing(target) as file:
+        if target.is_dir():
+            raise CheckpointError("is a folder", who=str(target), fix="give the name of a file, such as model.andes")
+        with appearing_file(target) as temporary, open(temporary, "xb") as file:
             _write(file, header, content, saved, progress or (lambda name, count: None))
     except OSError as error:
         raise CheckpointError("cannot be written", who=str(target), why=str(error), fix="nothing was changed") from None
@@ -137,7 +138,7 @@ def arrange(
 
 def _nbytes(tensor: Tensor, kind: str, formats: Mapping[str, Format]) -> int:
     if kind in formats:
-        return formats[kind].nbytes(*recipes.matrix(tensor.shape))
+        return formats[kind].nbytes(*matrix(tensor.shape))
     return tensor.numel() * raw_dtype(kind.partition(":")[2]).itemsize
 
 
@@ -215,20 +216,3 @@ def _put(file: BinaryIO, start: int, place: Place, content: NDArray[np.uint8]) -
     file.seek(start + place.offset)
     file.write(content.data)
     return hashlib.sha256(content.data).hexdigest()
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[BinaryIO]:
-    """A fresh file beside `target` that takes its place when the block ends without an error."""
-    if target.is_dir():
-        raise CheckpointError("is a folder", who=str(target), fix="give the name of a file, such as model.andes")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

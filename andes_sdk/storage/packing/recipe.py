@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -25,14 +24,6 @@ RAW = {
     torch.int8: "raw:int8", torch.uint8: "raw:uint8", torch.bool: "raw:bool",
 }  # fmt: skip
 """Tensors that are no matrices are stored as they are; floating-point ones as float32."""
-
-
-def matrix(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a tensor of two or more dimensions: (1, N, D) is N rows, a convolution has one per filter."""
-    shape = list(shape)
-    while len(shape) > 2 and shape[0] == 1:
-        shape = shape[1:]
-    return shape[0], math.prod(shape[1:])
 
 
 def is_matrix(tensor: torch.Tensor) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 
+from andes_sdk.files import write_atomically
+
 if TYPE_CHECKING:
-    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Model
 
 
 @frozen
@@ -23,7 +24,7 @@ class Rounding:
     name: str = "reference-rounding"
 
     @torch.no_grad()
-    def compress(self, model: VisionLanguageModel, **options: Any) -> Mapping[str, Any]:
+    def compress(self, model: Model, **options: Any) -> Mapping[str, Any]:
         """Rounds in place -> bits per weight."""
         top = 2 ** (self.bits - 1) - 1
         for weight in model.parameters():
@@ -79,8 +80,5 @@ class Shapes:
     def export(self, pipeline: Any, path: Path) -> Mapping[str, Any]:
         """JSON -> the number of tensors."""
         shapes = {name: list(tensor.shape) for name, tensor in pipeline.model.state_dict().items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        temporary.write_text(json.dumps(shapes), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(shapes).encode())
         return {"tensors": len(shapes)}

@@ -12,8 +12,7 @@ from torch import Tensor
 from andes_sdk.types import Proposal
 
 if TYPE_CHECKING:
-    from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import Cache, Compiled, Draft, Rows
+    from andes_sdk.types import Cache, Compiled, Draft, Model, Rows
 
 
 @frozen
@@ -111,7 +110,7 @@ class Renamed:
     name: str = "reference-backend"
     rows: int | None = None
 
-    def compile(self, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()) -> Compiled:
+    def compile(self, model: Model, *, device: str, dtype: str, taps: Sequence[int] = ()) -> Compiled:
         """As the torch backend does. Raises BackendUnavailable for a device that is absent."""
         from andes_sdk.runtime.torch_backend import TorchBackend
 

@@ -30,6 +30,7 @@ from andes_curation.selection import write_report
 from andes_sdk.assembling.assembly import assemble
 from andes_sdk.config import structure, suggestion
 from andes_sdk.errors import PluginBroken, TrainingError
+from andes_sdk.files import appearing_file, write_atomically
 from andes_sdk.types import DataFilter, TableFilter
 
 Progress = Callable[[str, int, int], None]
@@ -214,11 +215,9 @@ def _write(run: _Run, recipe: CurationRecipe, out: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
+    with appearing_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
 
 
 def _portable(samples: Samples, index: int, out: Path) -> dict[str, Any]:
@@ -245,8 +244,5 @@ def _picture_file(content: bytes, out: Path) -> str:
         suffix = "bin"
     path = out / "pictures" / f"{hashlib.sha256(content).hexdigest()[:24]}.{suffix}"
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_atomically(path, content)
     return str(path.relative_to(out))

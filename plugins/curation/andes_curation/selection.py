@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from andes_sdk.files import write_atomically
 
 EXAMPLES = 5
 Sets = Mapping[str, Sequence[int]]
@@ -45,9 +46,7 @@ def write_report(
         ("report.json", json.dumps(report, indent=1, ensure_ascii=False)),
         ("report.html", _page(report)),
     ):
-        temporary = out / f".{name}.partial"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, out / name)
+        write_atomically(out / name, text.encode())
     return report
 
 

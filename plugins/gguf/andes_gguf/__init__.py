@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 from attrs.validators import in_
 
 from andes_sdk import hookimpl
 
-from .options import TYPES, read_options
+from .options import TYPES
 
 if TYPE_CHECKING:
     from andes_sdk.plan import Plan
@@ -37,6 +37,8 @@ class Gguf:
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recompute layers in the backward pass"})
 
     def __attrs_post_init__(self) -> None:
+        from .architecture import read_options
+
         object.__setattr__(self, "config", read_options(self.path, self.config))
 
     @hookimpl
@@ -77,3 +79,8 @@ class GgufExport:
         from .export import GgufExporter
 
         return [GgufExporter(type=self.type, embedding=self.embedding)]
+
+
+def opened(path: Path) -> list[dict[str, dict[str, Any]]]:
+    """Plugins that read a file, for `Pipeline.from_pretrained`; encoder and projector are the caller's to add."""
+    return [{"gguf": {"path": str(path.absolute())}}]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from andes_sdk.errors import CheckpointError, ConfigError
 
-from .container import GgufFile
+from .container import GgufFile, read
 from .options import MODEL_TYPES, checked
 
 FACTORS = "rope_freqs.weight"
@@ -91,6 +91,24 @@ def rotated_heads(name: str, fields: Mapping[str, Any]) -> int:
 
 
 # ---------------------------------------------------------------- reading
+
+
+def read_options(path: str, config: Mapping[str, object]) -> dict[str, Any]:
+    """The sizes of the model: those of the file, else those given.
+
+    Raises:
+        ConfigError: neither, a field that is missing, unknown or of the wrong type, or sizes that are not the file's.
+        CheckpointError: the file cannot be used.
+    """
+    if not path:
+        if not config:
+            raise ConfigError("no file is given", who="gguf.path", fix='write {"gguf": {"path": "model.gguf"}}')
+        return checked(config)
+    found = fields_of(read(path))
+    if config and checked(config) != found:
+        wrong = sorted(key for key in {*found, *config} if found.get(key) != config.get(key))
+        raise ConfigError(f"is not that of the file: {', '.join(wrong)}", who="gguf.config", fix="leave it out")
+    return found
 
 
 def fields_of(file: GgufFile) -> dict[str, Any]:

@@ -6,7 +6,6 @@ llama.cpp's own `llama-quantize` makes from an F16 file.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +16,7 @@ import numpy as np
 from attrs import frozen
 
 from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.files import appearing_file
 
 from .architecture import FACTORS, interleave, metadata_of, rotated_heads, stored_name
 from .blocks import encode
@@ -63,10 +63,8 @@ class GgufExporter:
             metadata |= to_metadata(Path(folder), fields["vocab_size"])
         metadata[IMAGE] = pipeline.tokenizer.image_token
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
-                tensors = self._write(Path(work), path.stem, model, fields, metadata)
-                os.replace(Path(work) / "whole.gguf", path)
+            with appearing_file(path) as whole, TemporaryDirectory(dir=path.parent) as work:
+                tensors = self._write(whole, Path(work), path.stem, model, fields, metadata)
         except OSError as error:
             raise CheckpointError("cannot be written", who=str(path), why=str(error), fix="choose another") from None
         return {
@@ -79,9 +77,15 @@ class GgufExporter:
         }
 
     def _write(
-        self, work: Path, title: str, model: nn.Module, fields: Mapping[str, Any], metadata: Mapping[str, Any]
+        self,
+        whole: Path,
+        work: Path,
+        title: str,
+        model: nn.Module,
+        fields: Mapping[str, Any],
+        metadata: Mapping[str, Any],
     ) -> list[dict[str, Any]]:
-        writer = gguf.GGUFWriter(work / "whole.gguf", fields["model_type"])
+        writer = gguf.GGUFWriter(whole, fields["model_type"])
         try:
             writer.add_type("model")
             writer.add_name(title)

@@ -185,7 +185,7 @@ def build(fields: Mapping[str, Any], path: str, *, gradient_checkpointing: bool 
     """A model on torch's default device, with the weights of a file; random ones without a file, none on "meta".
 
     Args:
-        fields: as from `options.read_options`.
+        fields: as from `architecture.read_options`.
 
     Raises:
         ConfigError: transformers refuses the sizes. CheckpointError: tensors that are missing, extra or mis-shaped.

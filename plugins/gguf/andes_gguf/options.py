@@ -30,27 +30,6 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 _OPTIONAL: dict[str, tuple[type, ...]] = {"rope_factors": (list, tuple)}
 
 
-def read_options(path: str, config: Mapping[str, object]) -> dict[str, Any]:
-    """The sizes of the model: those of the file, else those given.
-
-    Raises:
-        ConfigError: neither, a field that is missing, unknown or of the wrong type, or sizes that are not the file's.
-        CheckpointError: the file cannot be used.
-    """
-    if not path:
-        if not config:
-            raise ConfigError("no file is given", who="gguf.path", fix='write {"gguf": {"path": "model.gguf"}}')
-        return checked(config)
-    from .architecture import fields_of
-    from .container import read
-
-    found = fields_of(read(path))
-    if config and checked(config) != found:
-        wrong = sorted(key for key in {*found, *config} if found.get(key) != config.get(key))
-        raise ConfigError(f"is not that of the file: {', '.join(wrong)}", who="gguf.config", fix="leave it out")
-    return found
-
-
 def checked(config: Mapping[str, object]) -> dict[str, Any]:
     """The same fields as plain data.
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from andes_sdk.errors import AndesError, ConfigError, InputError, TrainingError
+from andes_sdk.files import write_atomically
 
 
 def entries(
@@ -54,10 +54,7 @@ def entries(
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """JSON Lines; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines).encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ Prompt and pictures of a group are encoded once: its answers are branches of one
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from andes_sdk.errors import TrainingError
+from andes_sdk.files import appearing_file
 from andes_sdk.runtime.attention import Segment
 from andes_sdk.types import Position
 
@@ -315,7 +315,5 @@ def _reference(run: StageRun) -> VisionLanguageModel:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+    with appearing_file(path) as temporary:
+        save_file(tensors, temporary)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from andes_sdk.errors import TrainingError
+from andes_sdk.files import appearing_file
 
 if TYPE_CHECKING:
     from andes_training.data.samples import Sample
@@ -196,10 +196,8 @@ def _write(path: Path, file: _File) -> None:
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file(tensors, temporary, metadata)
-    os.replace(temporary, path)
+    with appearing_file(path) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 def _meet() -> None:

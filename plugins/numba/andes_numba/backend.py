@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from andes_sdk.storage.packing import Artefact
     from andes_sdk.types import Adapter, CachePolicy, Rows
 
-    from . import Numba
+    from .options import Options
 
 
 @frozen(eq=False)
 class NumbaBackend:
     """Packs a Qwen3 into a low-bit format and decodes it with compiled kernels."""
 
-    options: Numba
+    options: Options
     name: str = "numba"
     rows: int | None = None
 
@@ -88,7 +88,7 @@ class NumbaBackend:
 
 
 def compiled(
-    model: VisionLanguageModel, packed: PackedModel, options: Numba, on_torch: str, taps: Sequence[int]
+    model: VisionLanguageModel, packed: PackedModel, options: Options, on_torch: str, taps: Sequence[int]
 ) -> CompiledNumba:
     """A packed model with the kernels for it; of `model` only what stays on torch is used.
 

@@ -20,7 +20,7 @@ from .simd import ONE, fma, load_f, mul_f, splat_f, store_f, store_f32, total_f,
 if TYPE_CHECKING:
     from andes_sdk.types import Adapter
 
-    from .step import Sizes
+    from .sizes import Sizes
 
 ROLES = (
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",

@@ -19,7 +19,7 @@ from andes_sdk.errors import BackendUnavailable, SessionError
 from .affinity import cpus_named, listed, tell_cpus
 
 if TYPE_CHECKING:
-    from . import Numba
+    from .options import Options
 
 KERNEL_SETS = {
     "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni", "f16c", "fma"}),
@@ -58,7 +58,7 @@ def choose_kernels(wanted: str) -> tuple[str, str]:
     return wanted, "asked for"
 
 
-def intended(options: Numba) -> Mapping[str, str]:
+def intended(options: Options) -> Mapping[str, str]:
     """What the backend would do with these options, for `explain()`.
 
     Raises:

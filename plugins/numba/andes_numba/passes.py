@@ -18,14 +18,13 @@ from .few import FEW, forward_few
 from .step import Store, forward, padded, padded_rows
 
 if TYPE_CHECKING:
-    from .backend import CompiledNumba
-    from .session import NumbaSession
+    from .session import Compiled, NumbaSession
 
 STRIP = 256
 """Rows of a prompt computed at a time: their int8 activations stay in the second-level cache."""
 
 
-def run_passes(compiled: CompiledNumba, passes: Sequence[Pass], embeds: Sequence[Tensor]) -> list[Rows]:
+def run_passes(compiled: Compiled, passes: Sequence[Pass], embeds: Sequence[Tensor]) -> list[Rows]:
     """Rows of all sessions, in strips where one has many."""
     longest = max(len(rows) for rows in embeds)
     if longest <= STRIP:
@@ -70,7 +69,7 @@ def _joined(parts: Sequence[Rows]) -> Rows:
 
 
 def _run(
-    compiled: CompiledNumba,
+    compiled: Compiled,
     sessions: Sequence[tuple[NumbaSession, bool]],
     steps: Sequence[Step],
     embeds: Sequence[Tensor],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -15,17 +15,46 @@ from andes_sdk.runtime.keeping import Heads
 from .store import KVStore, LazyHeads
 
 if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.types import CachePolicy, Inputs
 
-    from .backend import CompiledNumba
+    from .encoder import Vision
+    from .lora import Adapters
+    from .team import Team
+    from .weights import PackedModel, Rotary
+
+
+class Compiled(Protocol):
+    """What sessions use of `backend.CompiledNumba`, which opens them."""
+
+    model: VisionLanguageModel
+    packed: PackedModel
+    tags: tuple[Any, ...]
+    taps: Sequence[int]
+    kv: str
+    team: Team
+    vision: Vision
+
+    @property
+    def threads(self) -> int:
+        """Threads of a pass."""
+
+    @property
+    def adapters(self) -> Adapters:
+        """Adapters by name."""
+
+    @property
+    def rotary(self) -> Rotary:
+        """Tables of positions."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(T,) token ids -> (T, D) float32."""
 
 
 class NumbaSession(BaseSession):
     """A conversation in progress; see `andes_sdk.types.Session`."""
 
-    def __init__(
-        self, compiled: CompiledNumba, policy: CachePolicy, keeper: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, compiled: Compiled, policy: CachePolicy, keeper: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(
             compiled, compiled.model, policy, adapters=compiled.adapters, taps=compiled.taps, keeper=keeper
         )

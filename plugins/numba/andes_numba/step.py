@@ -19,18 +19,6 @@ from .machine import kept
 from .simd import ONE, fma, load_f, mul_f, splat_f, store_f, total_f, zeros_f
 
 
-class Sizes(NamedTuple):
-    """Of a Qwen3."""
-
-    layers: int
-    width: int
-    q_heads: int
-    kv_heads: int
-    head: int
-    inner: int
-    vocab: int
-
-
 class Weights(NamedTuple):
     """Addresses and norms; whoever calls keeps the arrays behind the addresses.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from andes_sdk.errors import SessionError
 
 from .attention import NUMBER_BYTES
-from .step import Sizes
+from .sizes import Sizes
 
 LEAST, SPARE = 256, 16
 """Rows that each run has room for, and that it may have written to before memory is given back."""

@@ -12,10 +12,11 @@ from attrs import evolve, frozen
 from andes_sdk.errors import BackendUnavailable
 from andes_sdk.formats import Format
 
-from . import FORMATS
 from .lora import GROUPS, ROLES
+from .options import FORMATS
 from .simd import Tag
-from .step import Sizes, Weights
+from .sizes import Sizes
+from .step import Weights
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel

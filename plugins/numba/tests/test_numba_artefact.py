@@ -39,7 +39,7 @@ def path(source, tmp_path_factory):
 
 
 def test_an_artefact_gives_the_logits_and_answers_of_its_dequantised_weights(path):
-    reference, numba = Pipeline.from_artefact(path), Pipeline.from_artefact(path, backend=EXACT)
+    reference, numba = Pipeline.from_pretrained(path), Pipeline.from_pretrained(path, backend=EXACT)
     assert isinstance(numba.pick("backends", "numba"), PackedBackend)
     logits, wanted = (p.session().prefill(p.prepare(conversation(0))) for p in (numba, reference))
     # both add float32 numbers, in another order
@@ -51,7 +51,7 @@ def test_an_artefact_gives_the_logits_and_answers_of_its_dequantised_weights(pat
 def test_packing_anew_gives_the_bits_of_the_artefact(source, path):
     options = {"numba": {"format": "w4_g32", "head": "w8"}}
     ids = torch.arange(20) + 100
-    opened = Pipeline.from_artefact(path, backend="numba")
+    opened = Pipeline.from_pretrained(path, backend="numba")
     anew = Pipeline.from_plugins([*MODEL, options], backend="numba")
     # the embedding, which the artefact has in w8, is float there
     anew.model.load_state_dict(source.model.state_dict())
@@ -61,7 +61,7 @@ def test_packing_anew_gives_the_bits_of_the_artefact(source, path):
 
 
 def test_weights_are_used_where_they_lie(path):
-    pipe = Pipeline.from_artefact(path, backend="numba")
+    pipe = Pipeline.from_pretrained(path, backend="numba")
     data = pipe.artefact.data
     start, end = data.ctypes.data, data.ctypes.data + data.nbytes
     weights = pipe.compiled.packed.weights
@@ -76,9 +76,9 @@ def test_weights_are_used_where_they_lie(path):
 def test_roles_may_have_formats_of_their_own(source, tmp_path):
     changes = {"*.down_proj.weight": "w8", "*.o_proj.weight": "nm14_w4"}
     file = packed(source, tmp_path / "model.andes", **changes)
-    numba = Pipeline.from_artefact(file, backend=EXACT)
+    numba = Pipeline.from_pretrained(file, backend=EXACT)
     ids = torch.arange(20) + 100
-    logits, wanted = (p.session().prefill(Inputs(ids)) for p in (numba, Pipeline.from_artefact(file)))
+    logits, wanted = (p.session().prefill(Inputs(ids)) for p in (numba, Pipeline.from_pretrained(file)))
     assert float((logits - wanted).abs().max() / wanted.abs().max()) < 1e-4
     assert numba.compiled.facts()["format"].startswith("q-k-v w4_g32, output nm14_w4, gate-up w4_g32, down w8, head w8")
 
@@ -87,9 +87,9 @@ def test_roles_may_have_formats_of_their_own(source, tmp_path):
 def test_formats_that_have_to_be_one_are_refused_by_name(pattern, source, tmp_path):
     file = packed(source, tmp_path / "model.andes", **{pattern: "w8"})
     with pytest.raises(BackendUnavailable, match="cannot run model") as caught:
-        _ = Pipeline.from_artefact(file, backend="numba").compiled
+        _ = Pipeline.from_pretrained(file, backend="numba").compiled
     assert "w4_g32, w8, and need one format" in caught.value.why
-    assert len(Pipeline.from_artefact(file).session().prefill(Inputs(torch.tensor([5])))) == 512
+    assert len(Pipeline.from_pretrained(file).session().prefill(Inputs(torch.tensor([5])))) == 512
 
 
 def test_damage_is_refused_before_anything_runs(path, tmp_path):
@@ -97,11 +97,11 @@ def test_damage_is_refused_before_anything_runs(path, tmp_path):
     for name, bad in (("cut", content[:-100]), ("flipped", content[:200] + b"\xff" + content[201:])):
         (tmp_path / name).write_bytes(bad)
         with pytest.raises(CheckpointError):
-            Pipeline.from_artefact(tmp_path / name, backend="numba")
+            Pipeline.from_pretrained(tmp_path / name, backend="numba")
 
 
 def test_a_packed_model_is_not_saved_or_trained(path, tmp_path):
-    pipe = Pipeline.from_artefact(path, backend="numba")
+    pipe = Pipeline.from_pretrained(path, backend="numba")
     with pytest.raises(ConfigError, match="saved"):
         pipe.save_pretrained(tmp_path / "folder")
     with pytest.raises(ConfigError, match="trained"):
@@ -120,7 +120,7 @@ import os, sys, torch
 from andes_sdk import Pipeline
 from andes_sdk.errors import SessionError
 from andes_sdk.testing.material import conversation
-pipe = Pipeline.from_artefact(sys.argv[1], backend="numba")
+pipe = Pipeline.from_pretrained(sys.argv[1], backend="numba")
 if sys.argv[2] == "used":
     pipe.session().prefill(pipe.prepare(conversation(0)))
 else:
@@ -147,11 +147,11 @@ def test_a_forked_child_is_told_instead_of_ended(path, when):
 def test_the_machine_code_is_said_to_come_from_the_cache(path):
     code = (
         "import sys; from andes_sdk import Pipeline;"
-        "pipe = Pipeline.from_artefact(sys.argv[1], backend='numba');"
+        "pipe = Pipeline.from_pretrained(sys.argv[1], backend='numba');"
         "print(pipe.compiled.facts()['machine code']); pipe.session().extend([5]);"
         "print(pipe.compiled.facts()['machine code'])"
     )
-    Pipeline.from_artefact(path, backend="numba").session().extend([5])
+    Pipeline.from_pretrained(path, backend="numba").session().extend([5])
     run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     before, after = run.stdout.splitlines()
     assert before == "not loaded yet"
@@ -159,7 +159,7 @@ def test_the_machine_code_is_said_to_come_from_the_cache(path):
 
 
 def test_rows_of_an_embedding_are_those_of_the_whole_table(path):
-    artefact = Pipeline.from_artefact(path).artefact
+    artefact = Pipeline.from_pretrained(path).artefact
     name = "language_model.model.embed_tokens.weight"
     index = np.array([511, 0, 16, 15, 16])
     assert np.array_equal(artefact.rows(name, index), artefact.array(name)[index])

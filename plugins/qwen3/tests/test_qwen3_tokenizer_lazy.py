@@ -91,7 +91,7 @@ def decoded(pipe):
 
 
 def test_an_artefact_is_opened_and_ids_are_decoded_without_a_vocabulary(pipeline, packed):
-    pipe = Pipeline.from_artefact(packed)
+    pipe = Pipeline.from_pretrained(packed)
     assert f"{pipeline.tokenizer.vocab_size:,} ids" in str(pipe.explain())
     assert all(0 <= i < 512 for i in decoded(pipe))
     assert pipe.processor.tokenizer is pipe.tokenizer
@@ -115,7 +115,7 @@ def test_a_checkpoint_is_saved_and_opened_without_a_vocabulary(tmp_path):
 
 def test_the_vocabulary_of_an_artefact_is_never_written_to_a_folder(packed, monkeypatch):
     monkeypatch.setattr(Artefact, "extract", lambda *_: pytest.fail("written"))
-    pipe = Pipeline.from_artefact(packed)
+    pipe = Pipeline.from_pretrained(packed)
     assert pipe.tokenizer.decode(pipe.tokenizer.encode("two squares")) == "two squares"
 
 
@@ -228,10 +228,10 @@ def test_a_relative_path_is_that_of_the_folder_in_which_it_was_opened(tmp_path, 
 
 def test_a_damaged_artefact_is_refused_when_its_tokenizer_is_read(packed):
     data, artefact = packed.read_bytes(), Artefact.open(packed)
-    tokenizer = Pipeline.from_artefact(packed).tokenizer
+    tokenizer = Pipeline.from_pretrained(packed).tokenizer
     at = len(data) - artefact.header.nbytes + artefact.header.files["tokenizer.json"].offset + 5000
     packed.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-    for use in (lambda: tokenizer.encode("x"), lambda: Pipeline.from_artefact(packed).tokenizer):
+    for use in (lambda: tokenizer.encode("x"), lambda: Pipeline.from_pretrained(packed).tokenizer):
         with pytest.raises(CheckpointError, match=r"tiny\.andes: tokenizer\.json: is damaged"):
             use()
 

@@ -6,8 +6,6 @@ The layers are peft's, and so is the folder that is written: `adapter_config.jso
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from andes_sdk.errors import TrainingError
+from andes_sdk.files import appearing
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -71,20 +70,16 @@ class Lora:
 
     def save(self, model: VisionLanguageModel, folder: Path) -> None:
         """Write the adapter as peft does; the folder appears whole or not at all."""
-        temporary = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
         tensors = {
             f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": p.detach().contiguous()
             for name, p in model.named_parameters()
             if ".lora_A." in name or ".lora_B." in name
         }
-        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
         config = self.tuner.peft_config[ADAPTER]
         config.inference_mode = True
-        config.save_pretrained(str(temporary))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        with appearing(folder) as temporary:
+            save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+            config.save_pretrained(str(temporary))
 
     def take_out(self, model: VisionLanguageModel) -> None:
         """Give the model its own layers back, with the adapter added to their weights or without it."""

@@ -14,14 +14,14 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Model
     from andes_training.packing import Batch
 
 CHUNK = 1 << 25
 """Logits that exist at once: 128 MiB in float32, 220 rows of Qwen3's vocabulary."""
 
 
-def next_token_loss(model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+def next_token_loss(model: Model, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     """Mean cross-entropy over all supervised tokens of the pack (AndesVL report, training; InternVL's token mean).
 
     Only supervised rows pass the LM head. -> (scalar in nats, {"accuracy": share of rows whose best token is right}).
@@ -32,13 +32,13 @@ def next_token_loss(model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, d
     return -logps.mean(), {"accuracy": float(right.float().mean())}
 
 
-def hidden_rows(model: VisionLanguageModel, batch: Batch) -> Tensor:
+def hidden_rows(model: Model, batch: Batch) -> Tensor:
     """A pack through encoder, projector and language model -> (T, D) after the last norm."""
     images = None if batch.patches is None else model.encode_images(batch.patches, batch.grids)
     return model.hidden_states(model.embed(batch.ids, images), batch.positions, batch.attend)
 
 
-def token_logps(model: VisionLanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
+def token_logps(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
     """Log-probabilities of tokens: (N, D) rows and (N,) ids -> (N,) float32, differentiable.
 
     Never holds more than `CHUNK` logits.
@@ -46,7 +46,7 @@ def token_logps(model: VisionLanguageModel, hidden: Tensor, targets: Tensor) -> 
     return _scored(model, hidden, targets)[0]
 
 
-def _scored(model: VisionLanguageModel, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _scored(model: Model, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(N, D) and (N,) -> (N,) log-probabilities and (N,) bool, whether the target is the best token."""
 
     def score(rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

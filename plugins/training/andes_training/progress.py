@@ -7,7 +7,6 @@ cover, so the file reads as if the run had never stopped.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from andes_sdk.files import write_atomically
 
 if TYPE_CHECKING:
     from andes_sdk.types import Event
@@ -164,9 +165,7 @@ class Progress:
                 covered = False
             if covered:
                 kept.append(line)
-        temporary = self.path.with_name(f".{self.path.name}.partial")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_atomically(self.path, "".join(kept).encode())
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

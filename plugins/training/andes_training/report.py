@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
@@ -14,6 +13,7 @@ from statistics import fmean, median
 from typing import Any
 
 from andes_sdk.errors import TrainingError
+from andes_sdk.files import write_atomically
 from andes_training.progress import METRICS
 
 CURVES = {
@@ -64,9 +64,8 @@ def write_report(folder: Path) -> Path:
         own = {key: key for key in sorted(found - PLAIN - CURVES.keys())}
         parts += [_figure(rows, key, title) for key, title in {**CURVES, **own}.items()]
     head = f'<!doctype html><meta charset="utf-8"><title>{escape(folder.resolve().name)}</title><style>{STYLE}</style>'
-    path, temporary = folder / "report.html", folder / ".report.html.partial"
-    temporary.write_text("\n".join([head, *parts]), encoding="utf-8")
-    os.replace(temporary, path)
+    path = folder / "report.html"
+    write_atomically(path, "\n".join([head, *parts]).encode())
     return path
 
 

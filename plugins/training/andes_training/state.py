@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from andes_sdk.errors import TrainingError
+from andes_sdk.files import appearing
 from andes_sdk.types import Position, StatefulStage
 
 SHARD = 4 << 30
@@ -89,18 +90,16 @@ def save_state(
         write: False in every process but one; all of them must call.
     """
     target = folder / f"state-{position.stage:02d}-{position.step:08d}"
-    temporary = folder / f".{target.name}.partial"
     if not write:
         for _, tensor in learner.tensors():
             whole(tensor)
         return
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    index = _write_shards(temporary, learner)
-    _write_json(temporary / INDEX, index)
-    _write_json(temporary / "position.json", {"position": asdict(position), "recipe": digest})
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    for left in folder.glob(".state-*"):  # by a run that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
+    with appearing(target) as temporary:
+        index = _write_shards(temporary, learner)
+        _write_json(temporary / INDEX, index)
+        _write_json(temporary / "position.json", {"position": asdict(position), "recipe": digest})
     for old in states(folder)[:-keep]:
         shutil.rmtree(old)
 

@@ -31,10 +31,10 @@ class AndesVLProcessor(ProcessorMixin):
         """From a checkpoint folder in either layout; `image={...}` gives options of the preprocessor."""
         from andes_sdk.assembling.building import build_processor
         from andes_sdk.pipeline import Pipeline
-        from andes_sdk.storage.checkpoint import read_plan
+        from andes_sdk.storage.checkpoint import stored_plan
 
         folder = Path(pretrained_model_name_or_path)
-        plan, _ = read_plan(folder)
+        plan = stored_plan(folder)
         pipeline = Pipeline.from_plan(plan, weights=folder)
         return cls(build_processor(pipeline.meta_model(), pipeline.plan), folder)
 

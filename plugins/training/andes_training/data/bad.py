@@ -7,7 +7,6 @@ that its state does not cover, so the file and the counts read as if the run had
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from andes_sdk.errors import TrainingError
+from andes_sdk.files import write_atomically
 
 if TYPE_CHECKING:
     from andes_sdk.types import Position
@@ -150,9 +150,7 @@ class BadSamples:
                     self._seen[row["where"], row["reason"]] = row
                     self._files[row["file"]] += 1
         if write:
-            temporary = self.path.with_name(f".{FILE}.partial")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            os.replace(temporary, self.path)
+            write_atomically(self.path, "".join(kept).encode())
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import random
 import re
 from html import escape
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from andes_sdk.files import write_atomically
 from andes_training.data.bad import BadSample
 from andes_training.data.boxes import END, SCALE, START, Box, find_boxes
 from andes_training.data.inspection import inspect, whole
@@ -45,9 +45,7 @@ def write_page(samples: Samples, out: Path, *, count: int = 20, seed: int = 0) -
     body = "\n".join(_article(samples, index) for index in chosen)
     title = escape(f"{len(chosen)} of {len(samples)} samples")
     page = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>\n'
-    temporary = out.with_name(f".{out.name}.partial")
-    temporary.write_text(f"{page}<h1>{title}</h1>\n{body}\n</html>\n", encoding="utf-8", errors="replace")
-    os.replace(temporary, out)
+    write_atomically(out, f"{page}<h1>{title}</h1>\n{body}\n</html>\n".encode(errors="replace"))
     return len(chosen)
 
 
