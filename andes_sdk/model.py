@@ -28,7 +28,12 @@ class VisionLanguageModel(nn.Module):
     """A vision encoder, a projector and a language model under the published names.
 
     State-dict prefixes are `vision_encoder.`, `mlp.` and `language_model.`, as in public AndesVL checkpoints.
+
+    Attributes:
+        may_lack: prefixes of weights that a checkpoint may lack; plugins gave them values (`andes_modules`).
     """
+
+    may_lack: tuple[str, ...] = ()
 
     def __init__(
         self, encoder: VisionEncoder, projector: Projector, language_model: LanguageModel, tokenizer: Tokenizer

@@ -217,14 +217,15 @@ class Pipeline:
 
         Those of an artefact under a `PackedBackend` hold no weights: each is read from the file when it is used.
         """
-        from andes_sdk.assembling.building import build_model
+        from andes_sdk.assembling.building import build_hollow, build_model
 
         if self._artefact is not None:
             from andes_sdk.storage.packing.modules import attach, fill
 
+            hollow = build_hollow(self._assembly, self.tokenizer)
             if self._runs_packed:
-                return attach(self.meta_model(), self._artefact, dtype=self.plan.dtype)
-            return fill(self.meta_model(), self._artefact, device=self.plan.device, dtype=self.plan.dtype)
+                return attach(hollow, self._artefact, dtype=self.plan.dtype)
+            return fill(hollow, self._artefact, device=self.plan.device, dtype=self.plan.dtype)
         return build_model(self._assembly, self.tokenizer, self._weights)
 
     def meta_model(self) -> VisionLanguageModel:

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "first_light.json"
 SUBJECTS = ("modules", "text", "sessions", "backends", "training", "collections", "storage")
 """Modules of `andes_sdk.types` as the page goes through them."""
-KINDS = {"check": "check", "explain": "observer", "event": "observer"}
+KINDS = {"modules": "modules", "check": "check", "explain": "observer", "event": "observer"}
 
 
 # ---------------------------------------------------------------- text

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from andes_sdk import config
-from andes_sdk.errors import AndesError, AssemblyError, BackendUnavailable, ConfigError
+from andes_sdk.errors import AndesError, AssemblyError, BackendUnavailable, ConfigError, PluginBroken
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,52 @@ def build_meta(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
     import torch
 
     with torch.device("meta"):
-        return _modules(assembly, tokenizer)
+        return _changed(assembly, _modules(assembly, tokenizer))
+
+
+def build_hollow(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
+    """Modules to read weights into: those of the slots on the meta device, what `andes_modules` adds with values."""
+    import torch
+
+    with torch.device("meta"):
+        model = _modules(assembly, tokenizer)
+    return _changed(assembly, model)
+
+
+def _changed(assembly: Assembly, model: VisionLanguageModel) -> VisionLanguageModel:
+    """The model after every `andes_modules`, each of which draws from the plan's seed anew.
+
+    Raises:
+        PluginBroken: a hook that fails, or that returns what are no prefixes of weights of the model.
+    """
+    import torch
+
+    hook = "andes_modules"
+    prefixes: list[str] = []
+    for name in (p.name for p in assembly.plan.plugins if hook in p.hooks):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(assembly.plan.seed)
+                returned = getattr(assembly.manager.get_plugin(name), hook)(model=model)
+        except AndesError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise PluginBroken(f"{hook} failed", who=name, why=why, fix="report it to the plugin's author") from error
+        prefixes += _prefixes(name, returned, model)
+    model.may_lack = tuple(prefixes)
+    return model
+
+
+def _prefixes(name: str, returned: Any, model: VisionLanguageModel) -> list[str]:
+    hook, fix = "andes_modules", 'return prefixes of weights, such as ["draft."], or []'
+    if isinstance(returned, str) or not isinstance(returned, Sequence) or not all(isinstance(p, str) for p in returned):
+        raise PluginBroken(f"{hook} returned {returned!r}", who=name, fix=fix)
+    weights = model.state_dict()
+    idle = [p for p in returned if not p or not any(w.startswith(p) for w in weights)]
+    if idle:
+        raise PluginBroken(f"{hook} returned prefixes that no weight has", who=name, why=repr(idle), fix=fix)
+    return list(returned)
 
 
 def _modules(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
@@ -101,11 +146,11 @@ def build_model(assembly: Assembly, tokenizer: Tokenizer, weights: Path | None) 
     if weights is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
-            model = _modules(assembly, tokenizer)
+            model = _changed(assembly, _modules(assembly, tokenizer))
         return model.to(device=plan.device, dtype=dtype).eval()
     from andes_sdk.storage.checkpoint import load_weights
 
-    model = build_meta(assembly, tokenizer)
+    model = build_hollow(assembly, tokenizer)
     load_weights(model, weights, device=plan.device, dtype=dtype)
     return model.eval()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 COUNTS: dict[str, int] = {
     "general": 16,
+    "modules": 5,
     "check": 1,
     "explain": 1,
     "event": 1,
@@ -62,6 +63,7 @@ MODULES = (
     "collections",
     "adapting",
     "exporting",
+    "changing",
 )
 
 

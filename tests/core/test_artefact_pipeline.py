@@ -43,9 +43,9 @@ class FromFile(TorchBackend):
 
     name: str = "from-file"
 
-    def open(self, artefact: Artefact, model: Any, *, device: str, dtype: str) -> Compiled:
+    def open(self, artefact: Artefact, model: Any, *, device: str, dtype: str, taps: Any = ()) -> Compiled:
         assert "language_model.lm_head.weight" in artefact.header.tied
-        return self.compile(model, device=device, dtype=dtype)
+        return self.compile(model, device=device, dtype=dtype, taps=taps)
 
 
 @pytest.fixture(scope="module")

@@ -157,7 +157,7 @@ def test_the_tutorial_lists_every_kind_of_scaffold() -> None:
 def test_the_hooks_page_has_every_hook_with_signature_and_an_example_that_parses(generate: ModuleType) -> None:
     page = generate.hooks_page()
     hooks = [name for name in vars(hookspecs.Hooks) if name.startswith("andes_")]
-    assert len(hooks) == 17
+    assert len(hooks) == 18
     assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == hooks
     for hook in hooks:
         section = page.partition(f"## {hook}\n")[2].partition("\n## ")[0]
