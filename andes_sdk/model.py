@@ -31,9 +31,12 @@ class VisionLanguageModel(nn.Module):
 
     Attributes:
         may_lack: prefixes of weights that a checkpoint may lack; plugins gave them values (`andes_modules`).
+        numbers: the hash of the codes, scales and ranges that it was compressed to, or that its artefact holds; "" of
+            a model that was not compressed.
     """
 
     may_lack: tuple[str, ...] = ()
+    numbers: str = ""
 
     def __init__(
         self, encoder: VisionEncoder, projector: Projector, language_model: LanguageModel, tokenizer: Tokenizer

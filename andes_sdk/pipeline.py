@@ -336,11 +336,22 @@ class Pipeline:
         """
         from andes_sdk.runtime.adapters import read_adapter
 
+        self._adaptable().add_adapter(read_adapter(name, folder, self.model.language_model))
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter and free its matrices.
+
+        Raises:
+            ConfigError: there is none of that name, or a backend without adapters. SessionError: open sessions use it.
+        """
+        self._adaptable().remove_adapter(name)
+
+    def _adaptable(self) -> AdaptableCompiled:
         compiled = self.compiled
         if not isinstance(compiled, AdaptableCompiled):
             fix = 'use backend="torch"'
             raise ConfigError("takes no adapters", who=f"backend {self.plan.backend!r}", fix=fix)
-        compiled.add_adapter(read_adapter(name, folder, self.model.language_model))
+        return compiled
 
     def prepare(self, messages: Any, *, think: bool | None = None, allow_remote: bool = False) -> Inputs:
         """A conversation as tensors; `think=None` leaves the choice to the language model's plugin."""

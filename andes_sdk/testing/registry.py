@@ -32,7 +32,7 @@ COUNTS: dict[str, int] = {
     "tokenizer": 10,
     "cache_policy": 10,
     "decoder": 7,
-    "compressors": 2,
+    "compressors": 3,
     "backends": 10,
     "formats": 3,
     "rewards": 2,

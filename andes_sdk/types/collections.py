@@ -10,17 +10,23 @@ if TYPE_CHECKING:
 
     from andes_sdk.model import VisionLanguageModel
 
+    from .compression import Compressed
+
 
 @runtime_checkable
 class Compressor(Protocol):
-    """Rewrites a model's weights so that they fit a format."""
+    """Rewrites a model's weights so that they fit a format. `Compressed` says what is packed as it is."""
 
     @property
     def name(self) -> str:
         """Unique in its collection; as users write it."""
 
-    def compress(self, model: VisionLanguageModel, **options: Any) -> Mapping[str, Any]:
-        """Change the model in place -> a report as plain data."""
+    def compress(self, model: VisionLanguageModel, **options: Any) -> Compressed:
+        """Change the model in place -> its codes and ranges, and a report as plain data.
+
+        Raises:
+            ConfigError: options that it does not take, or a model that it cannot compress.
+        """
 
 
 @runtime_checkable

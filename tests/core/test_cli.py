@@ -390,7 +390,8 @@ def test_new_writes_a_distribution_and_says_what_to_do_next(tmp_path):
 
 @pytest.fixture
 def artefact(config, tmp_path):
-    from andes_sdk.storage.packing import default_recipe, pack_model
+    from andes_compression.pack import pack_model
+    from andes_compression.recipe import default_recipe
 
     pipe = Pipeline.from_config(config)
     return pack_model(pipe.model, default_recipe(pipe.model, "w8"), tmp_path / "tiny.andes", plan=pipe.plan).path

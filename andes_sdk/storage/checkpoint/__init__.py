@@ -3,8 +3,12 @@
 Nothing here runs code from a checkpoint: weights are safetensors, or `.bin` files through torch's weights-only reader.
 """
 
-from andes_sdk.storage.checkpoint.load import load_weights
+from andes_sdk.storage.checkpoint.files import layout, scan
+from andes_sdk.storage.checkpoint.load import aliases, load_weights
 from andes_sdk.storage.checkpoint.manifest import check_folder, read_plan
-from andes_sdk.storage.checkpoint.saving import save
+from andes_sdk.storage.checkpoint.saving import portable, save
+from andes_sdk.storage.checkpoint.shards import stored_tensors
 
-__all__ = ["check_folder", "load_weights", "read_plan", "save"]
+__all__ = [
+    "aliases", "check_folder", "layout", "load_weights", "portable", "read_plan", "save", "scan", "stored_tensors",
+]  # fmt: skip

@@ -1,18 +1,17 @@
-"""Packed models: a recipe of formats, one file per artefact, and the bits that it takes."""
+"""Packed models: one file per artefact, mapped, not read; andes-compression writes them."""
 
-from andes_sdk.storage.packing.artefact import Artefact
-from andes_sdk.storage.packing.bpw import Report, of_artefact, of_checkpoint, of_model
+from andes_sdk.storage.packing.artefact import Artefact, row_chunk
+from andes_sdk.storage.packing.header import Entry, Header, Place, aligned, matrix, raw_dtype
 from andes_sdk.storage.packing.modules import open_reference
-from andes_sdk.storage.packing.pack import pack_model
-from andes_sdk.storage.packing.recipe import default_recipe
 
 __all__ = [
     "Artefact",
-    "Report",
-    "default_recipe",
-    "of_artefact",
-    "of_checkpoint",
-    "of_model",
+    "Entry",
+    "Header",
+    "Place",
+    "aligned",
+    "matrix",
     "open_reference",
-    "pack_model",
+    "raw_dtype",
+    "row_chunk",
 ]

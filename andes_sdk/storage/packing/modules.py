@@ -42,7 +42,7 @@ def check_fit(model: VisionLanguageModel, artefact: Artefact) -> None:
 def fill(model: VisionLanguageModel, artefact: Artefact, *, device: str, dtype: str) -> VisionLanguageModel:
     """Every weight dequantised: slow to open and as large as the float model; the reference for what runs packed."""
     check_fit(model, artefact)
-    tied = dict(artefact.header.tied)
+    tied, model.numbers = dict(artefact.header.tied), artefact.numbers
     assign(model, {n: t for n, t in artefact.dequantised_state().items() if n not in tied}, tied)
     if callable(tie := getattr(model.language_model, "tie_weights", None)):
         tie()
@@ -56,6 +56,7 @@ def attach(model: VisionLanguageModel, artefact: Artefact, *, dtype: str) -> Vis
     """
     check_fit(model, artefact)
     modules, kind = dict(model.named_modules()), getattr(torch, dtype)
+    model.numbers = artefact.numbers
     for name in (*artefact.tensors, *artefact.header.tied):
         owner, _, leaf = name.rpartition(".")
         module = modules[owner]

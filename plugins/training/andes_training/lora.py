@@ -6,6 +6,7 @@ The layers are peft's, and so is the folder that is written: `adapter_config.jso
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from andes_sdk.errors import TrainingError
+from andes_sdk.formats.numbers import numbers_of
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -30,12 +32,14 @@ class Lora:
 
     Attributes:
         folder: where it is saved, relative to the run's.
+        base: the numbers of the model that it was put into, which the saved adapter names; "" for a float model.
     """
 
     recipe: LoraRecipe
     folder: str
     targets: tuple[str, ...] = field(default=(), init=False)
     tuner: Any = field(default=None, init=False)
+    base: str = field(default="", init=False)
 
     def put_in(self, model: VisionLanguageModel) -> None:
         """Add the adapter to a model, in place; B is zero, so nothing changes yet.
@@ -49,7 +53,7 @@ class Lora:
             raise TrainingError(
                 "LoRA needs peft", who="stages.lora", why=str(error), fix="pip install 'andes-training[lora]'"
             ) from None
-        recipe = self.recipe
+        recipe, self.base = self.recipe, model.numbers or numbers_of(model)
         self.targets = targets_of(model, recipe.targets)
         if not self.targets:
             raise TrainingError(
@@ -83,6 +87,10 @@ class Lora:
         config = self.tuner.peft_config[ADAPTER]
         config.inference_mode = True
         config.save_pretrained(str(temporary))
+        if self.base:
+            path = temporary / "adapter_config.json"
+            fields = json.loads(path.read_text(encoding="utf-8")) | {"andes_base": self.base}
+            path.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
 

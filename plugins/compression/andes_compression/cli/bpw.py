@@ -14,7 +14,7 @@ from andes_sdk.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from andes_sdk.storage.packing import Report
+    from andes_compression.bpw import Report
 
 Head = Annotated[str | None, typer.Option(help="Of embedding and head. [default: as --format]")]
 Vision = Annotated[str, typer.Option(help="Of the matrices of encoder and projector.")]
@@ -46,16 +46,18 @@ def report_of(
     Raises:
         ConfigError: a member without a format. CheckpointError: nothing that can be read.
     """
+    from andes_compression import bpw as counting
+    from andes_compression.recipe import default_recipe
     from andes_sdk.assembling.assembly import assemble
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.storage import packing
+    from andes_sdk.storage.packing import Artefact
 
     path = Path(model)
     if path.is_file():
         if form is not None:
             raise ConfigError("an artefact has its formats already", who=model, fix="leave out --format")
         own = assemble(plugins, slots_required=False).collections["formats"]
-        return packing.of_artefact(packing.Artefact.open(path, formats=own.values()))
+        return counting.of_artefact(Artefact.open(path, formats=own.values()))
     member = None if path.exists() else family_member(model)
     if member is not None:
         pipeline = Pipeline.from_plugins([*member, *plugins])
@@ -64,9 +66,9 @@ def report_of(
     else:
         pipeline = Pipeline.from_pretrained(path, plugins=plugins)
     if form is None:
-        return packing.of_checkpoint(pipeline)
-    recipe = packing.default_recipe(pipeline.meta_model(), form, head=head, vision=vision) | patterns(given)
-    return packing.of_model(pipeline, recipe)
+        return counting.of_checkpoint(pipeline)
+    recipe = default_recipe(pipeline.meta_model(), form, head=head, vision=vision) | patterns(given)
+    return counting.of_model(pipeline, recipe)
 
 
 def show(report: Report, console: Console, title: str) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -13,8 +12,7 @@ from andes_sdk.config import suggestion
 from andes_sdk.errors import ConfigError
 from andes_sdk.formats import Format, known
 from andes_sdk.model import VisionLanguageModel
-from andes_sdk.storage.checkpoint.load import aliases
-from andes_sdk.storage.checkpoint.shards import stored_tensors
+from andes_sdk.storage.checkpoint import aliases, stored_tensors
 
 GROUPS = ("body", "embedding", "head", "vectors", "vision_encoder", "projector")
 """Groups of tensors in reports. `embedding` holds a tied head too; `vectors` are norms and biases of the language
@@ -25,14 +23,6 @@ RAW = {
     torch.int8: "raw:int8", torch.uint8: "raw:uint8", torch.bool: "raw:bool",
 }  # fmt: skip
 """Tensors that are no matrices are stored as they are; floating-point ones as float32."""
-
-
-def matrix(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a tensor of two or more dimensions: (1, N, D) is N rows, a convolution has one per filter."""
-    shape = list(shape)
-    while len(shape) > 2 and shape[0] == 1:
-        shape = shape[1:]
-    return shape[0], math.prod(shape[1:])
 
 
 def is_matrix(tensor: torch.Tensor) -> bool:

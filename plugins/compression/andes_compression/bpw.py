@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from andes_compression.recipe import GROUPS, groups
 from andes_sdk.formats import Format, known
-from andes_sdk.storage.packing.header import Header, aligned
-from andes_sdk.storage.packing.recipe import GROUPS, groups
+from andes_sdk.storage.packing import Header, aligned
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.storage.packing.artefact import Artefact
+    from andes_sdk.storage.packing import Artefact
 
 
 LANGUAGE_MODEL = ("body", "embedding", "head", "vectors")
@@ -105,7 +105,7 @@ def of_model(pipeline: Pipeline, recipe: Mapping[str, str]) -> Report:
     Raises:
         ConfigError: a recipe that does not fit the model.
     """
-    from andes_sdk.storage.packing.pack import arrange
+    from andes_compression.pack import arrange
 
     formats = tuple(pipeline.collection("formats").values())
     header = arrange(pipeline.meta_model(), recipe, pipeline.plan, formats=formats)
@@ -136,8 +136,7 @@ def of_checkpoint(pipeline: Pipeline) -> Report:
     """
     import torch
 
-    from andes_sdk.storage.checkpoint.files import layout, scan
-    from andes_sdk.storage.checkpoint.load import aliases
+    from andes_sdk.storage.checkpoint import aliases, layout, scan
 
     folder, model = Path(pipeline.weights or ""), pipeline.meta_model()
     tied, group = aliases(model), groups(model)
