@@ -332,7 +332,7 @@ class Pipeline:
 
         Raises:
             CheckpointError: files that are damaged, or do not fit the language model. ConfigError: a feature of peft
-            that is not computed, or a backend without adapters. DuplicateName: there is an adapter of this name.
+            that is not computed, another base, or a backend without adapters. DuplicateName: there is one of this name.
         """
         from andes_sdk.runtime.adapters import read_adapter
 

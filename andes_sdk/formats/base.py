@@ -16,7 +16,7 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from andes_sdk.errors import CheckpointError, ConfigError
-from andes_sdk.types import Codes
+from andes_sdk.types.compression import Codes
 
 Array = NDArray[Any]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from andes_sdk.errors import ConfigError
 from andes_sdk.formats.base import half_scales
-from andes_sdk.types import Codes, Quantised, Range
+from andes_sdk.types.compression import Codes, Quantised, Range
 
 if TYPE_CHECKING:
     from torch import nn

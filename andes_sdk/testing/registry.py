@@ -33,7 +33,7 @@ COUNTS: dict[str, int] = {
     "cache_policy": 10,
     "decoder": 7,
     "compressors": 3,
-    "backends": 10,
+    "backends": 12,
     "formats": 3,
     "rewards": 2,
     "data_filters": 3,

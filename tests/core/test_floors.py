@@ -28,7 +28,7 @@ LEFT = {"circles": 4, "upward_imports": 16, "private_imports_by_plugins": 7}
 """Offences that are still there. They only become fewer: whoever mends one lowers its number."""
 
 
-NAMED = 14
+NAMED = 13
 """Texts of the core, most of them help and errors, that name a family; they only become fewer, too."""
 
 

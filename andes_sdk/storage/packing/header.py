@@ -26,7 +26,7 @@ from andes_sdk.errors import CheckpointError
 from andes_sdk.formats import Format
 from andes_sdk.formats.numbers import range_problem
 from andes_sdk.plan import Plan
-from andes_sdk.types import Range
+from andes_sdk.types.compression import Range
 
 MAGIC = b"ANDESPAK"
 VERSION = 1
