@@ -111,24 +111,6 @@ class Hooks(Protocol):
                 return MyDecoder(layers=self.layers)
         """
 
-    @hookspec
-    def andes_modules(self, model: VisionLanguageModel) -> Sequence[str]:
-        """Change the modules of a model before its weights are read: adapters, fake quantisers, draft heads.
-
-        Every plugin of the list is asked, in order. The returned texts are prefixes of names of weights that a
-        checkpoint may lack; those keep the values given here. Values must follow from torch's seed alone.
-
-        The model's own weights may lie on the meta device: do not read them. Build new modules on torch's current
-        default device, which is "meta" too where only shapes are asked for. Weights that keep their names are read
-        from any checkpoint of the model; those that get others are read from what was saved with this plugin.
-
-            @hookimpl
-            def andes_modules(self, model):
-                from torch import nn
-                model.draft = nn.Linear(model.text.width, model.text.vocab_size)
-                return ["draft."]
-        """
-
     @hookspec(firstresult=True)
     def andes_tokenizer(self, folder: Path | None, files: types.Files | None) -> types.Tokenizer:
         """Slot, normally owned by the language model's plugin. Build tokenizer and chat template.
@@ -244,6 +226,24 @@ class Hooks(Protocol):
         def andes_exporters(self):
             from .onnx import OnnxExporter
             return [OnnxExporter(opset=self.opset)]
+        """
+
+    @hookspec
+    def andes_modules(self, model: VisionLanguageModel) -> Sequence[str]:
+        """Change the modules of a model before its weights are read: adapters, fake quantisers, draft heads.
+
+        Every plugin of the list is asked, in order. The returned texts are prefixes of names of weights that a
+        checkpoint may lack; those keep the values given here. Values must follow from torch's seed alone.
+
+        The model's own weights may lie on the meta device: do not read them. Build new modules on torch's current
+        default device, which is "meta" too where only shapes are asked for. Weights that keep their names are read
+        from any checkpoint of the model; those that get others are read from what was saved with this plugin.
+
+            @hookimpl
+            def andes_modules(self, model):
+                from torch import nn
+                model.draft = nn.Linear(model.text.width, model.text.vocab_size)
+                return ["draft."]
         """
 
     @hookspec
