@@ -63,10 +63,11 @@ def quantised(model: nn.Module) -> tuple[dict[str, Codes], dict[str, Range]]:
     """
     codes: dict[str, Codes] = {}
     ranges: dict[str, Range] = {}
+    owned = {n for n, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
     for name, module in model.named_modules():
         if not isinstance(module, Quantised):
             continue
-        if "weight" not in {*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))}:
+        if f"{name}.weight" not in owned:
             raise ConfigError("a quantised module without `weight`", who=name, fix="let it own what it quantises")
         codes[f"{name}.weight"] = module.codes()
         if (one := module.input_range()) is not None:

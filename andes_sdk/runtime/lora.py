@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,16 +128,22 @@ def refuse_unknown(name: str, known: Mapping[str, object]) -> None:
         raise ConfigError(f"no adapter {name!r}", who="remove_adapter", fix=fix)
 
 
-def refuse_used(name: str, sessions: Iterable[Any]) -> None:
+def refuse_used(name: str, sessions: Callable[[], Iterable[Any]]) -> None:
     """Refuse to take away what open sessions use.
 
     Raises:
         SessionError: how many sessions use it.
     """
-    count = sum(session.adapter == name for session in sessions if session.is_open)
-    if count:
+    if name not in _used(sessions()):
+        return
+    gc.collect()  # a session that nobody holds may be part of a circle
+    if count := _used(sessions()).count(name):
         fix = "close them, or set their adapter to None, and remove it then"
         raise SessionError(f"{count} open sessions use it", who=f"adapter {name!r}", fix=fix)
+
+
+def _used(sessions: Iterable[Any]) -> list[str | None]:
+    return [session.adapter for session in sessions if session.is_open]
 
 
 def refuse_other_base(adapter: Adapter, model: VisionLanguageModel) -> None:

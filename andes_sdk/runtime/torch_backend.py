@@ -80,7 +80,7 @@ class CompiledTorch(BaseCompiled):
         Raises:
             ConfigError: there is none of that name. SessionError: open sessions use it.
         """
-        refuse_used(name, self.sessions)
+        refuse_used(name, lambda: self.sessions)
         self.adapters.remove(name)
 
     def embed(self, ids: Tensor) -> Tensor:

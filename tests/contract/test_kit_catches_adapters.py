@@ -21,7 +21,7 @@ DETACHED = "without an adapter the bits are the base's, whatever was added, used
 REFUSED = "adapters that do not fit are refused, as are taken and unknown names, and nothing is lost"
 REMOVED = "an adapter is removed when no open session uses it, and the others stay what they are"
 INT8 = "int8 matrices with scales compute what their floats do"
-CHECKS = [ZEROS, MERGED, BESIDE, DETACHED, REFUSED]
+CHECKS = [ZEROS, MERGED, BESIDE, DETACHED, REFUSED, REMOVED, INT8]
 
 
 class Ignores(ModuleAdapters):

@@ -164,7 +164,7 @@ class CompiledNumba(BaseCompiled):
         Raises:
             ConfigError: there is none of that name. SessionError: open sessions use it.
         """
-        refuse_used(name, self.sessions)
+        refuse_used(name, lambda: self.sessions)
         self.adapters.remove(name)
 
     @cached_property
