@@ -6,6 +6,7 @@ do the work: no hook runs per token or per layer. Import torch inside the hook, 
 Kinds of hook
 - slot: exactly one plugin of a pipeline owns it; two owners, or none where there is no default, is an error.
 - collection: every plugin may return named objects; two objects of one name are an error.
+- modules: every plugin may change the modules of a model.
 - check, observer: every plugin is asked, or told.
 
 Class attributes of a plugin
@@ -230,6 +231,24 @@ class Hooks(Protocol):
         """
 
     @hookspec
+    def andes_modules(self, model: types.Model) -> Sequence[str]:
+        """Change the modules of a model before its weights are read: adapters, fake quantisers, draft heads.
+
+        Every plugin of the list is asked, in order. The returned texts are prefixes of names of weights that a
+        checkpoint may lack; those keep the values given here. Values must follow from torch's seed alone.
+
+        The model's own weights may lie on the meta device: do not read them. Build new modules on torch's current
+        default device, which is "meta" too where only shapes are asked for. Weights that keep their names are read
+        from any checkpoint of the model; those that get others are read from what was saved with this plugin.
+
+            @hookimpl
+            def andes_modules(self, model):
+                from torch import nn
+                model.add_module("draft", nn.Linear(model.text.width, model.text.vocab_size))
+                return ["draft."]
+        """
+
+    @hookspec
     def andes_check(self, plan: Plan) -> Sequence[str]:
         """Check. Problems with the assembled plan, one sentence each; empty if there is none. Reads no weights.
 
@@ -286,6 +305,7 @@ COLLECTIONS: dict[str, str] = {
 HOOKS: dict[str, str] = {
     **{hook: slot for slot, hook in SLOTS.items()},
     **{hook: name for name, hook in COLLECTIONS.items()},
+    "andes_modules": "modules",
     "andes_check": "check",
     "andes_explain": "explain",
     "andes_event": "event",

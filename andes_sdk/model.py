@@ -28,7 +28,15 @@ class VisionLanguageModel(nn.Module):
     """A vision encoder, a projector and a language model under the published names.
 
     State-dict prefixes are `vision_encoder.`, `mlp.` and `language_model.`, as in public AndesVL checkpoints.
+
+    Attributes:
+        may_lack: prefixes of weights that a checkpoint may lack; plugins gave them values (`andes_modules`).
+        numbers: the hash of the codes, scales and ranges that it was compressed to, or that its artefact holds; "" of
+            a model that was not compressed.
     """
+
+    may_lack: tuple[str, ...] = ()
+    numbers: str = ""
 
     def __init__(
         self, encoder: VisionEncoder, projector: Projector, language_model: LanguageModel, tokenizer: Tokenizer

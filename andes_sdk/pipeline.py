@@ -198,8 +198,8 @@ class Pipeline:
             return self._stored.attached(self._build, self.plan)
         return self._stored.weights(self._build, self.plan)
 
-    def _build(self) -> VisionLanguageModel:
-        return build(self._assembly, self.tokenizer)
+    def _build(self, *, hollow: bool = False) -> VisionLanguageModel:
+        return build(self._assembly, self.tokenizer, hollow=hollow)
 
     def meta_model(self) -> VisionLanguageModel:
         """The same modules without memory for weights, on torch's meta device."""
@@ -301,15 +301,26 @@ class Pipeline:
 
         Raises:
             CheckpointError: files that are damaged, or do not fit the language model. ConfigError: a feature of peft
-            that is not computed, or a backend without adapters. DuplicateName: there is an adapter of this name.
+            that is not computed, another base, or a backend without adapters. DuplicateName: there is one of this name.
         """
         from andes_sdk.runtime.adapters import read_adapter
 
+        self._adaptable().add_adapter(read_adapter(name, folder, self.model.language_model))
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter and free its matrices.
+
+        Raises:
+            ConfigError: there is none of that name, or a backend without adapters. SessionError: open sessions use it.
+        """
+        self._adaptable().remove_adapter(name)
+
+    def _adaptable(self) -> AdaptableCompiled:
         compiled = self.compiled
         if not isinstance(compiled, AdaptableCompiled):
             fix = 'use backend="torch"'
             raise ConfigError("takes no adapters", who=f"backend {self.plan.backend!r}", fix=fix)
-        compiled.add_adapter(read_adapter(name, folder, self.model.language_model))
+        return compiled
 
     def prepare(self, messages: Any, *, think: bool | None = None, allow_remote: bool = False) -> Inputs:
         """A conversation as tensors; `think=None` leaves the choice to the language model's plugin."""

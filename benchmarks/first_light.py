@@ -23,12 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from andes_compression.pack import pack_model
+from andes_compression.recipe import default_recipe
 from rich.console import Console
 from rich.progress import track
 
 from andes_sdk import Pipeline
 from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.storage.packing import default_recipe, pack_model
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "first_light"))

@@ -23,9 +23,9 @@ from andes_sdk import hookspecs, types
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "first_light.json"
-SUBJECTS = ("modules", "model", "text", "sessions", "backends", "training", "collections", "storage")
+SUBJECTS = ("modules", "model", "text", "sessions", "backends", "training", "collections", "compression", "storage")
 """Modules of `andes_sdk.types` as the page goes through them."""
-KINDS = {"check": "check", "explain": "observer", "event": "observer"}
+KINDS = {"modules": "modules", "check": "check", "explain": "observer", "event": "observer"}
 
 
 # ---------------------------------------------------------------- text

@@ -13,12 +13,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from andes_compression.bpw import of_artefact
+from andes_compression.pack import pack_model
+from andes_compression.recipe import default_recipe
 from rich.console import Console
 from rich.table import Table
 
 from andes_sdk import Pipeline
 from andes_sdk.runtime.generation import Answer, GenerationOptions
-from andes_sdk.storage.packing import default_recipe, of_artefact, pack_model
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "first_light"))

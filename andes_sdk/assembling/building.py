@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from andes_sdk import config
-from andes_sdk.errors import AndesError, AssemblyError, BackendUnavailable, ConfigError
+from andes_sdk.errors import AndesError, AssemblyError, BackendUnavailable, ConfigError, PluginBroken
 
 if TYPE_CHECKING:
     from andes_sdk.assembling.assembly import Assembly
@@ -80,14 +81,57 @@ def build_meta(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
         return build(assembly, tokenizer)
 
 
-def build(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
-    """The modules on torch's default device, with weights from torch's random numbers or of the plugins' own."""
+def build(assembly: Assembly, tokenizer: Tokenizer, *, hollow: bool = False) -> VisionLanguageModel:
+    """The modules on torch's default device, with weights from torch's random numbers or of the plugins' own.
+
+    Args:
+        hollow: to read weights into: modules of the slots on the meta device; what `andes_modules` adds has values.
+
+    Raises:
+        PluginBroken: a hook `andes_modules` that fails, or returns what are no prefixes of weights of the model.
+    """
+    import torch
+
     from andes_sdk.model import VisionLanguageModel
 
-    encoder = assembly.slot("vision_encoder")
-    language_model = assembly.slot("language_model")
-    projector = assembly.slot("projector", vision=encoder.spec, text=language_model.spec)
-    return VisionLanguageModel(encoder, projector, language_model, tokenizer)
+    with torch.device("meta") if hollow else nullcontext():
+        encoder = assembly.slot("vision_encoder")
+        language_model = assembly.slot("language_model")
+        projector = assembly.slot("projector", vision=encoder.spec, text=language_model.spec)
+        model = VisionLanguageModel(encoder, projector, language_model, tokenizer)
+    return _changed(assembly, model)
+
+
+def _changed(assembly: Assembly, model: VisionLanguageModel) -> VisionLanguageModel:
+    """The model after every `andes_modules`, each of which draws from the plan's seed anew."""
+    import torch
+
+    hook = "andes_modules"
+    prefixes: list[str] = []
+    for name in (p.name for p in assembly.plan.plugins if hook in p.hooks):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(assembly.plan.seed)
+                returned = getattr(assembly.manager.get_plugin(name), hook)(model=model)
+        except AndesError:
+            raise
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise PluginBroken(f"{hook} failed", who=name, why=why, fix="report it to the plugin's author") from error
+        prefixes += _prefixes(name, returned, model)
+    model.may_lack = tuple(prefixes)
+    return model
+
+
+def _prefixes(name: str, returned: Any, model: VisionLanguageModel) -> list[str]:
+    hook, fix = "andes_modules", 'return prefixes of weights, such as ["draft."], or []'
+    if isinstance(returned, str) or not isinstance(returned, Sequence) or not all(isinstance(p, str) for p in returned):
+        raise PluginBroken(f"{hook} returned {returned!r}", who=name, fix=fix)
+    weights = model.state_dict()
+    idle = [p for p in returned if not p or not any(w.startswith(p) for w in weights)]
+    if idle:
+        raise PluginBroken(f"{hook} returned prefixes that no weight has", who=name, why=repr(idle), fix=fix)
+    return list(returned)
 
 
 def build_processor(model: VisionLanguageModel, plan: Plan) -> Processor:

@@ -182,6 +182,19 @@ def with_options(items: Sequence[PluginItem], options: Sequence[str]) -> list[Pl
     return [{name: table} if table else name for name, table in tables.items()]
 
 
+def option_values(options: Sequence[str]) -> dict[str, Any]:
+    """`option=value` texts as keyword arguments; values as in `with_options`.
+
+    Raises:
+        ConfigError: a text that is not `option=value`.
+    """
+    pairs = [text.partition("=") for text in options]
+    for text, (name, equals, _) in zip(options, pairs, strict=True):
+        if not (equals and name.strip().isidentifier()):
+            raise ConfigError(f"cannot read {text!r}", who="--option", fix="write option=value")
+    return {name.strip(): _value(raw) for name, _, raw in pairs}
+
+
 def _value(raw: str) -> Any:
     try:
         return tomllib.loads(f"v = {raw}")["v"]

@@ -16,37 +16,12 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.types.compression import Codes
 
 Array = NDArray[Any]
 
 LANES = 16
 """Rows of a row block."""
-
-
-@frozen(eq=False)
-class Codes:
-    """A matrix on a format's grid: weight = value * scale of its row and group.
-
-    Attributes:
-        values: (rows, cols) int8; float16 for a format without scales.
-        scales: (rows, groups) float16; (rows, 0) for a format without scales.
-        group: columns per scale.
-    """
-
-    values: Array
-    scales: Array
-    group: int
-
-    def weights(self) -> NDArray[np.float32]:
-        """(rows, cols) float32, what every packing of these codes dequantises to."""
-        values = self.values.astype(np.float32)
-        if not self.scales.shape[1]:
-            return values
-        rows, cols = values.shape
-        groups = self.scales.shape[1]
-        padded = pad(values, 1, self.group).reshape(rows, groups, self.group)
-        padded *= self.scales.astype(np.float32)[:, :, None]
-        return np.ascontiguousarray(padded.reshape(rows, groups * self.group)[:, :cols])
 
 
 @frozen(kw_only=True)
@@ -138,9 +113,7 @@ class Format(ABC):
                 who=self.name,
                 fix=f"give scales of shape {(rows, groups)}, one for every {self.group} columns",
             )
-        if not np.isfinite(codes.scales).all():
-            raise CheckpointError("scales that are not finite", who=self.name, fix="check the weights")
-        scales = pad(codes.scales, 0, LANES).reshape(blocks, LANES, expected)
+        scales = pad(half_scales(codes.scales, self.name), 0, LANES).reshape(blocks, LANES, expected)
         return self.encode(values, scales).reshape(blocks, size)
 
     def unpack(self, packed: NDArray[np.uint8], rows: int, cols: int) -> Codes:
@@ -171,6 +144,27 @@ def pad(array: Array, axis: int, multiple: int) -> Array:
         return array
     widths = [(0, short if i == axis else 0) for i in range(array.ndim)]
     return np.pad(array, widths)
+
+
+def half_scales(scales: Array, who: str) -> NDArray[np.float16]:
+    """Scales as float16, checked before they are cast.
+
+    Raises:
+        CheckpointError: scales that are not finite, that float16 makes infinite, or that it makes zero.
+    """
+    if scales.dtype == np.float16:
+        wrong = ~np.isfinite(scales)
+        halves = scales
+    else:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            halves = scales.astype(np.float16)
+        wrong = ~np.isfinite(scales) | ~np.isfinite(halves) | ((scales != 0) & (halves == 0))
+    if wrong.any():
+        row, group = np.argwhere(wrong)[0]
+        why = f"row {row}, group {group}: {float(scales[row, group]):g}"
+        fix = "float16 holds 6e-8 to 65504: scale the weights, or check them"
+        raise CheckpointError("scales that are not finite, or that float16 cannot hold", who=who, why=why, fix=fix)
+    return halves
 
 
 def checked(weight: Array, who: str) -> Array:

@@ -11,9 +11,10 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from andes_sdk.errors import CheckpointError
-from andes_sdk.formats.base import LANES, Array, Codes, Format, checked, pad
+from andes_sdk.formats.base import LANES, Array, Format, checked, half_scales, pad
 from andes_sdk.formats.fields import VECTOR, pack_fields, unpack_fields
 from andes_sdk.formats.grid import Grid, fit
+from andes_sdk.types.compression import Codes
 
 SCALES = 2 * LANES
 """Bytes of the float16 scales of one group of a row block."""
@@ -110,12 +111,12 @@ class Scaled(Format):
         expected = (rows, -(-cols // self.group))
         if scales.shape != expected:
             raise CheckpointError(f"scales of shape {scales.shape}", who=self.name, fix=f"give shape {expected}")
-        return scales.astype(np.float16).astype(np.float32).reshape(-1)
+        return half_scales(scales, self.name).astype(np.float32).reshape(-1)
 
     def _codes(self, codes: NDArray[np.int8], scales: NDArray[np.float32], rows: int, cols: int) -> Codes:
         groups = -(-cols // self.group)
         values = codes.reshape(rows, groups * self.group)[:, :cols]
-        return Codes(values, scales.astype(np.float16).reshape(rows, groups), self.group)
+        return Codes(values, half_scales(scales.reshape(rows, groups), self.name), self.group)
 
 
 @frozen(kw_only=True)

@@ -19,8 +19,11 @@ from andes_sdk.types import Adapter, LowRank
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
+BASE = "andes_base"
+"""Our own field of `adapter_config.json`: the numbers of the model that the adapter was trained on."""
+
 _NOTED = frozenset({
-    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights",
+    "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", BASE,
 })  # fmt: skip
 """Fields that are read or checked by value."""
 
@@ -58,6 +61,8 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
         match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)(?:\.default)?\.weight", key)
         if match is None:
             problems.append(f"{key}: no matrix of a linear layer's LoRA")
+        elif not tensor.is_floating_point():
+            problems.append(f"{key}: {tensor.dtype} without scales")
         elif not bool(torch.isfinite(tensor).all()):
             problems.append(f"{key}: numbers that are not finite")
         else:
@@ -71,7 +76,7 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
     if problems or not layers:
         why = "".join(f"\n  - {p}" for p in problems[:20]) or "it holds no matrices"
         raise CheckpointError("does not fit this language model", who=f"adapter {name!r}: {folder}", why=why)
-    return Adapter(name=name, layers=layers)
+    return Adapter(name=name, layers=layers, base=config.get(BASE, ""))
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
@@ -89,6 +94,8 @@ def _config(folder: Path) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError("is no JSON object", who=str(path), fix="save the adapter again with peft")
     why = [f"{n} is {v!r}" for n, v in config.items() if n not in _NOTED | _WITHOUT_EFFECT and v]
+    if not isinstance(config.get(BASE, ""), str):
+        why.append(f"{BASE} is {config[BASE]!r}, not a text")
     if config.get("peft_type") != "LORA":
         why.append(f"peft_type is {config.get('peft_type')!r}, not 'LORA'")
     if config.get("bias", "none") != "none":

@@ -127,6 +127,11 @@ class BaseSession(ABC):
         self._adapter = name
 
     @property
+    def is_open(self) -> bool:
+        """Whether it was not closed."""
+        return not self._closed
+
+    @property
     def pending(self) -> int:
         """Uncommitted rows."""
         return len(self._tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,7 +54,18 @@ class BaseCompiled(ABC):
 
     def session(self, policy: CachePolicy) -> Any:
         """An empty session under a cache policy."""
-        return self.empty(policy, None)
+        return self._noted(self.empty(policy, None))
+
+    @property
+    def sessions(self) -> list[BaseSession]:
+        """Sessions that somebody still holds, closed ones too."""
+        return [one for ref in list(self.__dict__.get("_sessions", ())) if (one := ref()) is not None]
+
+    def _noted(self, session: BaseSession) -> BaseSession:
+        """The session, which `sessions` knows from now on for as long as somebody holds it."""
+        known: set[weakref.ref[BaseSession]] = self.__dict__.setdefault("_sessions", set())
+        known.add(weakref.ref(session, known.discard))
+        return session
 
     @torch.inference_mode()
     def step(self, work: Sequence[Work]) -> list[Rows]:
@@ -114,5 +126,5 @@ class BaseCompiled(ABC):
     @torch.inference_mode()
     def restore(self, state: Mapping[str, Tensor], policy: CachePolicy) -> Session:
         """A session that goes on where `Session.state` was taken; see `andes_sdk.types.Compiled`."""
-        restored: Session = load_state(state, lambda keeper: self.empty(policy, keeper), policy)
+        restored: Session = load_state(state, lambda keeper: self._noted(self.empty(policy, keeper)), policy)
         return restored

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from andes_sdk.assembling.building import device_error
 from andes_sdk.runtime.compiled import BaseCompiled, Pass
-from andes_sdk.runtime.lora import ModuleAdapters
+from andes_sdk.runtime.lora import ModuleAdapters, refuse_used
 from andes_sdk.runtime.session import TorchSession
 from andes_sdk.types import Rows, Tap
 
@@ -73,6 +73,15 @@ class CompiledTorch(BaseCompiled):
             DuplicateName: there is one of that name. ConfigError: it does not fit the language model.
         """
         self.adapters.add(adapter)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter.
+
+        Raises:
+            ConfigError: there is none of that name. SessionError: open sessions use it.
+        """
+        refuse_used(name, lambda: self.sessions)
+        self.adapters.remove(name)
 
     def embed(self, ids: Tensor) -> Tensor:
         """(T,) token ids -> (T, D)."""

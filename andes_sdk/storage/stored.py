@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from andes_sdk.storage.packing.artefact import Artefact
     from andes_sdk.storage.packing.header import Found
 
-Build = Callable[[], "VisionLanguageModel"]
-"""Builds the modules on torch's default device."""
+
+class Build(Protocol):
+    """Builds the modules on torch's default device; hollow: without memory for what is to be read into them."""
+
+    def __call__(self, *, hollow: bool = False) -> VisionLanguageModel:
+        """The modules, after every plugin that changes them."""
 
 
 class Stored(Protocol):
@@ -107,8 +111,7 @@ class Folder:
 
         from andes_sdk.storage.checkpoint.load import load_weights
 
-        with torch.device("meta"):
-            model = build()
+        model = build(hollow=True)
         load_weights(model, self.folder, device=plan.device, dtype=getattr(torch, plan.dtype))
         return model.eval()
 
@@ -166,20 +169,12 @@ class PackedFile:
 
     def weights(self, build: Build, plan: Plan) -> VisionLanguageModel:
         """The modules with every weight dequantised: the reference for what runs packed."""
-        import torch
-
         from andes_sdk.storage.packing.modules import fill
 
-        with torch.device("meta"):
-            model = build()
-        return fill(model, self.mapped, device=plan.device, dtype=plan.dtype)
+        return fill(build(hollow=True), self.mapped, device=plan.device, dtype=plan.dtype)
 
     def attached(self, build: Build, plan: Plan) -> VisionLanguageModel:
         """The modules without weights: each is read from the file when it is used."""
-        import torch
-
         from andes_sdk.storage.packing.modules import attach
 
-        with torch.device("meta"):
-            model = build()
-        return attach(model, self.mapped, dtype=plan.dtype)
+        return attach(build(hollow=True), self.mapped, dtype=plan.dtype)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 COUNTS: dict[str, int] = {
     "general": 16,
+    "modules": 5,
     "check": 1,
     "explain": 1,
     "event": 1,
@@ -31,8 +32,8 @@ COUNTS: dict[str, int] = {
     "tokenizer": 10,
     "cache_policy": 10,
     "decoder": 7,
-    "compressors": 2,
-    "backends": 10,
+    "compressors": 3,
+    "backends": 12,
     "formats": 3,
     "rewards": 5,
     "data_filters": 3,
@@ -62,6 +63,7 @@ MODULES = (
     "collections",
     "adapting",
     "exporting",
+    "changing",
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .backends import AdaptableCompiled, Backend, Compiled, PackedBackend
 from .collections import Benchmark, Compressor, DataFilter, Exporter, Reward, TableFilter
+from .compression import Codes, Compressed, Quantised, Range
 from .model import Model
 from .modules import Attend, Grid, LanguageModel, Projector, Tap, TextSpec, VisionEncoder, VisionSpec
 from .sessions import (
@@ -43,10 +44,11 @@ from .training import (
 )
 
 __all__ = [
-    "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Compiled",
-    "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "Draft", "Event", "Exporter",
-    "FeedRun", "FeedingStage", "Files", "Format", "Grid", "Inputs", "Keeper", "LanguageModel", "Layer", "Look",
-    "LowRank", "Model", "ModelChange", "Packed", "PackedBackend", "Position", "Projector", "Proposal",
-    "PublishedLayout", "Rendered", "Reward", "Rows", "Session", "SessionStats", "StatefulStage", "SteppingStage",
-    "TableFilter", "Tap", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder", "VisionSpec", "Work",
+    "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Codes", "Compiled",
+    "Compressed", "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "Draft", "Event",
+    "Exporter", "FeedRun", "FeedingStage", "Files", "Format", "Grid", "Inputs", "Keeper", "LanguageModel", "Layer",
+    "Look", "LowRank", "Model", "ModelChange", "Packed", "PackedBackend", "Position", "Projector", "Proposal",
+    "PublishedLayout", "Quantised", "Range", "Rendered", "Reward", "Rows", "Session", "SessionStats", "StatefulStage",
+    "SteppingStage", "TableFilter", "Tap", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
+    "VisionSpec", "Work",
 ]  # fmt: skip

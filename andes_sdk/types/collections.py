@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .compression import Compressed
     from .model import Model
 
 
 @runtime_checkable
 class Compressor(Protocol):
-    """Rewrites a model's weights so that they fit a format."""
+    """Rewrites a model's weights so that they fit a format. `Compressed` says what is packed as it is."""
 
     @property
     def name(self) -> str:
         """Unique in its collection; as users write it."""
 
-    def compress(self, model: Model, **options: Any) -> Mapping[str, Any]:
-        """Change the model in place -> a report as plain data."""
+    def compress(self, model: Model, **options: Any) -> Compressed:
+        """Change the model in place -> its codes and ranges, and a report as plain data.
+
+        Raises:
+            ConfigError: options that it does not take, or a model that it cannot compress.
+        """
 
 
 @runtime_checkable

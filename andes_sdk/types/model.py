@@ -14,8 +14,14 @@ if TYPE_CHECKING:
 
 
 class Model(Protocol):
-    """Encoder, projector and language model together: an `nn.Module`, built by `andes_sdk.model`."""
+    """Encoder, projector and language model together: an `nn.Module`, built by `andes_sdk.model`.
 
+    Attributes:
+        numbers: the hash of the codes, scales and ranges that it was compressed to, or that its file holds; "" of a
+            model that was not compressed.
+    """
+
+    numbers: str
     vision_encoder: nn.Module
     language_model: nn.Module
     tokenizer: Tokenizer
@@ -72,6 +78,9 @@ class Model(Protocol):
         """As of any `nn.Module`."""
 
     def modules(self) -> Iterator[nn.Module]:
+        """As of any `nn.Module`."""
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
         """As of any `nn.Module`."""
 
     def state_dict(self) -> Mapping[str, Any]:

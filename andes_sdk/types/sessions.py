@@ -248,12 +248,21 @@ class LowRank:
     """What an adapter adds to one linear layer: y += scale * b (a x), in float32.
 
     Attributes:
-        a: (rank, in) float32. b: (out, rank) float32.
+        a: (rank, in) floats, or int8. b: (out, rank) floats, or int8.
+        a_scale: (rank,) and b_scale: (out,), one for each row of an int8 matrix; None for floats.
     """
 
     a: Tensor
     b: Tensor
     scale: float
+    a_scale: Tensor | None = None
+    b_scale: Tensor | None = None
+
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """a and b in float32."""
+        pairs = ((self.a, self.a_scale), (self.b, self.b_scale))
+        a, b = (m.float() if s is None else m.float() * s.float()[:, None] for m, s in pairs)
+        return a, b
 
 
 @frozen(eq=False, kw_only=True)
@@ -262,10 +271,12 @@ class Adapter:
 
     Attributes:
         layers: linear layer, by its name within the language model (`model.layers.0.self_attn.q_proj`) -> its pair.
+        base: the numbers (`Packed.numbers`) of the model that it was trained on; "" where it says none.
     """
 
     name: str
     layers: Mapping[str, LowRank]
+    base: str = ""
 
 
 @frozen

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from andes_sdk.plan import Plan
 
+    from .compression import Range
     from .model import Model
 
 
@@ -45,6 +46,14 @@ class Packed(Protocol):
     @property
     def digest(self) -> str:
         """sha256 that names this file's content and no other."""
+
+    @property
+    def numbers(self) -> str:
+        """sha256 over names, codes, scales and ranges: adapters name by it what they were trained on."""
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """How inputs of matrices are rounded, by name of the module."""
 
     @property
     def tensors(self) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from attrs import evolve, frozen
 
 from andes_sdk import hookimpl
 from andes_sdk.errors import ConfigError
-from andes_sdk.runtime.lora import ModuleAdapters, refuse_double
+from andes_sdk.runtime.lora import ModuleAdapters, refuse_double, refuse_unknown
 from andes_sdk.runtime.torch_backend import CompiledTorch
 from andes_sdk.testing import run_checks
 from andes_sdk.testing.reference import ReferenceBackend
@@ -19,7 +19,9 @@ MERGED = "an adapter computes what it does when merged into the weights"
 BESIDE = "sessions with different adapters share a pass, and change no bit of one another"
 DETACHED = "without an adapter the bits are the base's, whatever was added, used or switched off before"
 REFUSED = "adapters that do not fit are refused, as are taken and unknown names, and nothing is lost"
-CHECKS = [ZEROS, MERGED, BESIDE, DETACHED, REFUSED]
+REMOVED = "an adapter is removed when no open session uses it, and the others stay what they are"
+INT8 = "int8 matrices with scales compute what their floats do"
+CHECKS = [ZEROS, MERGED, BESIDE, DETACHED, REFUSED, REMOVED, INT8]
 
 
 class Ignores(ModuleAdapters):
@@ -172,7 +174,26 @@ class Replaces(ModuleAdapters):
         super().add(adapter)
 
 
+class KeepsRemoved(ModuleAdapters):
+    """Leaves what is removed where it is."""
+
+    def remove(self, name):
+        refuse_unknown(name, self)
+
+
+class NoScales(ModuleAdapters):
+    """Takes int8 for the numbers themselves."""
+
+    def add(self, adapter):
+        super().add(adapter)
+        for name, low in adapter.layers.items():
+            plain = evolve(low, a=low.a.float(), b=low.b.float(), a_scale=None, b_scale=None)
+            self._adapters[adapter.name].layers[name] = plain
+
+
 PLANTED = [
+    (KeepsRemoved, [REMOVED]),
+    (NoScales, [INT8]),
     (Ignores, [MERGED, DETACHED]),
     (LosesScale, [MERGED]),
     (OneLayerLess, [MERGED]),

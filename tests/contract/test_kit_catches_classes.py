@@ -125,7 +125,7 @@ class Shared(ReferenceEncoder):
         return shared_encoder()
 
 
-SHARED_POLICY = Recent(24, 2)
+SHARED_POLICY = Recent(24, 2, heads=4)
 
 
 @frozen(eq=False, kw_only=True)

@@ -13,7 +13,7 @@ from attrs import define, evolve, field, frozen
 
 from andes_sdk import hookimpl
 from andes_sdk.errors import SessionError
-from andes_sdk.formats import Grid, Integer
+from andes_sdk.formats import FORMATS, Grid, Integer
 from andes_sdk.runtime.session import TorchSession
 from andes_sdk.runtime.torch_backend import CompiledTorch
 from andes_sdk.testing import run_checks
@@ -30,7 +30,7 @@ from andes_sdk.testing.reference import (
 )
 from andes_sdk.testing.reference.collections import Answers, Contains, NoEmptyAnswers, Rounding, Shapes
 from andes_sdk.testing.reference.running import PromptLookup, Recent, Renamed, Words
-from andes_sdk.types import Position, Proposal
+from andes_sdk.types import Compressed, Position, Proposal
 
 SEEN = []
 MEMORIES, CALLS = {}, []
@@ -358,14 +358,23 @@ class BreaksWeights(Rounding):
     def compress(self, model, **options):
         for weight in model.parameters():
             weight.div_(weight - weight)
-        return {"bits": 1}
+        return Compressed(report={"bits": 1})
 
 
 class Silent(Rounding):
     """Tells nothing."""
 
     def compress(self, model, **options):
-        return {}
+        return Compressed()
+
+
+class OtherCodes(Rounding):
+    """Gives codes that are not what the model computes with."""
+
+    def compress(self, model, **options):
+        name, weight = next((n, p) for n, p in model.named_parameters() if p.ndim == 2)
+        codes = FORMATS["w8"].quantise(weight.detach().numpy() + 1)
+        return Compressed(codes={name: codes}, report={"bits": 8})
 
 
 class WrongLogits(Renamed):
@@ -617,6 +626,7 @@ PLANTED = [
     (TakesAnything, "training_stages", "conversations of a sample are lists of messages, and other lines are refused"),
     (BreaksWeights, "compressors", "the compressed model computes, and facts are told"),
     (Silent, "compressors", "the compressed model computes, and facts are told"),
+    (OtherCodes, "compressors", "codes are the weights of the compressed model, and ranges can be"),
     (WrongLogits, "backends", LOGITS_AND_TAPS),
     (compiling(ForgetsLogits), "backends", LOGITS_AND_TAPS),
     (compiling(ShiftsTaps), "backends", LOGITS_AND_TAPS),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -263,3 +264,79 @@ def test_other_language_models_take_adapters_too(tmp_path: Path) -> None:
     with torch.no_grad():
         layer.weight += 2 * b @ a  # the merged model, which is the definition
     assert torch.allclose(got, pipe.session().prefill(Inputs(PROMPT[:4])), atol=1e-4)
+
+
+# ---------------------------------------------------------------- bases, int8, removal
+
+
+def test_an_adapter_is_removed_when_no_open_session_uses_it(pipeline: Pipeline, folders: tuple[Path, Path]) -> None:
+    session, other = pipeline.session(), pipeline.session()
+    session.adapter = "plain"
+    wanted = session.prefill(Inputs(PROMPT))
+    with pytest.raises(SessionError, match="adapter 'plain': 1 open sessions use it"):
+        pipeline.remove_adapter("plain")
+    session.close()
+    pipeline.remove_adapter("plain")
+    with pytest.raises(SessionError, match="no adapter 'plain'"):
+        other.adapter = "plain"
+    with pytest.raises(ConfigError, match="no adapter 'plain'"):
+        pipeline.remove_adapter("plain")
+    pipeline.add_adapter("plain", folders[1])  # another one of that name
+    other.adapter = "plain"
+    assert not torch.equal(other.prefill(Inputs(PROMPT)), wanted)
+
+
+def test_a_session_that_nobody_holds_uses_nothing(pipeline: Pipeline) -> None:
+    session = pipeline.session()
+    session.adapter = "plain"
+    forked = session.fork()
+    del session
+    with pytest.raises(SessionError, match="1 open sessions"):
+        pipeline.remove_adapter("plain")
+    del forked
+    pipeline.remove_adapter("plain")
+
+
+def test_another_base_is_refused_with_both_numbers(
+    pipeline: Pipeline, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for file in folders[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"andes_base": "a" * 64}))
+    with pytest.raises(ConfigError, match=f"trained on numbers {'a' * 64}, this model was not compressed"):
+        pipeline.add_adapter("based", tmp_path)
+    pipeline.model.numbers = "b" * 64
+    with pytest.raises(ConfigError, match=f"numbers {'a' * 64}, this model has {'b' * 64}"):
+        pipeline.add_adapter("based", tmp_path)
+    pipeline.model.numbers = "a" * 64
+    pipeline.add_adapter("based", tmp_path)
+    assert pipeline.compiled.adapters["based"].base == "a" * 64
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"andes_base": 3}))
+    with pytest.raises(ConfigError, match="andes_base is 3, not a text"):
+        pipeline.add_adapter("wrong", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"a_scale": None}, "a is int8 without scales"),
+        ({"a": torch.zeros(2, 64)}, "a is of floats, and has scales"),
+        ({"a": torch.zeros(2, 64, dtype=torch.int16)}, "neither floats nor int8"),
+        ({"b_scale": torch.ones(3)}, r"b has scales \[3\]"),
+        ({"a_scale": torch.tensor([1.0, float("nan")])}, "not finite"),
+    ],
+)
+def test_scales_of_int8_matrices_are_checked(pipeline: Pipeline, change: dict[str, Any], match: str) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    layer = pipeline.model.language_model.get_submodule(name)
+    rows, columns = layer.out_features, layer.in_features
+    low = LowRank(
+        a=torch.ones(2, columns, dtype=torch.int8), b=torch.ones(rows, 2, dtype=torch.int8), scale=1.0,
+        a_scale=torch.ones(2), b_scale=torch.ones(rows),
+    )  # fmt: skip
+    pipeline.compiled.add_adapter(Adapter(name="good", layers={name: low}))
+    if "a" in change:
+        change = {"a": torch.zeros(2, columns, dtype=change["a"].dtype)}
+    with pytest.raises(ConfigError, match=match):
+        pipeline.compiled.add_adapter(Adapter(name="bad", layers={name: evolve(low, **change)}))

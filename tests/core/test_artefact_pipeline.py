@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from andes_compression.pack import pack_model
+from andes_compression.recipe import default_recipe
 from attrs import frozen
 
 from andes_sdk import Pipeline, hookimpl
 from andes_sdk.errors import AssemblyError, CheckpointError, ConfigError, SessionError
 from andes_sdk.formats import Format, Grid, Integer
 from andes_sdk.runtime.torch_backend import TorchBackend
-from andes_sdk.storage.packing import Artefact, default_recipe, pack_model
+from andes_sdk.storage.packing import Artefact
 from andes_sdk.testing.material import conversation
 from andes_sdk.types import Compiled
 
@@ -43,9 +45,9 @@ class FromFile(TorchBackend):
 
     name: str = "from-file"
 
-    def open(self, artefact: Artefact, model: Any, *, device: str, dtype: str) -> Compiled:
+    def open(self, artefact: Artefact, model: Any, *, device: str, dtype: str, taps: Any = ()) -> Compiled:
         assert "language_model.lm_head.weight" in artefact.header.tied
-        return self.compile(model, device=device, dtype=dtype)
+        return self.compile(model, device=device, dtype=dtype, taps=taps)
 
 
 @pytest.fixture(scope="module")

@@ -82,6 +82,13 @@ def run_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     return len(code)
 
 
+def test_distributions_without_a_plugin_have_a_page_with_python() -> None:
+    projects = {p.parent.name: p.read_text(encoding="utf-8") for p in ROOT.glob("plugins/*/pyproject.toml")}
+    without = {name for name, text in projects.items() if "andes_sdk.v1.plugins" not in text}
+    assert without == {"andesvl", "compression", "evaluation", "training"}
+    assert not [n for n in without if not blocks(DOCS / "plugins" / f"{n}.md", files=False)]
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name in RUNNABLE or p in PLUGINS], ids=lambda p: p.name)
 def test_the_python_of_a_page_runs_from_top_to_bottom(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -157,7 +164,7 @@ def test_the_tutorial_lists_every_kind_of_scaffold() -> None:
 def test_the_hooks_page_has_every_hook_with_signature_and_an_example_that_parses(generate: ModuleType) -> None:
     page = generate.hooks_page()
     hooks = [name for name in vars(hookspecs.Hooks) if name.startswith("andes_")]
-    assert len(hooks) == 17
+    assert len(hooks) == 18
     assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == hooks
     for hook in hooks:
         section = page.partition(f"## {hook}\n")[2].partition("\n## ")[0]

@@ -7,6 +7,8 @@ import pickle
 from pathlib import Path
 
 import pytest
+from andes_compression.pack import pack_model
+from andes_compression.recipe import default_recipe
 from attrs import field, frozen
 
 from andes_sdk import Pipeline, hookimpl
@@ -14,7 +16,7 @@ from andes_sdk.assembling.assembly import assemble
 from andes_sdk.assembling.extending import open_tokenizer
 from andes_sdk.errors import CheckpointError
 from andes_sdk.files import FolderFiles, write_atomically
-from andes_sdk.storage.packing import Artefact, default_recipe, pack_model
+from andes_sdk.storage.packing import Artefact
 from andes_sdk.types import Files
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]

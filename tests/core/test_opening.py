@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from andes_compression.pack import pack_model
+from andes_compression.recipe import default_recipe
 from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
@@ -19,7 +21,6 @@ from andes_sdk.cli import app
 from andes_sdk.errors import AndesError, AssemblyError, CheckpointError
 from andes_sdk.runtime.generation import GenerationOptions
 from andes_sdk.storage.hub import WANTED, download
-from andes_sdk.storage.packing import default_recipe, pack_model
 
 PARTS = [{"siglip2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -97,7 +97,7 @@ def test_the_new_compressor_reports_bits_and_error_of_what_it_rounded(made):
     with torch.no_grad():
         model[2].weight.copy_(torch.tensor([[7.0, -7.0, 2.4, 0.0], [0.7, 0.1, 0.24, -0.06]]))
     table = model[0].weight.clone()
-    report = rounding.compress(model)
+    report = rounding.compress(model).report
     assert torch.equal(model[0].weight, table)
     # 4 bits: levels -7..7; steps are 1 and 0.1, so 2.4 -> 2, 0.24 -> 0.2, -0.06 -> -0.1
     wanted = torch.tensor([[7.0, -7.0, 2.0, 0.0], [0.7, 0.1, 0.2, -0.1]])

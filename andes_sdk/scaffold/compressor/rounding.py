@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +9,7 @@ from attrs import frozen
 from torch import nn
 
 from andes_sdk.errors import ConfigError
+from andes_sdk.types import Compressed
 
 if TYPE_CHECKING:
     from andes_sdk.types import Model
@@ -23,11 +23,11 @@ class Rounding:
     name = "example"
 
     @torch.no_grad()
-    def compress(self, model: Model, **options: Any) -> Mapping[str, Any]:
+    def compress(self, model: Model, **options: Any) -> Compressed:
         """Round the weights of every linear layer in place; embeddings, and heads tied to them, stay as they are.
 
         Returns:
-            layers: how many were rewritten. bits_per_weight: of those, 16 bits per scale included.
+            A report. layers: how many were rewritten. bits_per_weight: of those, 16 bits per scale included.
             relative_error: norm of the change ÷ norm of the weights.
 
         Raises:
@@ -49,8 +49,9 @@ class Rounding:
             weight.copy_(rounded)
             weights += weight.numel()
             scales += len(weight)
-        return {
+        report = {
             "layers": len(layers),
             "bits_per_weight": self.bits + 16 * scales / max(weights, 1),
             "relative_error": (change / size) ** 0.5 if size else 0.0,
         }
+        return Compressed(report=report)

@@ -3,8 +3,10 @@
 Nothing here runs code from a checkpoint: weights are safetensors, or `.bin` files through torch's weights-only reader.
 """
 
-from andes_sdk.storage.checkpoint.load import load_weights
+from andes_sdk.storage.checkpoint.files import layout, scan
+from andes_sdk.storage.checkpoint.load import aliases, load_weights
 from andes_sdk.storage.checkpoint.manifest import stored_plan
-from andes_sdk.storage.checkpoint.saving import save
+from andes_sdk.storage.checkpoint.saving import portable, save
+from andes_sdk.storage.checkpoint.shards import stored_tensors
 
-__all__ = ["load_weights", "save", "stored_plan"]
+__all__ = ["aliases", "layout", "load_weights", "portable", "save", "scan", "stored_plan", "stored_tensors"]

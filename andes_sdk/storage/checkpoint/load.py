@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,17 +34,17 @@ def load_weights(model: VisionLanguageModel, folder: str | Path, *, device: str,
     """Fill a model that was built on the meta device. Peak memory is one copy of the weights and one tensor.
 
     A tied tensor may be stored once, or several times if all are equal. `andes.json` is verified with all its
-    checksums. If anything is wrong the model stays as it was.
+    checksums. Weights under a prefix of `model.may_lack` keep their values where they are not stored. If anything is
+    wrong the model stays as it was.
 
     Raises:
         CheckpointError: naming every tensor that is missing, extra, mis-shaped or truncated, and every damaged file.
-        PluginBroken: a buffer that no checkpoint stores stays without memory.
+        PluginBroken: a buffer that no checkpoint stores, or a weight that may be lacking, stays without memory.
     """
     folder = Path(folder)
     stored_plan(folder)
-    wanted = model.state_dict()
-    tied = aliases(model)
-    weights = scan(folder)
+    tied, weights = aliases(model), scan(folder)
+    wanted = needed(model, weights.entries)
     problems = [*weights.problems, *_differences(wanted, tied, weights)]
     if (folder / MANIFEST).is_file():
         problems += damaged_files(folder, Manifest.read(folder))
@@ -57,6 +57,7 @@ def load_weights(model: VisionLanguageModel, folder: str | Path, *, device: str,
         fix = "fetch the checkpoint again, or load it with the plugins that it was made for"
         raise CheckpointError("these weights do not fit the model", who=str(folder), why=why, fix=fix)
     refuse_meta_buffers(model, wanted)
+    tied = {name: first for name, first in tied.items() if first in wanted}
     source = _sources(entries, tied)
     filled: dict[str, torch.Tensor] = {}
     for name, tensor in read_tensors({n: e for n, e in entries.items() if n in source}):
@@ -66,6 +67,24 @@ def load_weights(model: VisionLanguageModel, folder: str | Path, *, device: str,
     if callable(tie := getattr(model.language_model, "tie_weights", None)):
         tie()
     model.to(device=device, dtype=dtype)  # moves the buffers that no checkpoint stores
+
+
+def needed(model: VisionLanguageModel, stored: Container[str]) -> dict[str, torch.Tensor]:
+    """The model's state without what `model.may_lack` lets a checkpoint lack, and `stored` has not.
+
+    Raises:
+        PluginBroken: such a weight has no value to keep.
+    """
+    state: dict[str, torch.Tensor] = model.state_dict()
+    tied = aliases(model)
+    due = {tied.get(n, n) for n in state if n in stored or not n.startswith(model.may_lack)}
+    kept = {n: t for n, t in state.items() if tied.get(n, n) not in due}
+    hollow = [n for n, tensor in kept.items() if tensor.is_meta]
+    if hollow:
+        why = "the checkpoint lacks them, and andes_modules gave them no values"
+        fix = "build them on torch's default device, not on that of the model's weights"
+        raise PluginBroken("weights without values", who=", ".join(hollow[:SHOWN]), why=why, fix=fix)
+    return {name: tensor for name, tensor in state.items() if name not in kept}
 
 
 def _differences(wanted: Mapping[str, torch.Tensor], tied: Mapping[str, str], weights: Weights) -> list[str]:

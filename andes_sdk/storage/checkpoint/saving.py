@@ -155,8 +155,11 @@ def _write_published(job: _Job, folder: Path) -> None:
 def _published(job: _Job) -> tuple[bytes | None, dict[str, Any] | None]:
     """`config.json` in the published form, and what is kept of the published checkpoint behind this pipeline.
 
-    The kept part is None if there was none, or if the modules are no longer those that it describes.
+    The kept part is None if there was none, or if the modules are no longer those that it describes. Both are None for
+    modules that a plugin changed (`andes_modules`), which no published configuration describes.
     """
+    if any("andes_modules" in plugin.hooks for plugin in job.plan.plugins):
+        return None, None
     kept, dtype = _kept(job.source), job.dtype
     if kept is not None:
         raw = next(path for path in kept["files"] if path.name == CONFIG).read_bytes()

@@ -1,18 +1,6 @@
-"""Packed models: a recipe of formats, one file per artefact, and the bits that it takes."""
+"""Packed models: one file per artefact, mapped, not read; andes-compression writes them."""
 
-from andes_sdk.storage.packing.artefact import Artefact
-from andes_sdk.storage.packing.bpw import Report, of_artefact, of_checkpoint, of_model
-from andes_sdk.storage.packing.header import is_artefact
-from andes_sdk.storage.packing.pack import pack_model
-from andes_sdk.storage.packing.recipe import default_recipe
+from andes_sdk.storage.packing.artefact import Artefact, row_chunk
+from andes_sdk.storage.packing.header import Entry, Header, Place, aligned, is_artefact, matrix, raw_dtype
 
-__all__ = [
-    "Artefact",
-    "Report",
-    "default_recipe",
-    "is_artefact",
-    "of_artefact",
-    "of_checkpoint",
-    "of_model",
-    "pack_model",
-]
+__all__ = ["Artefact", "Entry", "Header", "Place", "aligned", "is_artefact", "matrix", "raw_dtype", "row_chunk"]

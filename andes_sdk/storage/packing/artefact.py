@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from andes_sdk.plan import Plan
+    from andes_sdk.types import Range
 
 CHUNK = 1 << 18
 """Weights worked on at once, so that what is in between stays in the processor's cache."""
@@ -84,6 +85,16 @@ class Artefact:
     def tensors(self) -> Mapping[str, Entry]:
         """Tensors by name, tied ones once."""
         return self.header.tensors
+
+    @property
+    def numbers(self) -> str:
+        """sha256 over names, codes, scales and ranges: adapters name by it what they were trained on."""
+        return self.header.numbers
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """How inputs of matrices are rounded, by name of the module."""
+        return self.header.ranges
 
     @cached_property
     def digest(self) -> str:

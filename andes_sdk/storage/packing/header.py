@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,9 @@ from attrs import frozen
 from andes_sdk.config import CONVERTER, reasons
 from andes_sdk.errors import CheckpointError
 from andes_sdk.formats import Format
+from andes_sdk.formats.numbers import range_problem
 from andes_sdk.plan import Plan
+from andes_sdk.types.compression import Range
 
 MAGIC = b"ANDESPAK"
 VERSION = 1
@@ -61,6 +64,14 @@ class Entry(Place):
         return matrix(self.shape)
 
 
+def matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a tensor of two or more dimensions: (1, N, D) is N rows, a convolution has one per filter."""
+    shape = list(shape)
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    return shape[0], math.prod(shape[1:])
+
+
 @frozen(kw_only=True)
 class Header:
     """What an artefact says of itself.
@@ -72,6 +83,9 @@ class Header:
         tied: further name -> name of the same tensor.
         files: the tokenizer's files by name.
         nbytes: of the data.
+        numbers: sha256 over names, codes, scales and ranges: of what a compressor gave, or of all matrices where none
+            did (`andes_sdk.formats.numbers`).
+        ranges: how inputs of matrices are rounded, by name of the module.
     """
 
     plan: Plan
@@ -80,20 +94,14 @@ class Header:
     tied: Mapping[str, str]
     files: Mapping[str, Place]
     nbytes: int
+    numbers: str
+    ranges: Mapping[str, Range]
 
     def to_bytes(self) -> bytes:
         """Preamble and JSON, padded to where the data starts."""
         body = json.dumps(CONVERTER.unstructure(self), ensure_ascii=False, separators=(",", ":")).encode()
         head = PREAMBLE.pack(MAGIC, VERSION, 0, len(body), hashlib.sha256(body).digest())
         return head + body + bytes(aligned(len(head) + len(body)) - len(head) - len(body))
-
-
-def matrix(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a tensor of two or more dimensions: (1, N, D) is N rows, a convolution has one per filter."""
-    shape = list(shape)
-    while len(shape) > 2 and shape[0] == 1:
-        shape = shape[1:]
-    return shape[0], math.prod(shape[1:])
 
 
 def aligned(size: int) -> int:
@@ -197,6 +205,15 @@ def _problems(header: Header, formats: Mapping[str, Format]) -> Iterator[str]:
     for name in header.files:
         if "\\" in name or "\0" in name or {"", ".", ".."} & set(name.split("/")):
             yield f"file {name!r} would lie outside its folder"
+    if not re.fullmatch("[0-9a-f]{64}", header.numbers):
+        yield f"numbers are {header.numbers[:80]!r}, not a sha256"
+    if len(header.ranges) > len(header.tensors):
+        yield f"{len(header.ranges)} ranges for {len(header.tensors)} tensors"
+    for name, one in header.ranges.items():
+        if f"{name}.weight" not in header.tensors and f"{name}.weight" not in header.tied:
+            yield f"range of {name!r}: there is no such matrix"
+        elif why := range_problem(one):
+            yield f"range of {name!r}: {why}"
     end = 0
     everything = [*header.tensors.items(), *header.files.items()]
     for name, place in sorted(everything, key=lambda item: item[1].offset):

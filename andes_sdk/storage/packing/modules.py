@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from andes_sdk.errors import CheckpointError
-from andes_sdk.storage.checkpoint.load import aliases, assign, refuse_meta_buffers
+from andes_sdk.storage.checkpoint.load import aliases, assign, needed, refuse_meta_buffers
 from andes_sdk.storage.packing.header import AGAIN
 
 if TYPE_CHECKING:
@@ -24,11 +24,12 @@ def check_fit(model: VisionLanguageModel, artefact: Artefact) -> None:
     Raises:
         CheckpointError: naming what is missing, extra or of another shape. PluginBroken: buffers nobody fills.
     """
-    wanted, tied = model.state_dict(), aliases(model)
     stored = {name: entry.shape for name, entry in artefact.tensors.items()}
-    needed = {name: tuple(tensor.shape) for name, tensor in wanted.items() if name not in tied}
-    if stored != needed or dict(artefact.header.tied) != tied:
-        wrong = sorted(n for n in stored.keys() | needed.keys() if stored.get(n) != needed.get(n)) or sorted(tied)
+    wanted = needed(model, stored.keys() | artefact.header.tied.keys())
+    tied = {name: first for name, first in aliases(model).items() if name in wanted}
+    shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items() if name not in tied}
+    if stored != shapes or dict(artefact.header.tied) != tied:
+        wrong = sorted(n for n in stored.keys() | shapes.keys() if stored.get(n) != shapes.get(n)) or sorted(tied)
         why = f"missing, extra or of another shape: {', '.join(wrong[:20])}"
         raise CheckpointError("does not fit the model that its plan builds", who=str(artefact.path), why=why, fix=AGAIN)
     refuse_meta_buffers(model, wanted)
@@ -37,7 +38,7 @@ def check_fit(model: VisionLanguageModel, artefact: Artefact) -> None:
 def fill(model: VisionLanguageModel, artefact: Artefact, *, device: str, dtype: str) -> VisionLanguageModel:
     """Every weight dequantised: slow to open and as large as the float model; the reference for what runs packed."""
     check_fit(model, artefact)
-    tied = aliases(model)
+    tied, model.numbers = dict(artefact.header.tied), artefact.numbers
     assign(model, {n: t for n, t in artefact.dequantised_state().items() if n not in tied}, tied)
     if callable(tie := getattr(model.language_model, "tie_weights", None)):
         tie()
@@ -51,6 +52,7 @@ def attach(model: VisionLanguageModel, artefact: Artefact, *, dtype: str) -> Vis
     """
     check_fit(model, artefact)
     modules, kind = dict(model.named_modules()), getattr(torch, dtype)
+    model.numbers = artefact.numbers
     for name in (*artefact.tensors, *artefact.header.tied):
         owner, _, leaf = name.rpartition(".")
         module = modules[owner]
@@ -64,7 +66,7 @@ def attach(model: VisionLanguageModel, artefact: Artefact, *, dtype: str) -> Vis
             # what is registered has no elements; it tells modules their device and type
             _put(module, leaf, torch.empty(0, dtype=kind))
             register_parametrization(module, leaf, StoredWeight(artefact, name, kind), unsafe=True)
-    return model.eval()
+    return model.to(dtype=kind).eval()  # what the file may lack has another type so far
 
 
 def _put(module: nn.Module, leaf: str, tensor: Tensor) -> None:

@@ -209,6 +209,44 @@ def _detached(subject: Subject) -> None:
         require_bits(got, wanted, case.named("logits of a session that waited while another used an adapter"))
 
 
+@check(KIND, "int8 matrices with scales compute what their floats do")
+def _int8(subject: Subject) -> None:
+    for case in _cases(subject):
+        whole, floats = {}, {}
+        for name, low in case.adapters[0].layers.items():
+            parts: dict[str, Tensor] = {}
+            for part, matrix in (("a", low.a), ("b", low.b)):
+                scale = matrix.abs().amax(1) / 127
+                parts |= {part: (matrix / scale[:, None]).round().to(torch.int8), f"{part}_scale": scale}
+            whole[name] = LowRank(scale=low.scale, **parts)
+            a, b = whole[name].matrices()
+            floats[name] = LowRank(a=a, b=b, scale=low.scale)
+        for name, layers in (("int8", whole), ("floats", floats)):
+            case.compiled.add_adapter(Adapter(name=name, layers=layers))
+        got, wanted = (_talk(subject, case.opened(name)) for name in ("int8", "floats"))
+        require_close(got, wanted, 1e-4, case.named("logits with int8 matrices against the same in floats"))
+
+
+@check(KIND, "an adapter is removed when no open session uses it, and the others stay what they are")
+def _removed(subject: Subject) -> None:
+    for case in _cases(subject):
+        case.with_adapters()
+        base, wide, narrow = (_talk(subject, case.opened(name)) for name in (None, *RANKS))
+        user = case.opened("wide")
+        message = case.named("removes an adapter that an open session uses")
+        expect_refusal(lambda c=case: c.compiled.remove_adapter("wide"), message, (SessionError,))  # type: ignore[misc]
+        require_bits(_talk(subject, user), wide, case.named("logits of a session whose adapter was to be removed"))
+        case.compiled.remove_adapter("wide")
+        message = case.named("removes an adapter that is not there")
+        expect_refusal(lambda c=case: c.compiled.remove_adapter("wide"), message, (ConfigError,))  # type: ignore[misc]
+        message = case.named("a session takes the name of an adapter that was removed")
+        expect_refusal(lambda c=case: c.opened("wide"), message, (SessionError,))  # type: ignore[misc]
+        for name, bits in ((None, base), ("narrow", narrow)):
+            require_bits(_talk(subject, case.opened(name)), bits, case.named(f"logits of {name!r} after a removal"))
+        case.compiled.add_adapter(case.adapters[0])
+        require_bits(_talk(subject, case.opened("wide")), wide, case.named("logits of an adapter that was added again"))
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -222,6 +260,8 @@ def _misfits(adapter: Adapter) -> dict[str, Mapping[str, LowRank]]:
         "an output too many": {name: evolve(low, b=torch.cat([low.b, low.b[:1]]))},
         "two ranks": {name: evolve(low, b=low.b[:, 1:])},
         "a layer that is not there": {f"{name}.more": low},
+        "int8 without scales": {name: evolve(low, a=low.a.to(torch.int8))},
+        "scales of another number": {name: evolve(low, a=low.a.to(torch.int8), a_scale=torch.ones(len(low.a) + 1))},
     }
     return {what: {**adapter.layers, **layer} for what, layer in wrong.items()}
 

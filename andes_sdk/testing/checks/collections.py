@@ -14,13 +14,14 @@ from torch import Tensor
 
 from andes_sdk.errors import BackendUnavailable, SessionError
 from andes_sdk.formats import FORMATS, Format
+from andes_sdk.formats.numbers import quantised, range_problem
 from andes_sdk.runtime.policy import KeepAll
 from andes_sdk.runtime.torch_backend import TorchBackend
 from andes_sdk.testing.material import answer_to_everything, conversation, plain_inputs
 from andes_sdk.testing.registry import check
 from andes_sdk.testing.require import require, require_bits, require_close, require_finite
 from andes_sdk.testing.weights import expect_refusal
-from andes_sdk.types import Backend, Benchmark, Compressor, DataFilter, Reward, Rows, Work
+from andes_sdk.types import Backend, Benchmark, Compressed, Compressor, DataFilter, Reward, Rows, Work
 
 if TYPE_CHECKING:
     from andes_sdk.testing.subject import Subject
@@ -57,9 +58,26 @@ def _compresses(subject: Subject) -> None:
     for compressor in _objects(subject, "andes_compressors", Compressor):
         pipe = subject.pipeline()
         told = compressor.compress(pipe.model)
-        require(isinstance(told, Mapping) and told, f"{compressor.name!r} tells {told!r}, not facts")
+        require(isinstance(told, Compressed), f"{compressor.name!r} returns {type(told).__name__}, not Compressed")
+        require(isinstance(told.report, Mapping) and told.report, f"{compressor.name!r} tells {told.report!r}")
         logits = answer_to_everything(pipe.model, pipe.prepare(conversation(0)))
         require_finite(logits, f"logits of the model compressed by {compressor.name!r}")
+
+
+@check("compressors", "codes are the weights of the compressed model, and ranges can be")
+def _codes(subject: Subject) -> None:
+    for compressor in _objects(subject, "andes_compressors", Compressor):
+        model = subject.pipeline().model
+        told = compressor.compress(model)
+        own, ranges = quantised(model)
+        codes, state = {**own, **told.codes}, model.state_dict()
+        for name, one in codes.items():
+            require(name in state, f"{compressor.name!r} gives codes of {name}, which the model does not have")
+            weights = torch.from_numpy(one.weights()).reshape(state[name].shape)
+            require_close(state[name].float(), weights, 1e-6, f"{name} against the codes of {compressor.name!r}")
+        for name, one in {**ranges, **told.ranges}.items():
+            require(f"{name}.weight" in state, f"{compressor.name!r} gives a range of {name}, which has no weight")
+            require(not range_problem(one), f"range of {name}: {range_problem(one)}")
 
 
 # ---------------------------------------------------------------- backends

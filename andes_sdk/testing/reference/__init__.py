@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "REFERENCES", "ReferenceBackend", "ReferenceBenchmark", "ReferenceCompressor", "ReferenceDecoder",
     "ReferenceEncoder", "ReferenceExporter", "ReferenceFilter", "ReferenceFormat", "ReferenceLanguageModel",
-    "ReferencePolicy", "ReferenceProjector", "ReferenceReward", "ReferenceTokenizer", "ReferenceWatcher",
+    "ReferenceModules", "ReferencePolicy", "ReferenceProjector", "ReferenceReward", "ReferenceTokenizer",
+    "ReferenceWatcher",
 ]  # fmt: skip
 
 
@@ -126,6 +127,21 @@ class ReferenceDecoder:
         from .running import PromptLookup
 
         return PromptLookup(self.depth)
+
+
+@frozen(eq=False, kw_only=True)
+class ReferenceModules:
+    """Add a head that nothing asks yet. Shortest use: `Pipeline.from_plugins([..., ReferenceModules()])`."""
+
+    contract = "1.1"
+
+    @hookimpl
+    def andes_modules(self, model: VisionLanguageModel) -> Sequence[str]:
+        """A checkpoint may lack the head."""
+        from torch import nn
+
+        model.draft = nn.Linear(model.text.width, model.text.vocab_size, bias=False)
+        return ["draft."]
 
 
 @frozen(eq=False, kw_only=True)

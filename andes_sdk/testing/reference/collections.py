@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import frozen
 
+from andes_sdk.errors import ConfigError
 from andes_sdk.files import write_atomically
+from andes_sdk.types import Compressed
 
 if TYPE_CHECKING:
     from andes_sdk.types import Model
@@ -24,13 +26,15 @@ class Rounding:
     name: str = "reference-rounding"
 
     @torch.no_grad()
-    def compress(self, model: Model, **options: Any) -> Mapping[str, Any]:
+    def compress(self, model: Model, **options: Any) -> Compressed:
         """Rounds in place -> bits per weight."""
+        if options:
+            raise ConfigError(f"no option {min(options)!r}", who=self.name, fix="it takes no options")
         top = 2 ** (self.bits - 1) - 1
         for weight in model.parameters():
             step = weight.abs().max().clamp(min=1e-12) / top
             weight.copy_((weight / step).round() * step)
-        return {"bits": self.bits}
+        return Compressed(report={"bits": self.bits})
 
 
 @frozen

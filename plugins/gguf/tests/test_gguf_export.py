@@ -4,6 +4,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from andes_compression.pack import pack_model
+from andes_compression.recipe import default_recipe
 from andes_gguf import Gguf, GgufExport, container
 from andes_gguf.architecture import fields_of
 from andes_gguf.export import GgufExporter
@@ -14,7 +16,6 @@ from andes_sdk import Pipeline
 from andes_sdk.cli import app
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.runtime.attention import PackedAttention, Segment
-from andes_sdk.storage import packing
 from andes_sdk.testing.reference import ReferenceLanguageModel, ReferenceTokenizer
 
 IDS = [5, 77, 200, 12, 130, 9, 33, 250, 61, 18] * 8
@@ -118,8 +119,8 @@ def test_the_tokens_of_the_qwen_vocabulary_are_llama_cpps(tmp_path, llama_cpp):
 )
 def test_a_packed_artefact_becomes_a_file_without_loss(tmp_path, form, kind):
     pipe = pipeline(QWEN3)
-    recipe = packing.default_recipe(pipe.model, form)
-    packing.pack_model(pipe.model, recipe, tmp_path / "model.andes", plan=pipe.plan)
+    recipe = default_recipe(pipe.model, form)
+    pack_model(pipe.model, recipe, tmp_path / "model.andes", plan=pipe.plan)
     packed = Pipeline.from_pretrained(tmp_path / "model.andes", backend="torch")
     report = GgufExporter().export(packed, tmp_path / "model.gguf")
     assert report["lossless"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from andes_sdk.errors import BackendUnavailable
 from andes_sdk.formats import find
 from andes_sdk.runtime.compiled import BaseCompiled, Pass
+from andes_sdk.runtime.lora import refuse_used
 
 from .affinity import tell_cpus
 from .encoder import Vision, choose_vision
@@ -147,7 +148,7 @@ class CompiledNumba(BaseCompiled):
     @cached_property
     def adapters(self) -> Adapters:
         """Adapters by name."""
-        return Adapters(self.packed.sizes)
+        return Adapters(self.packed.sizes, self.model)
 
     def add_adapter(self, adapter: Adapter) -> None:
         """Make an adapter known to all sessions.
@@ -156,6 +157,15 @@ class CompiledNumba(BaseCompiled):
             DuplicateName: there is one of that name. ConfigError: it adapts what is no linear layer of a Qwen3 layer.
         """
         self.adapters.add(adapter)
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter.
+
+        Raises:
+            ConfigError: there is none of that name. SessionError: open sessions use it.
+        """
+        refuse_used(name, lambda: self.sessions)
+        self.adapters.remove(name)
 
     @cached_property
     def rotary(self) -> Rotary:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from andes_sdk.runtime.lora import refuse_double, refuse_misfit
+from andes_sdk.runtime.lora import refuse_double, refuse_misfit, refuse_other_base, refuse_unknown
 
 from .activations import address, inline, silu
 from .simd import ONE, fma, load_f, mul_f, splat_f, store_f, store_f32, total_f, zeros_f
 
 if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.types import Adapter
 
     from .sizes import Sizes
@@ -123,9 +124,9 @@ def gate_rows(both, gated, columns, count, threads):
 class Adapters(Mapping[str, int]):
     """The adapters of one compiled model, by name -> index; laid out once, used by every session where they lie."""
 
-    def __init__(self, sizes: Sizes) -> None:
-        self._sizes, self._index = sizes, dict[str, int]()
-        self._arrays: list[np.ndarray] = []
+    def __init__(self, sizes: Sizes, model: VisionLanguageModel) -> None:
+        self._sizes, self._model, self._index = sizes, model, dict[str, int]()
+        self._arrays: dict[str, list[np.ndarray]] = {}
         q, kv = sizes.q_heads * sizes.head, sizes.kv_heads * sizes.head
         wide = -(-sizes.inner // 128) * 128
         columns = sizes.width, sizes.width, sizes.width, q, sizes.width, sizes.width, sizes.inner
@@ -152,23 +153,42 @@ class Adapters(Mapping[str, int]):
 
         Raises:
             DuplicateName: there is one of that name. ConfigError: a pair for what is no linear layer of a Qwen3 layer,
-                or of another shape.
+                of another shape or type, or a base of other numbers than the model's.
         """
         refuse_double(adapter, self)
+        refuse_other_base(adapter, self._model)
         places = {f"model.layers.{n}.{r}": (n, i) for n in range(self._sizes.layers) for i, r in enumerate(ROLES)}
         refuse_misfit(adapter, {name: self._shapes[role] for name, (_, role) in places.items()})
         pairs, ranks = (np.zeros((1, *a.shape[1:]), np.int64) for a in (self._pairs, self._ranks))
         scales = np.zeros((1, *self._scales.shape[1:]), np.float32)
+        arrays: list[np.ndarray] = []
         for name, low in adapter.layers.items():
             n, role = places[name]
-            a = _laid_out(low.a.numpy(), self._columns[role])
-            b = _laid_out(low.b.numpy().T, self._outputs[role])
+            rows = [matrix.numpy() for matrix in low.matrices()]
+            a, b = _laid_out(rows[0], self._columns[role]), _laid_out(rows[1].T, self._outputs[role])
             pairs[0, n, role] = a.ctypes.data, b.ctypes.data
             ranks[0, n, role], scales[0, n, role] = len(a), low.scale
-            self._arrays += [a, b]
+            arrays += [a, b]
         self._pairs, self._ranks = np.concatenate([self._pairs, pairs]), np.concatenate([self._ranks, ranks])
         self._scales = np.concatenate([self._scales, scales])
+        self._arrays[adapter.name] = arrays
         self._index[adapter.name] = len(self._index)
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter and free its matrices; those behind it move up.
+
+        A pass that runs meanwhile has tables of its own, and no row of this adapter.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        refuse_unknown(name, self)
+        gone = self._index[name]
+        self._pairs, self._ranks, self._scales = (
+            np.delete(table, gone, axis=0) for table in (self._pairs, self._ranks, self._scales)
+        )
+        self._index = {other: i - (i > gone) for other, i in self._index.items() if other != name}
+        del self._arrays[name]
 
     def of(self, names: Sequence[str | None], lengths: Sequence[int]) -> Lora:
         """For a pass over rows of several sessions: each session's adapter, and its number of rows."""

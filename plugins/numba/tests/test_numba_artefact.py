@@ -5,12 +5,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from andes_compression.pack import pack_model
+from andes_compression.recipe import default_recipe
 from andes_numba.machine import threading_layer
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import BackendUnavailable, CheckpointError, ConfigError
 from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.storage.packing import default_recipe, pack_model
 from andes_sdk.testing.material import conversation
 from andes_sdk.types import Inputs, PackedBackend
 

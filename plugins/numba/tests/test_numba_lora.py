@@ -134,3 +134,37 @@ def test_matrices_of_other_shapes_are_refused_with_the_shapes_that_fit():
     assert "k_proj: b is [33, 3], not [32, 3]" in error.value.why
     with pytest.raises(SessionError, match="no adapter 'odd'"):
         pipe.compiled.session(KeepAll()).adapter = "odd"
+
+
+def test_a_removed_adapter_leaves_the_others_their_bits():
+    pipe = Pipeline.from_plugins([*MODEL, {"numba": INT8}], backend="numba", seed=3)
+    for one in ADAPTERS:
+        pipe.compiled.add_adapter(one)
+    wide, narrow, gates = (talk(pipe, name)[0] for name in NAMES[1:])
+    session = pipe.compiled.session(KeepAll())
+    session.adapter = "wide"
+    with pytest.raises(SessionError, match="1 open sessions use it"):
+        pipe.remove_adapter("wide")
+    session.adapter = None
+    pipe.remove_adapter("wide")
+    with pytest.raises(ConfigError, match="no adapter 'wide'"):
+        pipe.remove_adapter("wide")
+    assert torch.equal(talk(pipe, "narrow")[0], narrow)
+    assert torch.equal(talk(pipe, "gates")[0], gates)
+    pipe.compiled.add_adapter(ADAPTERS[0])
+    assert torch.equal(talk(pipe, "wide")[0], wide)
+
+
+def test_int8_matrices_and_other_bases():
+    pipe = Pipeline.from_plugins([*MODEL, {"numba": INT8}], backend="numba", seed=3)
+    name = "model.layers.0.self_attn.q_proj"
+    whole = LowRank(
+        a=torch.full((2, 48), 3, dtype=torch.int8), b=torch.full((64, 2), -5, dtype=torch.int8), scale=1.0,
+        a_scale=torch.tensor([0.01, 0.02]), b_scale=torch.full((64,), 0.1),
+    )  # fmt: skip
+    a, b = whole.matrices()
+    pipe.compiled.add_adapter(Adapter(name="int8", layers={name: whole}))
+    pipe.compiled.add_adapter(Adapter(name="floats", layers={name: LowRank(a=a, b=b, scale=1.0)}))
+    assert torch.equal(talk(pipe, "int8")[0], talk(pipe, "floats")[0])
+    with pytest.raises(ConfigError, match="another base"):
+        pipe.compiled.add_adapter(Adapter(name="based", layers={name: whole}, base="a" * 64))

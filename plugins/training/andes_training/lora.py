@@ -6,6 +6,7 @@ The layers are peft's, and so is the folder that is written: `adapter_config.jso
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from andes_sdk.errors import TrainingError
 from andes_sdk.files import appearing
+from andes_sdk.formats.numbers import numbers_of
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -29,12 +31,14 @@ class Lora:
 
     Attributes:
         folder: where it is saved, relative to the run's.
+        base: the numbers of the model that it was put into, which the saved adapter names; "" for a float model.
     """
 
     recipe: LoraRecipe
     folder: str
     targets: tuple[str, ...] = field(default=(), init=False)
     tuner: Any = field(default=None, init=False)
+    base: str = field(default="", init=False)
 
     def put_in(self, model: VisionLanguageModel) -> None:
         """Add the adapter to a model, in place; B is zero, so nothing changes yet.
@@ -48,7 +52,7 @@ class Lora:
             raise TrainingError(
                 "LoRA needs peft", who="stages.lora", why=str(error), fix="pip install 'andes-training[lora]'"
             ) from None
-        recipe = self.recipe
+        recipe, self.base = self.recipe, model.numbers or numbers_of(model)
         self.targets = targets_of(model, recipe.targets)
         if not self.targets:
             raise TrainingError(
@@ -80,6 +84,10 @@ class Lora:
         with appearing(folder) as temporary:
             save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
             config.save_pretrained(str(temporary))
+            if self.base:
+                path = temporary / "adapter_config.json"
+                fields = json.loads(path.read_text(encoding="utf-8")) | {"andes_base": self.base}
+                path.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
 
     def take_out(self, model: VisionLanguageModel) -> None:
         """Give the model its own layers back, with the adapter added to their weights or without it."""

@@ -137,3 +137,20 @@ def test_a_run_with_dropout_goes_on_to_the_bit(recipe: Path, tmp_path: Path) -> 
     train(recipe, tmp_path / "cut")
     one, two = (load_file(tmp_path / n / "adapters" / "sft" / "adapter_model.safetensors") for n in ("whole", "cut"))
     assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_an_adapter_of_a_compressed_model_names_its_numbers_and_one_of_a_float_model_none(
+    recipe: Path, tmp_path: Path
+) -> None:
+    made = load_recipe(recipe).stages[0].lora
+    for numbers in ("a" * 64, ""):
+        pipeline = Pipeline.from_plugins(**load_recipe(recipe).pipeline)
+        pipeline.model.numbers = numbers
+        lora = Lora(made, "adapter")
+        lora.put_in(pipeline.model)
+        lora.save(pipeline.model, tmp_path / "adapter")
+        lora.take_out(pipeline.model)
+        config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+        assert config.get("andes_base", "") == numbers
+        pipeline.add_adapter("mine", tmp_path / "adapter")
+        assert pipeline.compiled.adapters["mine"].base == numbers

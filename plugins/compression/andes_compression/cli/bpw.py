@@ -14,7 +14,7 @@ from andes_sdk.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from andes_sdk.storage.packing import Report
+    from andes_compression.bpw import Report
 
 Head = Annotated[str | None, typer.Option(help="Of embedding and head. [default: as --format]")]
 Vision = Annotated[str, typer.Option(help="Of the matrices of encoder and projector.")]
@@ -46,16 +46,18 @@ def report_of(
     Raises:
         ConfigError: a model known by name, without a format. CheckpointError: nothing that can be read.
     """
+    from andes_compression import bpw as counting
+    from andes_compression.recipe import default_recipe
     from andes_sdk.assembling.assembly import assemble
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.storage import packing
+    from andes_sdk.storage.packing import Artefact, is_artefact
 
     path = Path(model)
-    if packing.is_artefact(path):
+    if is_artefact(path):
         if form is not None:
             raise ConfigError("an artefact has its formats already", who=model, fix="leave out --format")
         own = assemble(plugins, slots_required=False).collections["formats"]
-        return packing.of_artefact(packing.Artefact.open(path, formats=own.values()))
+        return counting.of_artefact(Artefact.open(path, formats=own.values()))
     member = None if path.exists() else family_member(model)
     if member is not None and form is None:
         raise ConfigError("a member of the family has no weights to count", who=model, fix="pass --format")
@@ -67,9 +69,9 @@ def report_of(
     if form is None:
         if pipeline.weights is None:
             raise ConfigError("has no checkpoint to count", who=model, fix="pass --format")
-        return packing.of_checkpoint(pipeline.weights, modules, pipeline.plan)
-    recipe = packing.default_recipe(modules, form, head=head, vision=vision) | patterns(given)
-    return packing.of_model(modules, pipeline.plan, recipe, formats=pipeline.collection("formats").values())
+        return counting.of_checkpoint(pipeline.weights, modules, pipeline.plan)
+    recipe = default_recipe(modules, form, head=head, vision=vision) | patterns(given)
+    return counting.of_model(modules, pipeline.plan, recipe, formats=pipeline.collection("formats").values())
 
 
 def show(report: Report, console: Console, title: str) -> None:

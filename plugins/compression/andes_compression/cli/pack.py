@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from andes_sdk.cli.bpw import Head, Set, Vision, patterns, show
+from andes_compression.cli.bpw import Head, Set, Vision, patterns, show
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout
 from andes_sdk.cli.loading import Plugins
 
@@ -30,23 +30,25 @@ def pack(
 
     This needs no data, and is the plain baseline: training-based compressors write the same formats.
     """
+    from andes_compression import bpw as counting
+    from andes_compression.pack import pack_model
+    from andes_compression.recipe import default_recipe
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.storage import packing
 
     pipeline = Pipeline.from_pretrained(model, plugins=plugin or ())
-    recipe = packing.default_recipe(pipeline.meta_model(), form, head=head, vision=vision) | patterns(change)
+    recipe = default_recipe(pipeline.meta_model(), form, head=head, vision=vision) | patterns(change)
     formats = tuple(pipeline.collection("formats").values())
     # refuses a recipe that does not fit before weights are read
-    packing.of_model(pipeline.meta_model(), pipeline.plan, recipe, formats=formats)
+    counting.of_model(pipeline.meta_model(), pipeline.plan, recipe, formats=formats)
     begin = time.perf_counter()
     with Progress(console=stderr(), disable=as_json, transient=True) as bar:
         task = bar.add_task("packing", total=pipeline.model.parameter_count())
-        artefact = packing.pack_model(
+        artefact = pack_model(
             pipeline.model, recipe, out, plan=pipeline.plan, search=search,
             formats=formats,
             progress=lambda name, count: bar.update(task, advance=count, description=name),
         )  # fmt: skip
-    seconds, report = time.perf_counter() - begin, packing.of_artefact(artefact)
+    seconds, report = time.perf_counter() - begin, counting.of_artefact(artefact)
     if as_json:
         facts = {"artefact": str(artefact.path), "digest": artefact.digest, "seconds": round(seconds, 3)}
         print_json({**facts, "file_bytes": artefact.path.stat().st_size, **report.to_dict()})

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from andes_compression.recipe import GROUPS, groups
 from andes_sdk.formats import Format, known
-from andes_sdk.storage.packing.header import Header, aligned
-from andes_sdk.storage.packing.recipe import GROUPS, groups
+from andes_sdk.storage.packing import Header, aligned
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.plan import Plan
-    from andes_sdk.storage.packing.artefact import Artefact
+    from andes_sdk.storage.packing import Artefact
 
 
 LANGUAGE_MODEL = ("body", "embedding", "head", "vectors")
@@ -112,7 +112,7 @@ def of_model(
     Raises:
         ConfigError: a recipe that does not fit the model.
     """
-    from andes_sdk.storage.packing.pack import arrange
+    from andes_compression.pack import arrange
 
     formats = tuple(formats)
     header = arrange(model, recipe, plan, formats=formats)
@@ -146,8 +146,7 @@ def of_checkpoint(folder: Path, model: VisionLanguageModel, plan: Plan) -> Repor
     """
     import torch
 
-    from andes_sdk.storage.checkpoint.files import layout, scan
-    from andes_sdk.storage.checkpoint.load import aliases
+    from andes_sdk.storage.checkpoint import aliases, layout, scan
 
     tied, group = aliases(model), groups(model)
     item = getattr(torch, plan.dtype).itemsize

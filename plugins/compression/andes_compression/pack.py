@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,21 +14,20 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from andes_compression import recipe as recipes
 from andes_sdk.errors import AndesError, CheckpointError, ConfigError
 from andes_sdk.files import appearing_file
 from andes_sdk.formats import LANES, Codes, Format, known
-from andes_sdk.storage.checkpoint.load import aliases
-from andes_sdk.storage.checkpoint.saving import portable
-from andes_sdk.storage.checkpoint.shards import stored_tensors
-from andes_sdk.storage.packing import recipe as recipes
-from andes_sdk.storage.packing.artefact import Artefact, row_chunk
-from andes_sdk.storage.packing.header import Entry, Header, Place, aligned, matrix, raw_dtype
+from andes_sdk.formats.numbers import digest, numbers, quantised, refuse_ranges
+from andes_sdk.storage.checkpoint import aliases, portable, stored_tensors
+from andes_sdk.storage.packing import Artefact, Entry, Header, Place, aligned, matrix, raw_dtype, row_chunk
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.plan import Plan
+    from andes_sdk.types import Range
 
 Progress = Callable[[str, int], None]
 """Called with a tensor's name and its number of weights after it was written."""
@@ -41,6 +40,7 @@ def pack_model(
     *,
     plan: Plan,
     codes: Mapping[str, Codes] | None = None,
+    ranges: Mapping[str, Range] | None = None,
     formats: Iterable[Format] = (),
     search: bool = True,
     progress: Progress | None = None,
@@ -50,7 +50,9 @@ def pack_model(
     Args:
         recipe: name or pattern -> format; see `default_recipe`. Vectors are stored in float32.
         plan: of the model's pipeline; options that hold on one machine only are left out.
-        codes: for some tensors, codes that a compressor made; the others are rounded to nearest.
+        codes: for some tensors, codes that a compressor made, stored as they are; so are those of `Quantised` modules.
+            The others are rounded to nearest.
+        ranges: of inputs, by name of the module; those of `Quantised` modules are added.
         formats: of plugins.
         search: choose scales by squared error.
 
@@ -58,18 +60,20 @@ def pack_model(
         ConfigError: a recipe that does not fit the model. CheckpointError: weights or codes that a format cannot
         hold, or a file that cannot be written.
     """
-    formats, given, target = tuple(formats), dict(codes or {}), Path(path).expanduser().absolute()
+    formats, target = tuple(formats), Path(path).expanduser().absolute()
     if model.device.type == "meta":
         raise ConfigError("a model without weights cannot be packed", who="pack_model", fix="load its weights")
     saved = _tokenizer_files(model)
     header = arrange(model, recipe, plan, formats=formats, files={n: len(b) for n, b in saved.items()})
-    _check_codes(given, header)
-    content = _contents(model, header, known(formats), given, search)
+    given, ranged = _given(model, header, codes or {}, ranges or {})
+    header = attrs.evolve(header, ranges=ranged)
+    seen: dict[str, bytes] = {}
+    content = _contents(model, header, known(formats), given, search, seen)
     try:
         if target.is_dir():
             raise CheckpointError("is a folder", who=str(target), fix="give the name of a file, such as model.andes")
         with appearing_file(target) as temporary, open(temporary, "xb") as file:
-            _write(file, header, content, saved, progress or (lambda name, count: None))
+            _write(file, header, content, saved, progress or (lambda name, count: None), seen)
     except OSError as error:
         raise CheckpointError("cannot be written", who=str(target), why=str(error), fix="nothing was changed") from None
     return Artefact.open(target, formats=formats)
@@ -81,6 +85,7 @@ def _write(
     contents: Iterator[tuple[str, NDArray[np.uint8]]],
     saved: Mapping[str, bytes],
     progress: Progress,
+    seen: Mapping[str, bytes],
 ) -> None:
     """The data, one tensor in memory at a time, and then the header with its checksums in front of it."""
     start = len(header.to_bytes())
@@ -92,7 +97,7 @@ def _write(
         digests[name] = _put(file, start, place, np.frombuffer(saved[name], np.uint8))
     file.truncate(start + header.nbytes)
     file.seek(0)
-    file.write(_sealed(header, digests).to_bytes())
+    file.write(_sealed(header, digests, numbers(seen, header.ranges)).to_bytes())
 
 
 def arrange(
@@ -133,6 +138,8 @@ def arrange(
         tied=aliases(model),
         files=places,
         nbytes=end,
+        numbers="0" * 64,
+        ranges={},
     )
 
 
@@ -149,13 +156,33 @@ def _tokenizer_files(model: VisionLanguageModel) -> dict[str, bytes]:
         return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-def _sealed(header: Header, digests: Mapping[str, str]) -> Header:
+def _sealed(header: Header, digests: Mapping[str, str], hashed: str) -> Header:
     """The header with its checksums; they are as long as those they replace."""
     return attrs.evolve(
         header,
+        numbers=hashed,
         tensors={n: attrs.evolve(e, sha256=digests[n]) for n, e in header.tensors.items()},
         files={n: attrs.evolve(p, sha256=digests[n]) for n, p in header.files.items()},
     )
+
+
+def _given(
+    model: VisionLanguageModel, header: Header, codes: Mapping[str, Codes], ranges: Mapping[str, Range]
+) -> tuple[dict[str, Codes], dict[str, Range]]:
+    """Codes by stored name and ranges by module: what the caller gives, and what `Quantised` modules say.
+
+    Raises:
+        ConfigError: codes or ranges that do not fit the model.
+    """
+    own, measured = quantised(model)
+    given = {header.tied.get(name, name): one for name, one in {**own, **codes}.items()}
+    _check_codes(given, header)
+    ranged = {**measured, **ranges}
+    refuse_ranges(ranged)
+    for name in ranged:
+        if header.tied.get(f"{name}.weight", f"{name}.weight") not in header.tensors:
+            raise ConfigError("a range for what has no weight", who=name, fix="use the names of modules with `weight`")
+    return given, ranged
 
 
 def _check_codes(codes: Mapping[str, Codes], header: Header) -> None:
@@ -174,8 +201,9 @@ def _contents(
     formats: Mapping[str, Format],
     codes: Mapping[str, Codes],
     search: bool,
+    seen: dict[str, bytes],
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Name and bytes of every tensor, made when asked for."""
+    """Name and bytes of every tensor, made when asked for; `seen` gets the digest of the codes that count."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, tensor in stored_tensors(model).items():
             entry = header.tensors[name]
@@ -185,31 +213,51 @@ def _contents(
                 yield name, np.ascontiguousarray(raw, kind).reshape(-1).view(np.uint8)
                 continue
             try:
-                yield name, _packed(tensor, entry.matrix, formats[entry.format], codes.get(name), search, pool)
+                form, one = formats[entry.format], codes.get(name)
+                made, parts = _packed(tensor, entry.matrix, form, one, search, pool, keep=not codes)
+                if one is not None or not codes:
+                    seen[name] = digest(name, one or _joined(parts, entry.matrix))
             except AndesError as error:
                 who = f"{name} ({entry.format})"
                 raise type(error)(error.what, who=who, why=error.why, fix=error.fix) from None
+            yield name, made
+
+
+def _joined(parts: Sequence[Codes], shape: tuple[int, int]) -> Codes:
+    """Codes of a whole matrix."""
+    if not parts:
+        return Codes(np.zeros(shape, np.int8), np.zeros((0, 0), np.float16), 1)
+    values, scales = (np.concatenate([getattr(p, n) for p in parts]) for n in ("values", "scales"))
+    return Codes(values, scales, parts[0].group)
 
 
 def _packed(
-    tensor: Tensor, shape: tuple[int, int], form: Format, codes: Codes | None, search: bool, pool: ThreadPoolExecutor
-) -> NDArray[np.uint8]:
-    """The bytes of one matrix, worked on in parts by several threads."""
+    tensor: Tensor,
+    shape: tuple[int, int],
+    form: Format,
+    codes: Codes | None,
+    search: bool,
+    pool: ThreadPoolExecutor,
+    *,
+    keep: bool,
+) -> tuple[NDArray[np.uint8], list[Codes]]:
+    """The bytes of one matrix, worked on in parts by several threads, and their codes if they are to be kept."""
     (rows, cols), weight = shape, tensor.reshape(shape)
     out = np.empty(form.packed_shape(rows, cols), np.uint8)
     step = row_chunk(cols)
 
-    def fill(at: int) -> None:
+    def fill(at: int) -> Codes | None:
         end = min(at + step, rows)
         if codes is None:
             part = form.quantise(weight[at:end].float().cpu().numpy(), search=search)
         else:
             part = Codes(codes.values[at:end], codes.scales[at:end], codes.group)
         out[at // LANES : -(-end // LANES)] = form.pack(part)
+        return part if keep else None
 
     # numpy leaves the interpreter's lock while it computes
-    list(pool.map(fill, range(0, rows, step)))
-    return out.reshape(-1)
+    parts = list(pool.map(fill, range(0, rows, step)))
+    return out.reshape(-1), [p for p in parts if p is not None]
 
 
 def _put(file: BinaryIO, start: int, place: Place, content: NDArray[np.uint8]) -> str:

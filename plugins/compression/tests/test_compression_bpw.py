@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from andes_compression.bpw import of_artefact, of_model
+from andes_compression.pack import pack_model
+from andes_compression.recipe import default_recipe
 from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
-from andes_sdk.storage.packing import Artefact, default_recipe, of_artefact, of_model, pack_model
+from andes_sdk.storage.packing import Artefact
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 
@@ -119,12 +122,12 @@ def test_pack_prints_a_table_and_obeys_patterns(folder: Path, tmp_path: Path) ->
     [
         (["bpw", "andesvl-0.6b"], "pass --format"),
         (["bpw", "andesvl-7b", "--format", "w8"], "andesvl-"),
-        (["bpw", "nowhere"], "no such folder"),
+        (["bpw", "nowhere"], "no such file or folder"),
         (["bpw", "FOLDER", "--format", "nm14w4"], "did you mean"),
         (["bpw", "FOLDER", "--format", "w8", "--set", "q_proj"], "pattern=format"),
         (["bpw", "FOLDER", "--format", "w8", "--set", "nothing=w8"], "matches no matrix"),
         (["pack", "--model", "FOLDER", "--format", "nm14w4", "--out", "x.andes"], "did you mean"),
-        (["pack", "--model", "nowhere", "--format", "w8", "--out", "x.andes"], "no such folder"),
+        (["pack", "--model", "nowhere", "--format", "w8", "--out", "x.andes"], "no such file or folder"),
     ],
 )
 def test_mistakes_are_told_without_a_traceback(

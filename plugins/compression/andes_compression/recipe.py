@@ -12,8 +12,7 @@ from andes_sdk.config import suggestion
 from andes_sdk.errors import ConfigError
 from andes_sdk.formats import Format, known
 from andes_sdk.model import VisionLanguageModel
-from andes_sdk.storage.checkpoint.load import aliases
-from andes_sdk.storage.checkpoint.shards import stored_tensors
+from andes_sdk.storage.checkpoint import aliases, stored_tensors
 
 GROUPS = ("body", "embedding", "head", "vectors", "vision_encoder", "projector")
 """Groups of tensors in reports. `embedding` holds a tied head too; `vectors` are norms and biases of the language

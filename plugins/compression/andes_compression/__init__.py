@@ -1,0 +1,1 @@
+"""Compression: compressors run, models packed into one file, and the bits that they take."""

@@ -1,0 +1,1 @@
+"""Commands: compress, pack, bpw."""

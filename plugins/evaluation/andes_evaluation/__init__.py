@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks of plugins, run on a pipeline."""

@@ -1,0 +1,40 @@
+"""`andes eval`: a benchmark of a model's plugins."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
+from andes_sdk.cli.loading import Backend, Device, Dtype, Options, Plugins, open_pipeline
+
+
+@clean
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, packed file, or owner/name on the Hub.")],
+    benchmark: Annotated[str, typer.Argument(help="Name of a benchmark that a plugin brings.")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Score the first items only.")] = None,
+    plugin: Plugins = None,
+    option: Options = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = None,
+    as_json: Json = False,
+) -> None:
+    """Score MODEL on BENCHMARK."""
+    from andes_evaluation.evaluate import evaluate as run
+
+    pipeline = open_pipeline(model, None, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend)
+    pipeline.pick("benchmarks", benchmark)  # refused before weights are read
+    begin = time.perf_counter()
+    with stderr().status(f"running {benchmark}"):
+        figures = run(pipeline, benchmark, limit)
+    seconds = time.perf_counter() - begin
+    if as_json:
+        facts = {"model": model, "benchmark": benchmark, "limit": limit, "seconds": round(seconds, 3)}
+        print_json({**facts, "figures": figures})
+        return
+    rows = [(name, f"{value:.4f}") for name, value in figures.items()]
+    stdout().print(table(("figure", "value"), rows, f"{benchmark}, {seconds:.1f} s"))
