@@ -148,6 +148,19 @@ class Hooks(Protocol):
         """
 
     @hookspec
+    def andes_modalities(self) -> Sequence[types.Modality]:
+        """Collection. Senses beside pictures, by name: `{"type": "audio", "audio": ...}` in a message goes to "audio".
+
+        A modality packs items, and builds the module that turns them into rows of the language model, saved under
+        `modalities.<name>.`. The pipeline's tokenizer must have a placeholder of that name.
+
+            @hookimpl
+            def andes_modalities(self):
+                from .audio import Audio
+                return [Audio(frame=self.frame)]
+        """
+
+    @hookspec
     def andes_training_stages(self) -> Sequence[types.TrainingStage]:
         """Collection. Training stages by name.
 
@@ -270,6 +283,7 @@ DEFAULTED = frozenset({"cache_policy", "decoder"})
 """Slots for which the core has a default."""
 
 COLLECTIONS: dict[str, str] = {
+    "modalities": "andes_modalities",
     "training_stages": "andes_training_stages",
     "compressors": "andes_compressors",
     "backends": "andes_backends",

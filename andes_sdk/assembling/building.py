@@ -89,7 +89,7 @@ def _modules(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
     encoder = assembly.slot("vision_encoder")
     language_model = assembly.slot("language_model")
     projector = assembly.slot("projector", vision=encoder.spec, text=language_model.spec)
-    return VisionLanguageModel(encoder, projector, language_model, tokenizer)
+    return VisionLanguageModel(encoder, projector, language_model, tokenizer, assembly.collections["modalities"])
 
 
 def build_model(assembly: Assembly, tokenizer: Tokenizer, weights: Path | None) -> VisionLanguageModel:
@@ -113,10 +113,10 @@ def build_model(assembly: Assembly, tokenizer: Tokenizer, weights: Path | None) 
 def build_processor(model: VisionLanguageModel, plan: Plan) -> Processor:
     """The processor that fits this model's encoder and tokenizer."""
     from andes_sdk.inputs.preprocess import Preprocessor
-    from andes_sdk.inputs.processor import Processor
+    from andes_sdk.inputs.processor import Pictures, Processor
 
     vision = model.vision
     own: dict[str, Any] = attrs.asdict(vision)
     own.pop("width")
     preprocessor = Preprocessor(**own, **plan.image)
-    return Processor(model.tokenizer, preprocessor, model.text.max_positions)
+    return Processor(model.tokenizer, {"image": Pictures(preprocessor), **model.senses}, model.text.max_positions)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from andes_sdk.assembling.assembly import Assembly
+    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.pipeline import Pipeline
 
 DEFAULT_NAMES = {"cache_policy": "keep-all", "decoder": "autoregressive"}
@@ -88,11 +89,20 @@ def explain(pipeline: Pipeline, assembly: Assembly) -> Explanation:
     rows += _collections(pipeline, assembly)
     rows += _facts(pipeline, assembly)
     image = ", ".join(f"{k}={v}" for k, v in plan.image.items()) or "published evaluation variant"
-    rows.append(Row("pictures", "core", f"patch {model.vision.patch_size}, blocks of {model.vision.merge}², {image}"))
+    seen = f"image: patch {model.vision.patch_size}, blocks of {model.vision.merge}², {image}"
+    rows += [Row("modalities", "core", seen), *_senses(assembly, model)]
     saved = pipeline.artefact.path if pipeline.artefact else pipeline.weights
     source = str(saved) if saved else f"as the plugins build them, seed {plan.seed}"
     rows.append(Row("weights", "core", source))
     return Explanation(rows, model.parameter_count())
+
+
+def _senses(assembly: Assembly, model: VisionLanguageModel) -> list[Row]:
+    owners, rows = _owners(assembly, "modalities"), []
+    for name, module in model.modalities.items():
+        count = sum(p.numel() for p in module.parameters())
+        rows.append(Row("modalities", owners[name], f"{name}: {type(module).__name__}, {count:,} parameters"))
+    return rows
 
 
 def _collections(pipeline: Pipeline, assembly: Assembly) -> list[Row]:
@@ -103,7 +113,7 @@ def _collections(pipeline: Pipeline, assembly: Assembly) -> list[Row]:
     rows = [Row("backend", owners.get(plan.backend, "core"), chosen)]
     rows += [Row("backend", owners[n], f"{n}: not chosen", "inactive") for n in backends if n != plan.backend]
     for collection in COLLECTIONS:
-        if collection != "backends":
+        if collection not in ("backends", "modalities"):
             rows += [Row(collection, owner, name, "available") for name, owner in _owners(assembly, collection).items()]
     return rows
 

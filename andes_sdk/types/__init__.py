@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .backends import AdaptableCompiled, Backend, Compiled, PackedBackend
 from .collections import Benchmark, Compressor, DataFilter, Exporter, Reward, TableFilter
+from .media import Media, Modality
 from .modules import Attend, Grid, LanguageModel, Projector, Tap, TextSpec, VisionEncoder, VisionSpec
 from .sessions import (
     Adapter,
@@ -28,7 +29,7 @@ from .sessions import (
     Work,
 )  # fmt: skip
 from .storage import PublishedLayout
-from .text import Files, Rendered, Tokenizer, Turn
+from .text import Files, Rendered, Slot, Tokenizer, Turn
 from .training import (
     ConversationStage,
     Event,
@@ -45,7 +46,7 @@ __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Compiled",
     "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "Draft", "Event", "Exporter",
     "FeedRun", "FeedingStage", "Files", "Grid", "Inputs", "Keeper", "LanguageModel", "Layer", "Look", "LowRank",
-    "ModelChange", "PackedBackend", "Position", "Projector", "Proposal", "PublishedLayout", "Rendered", "Reward",
-    "Rows", "Session", "SessionStats", "StatefulStage", "SteppingStage", "TableFilter", "Tap", "TextSpec",
-    "Tokenizer", "TrainingStage", "Turn", "VisionEncoder", "VisionSpec", "Work",
+    "Media", "Modality", "ModelChange", "PackedBackend", "Position", "Projector", "Proposal", "PublishedLayout",
+    "Rendered", "Reward", "Rows", "Session", "SessionStats", "Slot", "StatefulStage", "SteppingStage", "TableFilter",
+    "Tap", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder", "VisionSpec", "Work",
 ]  # fmt: skip

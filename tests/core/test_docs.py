@@ -128,7 +128,7 @@ def test_the_policy_of_the_tutorial_keeps_all_text_and_its_share_of_the_picture(
     model = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}, {"glance": {"share": 0.25}}]
     pipe = Pipeline.from_plugins(model)
     inputs = pipe.prepare([user_message("what is it?", [Image.new("RGB", (112, 112), "red")])])
-    picture = inputs.ids == pipe.tokenizer.image_token
+    picture = inputs.ids == pipe.tokenizer.placeholder("image")
     assert int(picture.sum()) == 16  # 112 / 28 = 4 blocks a side
     session = pipe.compiled.session(pipe.policy)
     session.prefill(inputs)

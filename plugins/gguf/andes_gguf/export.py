@@ -61,7 +61,7 @@ class GgufExporter:
         with TemporaryDirectory() as folder:
             pipeline.tokenizer.save(Path(folder))
             metadata |= to_metadata(Path(folder), fields["vocab_size"])
-        metadata[IMAGE] = pipeline.tokenizer.image_token
+        metadata[IMAGE] = pipeline.tokenizer.placeholder("image")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work:
