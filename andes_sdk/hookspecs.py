@@ -12,6 +12,7 @@ Class attributes of a plugin
 - `contract`: the version it was written for, "1.1".
 - `testing`: options that make it tiny for the conformance kit, such as {"preset": "tiny"}; optional.
 - `companions`: plugins that the kit must put around it, such as [{"qwen3": {"preset": "tiny"}}]; optional.
+- `examples`: modality -> two items or more, of different sizes, which the kit packs.
 - `samples`: data lines that the kit gives to its training stages and rewards instead of the usual ones; optional.
 Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not
 be saved in an artefact's plan.

@@ -26,7 +26,7 @@ def public(module: Any) -> dict[str, Any]:
 def test_every_class_of_a_subject_is_public_under_one_name() -> None:
     subjects = [public(import_module(f"andes_sdk.types.{name}")) for name in SUBJECTS]
     names = sorted(name for subject in subjects for name in subject)
-    assert sorted([*names, "Grid"]) == types.__all__
+    assert sorted([*names, "Grid", "Look"]) == types.__all__
     assert len(set(names)) == len(names)
     assert all(getattr(types, name) is value for subject in subjects for name, value in subject.items())
 

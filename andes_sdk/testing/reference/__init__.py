@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 from attrs.validators import ge, gt
@@ -102,6 +102,7 @@ class ReferenceModality:
     """Samples of sound, a row per frame. Shortest use: `Pipeline.from_plugins([..., ReferenceModality()])`."""
 
     contract = "1.1"
+    examples: ClassVar[Mapping[str, Sequence[Any]]] = {"audio": ([0.5, -0.5] * 200, [0.25], [0.0, 0.125, 1.0] * 100)}
 
     frame: int = field(default=160, validator=gt(0), metadata={"help": "samples that become a row"})
 
