@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from andes_qwen3 import Qwen3
+from andes_qwen3.tokenizer import QwenTokenizer
 from andes_training.loss import next_token_loss
 from andes_training.packing import collate, make_row, pack
 from andes_training.step import Loss, make_optimizer
@@ -244,3 +246,32 @@ def test_every_process_meets_every_module_whatever_its_pack_holds(pipe: Pipeline
     assert all(p.grad is not None for p in (*model.modalities.parameters(), *model.vision_encoder.parameters()))
     assert all(not p.grad.any() for p in model.modalities.parameters() if p.grad is not None)
     model.zero_grad()
+
+
+# ---------------------------------------------------------------- compiled
+
+
+def test_a_numba_session_gets_the_rows_of_a_sense_from_torch() -> None:
+    class Hearing(QwenTokenizer):
+        def placeholder(self, kind: str) -> int:
+            return self.id_of("<|video_pad|>") if kind == "audio" else super().placeholder(kind)
+
+    @frozen(eq=False)
+    class Qwen:
+        contract = "1.1"
+
+        @hookimpl
+        def andes_language_model(self) -> Any:
+            return Qwen3(preset="tiny").andes_language_model()
+
+        @hookimpl
+        def andes_tokenizer(self, files: Any) -> Any:
+            return Hearing.find("", files, tiny=True, thinking=False)
+
+    made = [ReferenceEncoder(), ReferenceProjector(), Qwen(), ReferenceModality()]
+    pipe = Pipeline.from_plugins([*made, "numba"], backend="numba")
+    inputs = pipe.prepare(user(*ORDERS["in turn"]))
+    (work,) = pipe.session().chunks(inputs)
+    assert work.embeds is not None
+    with torch.inference_mode():
+        assert torch.allclose(work.embeds, by_hand(pipe, ORDERS["in turn"], inputs), atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,7 +95,7 @@ def _nonsense(subject: Subject) -> None:
     for sense, items in _senses(subject):
         for wrong in (object(), "no such thing", {"neither": "nor"}):
             message = f"{sense.name!r} takes {wrong!r}"
-            weights.expect_refusal(lambda s=sense, w=wrong: s.pack([*items, w]), message, (InputError,))  # type: ignore[misc]
+            weights.expect_refusal(partial(sense.pack, [*items, wrong]), message, (InputError,))
 
 
 @check(KIND, "gradients reach every parameter, without items too")
@@ -112,7 +113,7 @@ def _gradients(subject: Subject) -> None:
 def _module(subject: Subject) -> None:
     for sense, items in _senses(subject):
         forward = _forward(sense.pack(items))
-        weights.check_meta(lambda s=sense: _build(subject, s), _build(subject, sense))  # type: ignore[misc]
+        weights.check_meta(partial(_build, subject, sense), _build(subject, sense))
         weights.check_saved(weights.randomised(_build(subject, sense)), _build(subject, sense, 9), forward)
         weights.check_bfloat16(weights.randomised(_build(subject, sense)), forward)
 
