@@ -13,6 +13,7 @@ Class attributes of a plugin
 - `contract`: the version it was written for, "1.1".
 - `testing`: options that make it tiny for the conformance kit, such as {"preset": "tiny"}; optional.
 - `companions`: plugins that the kit must put around it, such as [{"qwen3": {"preset": "tiny"}}]; optional.
+- `examples`: modality -> two items or more, of different sizes, which the kit packs.
 - `samples`: data lines that the kit gives to its training stages and rewards instead of the usual ones; optional.
 Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not
 be saved in an artefact's plan.
@@ -148,6 +149,19 @@ class Hooks(Protocol):
         def andes_decoder(self, model):
             from .decoder import PromptLookup
             return PromptLookup(depth=self.depth)
+        """
+
+    @hookspec
+    def andes_modalities(self) -> Sequence[types.Modality]:
+        """Collection. Senses beside pictures, by name: `{"type": "audio", "audio": ...}` in a message goes to "audio".
+
+        A modality packs items, and builds the module that turns them into rows of the language model, saved under
+        `modalities.<name>.`. The pipeline's tokenizer must have a placeholder of that name.
+
+            @hookimpl
+            def andes_modalities(self):
+                from .audio import Audio
+                return [Audio(frame=self.frame)]
         """
 
     @hookspec
@@ -291,6 +305,7 @@ DEFAULTED = frozenset({"cache_policy", "decoder"})
 """Slots for which the core has a default."""
 
 COLLECTIONS: dict[str, str] = {
+    "modalities": "andes_modalities",
     "training_stages": "andes_training_stages",
     "compressors": "andes_compressors",
     "backends": "andes_backends",

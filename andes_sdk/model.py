@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -13,8 +13,9 @@ from andes_sdk.errors import InputError, PluginBroken
 if TYPE_CHECKING:
     from andes_sdk.types import (
         Attend,
-        Grid,
         LanguageModel,
+        Media,
+        Modality,
         Projector,
         Tap,
         TextSpec,
@@ -27,22 +28,34 @@ if TYPE_CHECKING:
 class VisionLanguageModel(nn.Module):
     """A vision encoder, a projector and a language model under the published names.
 
-    State-dict prefixes are `vision_encoder.`, `mlp.` and `language_model.`, as in public AndesVL checkpoints.
+    State-dict prefixes are `vision_encoder.`, `mlp.` and `language_model.`, as in public AndesVL checkpoints, and
+    `modalities.<name>.` for other senses.
 
     Attributes:
+        senses: the modalities beside pictures, by name, whose modules are in `modalities`.
         may_lack: prefixes of weights that a checkpoint may lack; plugins gave them values (`andes_modules`).
-        numbers: the hash of the codes, scales and ranges that it was compressed to, or that its artefact holds; "" of
-            a model that was not compressed.
+        numbers: the hash of the codes, scales and ranges that it was compressed to, or that its file holds; "" of a
+            model that was not compressed.
     """
 
     may_lack: tuple[str, ...] = ()
     numbers: str = ""
 
     def __init__(
-        self, encoder: VisionEncoder, projector: Projector, language_model: LanguageModel, tokenizer: Tokenizer
+        self,
+        encoder: VisionEncoder,
+        projector: Projector,
+        language_model: LanguageModel,
+        tokenizer: Tokenizer,
+        senses: Mapping[str, Modality] | None = None,
     ) -> None:
         super().__init__()
-        for name, part in (("vision_encoder", encoder), ("projector", projector), ("language_model", language_model)):
+        self.senses = dict(senses or {})
+        for name in self.senses:
+            tokenizer.placeholder(name)  # refuses a modality that no text can place
+        built = {name: sense.build(language_model.spec) for name, sense in self.senses.items()}
+        slots = {"vision_encoder": encoder, "projector": projector, "language_model": language_model}
+        for name, part in {**slots, **built}.items():
             if not isinstance(part, nn.Module):
                 raise PluginBroken(
                     f"built {type(part).__name__}, not an nn.Module", who=name, fix="return a torch module"
@@ -50,6 +63,7 @@ class VisionLanguageModel(nn.Module):
         self.vision_encoder = cast("nn.Module", encoder)
         self.mlp = cast("nn.Module", projector)
         self.language_model = cast("nn.Module", language_model)
+        self.modalities = nn.ModuleDict(cast("dict[str, nn.Module]", built))
         self.tokenizer = tokenizer
 
     @property
@@ -72,23 +86,50 @@ class VisionLanguageModel(nn.Module):
         """The projector; as a submodule it is `mlp`, the published name of its tensors."""
         return self.mlp
 
-    def encode_images(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """(N, 3*p*p) patches of packed images -> (N / merge**2, D) rows for the language model."""
-        return cast("Tensor", self.projector(self.vision_encoder(patches, grids)))
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What a prompt may hold beside text: "image", and the other senses by name."""
+        return ("image", *self.senses)
 
-    def embed(self, ids: Tensor, images: Tensor | None) -> Tensor:
-        """(T,) ids and (M, D) image rows -> (T, D); image rows replace the embeddings at image tokens, in order."""
-        rows = self.llm.embed(ids)
-        where = ids == self.tokenizer.image_token
-        wanted = int(where.sum())
-        given = 0 if images is None else len(images)
-        if wanted != given:
-            raise InputError(
-                f"{wanted} image tokens in the text, {given} image rows from the encoder", fix="pass every image once"
-            )
-        if images is None:
-            return rows
-        return rows.masked_scatter(where[:, None], images.to(rows.dtype))
+    def encode(self, media: Mapping[str, Media]) -> dict[str, Tensor]:
+        """Rows (M, D) for the language model of each kind, always in the order of `kinds`.
+
+        Raises:
+            InputError: a kind that the model does not know.
+        """
+        self._check_kinds(media)
+        return {kind: self._rows(kind, media[kind]) for kind in self.kinds if kind in media}
+
+    def _rows(self, kind: str, media: Media) -> Tensor:
+        data = media.data.to(self.device, self.dtype if media.data.is_floating_point() else None)
+        if kind == "image":
+            return cast("Tensor", self.projector(self.vision_encoder(data, media.sizes)))
+        return cast("Tensor", self.modalities[kind](data, media.sizes))
+
+    def embed(self, ids: Tensor, rows: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(T,) ids and (M, D) rows of each kind -> (T, D): rows take the place of their kind's placeholders, in order.
+
+        Raises:
+            InputError: more or fewer rows than placeholders, or an unknown kind.
+        """
+        rows = rows or {}
+        self._check_kinds(rows)
+        embeds = self.llm.embed(ids)
+        for kind in self.kinds:
+            where = ids == self.tokenizer.placeholder(kind)
+            wanted, given = int(where.sum()), len(rows.get(kind, ()))
+            if wanted != given:
+                what = f"{wanted} {kind} tokens in the text, {given} {kind} rows from the encoder"
+                raise InputError(what, fix=f"pass every {kind} once")
+            if kind in rows:
+                embeds = embeds.masked_scatter(where[:, None], rows[kind].to(embeds.dtype))
+        return embeds
+
+    def _check_kinds(self, given: Mapping[str, object]) -> None:
+        for kind in given:
+            if kind not in self.kinds:
+                why, fix = f"it knows {', '.join(self.kinds)}", "add the plugin that brings this modality"
+                raise InputError(f"the model has no modality {kind!r}", why=why, fix=fix)
 
     def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend, tap: Tap | None = None) -> Tensor:
         """(T, D) at (T,) positions -> (T, D). `tap` sees what enters each layer."""
@@ -103,8 +144,9 @@ class VisionLanguageModel(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def parts(self) -> dict[str, nn.Module]:
-        """The three modules by their published name."""
-        return {"vision_encoder": self.vision_encoder, "mlp": self.mlp, "language_model": self.language_model}
+        """The three modules by their published name, and those of other senses as `modalities.<name>`."""
+        own = {"vision_encoder": self.vision_encoder, "mlp": self.mlp, "language_model": self.language_model}
+        return own | {f"modalities.{name}": module for name, module in self.modalities.items()}
 
     @property
     def device(self) -> torch.device:

@@ -102,7 +102,7 @@ def measure(name: str, engines: list[str], size: tuple[int, int], **given: int) 
         for kind, pipe in pipes.items():
             found[kind].append(once(pipe, message, part))
     first = next(iter(pipes.values()))
-    ((rows, columns),) = first.prepare(message).grids
+    ((rows, columns),) = first.prepare(message).media["image"].sizes
     medians = {k: {p: round(statistics.median(s[p] for s in runs), 3) for p in PARTS} for k, runs in found.items()}
     totals = {k: round(statistics.median(sum(s.values()) for s in runs), 3) for k, runs in found.items()}
     return {

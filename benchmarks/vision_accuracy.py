@@ -49,7 +49,7 @@ def answers(pipe: Pipeline, messages: list[Any]) -> list[str]:
 def off(encode: Encode, inputs: list[Any], truth: list[torch.Tensor]) -> float:
     """Relative error of features over all pictures."""
     with torch.inference_mode():
-        wrong = [encode(i.patches, i.grids).float() - t for i, t in zip(inputs, truth, strict=True)]
+        wrong = [encode(i.data, i.sizes).float() - t for i, t in zip(inputs, truth, strict=True)]
     return float((sum(w.square().sum() for w in wrong) / sum(t.square().sum() for t in truth)).sqrt())
 
 
@@ -69,9 +69,9 @@ def measure(folder: Path, each: int) -> dict[str, dict[str, Any]]:
     """Figures of each kind of numbers."""
     pipe, kernels = Pipeline.from_pretrained(folder, dtype="float32"), choose_kernels("auto")[0]
     messages, model = questions(each), pipe.model.eval()
-    wanted, inputs = answers(pipe, messages), [pipe.prepare(m) for m in messages[::2]]
+    wanted, inputs = answers(pipe, messages), [pipe.prepare(m).media["image"] for m in messages[::2]]
     with torch.inference_mode():
-        truth = [model.vision_encoder(i.patches, i.grids) for i in inputs]
+        truth = [model.vision_encoder(i.data, i.sizes) for i in inputs]
     found: dict[str, dict[str, Any]] = {}
     plain = model.vision_encoder.forward, model.mlp.forward
     for numbers in ("f32", "bf16", "w8"):

@@ -23,7 +23,9 @@ from andes_sdk import hookspecs, types
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "first_light.json"
-SUBJECTS = ("modules", "model", "text", "sessions", "backends", "training", "collections", "compression", "storage")
+SUBJECTS = (
+    "modules", "model", "media", "text", "sessions", "backends", "training", "collections", "compression", "storage",
+)  # fmt: skip
 """Modules of `andes_sdk.types` as the page goes through them."""
 KINDS = {"modules": "modules", "check": "check", "explain": "observer", "event": "observer"}
 

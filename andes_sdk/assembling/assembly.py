@@ -23,6 +23,9 @@ from andes_sdk.hookspecs import COLLECTIONS, DEFAULTED, HOOKS, PROJECT, SLOTS, H
 from andes_sdk.plan import Plan, PluginPlan
 from andes_sdk.version import __version__
 
+NO_MODALITY = frozenset({"type", "text", "image", "image_url"})
+"""Keys of the parts of messages that are taken."""
+
 PluginItem = str | Mapping[str, Mapping[str, Any]] | object
 
 
@@ -77,6 +80,11 @@ def assemble(items: Sequence[PluginItem], *, slots_required: bool = True, **run:
     plan = Plan(plugins=tuple(plans), sdk=__version__, **run)
     errors += _slot_errors(plan, slots_required and not incomplete)
     collections = _collect(manager, plan, errors)
+    errors += [
+        PluginBroken("cannot be the name of a modality", who=repr(name), fix="return a name such as 'audio'")
+        for name in collections["modalities"]
+        if not str(name).isidentifier() or name in NO_MODALITY
+    ]
     if not incomplete:
         errors += _checks(manager, plan)
     if errors:

@@ -85,7 +85,7 @@ def build(assembly: Assembly, tokenizer: Tokenizer, *, hollow: bool = False) -> 
     """The modules on torch's default device, with weights from torch's random numbers or of the plugins' own.
 
     Args:
-        hollow: to read weights into: modules of the slots on the meta device; what `andes_modules` adds has values.
+        hollow: to read weights into: slots and modalities on the meta device; what `andes_modules` adds has values.
 
     Raises:
         PluginBroken: a hook `andes_modules` that fails, or returns what are no prefixes of weights of the model.
@@ -98,7 +98,8 @@ def build(assembly: Assembly, tokenizer: Tokenizer, *, hollow: bool = False) -> 
         encoder = assembly.slot("vision_encoder")
         language_model = assembly.slot("language_model")
         projector = assembly.slot("projector", vision=encoder.spec, text=language_model.spec)
-        model = VisionLanguageModel(encoder, projector, language_model, tokenizer)
+        senses = assembly.collections["modalities"]
+        model = VisionLanguageModel(encoder, projector, language_model, tokenizer, senses)
     return _changed(assembly, model)
 
 
@@ -137,10 +138,10 @@ def _prefixes(name: str, returned: Any, model: VisionLanguageModel) -> list[str]
 def build_processor(model: VisionLanguageModel, plan: Plan) -> Processor:
     """The processor that fits this model's encoder and tokenizer."""
     from andes_sdk.inputs.preprocess import Preprocessor
-    from andes_sdk.inputs.processor import Processor
+    from andes_sdk.inputs.processor import Pictures, Processor
 
     vision = model.vision
     own: dict[str, Any] = attrs.asdict(vision)
     own.pop("width")
     preprocessor = Preprocessor(**own, **plan.image)
-    return Processor(model.tokenizer, preprocessor, model.text.max_positions)
+    return Processor(model.tokenizer, {"image": Pictures(preprocessor), **model.senses}, model.text.max_positions)

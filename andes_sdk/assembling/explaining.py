@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from andes_sdk.assembling.assembly import Assembly
+    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.types import Tokenizer
 
 DEFAULT_NAMES = {"cache_policy": "keep-all", "decoder": "autoregressive"}
@@ -92,9 +93,18 @@ def explain(assembly: Assembly, tokenizer: Tokenizer, weights: str) -> Explanati
     rows += _collections(assembly)
     rows += _facts(assembly)
     image = ", ".join(f"{k}={v}" for k, v in plan.image.items()) or "published evaluation variant"
-    rows.append(Row("pictures", "core", f"patch {model.vision.patch_size}, blocks of {model.vision.merge}², {image}"))
+    seen = f"image: patch {model.vision.patch_size}, blocks of {model.vision.merge}², {image}"
+    rows += [Row("modalities", "core", seen), *_senses(assembly, model)]
     rows.append(Row("weights", "core", weights))
     return Explanation(rows, model.parameter_count())
+
+
+def _senses(assembly: Assembly, model: VisionLanguageModel) -> list[Row]:
+    owners, rows = _owners(assembly, "modalities"), []
+    for name, module in model.modalities.items():
+        count = sum(p.numel() for p in module.parameters())
+        rows.append(Row("modalities", owners[name], f"{name}: {type(module).__name__}, {count:,} parameters"))
+    return rows
 
 
 def _collections(assembly: Assembly) -> list[Row]:
@@ -105,7 +115,7 @@ def _collections(assembly: Assembly) -> list[Row]:
     rows = [Row("backend", owners.get(plan.backend, "core"), chosen)]
     rows += [Row("backend", owners[n], f"{n}: not chosen", "inactive") for n in backends if n != plan.backend]
     for collection in COLLECTIONS:
-        if collection != "backends":
+        if collection not in ("backends", "modalities"):
             rows += [Row(collection, owner, name, "available") for name, owner in _owners(assembly, collection).items()]
     return rows
 

@@ -1,4 +1,4 @@
-"""OpenAI-style messages -> turns for the chat template, and the pictures beside them.
+"""OpenAI-style messages -> turns for the chat template, and what stands beside them: pictures, and other media.
 
 Nothing is dropped in silence: a key that has no effect here is an error that names its place.
 """
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from andes_sdk.errors import InputError
-from andes_sdk.types import Turn
+from andes_sdk.types import Slot, Turn
 
 if TYPE_CHECKING:
     from andes_sdk.inputs.sources import ImageSource
 
 ROLES = ("system", "user", "assistant")
 
-_PARTS = {"text": "text", "image_url": "image_url", "image": "image"}
-"""Type of a part -> the key that holds its value."""
+TYPES = ("text", "image_url", "image")
+"""Types of parts that need no modality; the key that holds a part's value has the name of its type."""
 _ALIASES = {
     "developer": "system", "human": "user", "bot": "assistant", "model": "assistant", "gpt": "assistant",
     "input_text": "text", "output_text": "text", "input_image": "image_url", "img": "image",
@@ -39,36 +39,38 @@ def user_message(text: str, images: Sequence[ImageSource] = ()) -> dict[str, Any
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def parse_messages(messages: str | Sequence[Mapping[str, Any]]) -> tuple[list[Turn], list[ImageSource]]:
-    """Check messages and split text from pictures.
+def parse_messages(
+    messages: str | Sequence[Mapping[str, Any]], kinds: Iterable[str] = ("image",)
+) -> tuple[list[Turn], dict[str, list[Any]]]:
+    """Check messages and split text from the rest.
 
     A message is `{"role": "system" | "user" | "assistant", "content": str | list of parts}`; a part is
     `{"type": "text", "text": str}`, `{"type": "image_url", "image_url": {"url": str} or str}` or
-    `{"type": "image", "image": path, bytes or PIL image}`. Pictures stand in user messages only.
-    A plain string is one user message. Keys with the value None count as absent.
+    `{"type": "image", "image": path, bytes or PIL image}`, or `{"type": kind, kind: item}` for the other `kinds`, the
+    names of modalities. What is no text stands in user messages only. A plain string is one user message. Keys with
+    the value None count as absent.
 
     Returns:
-        One turn per message, with None where a picture stands, and the sources of the pictures in order (not loaded).
+        One turn per message, with slots where something else than text stands, and by kind what stands there, in order
+        (pictures are not loaded).
 
     Raises:
         InputError: `who` is the place, for example `messages[1].content[0].type`.
     """
     if isinstance(messages, str):
-        return [Turn("user", (messages,))], []
+        return [Turn("user", (messages,))], {}
     if isinstance(messages, Mapping):
         raise InputError("expected a list of messages, got one", who="messages", fix="write [message]")
     if not isinstance(messages, Sequence) or isinstance(messages, bytes | bytearray | memoryview):
         raise InputError("expected a list of messages", who="messages", why=_got(messages), fix=f"write [{_EXAMPLE}]")
     if not messages:
         raise InputError("there is no message", who="messages", why="the list is empty", fix=f"write [{_EXAMPLE}]")
-    turns: list[Turn] = []
-    images: list[ImageSource] = []
-    for index, message in enumerate(messages):
-        turns.append(_turn(message, f"messages[{index}]", images))
-    return turns, images
+    types = tuple(dict.fromkeys((*TYPES, *kinds)))
+    items: dict[str, list[Any]] = {}
+    return [_turn(message, f"messages[{i}]", types, items) for i, message in enumerate(messages)], items
 
 
-def _turn(message: Any, place: str, images: list[ImageSource]) -> Turn:
+def _turn(message: Any, place: str, types: tuple[str, ...], items: dict[str, list[Any]]) -> Turn:
     _mapping(message, place, ("role", "content"), _EXAMPLE)
     role = _one_of(_value(message, "role", place), ROLES, f"{place}.role", "role")
     content = _value(message, "content", place)
@@ -81,39 +83,43 @@ def _turn(message: Any, place: str, images: list[ImageSource]) -> Turn:
         raise InputError("expected text or a list of parts", who=place, why=_got(content), fix="pass a str or a list")
     if not content:
         raise InputError("the message is empty", who=place, why="the list has no part", fix="add a part, or pass ''")
-    parts: list[str | None] = []
+    parts: list[str | Slot] = []
     for index, part in enumerate(content):
-        picture, value = _part(part, f"{place}[{index}]")
-        if picture and role != "user":
+        kind, value = _part(part, f"{place}[{index}]", types)
+        if kind == "text":
+            parts.append(value)
+            continue
+        if role != "user":
             why, fix = f"this message is the {role}'s", "move it to a user message"
-            raise InputError("a picture may stand in user messages only", who=f"{place}[{index}]", why=why, fix=fix)
-        if picture:
-            images.append(value)
-        parts.append(None if picture else value)
+            noun = "a picture" if kind == "image" else f"a part of type {kind!r}"
+            raise InputError(f"{noun} may stand in user messages only", who=f"{place}[{index}]", why=why, fix=fix)
+        items.setdefault(kind, []).append(value)
+        parts.append(Slot(kind))
     return Turn(role, tuple(parts))
 
 
-def _part(part: Any, place: str) -> tuple[bool, Any]:
-    """Whether the part is a picture, and its text or source."""
+def _part(part: Any, place: str, types: tuple[str, ...]) -> tuple[str, Any]:
+    """ "text", "image" or the name of a modality, and the text, the picture's source or the item."""
     if isinstance(part, str):
         fix = 'write {"type": "text", "text": "…"}'
         raise InputError("expected a part, got text", who=place, fix=fix)
     _mapping(part, place, None, '{"type": "text", "text": "…"}')
-    kind = _one_of(_value(part, "type", place), tuple(_PARTS), f"{place}.type", "type of part")
-    key = _PARTS[kind]
-    _mapping(part, place, ("type", key), "")
-    value, place = _value(part, key, place), f"{place}.{key}"
+    kind = _one_of(_value(part, "type", place), types, f"{place}.type", "type of part")
+    _mapping(part, place, ("type", kind), "")
+    value, place = _value(part, kind, place), f"{place}.{kind}"
     if kind == "text":
-        return False, _text(value, place)
+        return kind, _text(value, place)
     if kind == "image":
-        return True, _picture(value, place)
+        return kind, _picture(value, place)
+    if kind != "image_url":
+        return kind, value
     if isinstance(value, str):
-        return True, value
+        return "image", value
     _mapping(value, place, ("url", "detail"), '{"url": "…"}')
     if value.get("detail") not in (None, "auto"):
         fix = "leave it out, and set the resolution in the pipeline's preprocessing"
         raise InputError("detail has no effect here", who=f"{place}.detail", why=_got(value["detail"]), fix=fix)
-    return True, _text(_value(value, "url", place), f"{place}.url")
+    return "image", _text(_value(value, "url", place), f"{place}.url")
 
 
 def _mapping(value: Any, place: str, keys: tuple[str, ...] | None, example: str) -> None:

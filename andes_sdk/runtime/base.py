@@ -23,7 +23,7 @@ from andes_sdk.types import Inputs, Look, Rows, SessionStats, Work
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import CachePolicy, Compiled
+    from andes_sdk.types import CachePolicy, Compiled, Media
 
 CHUNK_ROWS = 1024
 """Rows of a prompt read at a time; eviction happens in between, which bounds the peak."""
@@ -149,7 +149,7 @@ class BaseSession(ABC):
         )
 
     def chunks(self, inputs: Inputs) -> Iterator[Work]:
-        """The parts in which to read a prompt, pictures encoded; commit each before asking for the next.
+        """The parts in which to read a prompt, its media encoded; commit each before asking for the next.
 
         Raises:
             SessionError: an empty prompt, uncommitted rows, or more rows than the model has positions.
@@ -160,7 +160,8 @@ class BaseSession(ABC):
             raise SessionError(f"{self.pending} rows are not committed", fix="call commit() or rollback() first")
         self._seconds["preprocess"] += inputs.seconds
         embeds = self._embedded(inputs)
-        image = inputs.ids.to(self._device) == self.model.tokenizer.image_token if inputs.grids else None
+        mark = self.model.tokenizer.placeholder("image")
+        image = inputs.ids.to(self._device) == mark if "image" in inputs.media else None
         size = int(getattr(self.compiled, "chunk_rows", CHUNK_ROWS))
         for start in range(0, len(tokens), size):
             part, last = slice(start, start + size), start + size >= len(tokens)
@@ -291,22 +292,27 @@ class BaseSession(ABC):
         finally:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
-            self._seconds[part] += time.perf_counter() - start
+            self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
 
-    def encode(self, inputs: Inputs) -> Tensor | None:
-        """Rows of the pictures (M, D), or None."""
-        if inputs.patches is None:
-            return None
-        device, dtype = self.model.device, self.model.dtype
+    def see(self, pictures: Media) -> Tensor:
+        """Rows of pictures (M, D); a subclass may compute them in its own way."""
+        model = self.model
         with self.timed("vision"):
-            features = self.model.vision_encoder(inputs.patches.to(device, dtype), inputs.grids)
+            features = model.vision_encoder(pictures.data.to(model.device, model.dtype), pictures.sizes)
         with self.timed("projector"):
-            rows: Tensor = self.model.mlp(features)
+            rows: Tensor = model.mlp(features)
         return rows
+
+    def _perceive(self, kind: str, media: Media) -> Tensor:
+        if kind == "image":
+            return self.see(media)
+        with self.timed(kind):
+            return self.model.encode({kind: media})[kind]
 
     @torch.inference_mode()
     def _embedded(self, inputs: Inputs) -> Tensor:
-        return self.model.embed(inputs.ids.to(self._device), self.encode(inputs))
+        rows = {kind: self._perceive(kind, media) for kind, media in inputs.media.items()}
+        return self.model.embed(inputs.ids.to(self._device), rows)
 
     def _check_open(self) -> None:
         if self._closed:

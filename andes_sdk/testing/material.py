@@ -59,10 +59,11 @@ def conversation(number: int = 0, *, answer: bool = False) -> list[dict[str, Any
 
 
 def plain_inputs(pipe: Pipeline, count: int, seed: int = 3) -> Inputs:
-    """A prompt of random tokens that are no image tokens."""
+    """A prompt of random tokens that are no placeholders."""
     ids = ids_of(pipe.tokenizer.vocab_size, count, seed)
-    other = next(i for i in range(pipe.tokenizer.vocab_size) if i != pipe.tokenizer.image_token)
-    return Inputs(ids=torch.where(ids == pipe.tokenizer.image_token, other, ids))
+    marks = [pipe.tokenizer.placeholder(kind) for kind in pipe.model.kinds]
+    other = next(i for i in range(pipe.tokenizer.vocab_size) if i not in marks)
+    return Inputs(ids=torch.where(torch.isin(ids, torch.tensor(marks)), other, ids))
 
 
 @frozen(eq=False)
@@ -88,8 +89,6 @@ def hidden(model: LanguageModel, ids: Tensor, *, lengths: Sequence[int] | None =
 
 @torch.no_grad()
 def answer_to_everything(model: VisionLanguageModel, inputs: Inputs) -> Tensor:
-    """(T, V): all logits of a prompt with pictures in one pass, without a KV store."""
-    images = None if inputs.patches is None else model.encode_images(inputs.patches, inputs.grids)
-    count = len(inputs.ids)
-    rows = model.hidden_states(model.embed(inputs.ids, images), torch.arange(count), PackedAttention([Segment(count)]))
-    return model.logits(rows)
+    """(T, V): all logits of a prompt with its media in one pass, without a KV store."""
+    count, embeds = len(inputs.ids), model.embed(inputs.ids, model.encode(inputs.media))
+    return model.logits(model.hidden_states(embeds, torch.arange(count), PackedAttention([Segment(count)])))

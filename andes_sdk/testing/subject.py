@@ -88,9 +88,16 @@ class Subject:
                 continue
             if slot == "language_model" and "andes_tokenizer" in owned:
                 items.append(ReferenceLanguageModel(vocab_size=self._vocabulary(items)))
+            elif slot == "tokenizer":
+                items.append(reference(kinds=self._senses()))
             else:
                 items.append(reference())
         return items
+
+    def _senses(self) -> list[str]:
+        """Names of the modalities that the plugin brings."""
+        plugin = self.plugin() if "andes_modalities" in self.hooks else None
+        return [] if plugin is None else [sense.name for sense in plugin.andes_modalities()]
 
     def _vocabulary(self, items: Sequence[PluginItem]) -> int:
         from andes_sdk.assembling.assembly import assemble

@@ -9,6 +9,7 @@ from __future__ import annotations
 from .backends import AdaptableCompiled, Backend, Compiled, PackedBackend
 from .collections import Benchmark, Compressor, DataFilter, Exporter, Reward, TableFilter
 from .compression import Codes, Compressed, Quantised, Range
+from .media import Media, Modality
 from .model import Model
 from .modules import Attend, Grid, LanguageModel, Projector, Tap, TextSpec, VisionEncoder, VisionSpec
 from .sessions import (
@@ -30,7 +31,7 @@ from .sessions import (
     Work,
 )  # fmt: skip
 from .storage import Format, Packed, PublishedLayout
-from .text import Files, Rendered, Tokenizer, Turn
+from .text import Files, Rendered, Slot, Tokenizer, Turn
 from .training import (
     ConversationStage,
     Event,
@@ -47,8 +48,8 @@ __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Codes", "Compiled",
     "Compressed", "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "Draft", "Event",
     "Exporter", "FeedRun", "FeedingStage", "Files", "Format", "Grid", "Inputs", "Keeper", "LanguageModel", "Layer",
-    "Look", "LowRank", "Model", "ModelChange", "Packed", "PackedBackend", "Position", "Projector", "Proposal",
-    "PublishedLayout", "Quantised", "Range", "Rendered", "Reward", "Rows", "Session", "SessionStats", "StatefulStage",
-    "SteppingStage", "TableFilter", "Tap", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
-    "VisionSpec", "Work",
+    "Look", "LowRank", "Media", "Modality", "Model", "ModelChange", "Packed", "PackedBackend", "Position",
+    "Projector", "Proposal", "PublishedLayout", "Quantised", "Range", "Rendered", "Reward", "Rows", "Session",
+    "SessionStats", "Slot", "StatefulStage", "SteppingStage", "TableFilter", "Tap", "TextSpec", "Tokenizer",
+    "TrainingStage", "Turn", "VisionEncoder", "VisionSpec", "Work",
 ]  # fmt: skip

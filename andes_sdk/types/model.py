@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from .modules import Attend, Grid, LanguageModel, TextSpec, VisionSpec
+    from .media import Media
+    from .modules import Attend, LanguageModel, TextSpec, VisionSpec
     from .text import Tokenizer
 
 
@@ -50,11 +51,23 @@ class Model(Protocol):
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
 
-    def encode_images(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """(N, 3*p*p) patches of packed images -> (N / merge**2, D) rows for the language model."""
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What a prompt may hold beside text: "image", and the names of other modalities."""
 
-    def embed(self, ids: Tensor, images: Tensor | None) -> Tensor:
-        """(T,) ids and (M, D) image rows -> (T, D)."""
+    def encode(self, media: Mapping[str, Media]) -> dict[str, Tensor]:
+        """Rows (M, D) for the language model of each kind, in the order of `kinds`.
+
+        Raises:
+            InputError: a kind that the model does not know.
+        """
+
+    def embed(self, ids: Tensor, rows: Mapping[str, Tensor] | None = None) -> Tensor:
+        """(T,) ids and (M, D) rows of each kind -> (T, D): rows take the place of their kind's placeholders, in order.
+
+        Raises:
+            InputError: more or fewer rows than placeholders, or an unknown kind.
+        """
 
     def hidden_states(self, embeds: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """(T, D) at (T,) positions -> (T, D)."""
@@ -66,7 +79,7 @@ class Model(Protocol):
         """Parameters, tied ones counted once."""
 
     def parts(self) -> dict[str, nn.Module]:
-        """The three modules by their published name."""
+        """The three modules by their published name, and those of other senses as `modalities.<name>`."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """As of any `nn.Module`."""

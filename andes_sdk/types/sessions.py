@@ -5,30 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from attrs import frozen
+from attrs import field, frozen
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .modules import Grid
+    from .media import Media
 
 
 @frozen(eq=False)
 class Inputs:
-    """One prompt, ready for a model: ids with one `image_token` per image row, and the pixels.
+    """One prompt, ready for a model: ids with one placeholder per row of what is no text, and what makes those rows.
 
     Attributes:
         ids: (T,) token ids, int64.
-        patches: (N, 3*p*p) float32, or None without images.
-        grids: one per image.
+        media: kind ("image", or a modality's name) -> its items in order; kinds without items are absent.
         supervised: (T,) bool, for training; None otherwise.
         prefix: text that counts as already answered.
         seconds: time spent in preprocessing.
     """
 
     ids: Tensor
-    patches: Tensor | None = None
-    grids: tuple[Grid, ...] = ()
+    media: Mapping[str, Media] = field(factory=dict)
     supervised: Tensor | None = None
     prefix: str = ""
     seconds: float = 0.0
@@ -42,7 +40,8 @@ class Layer:
         keys, values: per head (rows, d).
         positions: per head (rows,) absolute positions.
         queries: (Hq, window, d), the last window of queries (fewer at the start).
-        image: (rows seen so far,) True where the row at that position came from an image.
+        image: (rows seen so far,) True where the row at that position came from an image; rows of other senses are
+            False, as text.
         scores: per head (rows,) what `Keeper.score` said when the rows were made, or None.
     """
 
@@ -196,7 +195,7 @@ class Session(Protocol):
         """What the session holds and has spent."""
 
     def chunks(self, inputs: Inputs) -> Iterator[Work]:
-        """The parts in which to read a prompt, pictures encoded; commit each before asking for the next."""
+        """The parts in which to read a prompt, its media encoded; commit each before asking for the next."""
 
     def prefill(self, inputs: Inputs) -> Tensor:
         """Read a prompt alone, commit it; logits (V,) of its last row."""
@@ -232,7 +231,7 @@ class SessionStats:
         rows: committed rows kept, per layer and KV head.
         committed: rows committed so far.
         accepted, proposed: tokens a decoder committed, and rows it asked `extend` for.
-        seconds: time per part: preprocess, vision, projector, prefill, decode.
+        seconds: time per part: preprocess, vision, projector, prefill, decode, and each modality by its name.
     """
 
     kv_bytes: int

@@ -19,16 +19,19 @@ class Tokenizer(Protocol):
         """Ids are below this."""
 
     @property
-    def image_token(self) -> int:
-        """The id that stands where a row of image features goes."""
-
-    @property
     def eos(self) -> int:
         """The id that ends an answer."""
 
     @property
     def pad(self) -> int:
         """The id that fills; it ends an answer too."""
+
+    def placeholder(self, kind: str) -> int:
+        """The id that stands where a row of this kind goes: "image", or the name of a modality.
+
+        Raises:
+            InputError: the vocabulary has none for it; says which kinds there are.
+        """
 
     def encode(self, text: str) -> list[int]:
         """Plain text; special tokens written out in it stay text."""
@@ -37,7 +40,7 @@ class Tokenizer(Protocol):
         """Text of ids; special tokens are left out, but for those that belong to answers (`<think>`, boxes)."""
 
     def render(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Rendered:
-        """Chat template: turns -> ids, with one entry per image where its rows are to be inserted."""
+        """Chat template: turns -> ids, with one placeholder per `Slot`, where its rows are to be inserted."""
 
     def save(self, folder: Path) -> None:
         """Write what `andes_tokenizer` needs to build the same tokenizer again."""
@@ -64,11 +67,18 @@ class Files(Protocol):
 
 
 @frozen
+class Slot:
+    """Stands in a turn for one item that is no text and travels beside it; `kind` is "image" or a modality's name."""
+
+    kind: str
+
+
+@frozen
 class Turn:
-    """One message: a role and its parts in order; an image is `None` (its pixels travel beside the text)."""
+    """One message: a role and its parts in order, texts and slots."""
 
     role: str
-    parts: tuple[str | None, ...]
+    parts: tuple[str | Slot, ...]
 
 
 @frozen
@@ -76,7 +86,7 @@ class Rendered:
     """A rendered conversation.
 
     Attributes:
-        ids: token ids, exactly one `image_token` for each image (later repeated once per row).
+        ids: token ids, exactly one placeholder for each `Slot`, in order (later repeated once per row).
         supervised: True where a training stage may place a loss (assistant text and its end of turn).
         prefix: text that counts as already answered (`<think>` when thinking is asked for).
     """

@@ -59,7 +59,8 @@ def main() -> dict[str, float]:
     print(pipe.explain(), "\n")
     untrained = Pipeline.from_plugins([{"dinov2": {"weights": ""}}, "mlp", {"qwen3": {"preset": "tiny"}}])
     photo = Image.fromarray(load_sample_image("flower.jpg")).crop((0, 0, 616, 420))  # whole blocks of 28 pixels
-    patches, grids = pipe.processor.pixels([ImageOps.grayscale(photo).convert("RGB")])  # (N, 3*14*14)
+    media = pipe.processor.pictures.pack([ImageOps.grayscale(photo).convert("RGB")])
+    patches, grids = media.data, media.sizes  # (N, 3*14*14)
     features = pipe.model.vision_encoder(patches, grids)  # (N, 384)
     rows = pipe.model.mlp(features)  # (N / 4, D): what the language model reads
     print(f"{grids[0]} patches -> features {tuple(features.shape)} -> rows {tuple(rows.shape)}\n")

@@ -51,7 +51,7 @@ def test_the_auto_classes_know_both_model_types(folder, pipeline):
     config = AutoConfig.from_pretrained(folder)
     assert config.model_type.removeprefix("andesvl-").removesuffix("-qwen3") == pipeline.plan.names[0]
     assert isinstance(config.get_text_config(), Qwen3Config)
-    assert config.image_token_id == pipeline.tokenizer.image_token
+    assert config.image_token_id == pipeline.tokenizer.placeholder("image")
     andes_andesvl.hf.register()
     andes_andesvl.hf.register()
 
@@ -73,8 +73,8 @@ def test_the_processor_gives_what_ours_gives(folder, pipeline):
     got = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
     expected = pipeline.prepare(messages)
     assert torch.equal(got["input_ids"][0], expected.ids)
-    assert torch.equal(got["pixel_values"], expected.patches)
-    assert got["image_grid_hw"].tolist() == [list(grid) for grid in expected.grids]
+    assert torch.equal(got["pixel_values"], expected.media["image"].data)
+    assert got["image_grid_hw"].tolist() == [list(grid) for grid in expected.media["image"].sizes]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     again = processor(text=text, images=[picture()])
     assert torch.equal(again["input_ids"], got["input_ids"])

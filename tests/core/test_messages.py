@@ -8,7 +8,7 @@ from PIL import Image
 
 from andes_sdk.errors import InputError
 from andes_sdk.inputs.messages import parse_messages, user_message
-from andes_sdk.types import Turn
+from andes_sdk.types import Slot, Turn
 
 TEXT = {"type": "text", "text": "what is it?"}
 
@@ -18,12 +18,12 @@ def user(*parts: object) -> list[dict[str, object]]:
 
 
 def test_a_string_is_one_user_message():
-    assert parse_messages("hello") == ([Turn("user", ("hello",))], [])
+    assert parse_messages("hello") == ([Turn("user", ("hello",))], {})
 
 
 def test_roles_text_and_pictures_keep_their_order():
     picture = Image.new("RGB", (2, 2))
-    turns, images = parse_messages(
+    turns, items = parse_messages(
         [
             {"role": "system", "content": "be brief"},
             {
@@ -41,20 +41,21 @@ def test_roles_text_and_pictures_keep_their_order():
     )
     assert turns == [
         Turn("system", ("be brief",)),
-        Turn("user", ("first", None, "then", None)),
+        Turn("user", ("first", Slot("image"), "then", Slot("image"))),
         Turn("assistant", ("a cat",)),
-        Turn("user", (None, None)),
+        Turn("user", (Slot("image"), Slot("image"))),
     ]
+    images = items["image"]
     assert images[:2] == ["data:image/png;base64,AAAA", "b.png"]
     assert images[2] is picture
     assert images[3] == b"\x89PNG"
 
 
 def test_user_message_puts_the_pictures_before_the_text():
-    turns, images = parse_messages([user_message("which is larger?", images=[Path("a.png"), "b.png"])])
-    assert turns == [Turn("user", (None, None, "which is larger?"))]
-    assert images == [Path("a.png"), "b.png"]
-    assert parse_messages([user_message("hi")]) == ([Turn("user", ("hi",))], [])
+    turns, items = parse_messages([user_message("which is larger?", images=[Path("a.png"), "b.png"])])
+    assert turns == [Turn("user", (Slot("image"), Slot("image"), "which is larger?"))]
+    assert items["image"] == [Path("a.png"), "b.png"]
+    assert parse_messages([user_message("hi")]) == ([Turn("user", ("hi",))], {})
 
 
 @pytest.mark.parametrize("one", ["a.png", Path("a.png"), b"\x89PNG", Image.new("RGB", (1, 1))])
@@ -153,7 +154,7 @@ json_like = st.recursive(
 @given(json_like)
 def test_anything_is_parsed_or_refused_with_an_input_error(messages):
     try:
-        turns, images = parse_messages(messages)
+        turns, items = parse_messages(messages)
     except InputError:
         return
-    assert len(images) == sum(part is None for turn in turns for part in turn.parts)
+    assert sum(map(len, items.values())) == sum(isinstance(part, Slot) for turn in turns for part in turn.parts)

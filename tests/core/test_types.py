@@ -41,7 +41,7 @@ def test_a_subject_can_be_imported_first_and_loads_no_torch(subject: str) -> Non
     "value",
     [
         types.VisionSpec(width=8, patch_size=14),
-        types.Turn("user", ("look", None)),
+        types.Turn("user", ("look", types.Slot("image"))),
         types.Rendered((1, 2), (False, True), "<think>"),
         types.Event(kind="step", step=3, values={"loss": 0.5}),
     ],

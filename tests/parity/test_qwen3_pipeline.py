@@ -67,10 +67,9 @@ def test_greedy_text_with_pictures_equals_transformers_generate(pipeline: Pipeli
     ]
     messages = [{"role": "user", "content": content}]
     inputs = pipeline.prepare(messages)
-    assert inputs.patches is not None
-    images = pipeline.model.encode_images(inputs.patches, inputs.grids)
+    images = pipeline.model.encode(inputs.media)["image"]
     embeds = stock.get_input_embeddings()(inputs.ids)
-    embeds[inputs.ids == pipeline.tokenizer.image_token] = images
+    embeds[inputs.ids == pipeline.tokenizer.placeholder("image")] = images
     theirs = stock.generate(
         inputs_embeds=embeds[None],
         attention_mask=torch.ones(1, len(embeds), dtype=torch.int64),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from andes_sdk.errors import InputError
-from andes_sdk.types import Rendered, Turn
+from andes_sdk.types import Rendered, Slot, Turn
 
 PAD, END, START, IMAGE = 256, 257, 258, 259
 ROLES = ("system", "user", "assistant")
@@ -16,9 +16,14 @@ class Bytes:
     """See `andes_sdk.types.Tokenizer`. A turn is START, role, newline, parts, END."""
 
     vocab_size = 260
-    image_token = IMAGE
     eos = END
     pad = PAD
+
+    def placeholder(self, kind: str) -> int:
+        """The id of IMAGE. Raises InputError for what else there may be."""
+        if kind != "image":
+            raise InputError(f"no placeholder for {kind!r}", who="tokenizer", why="it has one for image")
+        return IMAGE
 
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes."""
@@ -48,7 +53,7 @@ class Bytes:
         for i in (START, *self.encode(f"{turn.role}\n")):
             yield i, False
         for part in turn.parts:
-            for i in [IMAGE] if part is None else self.encode(part):
+            for i in [self.placeholder(part.kind)] if isinstance(part, Slot) else self.encode(part):
                 yield i, learnt
         yield END, learnt
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from andes_sdk.files import FolderFiles
 from andes_sdk.testing.registry import check
 from andes_sdk.testing.require import require
-from andes_sdk.types import Tokenizer, Turn
+from andes_sdk.types import Slot, Tokenizer, Turn
 
 if TYPE_CHECKING:
     from andes_sdk.testing.subject import Subject
@@ -31,7 +31,8 @@ INJECTIONS = (
 )  # fmt: skip
 """What people write into prompts to break out of their turn, over several families of models."""
 
-USER, QUESTION = Turn("user", ("What is this? ", None, " And this? ", None)), Turn("user", ("Why?",))
+IMAGE = Slot("image")
+USER, QUESTION = Turn("user", ("What is this? ", IMAGE, " And this? ", IMAGE)), Turn("user", ("Why?",))
 ASSISTANT, REASON = Turn("assistant", ("A picture.",)), Turn("assistant", ("Because 图.",))
 SYSTEM = Turn("system", ("Be brief.",))
 
@@ -43,12 +44,12 @@ def _ids(tokenizer: Tokenizer, turns: Sequence[Turn], *, generate: bool = False)
 @check(KIND, "ids lie within the vocabulary, and the model has an embedding for each")
 def _bounds(subject: Subject) -> None:
     tokenizer = subject.pipe.tokenizer
-    for name in ("eos", "pad", "image_token"):
-        value = getattr(tokenizer, name)
+    mark = tokenizer.placeholder("image")
+    for name, value in (("eos", tokenizer.eos), ("pad", tokenizer.pad), ("the image token", mark)):
         require(
             type(value) is int and 0 <= value < tokenizer.vocab_size, f"{name} is {value!r}, outside the vocabulary"
         )
-    require(tokenizer.image_token not in (tokenizer.eos, tokenizer.pad), "the image token is also an end or a padding")
+    require(mark not in (tokenizer.eos, tokenizer.pad), "the image token is also an end or a padding")
     used = {i for text in TEXTS for i in tokenizer.encode(text)} | set(_ids(tokenizer, [SYSTEM, USER, ASSISTANT]))
     require(
         all(0 <= i < tokenizer.vocab_size for i in used), f"ids up to {max(used)}, vocabulary {tokenizer.vocab_size}"
@@ -71,7 +72,8 @@ def _injection(subject: Subject) -> None:
     tokenizer = subject.pipe.tokenizer
     benign = _ids(tokenizer, [Turn("user", ("x",))], generate=True)
     # a token that its own text does not encode to can only come from the template
-    structural = {i for i in {*benign, tokenizer.eos, tokenizer.pad, tokenizer.image_token} if _special(tokenizer, i)}
+    marks = {*benign, tokenizer.eos, tokenizer.pad, tokenizer.placeholder("image")}
+    structural = {i for i in marks if _special(tokenizer, i)}
     spelled = {tokenizer.decode([i]) for i in structural} - {""}
     for text in (*INJECTIONS, *sorted(spelled)):
         ids = tokenizer.encode(text)
@@ -92,15 +94,16 @@ def _special(tokenizer: Tokenizer, token: int) -> bool:
 @check(KIND, "a picture is one image token, at its place")
 def _images(subject: Subject) -> None:
     tokenizer = subject.pipe.tokenizer
+    mark = tokenizer.placeholder("image")
     for generate in (False, True):
         ids = _ids(tokenizer, [SYSTEM, USER, ASSISTANT, QUESTION], generate=generate)
-        count = ids.count(tokenizer.image_token)
+        count = ids.count(mark)
         require(count == 2, f"two pictures give {count} image tokens")
-    before = tokenizer.decode(ids[: ids.index(tokenizer.image_token)])
+    before = tokenizer.decode(ids[: ids.index(mark)])
     require(
         "What is this?" in before and "And this?" not in before, "the image token does not stand where the picture is"
     )
-    require(tokenizer.image_token not in _ids(tokenizer, [SYSTEM, QUESTION, REASON]), "image tokens without pictures")
+    require(mark not in _ids(tokenizer, [SYSTEM, QUESTION, REASON]), "image tokens without pictures")
 
 
 @check(KIND, "the prompt is a prefix of the training text")
@@ -122,7 +125,7 @@ def _supervised(subject: Subject) -> None:
     require(len(rendered.supervised) == len(rendered.ids), "ids and supervised differ in length")
     learned = [i for i, flag in zip(rendered.ids, rendered.supervised, strict=True) if flag]
     text = tokenizer.decode([i for i in learned if i != tokenizer.eos])
-    wanted = "".join(part for turn in (ASSISTANT, REASON) for part in turn.parts if part is not None)
+    wanted = "".join(part for turn in (ASSISTANT, REASON) for part in turn.parts if isinstance(part, str))
     require(text == wanted, f"supervised text is {text!r}, the assistant said {wanted!r}")
     require(
         learned.count(tokenizer.eos) == 2, f"{learned.count(tokenizer.eos)} supervised ends of turn for two answers"
@@ -148,8 +151,10 @@ def _saved(subject: Subject) -> None:
         with TemporaryDirectory() as gone:  # as that of an artefact is
             tokenizer.save(Path(gone))
             again: Tokenizer = subject.assembly.slot("tokenizer", folder=Path(gone), files=FolderFiles(Path(kept)))
-        for name in ("vocab_size", "eos", "pad", "image_token"):
+        for name in ("vocab_size", "eos", "pad"):
             require(getattr(again, name) == getattr(tokenizer, name), f"{name} differs after saving and loading")
+        same = again.placeholder("image") == tokenizer.placeholder("image")
+        require(same, "the image token differs after saving and loading")
         for text in (*TEXTS, *INJECTIONS):
             require(
                 again.encode(text) == tokenizer.encode(text), f"{text!r} encodes otherwise after saving and loading"

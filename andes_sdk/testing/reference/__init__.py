@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import field, frozen
 from attrs.validators import ge, gt
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 __all__ = [
     "REFERENCES", "ReferenceBackend", "ReferenceBenchmark", "ReferenceCompressor", "ReferenceDecoder",
     "ReferenceEncoder", "ReferenceExporter", "ReferenceFilter", "ReferenceFormat", "ReferenceLanguageModel",
-    "ReferenceModules", "ReferencePolicy", "ReferenceProjector", "ReferenceReward", "ReferenceTokenizer",
+    "ReferenceModality", "ReferenceModules", "ReferencePolicy", "ReferenceProjector", "ReferenceReward",
+    "ReferenceTokenizer",
     "ReferenceWatcher",
 ]  # fmt: skip
 
@@ -87,12 +88,31 @@ class ReferenceTokenizer:
 
     contract = "1.1"
 
+    kinds: list[str] = field(factory=list, metadata={"help": "modalities that have a placeholder, beside image"})
+
     @hookimpl
     def andes_tokenizer(self, folder: Path | None) -> types.Tokenizer:
         """The same one whatever the folder holds."""
         from .text import ByteTokenizer
 
-        return ByteTokenizer()
+        return ByteTokenizer(self.kinds)
+
+
+@frozen(eq=False, kw_only=True)
+class ReferenceModality:
+    """Samples of sound, a row per frame. Shortest use: `Pipeline.from_plugins([..., ReferenceModality()])`."""
+
+    contract = "1.1"
+    examples: ClassVar[Mapping[str, Sequence[Any]]] = {"audio": ([0.5, -0.5] * 200, [0.25], [0.0, 0.125, 1.0] * 100)}
+
+    frame: int = field(default=160, validator=gt(0), metadata={"help": "samples that become a row"})
+
+    @hookimpl
+    def andes_modalities(self) -> Sequence[types.Modality]:
+        """One sense, "audio"."""
+        from .senses import Audio
+
+        return [Audio(self.frame)]
 
 
 @frozen(eq=False, kw_only=True)

@@ -6,18 +6,31 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from andes_sdk.errors import InputError
-from andes_sdk.types import Rendered, Turn
+from andes_sdk.types import Rendered, Slot, Turn
 
 PAD, END, START, IMAGE = 256, 257, 258, 259
 
 
 class ByteTokenizer:
-    """See `andes_sdk.types.Tokenizer`. A turn is START, role, newline, parts, END."""
+    """See `andes_sdk.types.Tokenizer`. A turn is START, role, newline, parts, END.
+
+    `kinds` other than "image" have as placeholders the bytes that no UTF-8 text holds: 255 and, for more, those below.
+    """
 
     vocab_size = 260
-    image_token = IMAGE
     eos = END
     pad = PAD
+
+    def __init__(self, kinds: Sequence[str] = ()) -> None:
+        """At most ten `kinds`."""
+        self._placeholders = {"image": IMAGE, **{kind: 255 - i for i, kind in enumerate(kinds[:10])}}
+
+    def placeholder(self, kind: str) -> int:
+        """The id that stands for rows of a kind. Raises InputError for a kind that it was not made with."""
+        if kind not in self._placeholders:
+            why = f"it has some for {', '.join(self._placeholders)}"
+            raise InputError(f"no placeholder for {kind!r}", who="tokenizer", why=why, fix="add it to `kinds`")
+        return self._placeholders[kind]
 
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes."""
@@ -25,7 +38,8 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens are left out; incomplete characters become U+FFFD."""
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
+        hidden = self._placeholders.values()
+        return bytes(i for i in ids if i < 256 and i not in hidden).decode(errors="replace")
 
     def render(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Rendered:
         """Turns one after another; with `generate` an assistant's header follows, and `<think>` if asked for.
@@ -46,7 +60,7 @@ class ByteTokenizer:
         for i in (START, *self.encode(f"{turn.role}\n")):
             yield i, False
         for part in turn.parts:
-            for i in (IMAGE,) if part is None else self.encode(part):
+            for i in (self.placeholder(part.kind),) if isinstance(part, Slot) else self.encode(part):
                 yield i, answer
         yield END, answer
 

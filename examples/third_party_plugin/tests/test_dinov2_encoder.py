@@ -111,5 +111,5 @@ def test_a_pipeline_holds_it_under_its_entry_point_name():
     plugins = [{"dinov2": {"preset": "tiny", "weights": ""}}, "mlp", {"qwen3": {"preset": "tiny"}}]
     pipe = Pipeline.from_plugins(plugins)
     assert pipe.plan.owner("andes_vision_encoder") == "dinov2"
-    rows = pipe.model.encode_images(torch.randn(N, 588), GRIDS)
+    rows = pipe.model.mlp(pipe.model.vision_encoder(torch.randn(N, 588), GRIDS))
     assert rows.shape == (N // 4, pipe.model.text.width)

@@ -113,14 +113,14 @@ def config_of(model: VisionLanguageModel, plan: Plan, *, dtype: str) -> dict[str
     kinds = {encoder: kind for kind, encoder in ENCODERS.items()}
     encoder = next((name for name in kinds if owners == {name, "mlp", "qwen3"}), None)
     vision, text = _fields(model.vision_encoder), _fields(model.language_model)
-    if encoder is None or vision is None or text is None:
+    if encoder is None or vision is None or text is None or model.senses:
         return None
     return {
         "architectures": [ARCHITECTURE],
         "model_type": kinds[encoder],
         "torch_dtype": dtype,
         "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
-        "image_token_id": model.tokenizer.image_token,
+        "image_token_id": model.tokenizer.placeholder("image"),
         "eos_token_id": [model.tokenizer.eos, model.tokenizer.pad],  # both end an answer, as in published Qwen3
         "pad_token_id": model.tokenizer.pad,
         "vision_config": vision,

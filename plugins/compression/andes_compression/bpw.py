@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from andes_compression.recipe import GROUPS, groups
+from andes_compression.recipe import GROUPS, LANGUAGE_MODEL, groups
 from andes_sdk.formats import Format, known
 from andes_sdk.storage.packing import Header, aligned
 
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.plan import Plan
     from andes_sdk.storage.packing import Artefact
-
-
-LANGUAGE_MODEL = ("body", "embedding", "head", "vectors")
-"""Groups that make up the language model."""
 
 
 @frozen(kw_only=True)

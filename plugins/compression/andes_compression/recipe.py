@@ -16,7 +16,10 @@ from andes_sdk.storage.checkpoint import aliases, stored_tensors
 
 GROUPS = ("body", "embedding", "head", "vectors", "vision_encoder", "projector")
 """Groups of tensors in reports. `embedding` holds a tied head too; `vectors` are norms and biases of the language
-model; encoder and projector are one group each."""
+model; encoder and projector are one group each, and so is whatever else a model has (`modalities`)."""
+
+LANGUAGE_MODEL = ("body", "embedding", "head", "vectors")
+"""Groups that make up the language model."""
 
 RAW = {
     torch.float32: "raw:float32", torch.int64: "raw:int64", torch.int32: "raw:int32", torch.int16: "raw:int16",
@@ -59,8 +62,8 @@ def default_recipe(
     Args:
         body: of the language model's matrices.
         head: of its embedding and head; None: as the body.
-        vision: of the linear and convolution weights of encoder and projector. What else they hold in two or more
-            dimensions, such as positions, stays in f16.
+        vision: of the linear and convolution weights of encoder, projector and whatever else is beside the language
+            model. What else they hold in two or more dimensions, such as positions, stays in f16.
     """
     modules = dict(model.named_modules())
     tensors = stored_tensors(model)
@@ -68,7 +71,7 @@ def default_recipe(
     for name, group in groups(model).items():
         if not is_matrix(tensors[name]):
             continue
-        if group in ("vision_encoder", "projector"):
+        if group not in LANGUAGE_MODEL:
             weight = isinstance(modules[name.rpartition(".")[0]], nn.Linear | nn.Conv2d)
             recipe[name] = vision if weight else "f16"
         else:

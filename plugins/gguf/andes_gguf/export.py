@@ -61,7 +61,7 @@ class GgufExporter:
         with TemporaryDirectory() as folder:
             pipeline.tokenizer.save(Path(folder))
             metadata |= to_metadata(Path(folder), fields["vocab_size"])
-        metadata[IMAGE] = pipeline.tokenizer.image_token
+        metadata[IMAGE] = pipeline.tokenizer.placeholder("image")
         try:
             with appearing_file(path) as whole, TemporaryDirectory(dir=path.parent) as work:
                 tensors = self._write(whole, Path(work), path.stem, model, fields, metadata)

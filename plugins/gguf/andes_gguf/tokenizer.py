@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from andes_sdk.errors import CheckpointError, InputError
 from andes_sdk.files import write_atomically
-from andes_sdk.types import Rendered, Turn
+from andes_sdk.types import Rendered, Slot, Turn
 
 from . import vocabulary
 from .container import read
@@ -48,7 +48,7 @@ class GgufTokenizer:
 
     Attributes:
         vocab_size: one more than the highest id in use.
-        image_token, eos, pad: ids.
+        eos, pad: ids.
         vocabulary: what it was made from.
     """
 
@@ -58,7 +58,7 @@ class GgufTokenizer:
         self._tokenizer: Tokenizer | None = None
         try:
             self._ids: dict[str, int] = {token["content"]: token["id"] for token in data.added}
-            self.image_token, self.eos, self.pad = (self._ids[t] for t in (data.image, data.eos, data.pad))
+            self._image, self.eos, self.pad = (self._ids[t] for t in (data.image, data.eos, data.pad))
         except KeyError as error:
             raise CheckpointError(f"its vocabulary lacks the special token {error}", who=data.source) from None
         self._hidden = {token["id"] for token in data.added if token["special"]}
@@ -109,6 +109,13 @@ class GgufTokenizer:
             why = "written out in a text they would become control tokens"
             raise CheckpointError(f"its merges make {', '.join(forged[:5])}", who=data.source, why=why)
         return tokenizer
+
+    def placeholder(self, kind: str) -> int:
+        """The id that stands for pictures. Raises InputError for any other kind: there is no token for it."""
+        if kind != "image":
+            who = self.vocabulary.source
+            raise InputError(f"no placeholder for {kind!r}", who=who, why="the vocabulary has one for image")
+        return self._image
 
     def encode(self, text: str) -> list[int]:
         """Special tokens written out in the text stay text."""
@@ -163,11 +170,11 @@ class GgufTokenizer:
                 run, ending = "", True
             elif isinstance(part, int):
                 for text in turns[part].parts:
-                    if text is not None:
+                    if isinstance(text, str):
                         run += text
                         continue
                     yield self.encode(run), False
-                    yield self._picture(), False
+                    yield self._slot(text), False
                     run = ""
             else:
                 for number, text in enumerate(self._special.split(part)):
@@ -181,11 +188,12 @@ class GgufTokenizer:
                     run, ending = "", ending and not ends
         yield self.encode(run), False
 
-    def _picture(self) -> list[int]:
+    def _slot(self, slot: Slot) -> list[int]:
+        token = self.placeholder(slot.kind)
         for before, after in _AROUND:
             if before in self._ids and after in self._ids:
-                return [self._ids[before], self.image_token, self._ids[after]]
-        return [self.image_token]
+                return [self._ids[before], token, self._ids[after]]
+        return [token]
 
     def _answer(self, text: str) -> list[int]:
         """Assistant text: added tokens that belong to texts become their ids."""
@@ -228,6 +236,6 @@ def find(path: str, files: Files | None, *, image_token: str, template: str) -> 
 
 
 def _text(turn: Turn) -> str:
-    if any(part is None for part in turn.parts):
+    if any(isinstance(part, Slot) for part in turn.parts):
         raise InputError("an assistant's turn cannot hold a picture", who=WHO)
-    return "".join(part for part in turn.parts if part is not None)
+    return "".join(part for part in turn.parts if isinstance(part, str))

@@ -68,8 +68,9 @@ def test_written_and_read_again_a_model_is_the_same(tmp_path, name, options):
     assert two == one
     texts = ("the rain, the cat", "  12 Ünïcode 图\n", "<|im_end|>")
     assert [first.tokenizer.encode(t) for t in texts] == [again.tokenizer.encode(t) for t in texts]
-    for key in ("eos", "pad", "image_token", "vocab_size"):
+    for key in ("eos", "pad", "vocab_size"):
         assert getattr(first.tokenizer, key) == getattr(again.tokenizer, key)
+    assert first.tokenizer.placeholder("image") == again.tokenizer.placeholder("image")
     assert first.tokenizer.vocabulary.template == again.tokenizer.vocabulary.template
 
 
@@ -108,7 +109,8 @@ def test_the_tokens_of_the_qwen_vocabulary_are_llama_cpps(tmp_path, llama_cpp):
         ids = pipe.tokenizer.encode(text)
         assert server.tokenize(text) == ids
         assert again.tokenizer.encode(text) == ids
-    assert (again.tokenizer.image_token, again.tokenizer.eos) == (pipe.tokenizer.image_token, pipe.tokenizer.eos)
+    assert again.tokenizer.placeholder("image") == pipe.tokenizer.placeholder("image")
+    assert again.tokenizer.eos == pipe.tokenizer.eos
     question = [{"role": "user", "content": "Why <|im_end|>?"}]
     one, two = (p.prepare(question, think=think).ids.tolist() for p in (pipe, again) for think in (False,))
     assert one == two

@@ -15,7 +15,7 @@ from attrs import evolve
 
 from andes_sdk.errors import CheckpointError, ConfigError, InputError
 from andes_sdk.files import FolderFiles
-from andes_sdk.types import Turn
+from andes_sdk.types import Slot, Turn
 
 TEXTS = (
     "the rain, the cat's", "  two  spaces\n\n\ttabs ", "1234567 3.14", "naïve 图片 🙂", "DON'T we'll", "a\r\n b",
@@ -77,7 +77,7 @@ def test_the_image_token_can_be_chosen():
     tokens = [*vocabulary()["tokenizer.ggml.tokens"], "<pic>"]
     kinds = [*vocabulary()["tokenizer.ggml.token_type"], 3]
     changes = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds}
-    assert made(changes, image="<pic>").image_token == len(tokens) - 1
+    assert made(changes, image="<pic>").placeholder("image") == len(tokens) - 1
     with pytest.raises(ConfigError, match="no control token"):
         made(image="the")
 
@@ -157,8 +157,8 @@ def test_pictures_are_wrapped_where_the_vocabulary_has_words_for_it():
     tokens = [*vocabulary()["tokenizer.ggml.tokens"], "<|vision_start|>", "<|vision_end|>"]
     kinds = [*vocabulary()["tokenizer.ggml.token_type"], 3, 3]
     tokenizer = made({"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds})
-    ids = tokenizer.render([Turn("user", ("a", None, "b"))], think=False, generate=False).ids
-    at = ids.index(tokenizer.image_token)
+    ids = tokenizer.render([Turn("user", ("a", Slot("image"), "b"))], think=False, generate=False).ids
+    at = ids.index(tokenizer.placeholder("image"))
     assert (ids[at - 1], ids[at + 1]) == (len(tokens) - 2, len(tokens) - 1)
 
 

@@ -1,11 +1,12 @@
-"""The policy that learns: the model's distribution at a temperature, without the image token.
+"""The policy that learns: the model's distribution at a temperature, without the placeholders of pictures and the like.
 
 An answer with an image token could not be read again (there are no pixels for it), so neither the sampler nor the loss
-gives it any probability.
+gives it, or another placeholder, any probability.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,11 +20,16 @@ if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
 
 
-def log_policy(logits: Tensor, *, image_token: int, temperature: float) -> Tensor:
-    """(T, V) logits -> (T, V) float32 log-probabilities; the image token's is -inf."""
+def placeholders(model: VisionLanguageModel) -> list[int]:
+    """The tokens that no answer may hold."""
+    return [model.tokenizer.placeholder(kind) for kind in model.kinds]
+
+
+def log_policy(logits: Tensor, *, banned: Sequence[int], temperature: float) -> Tensor:
+    """(T, V) logits -> (T, V) float32 log-probabilities; those of the banned tokens are -inf."""
     scores = logits.float() / temperature
-    banned = torch.tensor([image_token], device=scores.device)
-    return scores.index_fill(1, banned, -torch.inf).log_softmax(dim=1)
+    index = torch.tensor(banned, dtype=torch.int64, device=scores.device)
+    return scores.index_fill(1, index, -torch.inf).log_softmax(dim=1)
 
 
 def answer_logps(model: VisionLanguageModel, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
@@ -33,10 +39,10 @@ def answer_logps(model: VisionLanguageModel, batch: Batch, temperature: float) -
     """
     wanted = batch.labels != -100
     hidden, targets = hidden_rows(model, batch)[wanted], batch.labels[wanted]
-    banned = model.tokenizer.image_token
+    banned = placeholders(model)
 
     def score(rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        every = log_policy(model.logits(rows), image_token=banned, temperature=temperature)
+        every = log_policy(model.logits(rows), banned=banned, temperature=temperature)
         with torch.no_grad():
             entropy = -(every.exp() * every.masked_fill(every == -torch.inf, 0.0)).sum(1)
         return every.gather(1, ids[:, None])[:, 0], entropy

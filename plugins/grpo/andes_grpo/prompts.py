@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from andes_training.data.bad import BadSample
 from andes_training.data.pictures import Pictures, augmentation
 from andes_training.data.samples import Sample, Samples
+from andes_training.packing import patches_in
 from andes_training.reading import stage_processor
 from attrs import field, frozen
 
@@ -114,7 +115,7 @@ class PromptMaker:
         return Prompt(sample.entry, placed, inputs, tuple(seeds), sample.where)
 
     def _fits(self, inputs: Inputs, where: str) -> None:
-        size, patches = len(inputs.ids), 0 if inputs.patches is None else len(inputs.patches)
+        size, patches = len(inputs.ids), patches_in(inputs.media)
         if size + self.max_answer > self.room:
             why = f"prompt and answer need {size + self.max_answer} positions, the model has {self.room}"
             raise BadSample("is too long", reason="tokens", who=where, why=why, fix="lower max_answer, or shorten it")

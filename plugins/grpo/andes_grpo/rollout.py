@@ -201,8 +201,7 @@ class Rollouts:
             ids=torch.cat([prompt.ids[:-1], *(torch.cat([prompt.ids[-1:], t[:-1]]) for t in tokens)]),
             labels=torch.cat([torch.full((prefix,), -100), *tokens]),
             segment=Segment(prefix, tuple(len(t) for t in tokens)),
-            patches=prompt.patches,
-            grids=prompt.grids,
+            media=prompt.media,
             extras={
                 "advantage": worth[part],
                 "keep": torch.tensor(keep),

@@ -20,7 +20,7 @@ from andes_sdk.runtime.engine import Engine, raise_errors
 from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.runtime.torch_backend import CompiledTorch
 
-from .policy import log_policy
+from .policy import log_policy, placeholders
 from .prompts import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class Banned:
-    """A constraint: every token but one, in every place."""
+    """A constraint: every token but some, in every place."""
 
     mask: Tensor
 
     @classmethod
-    def of(cls, token: int, vocab_size: int) -> Banned:
-        """All of a vocabulary but this token."""
-        return cls(torch.arange(vocab_size) != token)
+    def of(cls, tokens: Sequence[int], vocab_size: int) -> Banned:
+        """All of a vocabulary but these tokens."""
+        return cls(~torch.isin(torch.arange(vocab_size), torch.tensor(tokens)))
 
     def allowed(self, answer: Sequence[int]) -> Tensor:
         """(V,) bool."""
@@ -49,13 +49,13 @@ class Banned:
 class _Answer:
     """One answer in the making: log-probabilities of its tokens, beside the engine's conversation."""
 
-    image_token: int
+    banned: Sequence[int]
     temperature: float
     logps: list[float] = field(factory=list)
 
     def watch(self, logits: Tensor, token: int) -> None:
         """Note how likely the policy made a token."""
-        scores = log_policy(logits[None], image_token=self.image_token, temperature=self.temperature)
+        scores = log_policy(logits[None], banned=self.banned, temperature=self.temperature)
         self.logps.append(float(scores[0, token]))
 
 
@@ -111,15 +111,15 @@ class SessionSampler:
         self, engine: Engine, prompts: Sequence[Prompt], index: int, places: range
     ) -> list[tuple[int, int, Conversation, _Answer]]:
         """Answers to one prompt, which is read once for all of them."""
-        prompt, image_token = prompts[index], self.pipeline.tokenizer.image_token
-        banned = Banned.of(image_token, self.pipeline.model.text.vocab_size)
+        prompt, tokens = prompts[index], placeholders(self.pipeline.model)
+        banned = Banned.of(tokens, self.pipeline.model.text.vocab_size)
         options = [
             GenerationOptions(
                 max_tokens=self.max_answer, temperature=self.temperature, seed=prompt.seeds[place], constraint=banned
             )
             for place in places
         ]
-        answers = [_Answer(image_token, self.temperature) for _ in places]
+        answers = [_Answer(tokens, self.temperature) for _ in places]
         joined = engine.join_many(prompt.inputs, options, [a.watch for a in answers])
         return [(index, *one) for one in zip(places, joined, answers, strict=True)]
 

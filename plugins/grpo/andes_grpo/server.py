@@ -109,7 +109,7 @@ class ServerSampler:
             "logprobs": True,
             "return_token_ids": True,
             # an answer with an image token could not be trained on: there are no pixels for it
-            "logit_bias": {str(self.tokenizer.image_token): -100},
+            "logit_bias": {str(self.tokenizer.placeholder("image")): -100},
         }
         if prompt.inputs.prefix:
             messages.append({"role": "assistant", "content": prompt.inputs.prefix})
@@ -173,7 +173,7 @@ class ServerSampler:
 
     def _short(self, ids: list[int]) -> list[int]:
         """Runs of image tokens as one: servers expand pictures before or after they report the prompt."""
-        image = self.tokenizer.image_token
+        image = self.tokenizer.placeholder("image")
         return [i for token, run in groupby(ids) for i in ([token] if token == image else run)]
 
 

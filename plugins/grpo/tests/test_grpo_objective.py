@@ -37,11 +37,15 @@ class Text(torch.nn.Module):
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             state[name] = torch.cat([state[name], extra])
         self.language_model.load_state_dict(state)
-        self.tokenizer = SimpleNamespace(image_token=V)
+        self.tokenizer = SimpleNamespace(placeholder=lambda kind: V)
+        self.kinds = ("image",)
         self.text = self.language_model.spec
 
-    def embed(self, ids, images):
-        assert images is None
+    def encode(self, media):
+        assert not media
+        return {}
+
+    def embed(self, ids, rows):
         return self.language_model.embed(ids)
 
     def hidden_states(self, embeds, positions, attend):
@@ -161,8 +165,7 @@ def ours(trainer, options, answers, noise, gains, keep, logps):
                 ids=torch.cat([p[:-1], *(torch.cat([p[-1:], a[:-1]]) for a in group)]),
                 labels=torch.cat([torch.full((len(p) - 1,), -100), *group]),
                 segment=Segment(len(p) - 1, tuple(map(len, group))),
-                patches=None,
-                grids=(),
+                media={},
                 extras={
                     "advantage": gains[list(part)],
                     "keep": torch.tensor([keep[i] for i in part]),

@@ -90,7 +90,7 @@ def first(pipe, samples, own, count=1, **changes):
 def test_an_answer_is_what_the_pipeline_generates_with_its_seed(pipe, tmp_path):
     samples = picture_lines(tmp_path)[:2]
     prompts = [PromptMaker.of(pipe, 7).prompt(s, [seed_of(i, k) for k in range(3)]) for i, s in enumerate(samples)]
-    image = pipe.tokenizer.image_token
+    image = pipe.tokenizer.placeholder("image")
     for prompt, group in zip(prompts, SessionSampler(pipe, 7, 0.8, concurrency=4).answers(prompts), strict=True):
         for seed, answer in zip(prompt.seeds, group, strict=True):
             think = bool(prompt.inputs.prefix)
@@ -116,9 +116,9 @@ def test_the_image_token_is_never_sampled_and_has_no_probability(pipe, tmp_path)
     rigged = Pipeline.from_plugins([*MODEL, Rewards()])
     prompt = PromptMaker.of(rigged, 3).prompt(picture_lines(tmp_path)[0], range(8))
     with torch.no_grad():  # tied to the head: by far the likeliest or the least likely token, as the sign has it
-        rigged.model.language_model.model.embed_tokens.weight[rigged.tokenizer.image_token] *= 1e4
+        rigged.model.language_model.model.embed_tokens.weight[rigged.tokenizer.placeholder("image")] *= 1e4
     (answers,) = SessionSampler(rigged, 3).answers([prompt])
-    assert all(rigged.tokenizer.image_token not in a.tokens for a in answers)
+    assert all(rigged.tokenizer.placeholder("image") not in a.tokens for a in answers)
     assert all(torch.tensor(a.logps).isfinite().all() for a in answers)
 
 
@@ -144,7 +144,7 @@ def test_a_group_is_one_row_equal_to_its_answers_in_rows_of_their_own(pipe, tmp_
         inputs = prompts[number // 4].inputs
         ids = torch.cat([inputs.ids, answer])
         marked = torch.arange(len(ids)) >= len(inputs.ids)
-        row = make_row([Inputs(ids, inputs.patches, inputs.grids, marked)])
+        row = make_row([Inputs(ids, inputs.media, marked)])
         alone.append(answer_logps(pipe.model, collate([row]), 1.0)[0])
         start += len(answer)
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=2e-5)
@@ -165,10 +165,10 @@ def test_each_answer_carries_the_advantage_of_its_own_reward(pipe, tmp_path):
 
 def test_no_image_row_and_no_prompt_row_has_a_loss(pipe, tmp_path):
     ((_, batch),) = first(pipe, picture_lines(tmp_path), options(), recipe={"accumulate": 1})
-    image = batch.ids == pipe.tokenizer.image_token
+    image = batch.ids == pipe.tokenizer.placeholder("image")
     assert image.any()
     assert (batch.labels[image] == -100).all()
-    assert not (batch.labels == pipe.tokenizer.image_token).any()
+    assert not (batch.labels == pipe.tokenizer.placeholder("image")).any()
     assert int((batch.labels != -100).sum()) == int(batch.extras["length"].sum()) == batch.tokens
 
 

@@ -98,7 +98,7 @@ def test_answers_come_with_their_tokens_log_probabilities_and_seeds(server, pipe
         assert body["return_token_ids"]
         assert body["logprobs"]
         assert body["max_tokens"] == 9
-        assert body["logit_bias"] == {str(pipe.tokenizer.image_token): -100}
+        assert body["logit_bias"] == {str(pipe.tokenizer.placeholder("image")): -100}
     sent = next(b for b in server.seen if b["seed"] == 7)["messages"][0]["content"][0]
     assert sent["image_url"]["url"].startswith("data:image/png;base64,")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from andes_training.run import StageRun
 
     from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Media
 
 Score = Callable[["VisionLanguageModel", "Batch"], tuple[Tensor, Tensor]]
 """A pack of P pairs -> (P, 2) log-probabilities, and something else."""
@@ -64,27 +66,27 @@ class StoredReference:
 
     Attributes:
         known: key -> log-probabilities of the chosen and the rejected answer.
-        vision: image token, and patches that one of them stands for.
+        marks: kind ("image", or a modality's name) -> its placeholder.
         samples: to say which one is missing.
     """
 
     known: Mapping[bytes, Pair]
-    vision: tuple[int, int]
+    marks: Mapping[str, int]
     samples: Sequence[Sample]
 
     @classmethod
     def of(cls, run: StageRun, score: Score) -> StoredReference:
         """Read what the run's folder holds, and compute the rest if the stage has not begun."""
         model = run.pipeline.model
-        vision = model.tokenizer.image_token, model.vision.merge**2
+        marks = {kind: model.tokenizer.placeholder(kind) for kind in model.kinds}
         path = run.out / f"reference-{run.index:02d}-{run.rank:03d}.safetensors"
         if run.position.step == 0:
-            _compute(run, score, path, vision)
+            _compute(run, score, path, marks)
             _meet()
         known: dict[bytes, Pair] = {}
         for file in sorted(run.out.glob(f"reference-{run.index:02d}-[0-9]*.safetensors")):
             known |= _read(file).known
-        return cls(known, vision, run.samples)
+        return cls(known, marks, run.samples)
 
     def __call__(self, batch: Batch) -> Tensor:
         """(2P,) chosen and rejected in turn.
@@ -92,7 +94,7 @@ class StoredReference:
         Raises:
             TrainingError: a sample that was not there when the stage began.
         """
-        keys = keys_of(batch, *self.vision)
+        keys = keys_of(batch, self.marks)
         for key, index in zip(keys, batch.extras["sample"].tolist(), strict=True):
             if key not in self.known:
                 why = "the sample, or its preparation, has changed since the stage began, and the reference is gone"
@@ -102,19 +104,27 @@ class StoredReference:
         return torch.tensor([self.known[key] for key in keys], dtype=torch.float32).reshape(-1)
 
 
-def keys_of(batch: Batch, image_token: int, patches_per_token: int) -> list[bytes]:
-    """One SHA-256 per sample of a pack on the CPU, over its ids, its branches and its pixels."""
+def keys_of(batch: Batch, marks: Mapping[str, int]) -> list[bytes]:
+    """One SHA-256 per sample of a pack on the CPU, over its ids, its branches, its pixels and other media."""
     keys = []
     ids = batch.ids.split([segment.rows for segment in batch.attend.segments])
-    sizes = [int((part == image_token).sum()) * patches_per_token for part in ids]
-    pixels = [None] * len(ids) if batch.patches is None else batch.patches.split(sizes)
-    for part, segment, patches in zip(ids, batch.attend.segments, pixels, strict=True):
+    items = {kind: _items(media) for kind, media in batch.media.items()}
+    for part, segment in zip(ids, batch.attend.segments, strict=True):
         found = hashlib.sha256(repr((segment.prefix, segment.branches)).encode())
-        for tensor in (part, patches):
-            if tensor is not None:
-                found.update(tensor.contiguous().numpy().data)
+        found.update(part.contiguous().numpy().data)
+        for kind, own in items.items():
+            left = int((part == marks[kind]).sum())
+            while left > 0:
+                rows, data = next(own)
+                found.update(data.contiguous().numpy().data)
+                left -= rows
         keys.append(found.digest())
     return keys
+
+
+def _items(media: Media) -> Iterator[tuple[int, Tensor]]:
+    """Rows and data of each item."""
+    yield from zip(media.rows, media.data.split([math.prod(size) for size in media.sizes]), strict=True)
 
 
 def _digest(model: torch.nn.Module) -> str:
@@ -135,7 +145,7 @@ class _File:
     known: dict[bytes, Pair] = field(factory=dict)
 
 
-def _compute(run: StageRun, score: Score, path: Path, vision: tuple[int, int]) -> None:
+def _compute(run: StageRun, score: Score, path: Path, marks: Mapping[str, int]) -> None:
     """Score this process's share of the samples in the data's order, saving now and then.
 
     Packs begin where the file ends, so a pass that was stopped goes on with the same packs and the same bits.
@@ -153,7 +163,7 @@ def _compute(run: StageRun, score: Score, path: Path, vision: tuple[int, int]) -
             batch = collate(group)
             with run.autocast():
                 logps = score(model, batch.to(model.device))[0].tolist()
-            file.known |= zip(keys_of(batch, *vision), map(tuple, logps), strict=True)
+            file.known |= zip(keys_of(batch, marks), map(tuple, logps), strict=True)
             file.done = int(group[-1].extras["done"])
             if time.monotonic() - saved > SAVE_SECONDS:
                 _write(path, file)

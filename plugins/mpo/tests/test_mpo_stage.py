@@ -129,7 +129,7 @@ def test_pairs_that_share_a_picture_and_a_prompt_score_as_separate_conversations
             last = len(flags) - 1 - flags[::-1].index(True)
             first = max(i for i in range(last) if not flags[i]) + 1
             hidden = run.pipeline.model.hidden_states(
-                run.pipeline.model.embed(inputs.ids, run.pipeline.model.encode_images(inputs.patches, inputs.grids)),
+                run.pipeline.model.embed(inputs.ids, run.pipeline.model.encode(inputs.media)),
                 torch.arange(len(inputs.ids)), collate([make_row([inputs])]).attend,
             )  # fmt: skip
             logits = run.pipeline.model.logits(hidden[first - 1 : last]).log_softmax(-1)

@@ -16,7 +16,7 @@ from .store import KVStore, LazyHeads
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import CachePolicy, Inputs
+    from andes_sdk.types import CachePolicy, Media
 
     from .encoder import Vision
     from .lora import Adapters
@@ -78,13 +78,11 @@ class NumbaSession(BaseSession):
     def _last_keys(self, layer: int, count: int) -> Tensor:
         return torch.stack([keys[len(keys) - count :] for keys in self.heads(layer)[0]])
 
-    def encode(self, inputs: Inputs) -> Tensor | None:
-        """Rows of the pictures (M, D), or None."""
-        if inputs.patches is None:
-            return None
+    def see(self, pictures: Media) -> Tensor:
+        """Rows of pictures (M, D)."""
         vision = self.compiled.vision
         with self.timed("vision"):
-            features = vision.encode(inputs.patches, inputs.grids)
+            features = vision.encode(pictures.data, pictures.sizes)
         with self.timed("projector"):
             return vision.project(features)
 

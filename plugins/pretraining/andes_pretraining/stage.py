@@ -53,7 +53,7 @@ class PretrainingStage:
     def feed(self, run: StageRun) -> Iterator[tuple[Position, Batch]]:
         """The usual packs, with positions replaced."""
         model = run.pipeline.model
-        image, limit = model.tokenizer.image_token, model.text.max_positions
+        image, limit = model.tokenizer.placeholder("image"), model.text.max_positions
         for position, batch in packed(run):
             key = f"{run.seed}/{run.index}"
             yield position, self.replacement.apply(batch, image_token=image, limit=limit, key=key)

@@ -158,7 +158,7 @@ def test_no_sample_of_a_pack_sees_another(folder: Path) -> None:
     last = int((pack.labels[:edge] != -100).nonzero().max())
     changed[last + 1] = (changed[last + 1] + 1) % 100
     with torch.no_grad():
-        images = pipe.model.encode_images(pack.patches, pack.grids)
+        images = pipe.model.encode(pack.media)
         one, two = (
             pipe.model.hidden_states(pipe.model.embed(ids, images), pack.positions, pack.attend)
             for ids in (pack.ids, changed)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from andes_sdk.errors import CheckpointError, InputError
 from andes_sdk.files import FolderFiles, write_atomically
-from andes_sdk.types import Rendered, Turn
+from andes_sdk.types import Rendered, Slot, Turn
 
 from .bpe import LazyBpe
 from .layout import NAME, OneFile, Packaged, chat_template, read_content, read_stated, refuse_gone
@@ -39,7 +39,7 @@ class QwenTokenizer:
 
     Attributes:
         vocab_size: one more than the highest id in use (a model may have more embeddings).
-        image_token, eos, pad: ids of `<|vision_pad|>`, `<|im_end|>`, `<|endoftext|>`.
+        eos, pad: ids of `<|im_end|>`, `<|endoftext|>`; a picture's placeholder is `<|vision_pad|>`.
         thinking: whether a chat asks for `<think>` unless told otherwise.
         source: where the vocabulary came from.
     """
@@ -59,7 +59,6 @@ class QwenTokenizer:
         self._bpe = LazyBpe(files, stated)
         self._hidden = frozenset(number for text, number in self._ids.items() if text not in SHOWN)
         self.vocab_size = stated.size
-        self.image_token = self._ids["<|vision_pad|>"]
         self.eos = self._ids["<|im_end|>"]
         self.pad = self._ids["<|endoftext|>"]
 
@@ -98,6 +97,12 @@ class QwenTokenizer:
         if token not in self._ids:
             raise InputError(f"no special token {token!r}", who=self.source)
         return self._ids[token]
+
+    def placeholder(self, kind: str) -> int:
+        """The id of `<|vision_pad|>` for "image". Raises InputError for any other kind: there is no token for it."""
+        if kind != "image":
+            raise InputError(f"no placeholder for {kind!r}", who=self.source, why="the vocabulary has one for image")
+        return self._ids["<|vision_pad|>"]
 
     def encode(self, text: str) -> list[int]:
         """Text is brought to NFC; special tokens written out in it stay text."""
@@ -169,11 +174,11 @@ class QwenTokenizer:
             yield self._header("assistant\n"), False
             yield [*self._answer(_assistant_text(turn)), self.eos], True
         else:
-            picture = [self._ids["<img>"], self.image_token, self._ids["</img>"]]
-            runs = list(_runs(turn.parts))
+            first, *runs = _runs(turn.parts)
             # Role and text are one run of text for the pre-tokenizer, as in the written-out template.
-            yield self._header(f"{turn.role}\n{runs[0]}"), False
-            for text in runs[1:]:
+            yield self._header(f"{turn.role}\n{first[1]}"), False
+            for kind, text in runs:
+                picture = [self._ids["<img>"], self.placeholder(kind), self._ids["</img>"]]
                 yield [*picture, *self.encode(text)], False
             yield [self.eos], False
         yield self.encode("\n"), False
@@ -186,22 +191,22 @@ class QwenTokenizer:
         return ids
 
 
-def _runs(parts: Sequence[str | None]) -> Iterator[str]:
-    """Text before, between and after the pictures: one more run than there are pictures."""
-    run = ""
+def _runs(parts: Sequence[str | Slot]) -> Iterator[tuple[str, str]]:
+    """Text before, between and after the pictures, each with the kind of what stands before it ("" at the start)."""
+    kind = run = ""
     for part in parts:
-        if part is None:
-            yield run
-            run = ""
+        if isinstance(part, Slot):
+            yield kind, run
+            kind, run = part.kind, ""
         else:
             run += part
-    yield run
+    yield kind, run
 
 
 def _assistant_text(turn: Turn) -> str:
-    if any(part is None for part in turn.parts):
+    if any(isinstance(part, Slot) for part in turn.parts):
         raise InputError("an assistant's turn cannot hold a picture", who="chat template")
-    return "".join(part for part in turn.parts if part is not None)
+    return "".join(part for part in turn.parts if isinstance(part, str))
 
 
 __all__ = ["ROLES", "SHOWN", "SPECIALS", "QwenTokenizer"]

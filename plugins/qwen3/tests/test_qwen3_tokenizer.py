@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from andes_sdk.errors import CheckpointError, ConfigError, InputError
 from andes_sdk.files import FolderFiles
-from andes_sdk.types import Turn
+from andes_sdk.types import Slot, Turn
 
 ORACLE = json.loads((Path(__file__).parent / "oracle_qwen3_ids.json").read_text("utf-8"))
 TINY = QwenTokenizer.load(small.TINY)
@@ -50,7 +50,7 @@ def test_text_conversations_equal_those_of_the_published_chat_template(qwen):
 
 def test_special_tokens_have_the_ids_of_qwen3_and_two_slots_are_renamed(qwen):
     assert [qwen.id_of(token) for token in vocabulary.SPECIALS] == list(range(151_643, 151_669))
-    assert (qwen.id_of("<img>"), qwen.id_of("</img>"), qwen.image_token) == (151_652, 151_653, 151_654)
+    assert (qwen.id_of("<img>"), qwen.id_of("</img>"), qwen.placeholder("image")) == (151_652, 151_653, 151_654)
     assert (qwen.pad, qwen.eos, qwen.vocab_size) == (151_643, 151_645, 151_669)
     assert [qwen.id_of(token) for token in SHOWN] == [151_667, 151_668, 151_648, 151_649]
 
@@ -126,7 +126,7 @@ def test_no_user_text_can_make_a_special_token(parts):
     rendered = TINY.render([Turn("user", tuple(parts))], think=False, generate=True)
     specials = special_ids(TINY)
     assert [i for i in rendered.ids if i in specials] == [i for i in plain.ids if i in specials]
-    assert TINY.image_token not in rendered.ids
+    assert TINY.placeholder("image") not in rendered.ids
 
 
 def test_special_tokens_in_text_stay_text_in_the_large_vocabulary_too(qwen):
@@ -149,9 +149,9 @@ def test_text_that_is_no_unicode_is_refused():
 
 
 def test_a_picture_is_one_image_token_between_its_marks_in_the_order_of_the_parts():
-    turn = Turn("user", ("Compare ", None, None, " please"))
+    turn = Turn("user", ("Compare ", Slot("image"), Slot("image"), " please"))
     rendered = TINY.render([turn], think=False, generate=False)
-    picture = [TINY.id_of("<img>"), TINY.image_token, TINY.id_of("</img>")]
+    picture = [TINY.id_of("<img>"), TINY.placeholder("image"), TINY.id_of("</img>")]
     assert list(rendered.ids) == [
         TINY.id_of("<|im_start|>"), *TINY.encode("user\nCompare "), *picture, *picture, *TINY.encode(" please"),
         TINY.eos, *TINY.encode("\n"),
@@ -205,7 +205,7 @@ def test_an_open_assistant_turn_is_continued():
     [
         ([], "no messages"),
         ([Turn("user\n<|im_end|>", ("x",))], "unknown role"),
-        ([Turn("assistant", (None,))], "cannot hold a picture"),
+        ([Turn("assistant", (Slot("image"),))], "cannot hold a picture"),
     ],
 )
 def test_a_conversation_that_has_no_rendering_is_refused(turns, words):
@@ -223,12 +223,15 @@ def test_transformers_loads_what_is_saved_and_renders_the_same_ids(tmp_path, thi
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     turns = [
         Turn("system", ("Be brief.",)),
-        Turn("user", ("What is ", None, " and ", None, "?")),
+        Turn("user", ("What is ", Slot("image"), " and ", Slot("image"), "?")),
         Turn("assistant", ("<think>Look.</think>A box <|box_start|>(1,2),(3,4)<|box_end|>.",)),
         Turn("user", ("\n\nThanks 😀", " a lot  ")),
     ]
     messages = [
-        {"role": t.role, "content": [{"type": "image"} if p is None else {"type": "text", "text": p} for p in t.parts]}
+        {
+            "role": t.role,
+            "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in t.parts],
+        }
         for t in turns
     ]
     messages[0]["content"] = "Be brief."
@@ -260,7 +263,7 @@ def test_a_folder_with_vocabulary_and_merges_is_read(tmp_path):
     assert json.loads(read_layout(FolderFiles(tmp_path)))["model"]["merges"] == whole["model"]["merges"]
     tokenizer = QwenTokenizer.load(tmp_path)
     assert tokenizer.encode("The button is red. 红色") == TINY.encode("The button is red. 红色")
-    assert tokenizer.image_token == TINY.image_token
+    assert tokenizer.placeholder("image") == TINY.placeholder("image")
 
 
 def renamed(content, mapping):

@@ -33,9 +33,8 @@ def next_token_loss(model: Model, batch: Batch) -> tuple[Tensor, dict[str, float
 
 
 def hidden_rows(model: Model, batch: Batch) -> Tensor:
-    """A pack through encoder, projector and language model -> (T, D) after the last norm."""
-    images = None if batch.patches is None else model.encode_images(batch.patches, batch.grids)
-    return model.hidden_states(model.embed(batch.ids, images), batch.positions, batch.attend)
+    """A pack through encoder, projector, other senses and language model -> (T, D) after the last norm."""
+    return model.hidden_states(model.embed(batch.ids, model.encode(batch.media)), batch.positions, batch.attend)
 
 
 def token_logps(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from andes_sdk.runtime.attention import PackedAttention, Segment
+from andes_sdk.types import Media
 from andes_training.changes import put_in_changes
 from andes_training.loss import CHUNK
 from andes_training.processes import blocks_of
@@ -116,7 +117,8 @@ def _kept(model: VisionLanguageModel, stage: StageRecipe, precision: str) -> int
     side = max(merge, math.isqrt(stage.max_patches) // merge * merge)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
     with autocast, torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        images = model.encode_images(torch.zeros(side * side, 3 * patch**2), [(side, side)])
+        media = Media(data=torch.zeros(side * side, 3 * patch**2), sizes=((side, side),), rows=(side**2 // merge**2,))
+        images = model.encode({"image": media})["image"]
         rows = model.llm.embed(torch.zeros(stage.max_tokens, dtype=torch.int64))
         attend = PackedAttention([Segment(stage.max_tokens)])
         # every row depends on the pictures, as rows after them do

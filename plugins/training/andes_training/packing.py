@@ -10,9 +10,10 @@ import torch
 from attrs import evolve, field, frozen
 
 from andes_sdk.runtime.attention import PackedAttention, Segment
+from andes_sdk.types import Media
 
 if TYPE_CHECKING:
-    from andes_sdk.types import Grid, Inputs
+    from andes_sdk.types import Inputs
 
 
 @frozen(eq=False)
@@ -23,15 +24,14 @@ class Row:
         ids: (T,) prefix and branches one after another.
         labels: (T,) the id that the row must predict, or -100.
         segment: how the T rows divide.
-        patches, grids: its pictures.
+        media: kind -> its pictures, or what else it holds; absent kinds have no items.
         extras: what a stage adds: 0-dim or 1-dim tensors by name, the same names in every row.
     """
 
     ids: torch.Tensor
     labels: torch.Tensor
     segment: Segment
-    patches: torch.Tensor | None
-    grids: tuple[Grid, ...]
+    media: Mapping[str, Media]
     extras: Mapping[str, torch.Tensor] = field(factory=dict)
 
 
@@ -42,7 +42,7 @@ class Batch:
     Attributes:
         ids, labels, positions: (T,) over all samples; labels are -100 where no loss is placed.
         attend: attention that keeps samples apart.
-        patches, grids: all pictures, packed.
+        media: kind -> all pictures, packed, or what else there is.
         tokens: supervised rows, the loss is their mean; or what else a stage takes the mean over.
         samples: how many samples the pack holds.
         extras: the rows' extras, joined along their first axis.
@@ -52,18 +52,17 @@ class Batch:
     labels: torch.Tensor
     positions: torch.Tensor
     attend: PackedAttention
-    patches: torch.Tensor | None
-    grids: tuple[Grid, ...]
+    media: Mapping[str, Media]
     tokens: int
     samples: int
     extras: Mapping[str, torch.Tensor] = field(factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        patches = None if self.patches is None else self.patches.to(device)
+        media = {kind: evolve(m, data=m.data.to(device)) for kind, m in self.media.items()}
         ids, labels, positions = (x.to(device) for x in (self.ids, self.labels, self.positions))
         extras = {name: x.to(device) for name, x in self.extras.items()}
-        return evolve(self, ids=ids, labels=labels, positions=positions, patches=patches, extras=extras)
+        return evolve(self, ids=ids, labels=labels, positions=positions, media=media, extras=extras)
 
 
 def make_row(conversations: Sequence[Inputs]) -> Row:
@@ -80,7 +79,7 @@ def make_row(conversations: Sequence[Inputs]) -> Row:
             ids.append(c.ids[shared:])
             labels.append(_labels(c)[shared:])
             branches.append(len(c.ids) - shared)
-    return Row(torch.cat(ids), torch.cat(labels), Segment(shared, tuple(branches)), first.patches, first.grids)
+    return Row(torch.cat(ids), torch.cat(labels), Segment(shared, tuple(branches)), first.media)
 
 
 def _labels(inputs: Inputs) -> torch.Tensor:
@@ -101,15 +100,14 @@ def _shared_prefix(conversations: Sequence[Inputs]) -> int:
 
 def collate(rows: Sequence[Row]) -> Batch:
     """Rows -> one packed batch."""
-    pictures = [r.patches for r in rows if r.patches is not None]
+    kinds = dict.fromkeys(kind for r in rows for kind in r.media)
     labels = torch.cat([r.labels for r in rows])
     return Batch(
         ids=torch.cat([r.ids for r in rows]),
         labels=labels,
         positions=torch.cat([r.segment.positions() for r in rows]),
         attend=PackedAttention([r.segment for r in rows]),
-        patches=torch.cat(pictures) if pictures else None,
-        grids=tuple(g for r in rows for g in r.grids),
+        media={kind: Media.join([r.media[kind] for r in rows if kind in r.media]) for kind in kinds},
         tokens=int((labels != -100).sum()),
         samples=len(rows),
         extras={name: torch.cat([r.extras[name].reshape(-1) for r in rows]) for name in rows[0].extras},
@@ -131,12 +129,20 @@ def branch_slices(batch: Batch) -> list[list[slice]]:
     return found
 
 
+def patches_in(media: Mapping[str, Media]) -> int:
+    """Patches of all pictures."""
+    return len(media["image"].data) if "image" in media else 0
+
+
 def pack(rows: Iterable[Row], *, max_tokens: int, max_patches: int) -> Iterator[list[Row]]:
-    """Group rows in order until a pack would exceed either budget; a row larger than a budget makes a pack alone."""
+    """Group rows in order until a pack would exceed either budget; a row larger than a budget makes a pack alone.
+
+    Pictures alone have patches; other media count by their tokens.
+    """
     group: list[Row] = []
     tokens = patches = 0
     for row in rows:
-        size = 0 if row.patches is None else len(row.patches)
+        size = patches_in(row.media)
         if group and (tokens + len(row.ids) > max_tokens or patches + size > max_patches):
             yield group
             group, tokens, patches = [], 0, 0

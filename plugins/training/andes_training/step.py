@@ -7,14 +7,16 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from attrs import evolve
 
 from andes_sdk.errors import TrainingError
+from andes_sdk.types import Media
+from andes_training.packing import Batch
 from andes_training.state import whole
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.types import TrainingStage
-    from andes_training.packing import Batch
     from andes_training.processes import Processes
     from andes_training.recipe import Recipe, StageRecipe
 
@@ -23,8 +25,8 @@ class Loss(torch.nn.Module):
     """A stage's loss as a forward pass, which is what DDP and FSDP wrap.
 
     Args:
-        complete: run the encoder for packs without pictures too, on one empty picture that adds zero to the loss: all
-            processes then exchange the same parameters in the same order.
+        complete: run the encoder for packs without pictures too, on one empty picture that adds zero to the loss, and
+            other senses on no items: all processes then exchange the same parameters in the same order.
     """
 
     def __init__(self, model: VisionLanguageModel, stage: TrainingStage, *, complete: bool) -> None:
@@ -35,14 +37,19 @@ class Loss(torch.nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Mapping[str, float]]:
         """A pack -> (scalar loss, figures)."""
-        idle = self._idle() if self.complete and getattr(batch, "patches", None) is None else None
+        media = getattr(batch, "media", {})
+        idle = self._idle() if self.complete and "image" not in media else None
+        if self.complete and self.model.senses and isinstance(batch, Batch):
+            nothing = {kind: sense.pack([]) for kind, sense in self.model.senses.items() if kind not in media}
+            batch = evolve(batch, media={**media, **nothing})
         loss, figures = self.stage.loss(self.model, batch)
         return loss if idle is None else loss + 0.0 * idle, figures
 
     def _idle(self) -> torch.Tensor:
         spec = self.model.vision
         patches = torch.zeros(spec.merge**2, 3 * spec.patch_size**2, device=self.model.device)
-        return self.model.encode_images(patches, [(spec.merge, spec.merge)]).float().sum()
+        media = Media(data=patches, sizes=((spec.merge, spec.merge),), rows=(1,))
+        return self.model.encode({"image": media})["image"].float().sum()
 
 
 def freeze(model: torch.nn.Module, rates: Mapping[str, float]) -> list[tuple[str, torch.nn.Parameter, float]]:

@@ -102,7 +102,9 @@ def rows_of(source: DataRecipe, maker, folder: Path = Path(), **options) -> list
 
 def same(a: list, b: list) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x.ids, y.ids) and torch.equal(x.labels, y.labels) and torch.equal(x.patches, y.patches)
+        torch.equal(x.ids, y.ids)
+        and torch.equal(x.labels, y.labels)
+        and torch.equal(x.media["image"].data, y.media["image"].data)
         for x, y in zip(a, b, strict=True)
     )
 
@@ -200,7 +202,7 @@ def test_pictures_are_named_by_url_by_name_or_by_turn(tmp_path: Path, pipeline: 
     )
     rows = rows_of(DataRecipe(path=tmp_path / "d.jsonl"), pipeline.processor)
     assert len(rows) == 4
-    assert all(torch.equal(rows[0].patches, row.patches) for row in rows)
+    assert all(torch.equal(rows[0].media["image"].data, row.media["image"].data) for row in rows)
 
 
 def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:
@@ -341,7 +343,7 @@ def test_batches_do_not_depend_on_workers_and_repeat_from_any_position(tmp_path:
 
     def equal(a: list, b: list) -> bool:
         return all(
-            p == q and torch.equal(x.ids, y.ids) and torch.equal(x.patches, y.patches)
+            p == q and torch.equal(x.ids, y.ids) and torch.equal(x.media["image"].data, y.media["image"].data)
             for (p, x), (q, y) in zip(a, b, strict=True)
         )
 
@@ -665,7 +667,7 @@ def test_a_stage_sets_its_own_resolution(pipeline: Pipeline, tmp_path: Path) -> 
             stage="sft", data=[DataRecipe(path=tmp_path / "d.jsonl")], steps=1, image={"max_size": size}
         )
         maker = stage_maker(pipeline, recipe, pipeline.pick("training_stages", "sft"))
-        grids.append(rows_of(recipe.data[0], maker)[0].grids)
+        grids.append(rows_of(recipe.data[0], maker)[0].media["image"].sizes)
     assert grids == [((4, 4),), ((8, 8),)]
     with pytest.raises(AssemblyError) as caught:
         stage_processor(pipeline, attrs.evolve(recipe, image={"max_sise": 1}))

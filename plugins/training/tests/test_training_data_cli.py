@@ -115,7 +115,7 @@ def test_stats_lengths_are_those_of_the_packs(folder: Path) -> None:
     lengths = [len(row.ids) for row in rows]
     assert facts["tokens"]["total"] == sum(lengths)
     assert facts["tokens"]["max"] == max(lengths)
-    assert facts["tokens"]["image"] == sum(h * w // 4 for row in rows for h, w in row.grids)
+    assert facts["tokens"]["image"] == sum(h * w // 4 for row in rows for h, w in row.media["image"].sizes)
     assert sum(facts["tokens"]["histogram"].values()) == 4
     shown = invoke("stats", *arguments)[1]
     assert "█" in shown

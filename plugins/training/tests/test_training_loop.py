@@ -103,7 +103,7 @@ def test_packs_keep_order_and_budget(pipeline: Pipeline) -> None:
     groups = list(pack(rows, max_tokens=budget, max_patches=10**6))
     assert [r for g in groups for r in g] == rows
     assert all(len(g) == 1 or sum(len(r.ids) for r in g) <= budget for g in groups)
-    patches = len(row_of(pipeline, messages("q", "a")).patches)
+    patches = len(row_of(pipeline, messages("q", "a")).media["image"].data)
     pictured = [row_of(pipeline, messages("q", "a")) for _ in range(4)]
     assert [len(g) for g in pack(pictured, max_tokens=10**6, max_patches=2 * patches)] == [2, 2]
 

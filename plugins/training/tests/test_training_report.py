@@ -71,10 +71,10 @@ def test_the_estimate_of_activations_is_what_autograd_keeps(pipeline: Pipeline) 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        images = model.encode_images(torch.randn(64, 3 * 14**2), [(8, 8)])
+        images = model.mlp(model.vision_encoder(torch.randn(64, 3 * 14**2), [(8, 8)]))
         ids = torch.full((96,), 7)
-        ids[:16] = pipeline.tokenizer.image_token
-        model.hidden_states(model.embed(ids, images), torch.arange(96), PackedAttention([Segment(96)]))
+        ids[:16] = pipeline.tokenizer.placeholder("image")
+        model.hidden_states(model.embed(ids, {"image": images}), torch.arange(96), PackedAttention([Segment(96)]))
     real = sum(t.untyped_storage().nbytes() for t in kept.values())
     memory = memory_of(pipeline.meta_model(), stage, "no")
     # the real pack also keeps which rows are image rows

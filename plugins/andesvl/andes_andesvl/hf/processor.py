@@ -11,9 +11,8 @@ import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from andes_sdk.errors import InputError
-from andes_sdk.inputs.images import load_image
 from andes_sdk.inputs.processor import Processor
-from andes_sdk.types import Rendered
+from andes_sdk.types import Media, Rendered
 
 
 class AndesVLProcessor(ProcessorMixin):
@@ -72,34 +71,36 @@ class AndesVLProcessor(ProcessorMixin):
         ]
         return self._batch(
             [i.ids.tolist() for i in inputs],
-            [i.patches for i in inputs if i.patches is not None],
-            [grid for i in inputs for grid in i.grids],
+            [i.media["image"] for i in inputs if "image" in i.media],
         )
 
     def __call__(self, text: str | Sequence[str] = "", images: Any = None, **kwargs: Any) -> BatchFeature:
         """Rendered text, one picture token per picture, and the pictures in order -> the model's inputs."""
         texts = [text] if isinstance(text, str) else list(text)
         flat = _flat(images)
-        patches, grids = self.processor.pixels([load_image(source) for source in flat])
-        left, rows = list(grids), []
+        pictures = self.processor.pictures
+        media = pictures.pack(flat)
+        left, rows = media.sizes, []
         for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]:
-            count = ids.count(self.processor.tokenizer.image_token)
+            count = ids.count(self.processor.tokenizer.placeholder("image"))
             rendered = Rendered(ids=tuple(ids), supervised=(False,) * len(ids))
-            rows.append(self.processor.expand(rendered, left[:count])[0])
+            own = pictures.media(media.data, [(h, w) for h, w in left[:count]])
+            rows.append(self.processor.expand(rendered, {"image": own})[0])
             left = left[count:]
         if left:
             raise InputError(f"{len(left)} pictures without a token", fix="write one <|vision_pad|> per picture")
-        return self._batch(rows, [] if patches is None else [patches], grids)
+        return self._batch(rows, [media] if flat else [])
 
-    def _batch(self, rows: list[list[int]], patches: list[torch.Tensor], grids: Sequence[Any]) -> BatchFeature:
+    def _batch(self, rows: list[list[int]], pictures: Sequence[Media]) -> BatchFeature:
         longest = max(map(len, rows), default=0)
         pad = self.processor.tokenizer.pad
         data: dict[str, Any] = {
             "input_ids": torch.tensor([[pad] * (longest - len(row)) + row for row in rows]),
             "attention_mask": torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows]),
         }
-        if patches:
-            data |= {"pixel_values": torch.cat(patches), "image_grid_hw": torch.tensor([list(grid) for grid in grids])}
+        if pictures:
+            media = Media.join(pictures)
+            data |= {"pixel_values": media.data, "image_grid_hw": torch.tensor([list(size) for size in media.sizes])}
         return BatchFeature(data)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:

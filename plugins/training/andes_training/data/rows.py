@@ -19,7 +19,7 @@ from andes_sdk.types import Turn
 from andes_training.data.bad import BadSample
 from andes_training.data.boxes import find_boxes
 from andes_training.data.pictures import Pictures, augmentation
-from andes_training.packing import Row, make_row
+from andes_training.packing import Row, make_row, patches_in
 
 if TYPE_CHECKING:
     from andes_sdk.inputs.processor import Processor
@@ -92,7 +92,7 @@ class RowMaker:
             prepared = [_unprompted(processor.prepare(c, generate=False), self.thinking) for c in filled]
         except InputError as error:
             raise _bad(sample, "message", error.what, f"{error.who}: {error.why}".strip(": "), error.fix) from error
-        if any(p.grids != prepared[0].grids for p in prepared):
+        if any(_sizes(p) != _sizes(prepared[0]) for p in prepared):
             raise _bad(sample, "picture", "its conversations have different pictures", "", "write one line per picture")
         if not any(bool(p.supervised.any()) for p in prepared if p.supervised is not None):
             raise _bad(sample, "unsupervised", "has no assistant text to learn from", "", "add an assistant message")
@@ -101,7 +101,7 @@ class RowMaker:
         return row
 
     def _check_size(self, sample: Sample, row: Row, longest: int) -> None:
-        patches = 0 if row.patches is None else len(row.patches)
+        patches = patches_in(row.media)
         if longest > self.processor.limit:
             why, fix = f"{longest} tokens, the model takes {self.processor.limit}", "shorten it"
             raise _bad(sample, "tokens", "is longer than the model's positions", why, fix)
@@ -189,6 +189,10 @@ def _unprompted(inputs: Inputs, thinking: Thinking) -> Inputs:
         if tuple(inputs.ids[start : start + n].tolist()) == thinking.ids:
             supervised[start : start + n] = False
     return evolve(inputs, supervised=supervised)
+
+
+def _sizes(inputs: Inputs) -> dict[str, Any]:
+    return {kind: media.sizes for kind, media in inputs.media.items()}
 
 
 def _bad(sample: Sample, reason: str, what: str, why: str = "", fix: str = "") -> BadSample:

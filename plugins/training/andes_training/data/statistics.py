@@ -18,7 +18,7 @@ from PIL import Image
 from andes_sdk.errors import AndesError, InputError
 from andes_sdk.inputs.messages import parse_messages
 from andes_sdk.inputs.sources import ImageLimits, describe, read_source
-from andes_sdk.types import Inputs
+from andes_sdk.types import Inputs, Media, Slot
 from andes_training.data.bad import BadSample
 from andes_training.data.inspection import PLAIN_THINKING, whole
 from andes_training.data.rows import RowMaker, conversations_of, read_conversations, texts_of
@@ -141,7 +141,8 @@ def _look(samples: Samples, maker: RowMaker | None, index: int) -> Look:
         pictures: list[Image.Image] = []
         conversations = maker.conversations if maker else conversations_of
         filled = read_conversations(sample, conversations, partial(_header, pictures), random.Random(0))
-        turns = [parse_messages(conversation) for conversation in filled]
+        kinds = tuple(maker.processor.modalities) if maker else ("image",)
+        turns = [parse_messages(conversation, kinds) for conversation in filled]
         length, supervised, rows = _lengths(turns, maker) if maker else (0, 0, 0)
     except BadSample as error:
         return Look(where, problem=error.reason)
@@ -149,7 +150,7 @@ def _look(samples: Samples, maker: RowMaker | None, index: int) -> Look:
         return Look(where, problem="message")
     texts = [text for conversation in filled for message in conversation for text in texts_of(message)]
     last = ["".join(texts_of(conversation[-1])) for conversation in filled]
-    told = json.dumps([[t.role, t.parts] for conversation, _ in turns for t in conversation])
+    told = json.dumps([[t.role, t.parts] for conversation, _ in turns for t in conversation], default=_slot)
     seen = hashlib.sha256(told.encode() + b"".join(p.info["sha256"] for p in pictures)).digest()
     return Look(
         where=where,
@@ -180,13 +181,24 @@ def _header(pictures: list[Image.Image], source: Any) -> Image.Image:
 def _lengths(turns: Sequence[tuple[Any, Any]], maker: RowMaker) -> tuple[int, int, int]:
     """Rows of a sample in a pack, supervised ones, and those of pictures (which conversations share)."""
     processor, inputs = maker.processor, []
-    for conversation, images in turns:
-        grids = tuple(_grid(maker, *image.size) for image in images)
+    for conversation, items in turns:
+        media = {kind: _media(maker, kind, some) for kind, some in items.items()}
         rendered = processor.tokenizer.render(conversation, think=False, generate=False)
-        ids, supervised = processor.expand(rendered, grids)
-        inputs.append(Inputs(torch.tensor(ids), None, grids, torch.tensor(supervised)))
+        ids, supervised = processor.expand(rendered, media)
+        inputs.append(Inputs(torch.tensor(ids), media, torch.tensor(supervised)))
     row = make_row(inputs)
-    return len(row.ids), int((row.labels != -100).sum()), int((row.ids == processor.tokenizer.image_token).sum())
+    mark = processor.tokenizer.placeholder("image")
+    return len(row.ids), int((row.labels != -100).sum()), int((row.ids == mark).sum())
+
+
+def _slot(value: Slot) -> None:
+    """What stands for a picture in the text that is hashed."""
+
+
+def _media(maker: RowMaker, kind: str, items: Sequence[Any]) -> Media:
+    if kind != "image":
+        return maker.processor.modalities[kind].pack(items)
+    return maker.processor.pictures.media(torch.empty(0), [_grid(maker, *image.size) for image in items])
 
 
 def _grid(maker: RowMaker, width: int, height: int) -> Grid:

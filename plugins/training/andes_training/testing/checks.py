@@ -125,7 +125,7 @@ def _frozen(subject: Subject) -> None:
                 learns or parameter.grad is None,
                 f"stage {stage.name!r}: {name} gets a gradient, its rates leave it out",
             )
-        blind = getattr(batch, "patches", None) is None
+        blind = "image" not in getattr(batch, "media", {})
         for prefix in given:
             if blind and not prefix.startswith("language_model"):
                 continue  # its own samples have no pictures
