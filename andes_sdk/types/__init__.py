@@ -6,7 +6,7 @@ Nothing here imports torch at run time.
 
 from __future__ import annotations
 
-from .backends import AdaptableCompiled, Backend, Compiled, PackedBackend
+from .backends import AdaptableCompiled, Backend, Compiled, DeviceBackend, PackedBackend
 from .collections import Benchmark, Compressor, DataFilter, Exporter, Reward, TableFilter
 from .model import Model
 from .modules import Attend, Grid, LanguageModel, Projector, Tap, TextSpec, VisionEncoder, VisionSpec
@@ -44,7 +44,7 @@ from .training import (
 
 __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Compiled",
-    "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "Draft", "Event", "Exporter",
+    "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "DeviceBackend", "Draft", "Event", "Exporter",
     "FeedRun", "FeedingStage", "Files", "Format", "Grid", "Inputs", "Keeper", "LanguageModel", "Layer", "Look",
     "LowRank", "Model", "ModelChange", "Packed", "PackedBackend", "Position", "Projector", "Proposal",
     "PublishedLayout", "Rendered", "Reward", "Rows", "Session", "SessionStats", "StatefulStage", "SteppingStage",
