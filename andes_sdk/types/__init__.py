@@ -44,9 +44,10 @@ from .training import (
 
 __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Compiled",
-    "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "DeviceBackend", "Draft", "Event", "Exporter",
-    "FeedRun", "FeedingStage", "Files", "Format", "Grid", "Inputs", "Keeper", "LanguageModel", "Layer", "Look",
-    "LowRank", "Model", "ModelChange", "Packed", "PackedBackend", "Position", "Projector", "Proposal",
-    "PublishedLayout", "Rendered", "Reward", "Rows", "Session", "SessionStats", "StatefulStage", "SteppingStage",
-    "TableFilter", "Tap", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder", "VisionSpec", "Work",
+    "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "DeviceBackend", "Draft", "Event",
+    "Exporter", "FeedRun", "FeedingStage", "Files", "Format", "Grid", "Inputs", "Keeper", "LanguageModel",
+    "Layer", "Look", "LowRank", "Model", "ModelChange", "Packed", "PackedBackend", "Position", "Projector",
+    "Proposal", "PublishedLayout", "Rendered", "Reward", "Rows", "Session", "SessionStats", "StatefulStage",
+    "SteppingStage", "TableFilter", "Tap", "TextSpec", "Tokenizer", "TrainingStage", "Turn", "VisionEncoder",
+    "VisionSpec", "Work",
 ]  # fmt: skip
