@@ -19,7 +19,7 @@ from andes_sdk.errors import AndesError, AssemblyError, ConfigError, PlanError
 from andes_sdk.hookspecs import METHODS
 from andes_sdk.plan import Plan
 from andes_sdk.storage.stored import Folder, PackedFile, Random
-from andes_sdk.types import AdaptableCompiled, PackedBackend
+from andes_sdk.types import AdaptableCompiled, DeviceBackend, PackedBackend
 
 if TYPE_CHECKING:
     from andes_sdk.assembling.assembly import Assembly, PluginItem
@@ -65,7 +65,7 @@ class Pipeline:
         Args:
             plugins: the order matters only where plugins of one collection are applied one after another.
             weights: a checkpoint folder; without one the weights are random, made from `seed`.
-            device, dtype: torch's names; a device that is absent is an error.
+            device, dtype: torch's names, or a device name of the backend's own; one that is absent is an error.
             backend: which backend runs the model.
             image: options of the preprocessor (variant, image_scale, max_side, min_size, max_size).
 
@@ -80,7 +80,8 @@ class Pipeline:
         except AssemblyError as group:
             errors += group.problems
             assembled = None
-        errors += run_errors(device, dtype, image or {})
+        chosen = None if assembled is None else assembled.collections["backends"].get(backend)
+        errors += run_errors(device, dtype, image or {}, chosen.devices if isinstance(chosen, DeviceBackend) else ())
         if assembled is not None and backend != "torch" and backend not in assembled.collections["backends"]:
             known = ["torch", *assembled.collections["backends"]]
             errors.append(ConfigError(f"no backend {backend!r}", who="backend", fix=config.suggestion(backend, known)))
@@ -190,13 +191,16 @@ class Pipeline:
 
     @cached_property
     def model(self) -> VisionLanguageModel:
-        """The modules, with weights loaded or made from the seed, on the plan's device.
+        """The modules, with weights loaded or made from the seed, on the plan's device; the CPU for a backend's own.
 
         Those of a packed file under a `PackedBackend` hold no weights: each is read from it when it is used.
         """
+        backend, plan = self._backend, self.plan
+        if isinstance(backend, DeviceBackend) and plan.device in backend.devices:
+            plan = attrs.evolve(plan, device="cpu")  # torch does not know the backend's own devices
         if isinstance(self._stored, PackedFile) and self._runs_packed:
-            return self._stored.attached(self._build, self.plan)
-        return self._stored.weights(self._build, self.plan)
+            return self._stored.attached(self._build, plan)
+        return self._stored.weights(self._build, plan)
 
     def _build(self, *, hollow: bool = False) -> VisionLanguageModel:
         return build(self._assembly, self.tokenizer, hollow=hollow)

@@ -46,12 +46,12 @@ def device_error(name: str) -> AndesError | None:
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def run_errors(device: str, dtype: str, image: Mapping[str, Any]) -> list[AndesError]:
-    """Every problem with what a pipeline runs on."""
+def run_errors(device: str, dtype: str, image: Mapping[str, Any], own: Sequence[str] = ()) -> list[AndesError]:
+    """Every problem with what a pipeline runs on; `own` are device names of its backend."""
     errors: list[AndesError] = []
     if dtype not in DTYPES:
         errors.append(ConfigError(f"no dtype {dtype!r}", who="dtype", fix=config.suggestion(str(dtype), DTYPES)))
-    if (error := device_error(device)) is not None:
+    if device not in own and (error := device_error(device)) is not None:
         errors.append(error)
     return errors + image_errors(image)
 

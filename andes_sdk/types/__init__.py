@@ -6,7 +6,7 @@ Nothing here imports torch at run time.
 
 from __future__ import annotations
 
-from .backends import AdaptableCompiled, Backend, Compiled, PackedBackend
+from .backends import AdaptableCompiled, Backend, Compiled, DeviceBackend, PackedBackend
 from .collections import Benchmark, Compressor, DataFilter, Exporter, Reward, TableFilter
 from .compression import Codes, Compressed, Quantised, Range
 from .media import Media, Modality
@@ -46,9 +46,9 @@ from .training import (
 
 __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Codes", "Compiled",
-    "Compressed", "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "Draft", "Event",
-    "Exporter", "FeedRun", "FeedingStage", "Files", "Format", "Grid", "Inputs", "Keeper", "LanguageModel", "Layer",
-    "Look", "LowRank", "Media", "Modality", "Model", "ModelChange", "Packed", "PackedBackend", "Position",
+    "Compressed", "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "DeviceBackend", "Draft",
+    "Event", "Exporter", "FeedRun", "FeedingStage", "Files", "Format", "Grid", "Inputs", "Keeper", "LanguageModel",
+    "Layer", "Look", "LowRank", "Media", "Modality", "Model", "ModelChange", "Packed", "PackedBackend", "Position",
     "Projector", "Proposal", "PublishedLayout", "Quantised", "Range", "Rendered", "Reward", "Rows", "Session",
     "SessionStats", "Slot", "StatefulStage", "SteppingStage", "TableFilter", "Tap", "TextSpec", "Tokenizer",
     "TrainingStage", "Turn", "VisionEncoder", "VisionSpec", "Work",

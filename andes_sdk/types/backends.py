@@ -90,6 +90,18 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class DeviceBackend(Protocol):
+    """A backend with device names of its own. Optional, beside `Backend`.
+
+    For these, modules and weights are made on the CPU, and `compile` gets the name as the user wrote it.
+    """
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """Names that this backend takes beside torch's; whether such a device is there, `compile` says."""
+
+
+@runtime_checkable
 class PackedBackend(Protocol):
     """A backend that runs weights as an artefact stores them. Optional, beside `Backend`.
 

@@ -162,7 +162,7 @@ def test_plugins_check_exits_with_one_when_a_plugin_breaks_the_contract(tmp_path
     andes("new", "broken", "--kind", "cache-policy")
     folder = tmp_path / "andes-broken"
     policy = folder / "andes_broken" / "policy.py"
-    policy.write_text(policy.read_text().replace("if stored <= self.sinks + self.recent:", "if stored:"))
+    policy.write_text(policy.read_text().replace("return held > (", "return held > 10**9 + ("))
     info = folder / "andes_broken-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: andes-broken\nVersion: 0.1.0\n")

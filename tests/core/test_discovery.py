@@ -53,7 +53,7 @@ def test_a_row_tells_kind_distribution_version_and_contract_from_source_alone(di
         "cache_policy",
         "acme-good",
         "1.2.3",
-        "1.0",
+        "1.1",
         "ok",
     )
     assert "acme_good" not in sys.modules

@@ -122,12 +122,12 @@ def test_pack_prints_a_table_and_obeys_patterns(folder: Path, tmp_path: Path) ->
     [
         (["bpw", "andesvl-0.6b"], "pass --format"),
         (["bpw", "andesvl-7b", "--format", "w8"], "andesvl-"),
-        (["bpw", "nowhere"], "no such file or folder"),
+        (["bpw", "nowhere"], "no model that can be opened"),
         (["bpw", "FOLDER", "--format", "nm14w4"], "did you mean"),
         (["bpw", "FOLDER", "--format", "w8", "--set", "q_proj"], "pattern=format"),
         (["bpw", "FOLDER", "--format", "w8", "--set", "nothing=w8"], "matches no matrix"),
         (["pack", "--model", "FOLDER", "--format", "nm14w4", "--out", "x.andes"], "did you mean"),
-        (["pack", "--model", "nowhere", "--format", "w8", "--out", "x.andes"], "no such file or folder"),
+        (["pack", "--model", "nowhere", "--format", "w8", "--out", "x.andes"], "no model that can be opened"),
     ],
 )
 def test_mistakes_are_told_without_a_traceback(

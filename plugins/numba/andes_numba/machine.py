@@ -171,6 +171,8 @@ def kept(function: Callable[..., Any]) -> Any:
     """
     compiled = njit(cache=True, nogil=True)(function)
     compiled._cache._cache_file._source_stamp = _sources()
+    # told apart before anything is unpickled: an index of other sources may name classes that are gone
+    compiled._cache._cache_file._version = " ".join(_sources())
     compiled._cache._impl.reduce = _machine_code
     return compiled
 
