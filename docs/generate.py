@@ -23,7 +23,7 @@ from andes_sdk import hookspecs, types
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "first_light.json"
-SUBJECTS = ("modules", "text", "sessions", "backends", "training", "collections", "storage")
+SUBJECTS = ("modules", "model", "text", "sessions", "backends", "training", "collections", "storage")
 """Modules of `andes_sdk.types` as the page goes through them."""
 KINDS = {"check": "check", "explain": "observer", "event": "observer"}
 
