@@ -59,7 +59,7 @@ FAMILIES = f"andes_sdk.v{CONTRACT[0]}.families"
 """Entry-point group of model families: `family = "module:function"`; it gets `family-member` -> a list of plugins."""
 
 OPENERS = f"andes_sdk.v{CONTRACT[0]}.openers"
-"""Entry-point group of other files by suffix: `gguf = "module:function"`; it gets the path and returns plugins."""
+"""Entry-point group of model files by suffix: `gguf = "module"`, a `storage.stored.Opener`."""
 
 METHODS = f"andes_sdk.v{CONTRACT[0]}.methods"
 """Entry-point group of what pipelines can do: `name = "module:function"` -> `pipe.name(...)`; it gets the pipeline."""
@@ -196,7 +196,7 @@ class Hooks(Protocol):
 
     @hookspec
     def andes_formats(self) -> Sequence[types.Format]:
-        """Collection. Layouts of compressed weights, by name, beside the core's own (`andes_sdk.formats`).
+        """Collection. Layouts of compressed weights, by name, beside those of andes-packing.
 
         @hookimpl
         def andes_formats(self):

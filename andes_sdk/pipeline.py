@@ -18,21 +18,30 @@ from andes_sdk.assembling.extending import extended, open_tokenizer
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError, PlanError
 from andes_sdk.hookspecs import METHODS
 from andes_sdk.plan import Plan
-from andes_sdk.storage.stored import Folder, PackedFile, Random
+from andes_sdk.storage.stored import Folder, PackedStored, Random
 from andes_sdk.types import AdaptableCompiled, DeviceBackend, PackedBackend
 
 if TYPE_CHECKING:
     from andes_sdk.assembling.assembly import Assembly, PluginItem
     from andes_sdk.assembling.explaining import Explanation
     from andes_sdk.assembling.extending import BackendItem
-    from andes_sdk.formats import Format
     from andes_sdk.inputs.processor import Processor
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.runtime.engine import Engine
     from andes_sdk.runtime.generation import Answer, GenerationOptions
-    from andes_sdk.storage.packing import Artefact
     from andes_sdk.storage.stored import Stored
-    from andes_sdk.types import Backend, CachePolicy, Compiled, Decoder, Event, Inputs, Session, Tokenizer
+    from andes_sdk.types import (
+        Backend,
+        CachePolicy,
+        Compiled,
+        Decoder,
+        Event,
+        Format,
+        Inputs,
+        Packed,
+        Session,
+        Tokenizer,
+    )
 
 
 class Pipeline:
@@ -151,7 +160,7 @@ class Pipeline:
         stored = open_stored(source)
         plan, objects = extended(stored.plan, plugins, backend=backend)
         pipeline = cls.from_plan(attrs.evolve(plan, device=device, dtype=dtype or plan.dtype), objects=objects)
-        if isinstance(stored, PackedFile):
+        if isinstance(stored, PackedStored):
             stored = stored.map([*pipeline.collection("formats").values(), *formats], verify=verify)
         return cls(pipeline._assembly, stored)
 
@@ -180,9 +189,9 @@ class Pipeline:
         return self._stored.folder
 
     @property
-    def artefact(self) -> Artefact | None:
+    def artefact(self) -> Packed | None:
         """The packed file that this pipeline was opened from, or None."""
-        return self._stored.mapped if isinstance(self._stored, PackedFile) else None
+        return self._stored.artefact if isinstance(self._stored, PackedStored) else None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -198,7 +207,7 @@ class Pipeline:
         backend, plan = self._backend, self.plan
         if isinstance(backend, DeviceBackend) and plan.device in backend.devices:
             plan = attrs.evolve(plan, device="cpu")  # torch does not know the backend's own devices
-        if isinstance(self._stored, PackedFile) and self._runs_packed:
+        if isinstance(self._stored, PackedStored) and self._runs_packed:
             return self._stored.attached(self._build, plan)
         return self._stored.weights(self._build, plan)
 

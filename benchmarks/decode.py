@@ -270,9 +270,8 @@ def _figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _body_bpw(row: dict[str, Any]) -> float:
+    from andes_packing.formats import find
     from decode_models import BLOCKS
-
-    from andes_sdk.formats import find
 
     if row["engine"] == "numba":
         return float(find(row["weights"]).bpw)

@@ -22,9 +22,9 @@ def write_artefact(path: Path, body: str, embedding: str) -> int:
     """An artefact whose embedding is the LM head as well -> bytes that a token reads."""
     from andes_compression.pack import arrange
     from andes_compression.recipe import default_recipe
+    from andes_packing.formats import TwoOfEight, find
 
     from andes_sdk import Pipeline
-    from andes_sdk.formats import TwoOfEight, find
 
     pipe = Pipeline.from_plugins(["mlp", {"aimv2": {"preset": "tiny"}}, {"qwen3": {"preset": "0.6b"}}])
     model = pipe.meta_model()

@@ -243,7 +243,7 @@ LIBRARIES = {
     "transformers": ("torch", "transformers.models.qwen3.modeling_qwen3"),
     "stream": ("stream_kernel",),
     "numba": (
-        "andes_sdk.assembling.extending", "andes_sdk.storage.packing.modules", "andes_sdk.runtime.torch_backend",
+        "andes_sdk.assembling.extending", "andes_packing.modules", "andes_sdk.runtime.torch_backend",
         "andes_numba.backend", "andes_qwen3.model", "andes_qwen3.tokenizer", "andes_aimv2.model", "andes_mlp.model",
         "numba.np.ufunc.omppool",
     ),

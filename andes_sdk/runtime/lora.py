@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from andes_sdk.config import suggestion
 from andes_sdk.errors import ConfigError, DuplicateName, SessionError
-from andes_sdk.formats.numbers import numbers_of
+from andes_sdk.numbers import numbers_of
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel

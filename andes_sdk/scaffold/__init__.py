@@ -67,7 +67,7 @@ KINDS: dict[str, Kind] = {
         "Runs a model so that a row's bits do not depend on the rows beside it",
         use='Pipeline.from_plugins(["aimv2", "mlp", "qwen3", "NAME"], backend="NAME")',
     ),
-    "format": Kind("format", "Lays compressed weights out in bytes", needs=()),
+    "format": Kind("format", "Lays compressed weights out in bytes", needs=("andes-packing>=0.1",)),
     "reward": Kind("reward", "Scores answers for reinforcement learning", needs=()),
     "data-filter": Kind("data_filter", "Drops training samples that are not worth their time, with a reason", needs=()),
     "benchmark": Kind("benchmark", "Asks a model for the colour of pictures and scores it", needs=("pillow>=11.3",)),

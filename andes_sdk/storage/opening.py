@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from andes_sdk.assembling.discovery import extensions, load_extension
 from andes_sdk.assembling.extending import BY_NAME
@@ -11,8 +13,7 @@ from andes_sdk.errors import CheckpointError
 from andes_sdk.hookspecs import OPENERS
 from andes_sdk.plan import Plan, PluginPlan
 from andes_sdk.storage.hub import download
-from andes_sdk.storage.packing.header import is_artefact
-from andes_sdk.storage.stored import Folder, PackedFile, Random, Stored
+from andes_sdk.storage.stored import Folder, Opener, Random, Stored
 
 HUB = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
 """`owner/name`, or `owner/name@revision`."""
@@ -22,7 +23,7 @@ def open_stored(source: str | Path) -> Stored:
     """What is stored under a path or an id of the Hub; no weight is read.
 
     Args:
-        source: a checkpoint folder, a packed file, a file of a suffix that a plugin opens, or, as text and if there
+        source: a checkpoint folder, a file that a plugin opens (packed, GGUF …), or, as text and if there
             is no such path, `owner/name[@revision]`, which is fetched into the Hub's cache.
 
     Raises:
@@ -33,19 +34,33 @@ def open_stored(source: str | Path) -> Stored:
         return Folder.open(path)
     if not path.exists() and isinstance(source, str) and (match := HUB.fullmatch(source)):
         return Folder.open(download(match["name"], match["revision"]))
-    suffix, known = path.suffix.removeprefix(".").lower(), extensions(OPENERS)
-    if path.is_file() and (is_artefact(path) or suffix == "andes"):
-        return PackedFile.open(path)
-    if not path.is_file() or suffix not in known:
+    opener = _opener(path) if path.is_file() else None
+    if opener is None:
         why = "it is a file of no kind that is known here" if path.exists() else "there is no such file or folder"
-        others = f" a file that a plugin opens ({', '.join(f'.{s}' for s in sorted(known))})," if known else ""
+        kinds = ", ".join(f".{suffix}" for suffix in extensions(OPENERS)) or "no such plugin is installed"
         raise CheckpointError(
             "is no model that can be opened",
             who=str(source),
             why=why,
-            fix="give a checkpoint folder (with andes.json or config.json), a packed file (`andes pack`),"
-            f"{others} or owner/name[@revision] on the Hugging Face Hub",
+            fix="give a checkpoint folder (with andes.json or config.json), a file that a plugin opens "
+            f"({kinds}), or owner/name[@revision] on the Hugging Face Hub",
         )
-    items = load_extension(OPENERS, suffix)(path)
-    plugins = tuple(PluginPlan(name=n, options=o, distribution=BY_NAME) for item in items for n, o in item.items())
+    opened = opener.open_file(path)
+    if not isinstance(opened, Sequence):
+        return opened
+    plugins = tuple(PluginPlan(name=n, options=o, distribution=BY_NAME) for item in opened for n, o in item.items())
     return Random(Plan(plugins=plugins))
+
+
+def _opener(path: Path) -> Opener | None:
+    """What opens a file, by its suffix, or by its first bytes."""
+    known, suffix = extensions(OPENERS), path.suffix.removeprefix(".").lower()
+    if suffix in known:
+        return cast("Opener", load_extension(OPENERS, suffix))
+    openers = [cast("Opener", load_extension(OPENERS, name)) for name in known]
+    try:
+        with open(path, "rb") as file:
+            start = file.read(max((len(o.MAGIC) for o in openers), default=0))
+    except OSError as error:
+        raise CheckpointError("cannot be read", who=str(path), why=str(error), fix="check its permissions") from error
+    return next((o for o in openers if start.startswith(o.MAGIC)), None)

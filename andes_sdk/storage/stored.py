@@ -1,23 +1,20 @@
-"""What a model is stored in: nothing, a checkpoint folder, or a packed file. Opening reads plan or header once."""
+"""What a model is stored in: nothing, a checkpoint folder, or what a plugin opens. Opening reads the plan once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import attrs
-from attrs import field, frozen
+from attrs import frozen
 
 from andes_sdk.files import FolderFiles
 from andes_sdk.plan import Plan
 
 if TYPE_CHECKING:
     from andes_sdk.assembling.extending import Copied
-    from andes_sdk.formats import Format
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.storage.packing.artefact import Artefact
-    from andes_sdk.storage.packing.header import Found
+    from andes_sdk.types import Format, Packed
 
 
 class Build(Protocol):
@@ -51,6 +48,48 @@ class Stored(Protocol):
 
         Raises:
             CheckpointError: naming everything that does not fit the modules.
+        """
+
+
+@runtime_checkable
+class PackedStored(Stored, Protocol):
+    """A packed model, mapped once the formats of all plugins are known."""
+
+    @property
+    def artefact(self) -> Packed | None:
+        """What `map` made, or None before it."""
+
+    def map(self, formats: Iterable[Format], *, verify: bool = False) -> PackedStored:
+        """The same, mapped.
+
+        Args:
+            formats: of plugins.
+            verify: read everything once and compare the checksums.
+
+        Raises:
+            CheckpointError: damaged, or in formats that are not installed here.
+        """
+
+    def attached(self, build: Build, plan: Plan) -> VisionLanguageModel:
+        """The modules without weights: each is read from the file when it is used."""
+
+
+PluginItems = Sequence[Mapping[str, Mapping[str, Any]]]
+"""`{name: options}` of each plugin."""
+
+
+class Opener(Protocol):
+    """A module that opens files of one suffix (entry points of `hookspecs.OPENERS`)."""
+
+    @property
+    def MAGIC(self) -> bytes:
+        """The first bytes of such a file, by which it is known whatever its name."""
+
+    def open_file(self, path: Path) -> Stored | PluginItems:
+        """What is stored, or the plugins that read the file themselves; no weight is read.
+
+        Raises:
+            CheckpointError: it is no such file, or damaged.
         """
 
 
@@ -114,67 +153,3 @@ class Folder:
         model = build(hollow=True)
         load_weights(model, self.folder, device=plan.device, dtype=getattr(torch, plan.dtype))
         return model.eval()
-
-
-@frozen(slots=False)
-class PackedFile:
-    """A packed file: its header is read, its weights are mapped once the formats of all plugins are known.
-
-    Attributes:
-        found: the header as it was read.
-        artefact: what `map` made of it, or None.
-    """
-
-    found: Found
-    artefact: Artefact | None = field(default=None, eq=False)
-    folder: None = None
-
-    @classmethod
-    def open(cls, path: Path) -> PackedFile:
-        """Read the header.
-
-        Raises:
-            CheckpointError: this is no packed file, or its header is damaged.
-        """
-        from andes_sdk.storage.packing.header import read_header
-
-        return cls(read_header(path))
-
-    def map(self, formats: Iterable[Format], *, verify: bool = False) -> PackedFile:
-        """The same file, mapped; as `Artefact.open`."""
-        from andes_sdk.storage.packing.artefact import Artefact
-
-        return attrs.evolve(self, artefact=Artefact.of(self.found, formats=formats, verify=verify))
-
-    @property
-    def mapped(self) -> Artefact:
-        """The mapped file; `map` comes first."""
-        assert self.artefact is not None, "map the file first"
-        return self.artefact
-
-    @property
-    def plan(self) -> Plan:
-        """Its plan; what runs dequantised runs in float32."""
-        return attrs.evolve(self.found.header.plan, dtype="float32")
-
-    @property
-    def files(self) -> Copied:
-        """The tokenizer's files inside it."""
-        return self.mapped.files
-
-    @property
-    def source(self) -> str:
-        """The file's path."""
-        return str(self.mapped.path)
-
-    def weights(self, build: Build, plan: Plan) -> VisionLanguageModel:
-        """The modules with every weight dequantised: the reference for what runs packed."""
-        from andes_sdk.storage.packing.modules import fill
-
-        return fill(build(hollow=True), self.mapped, device=plan.device, dtype=plan.dtype)
-
-    def attached(self, build: Build, plan: Plan) -> VisionLanguageModel:
-        """The modules without weights: each is read from the file when it is used."""
-        from andes_sdk.storage.packing.modules import attach
-
-        return attach(build(hollow=True), self.mapped, dtype=plan.dtype)

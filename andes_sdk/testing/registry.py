@@ -35,7 +35,6 @@ COUNTS: dict[str, int] = {
     "modalities": 7,
     "compressors": 3,
     "backends": 12,
-    "formats": 3,
     "rewards": 5,
     "data_filters": 3,
     "benchmarks": 2,
@@ -43,7 +42,7 @@ COUNTS: dict[str, int] = {
 }
 """Kind -> number of the core's checks."""
 
-BROUGHT = {"training_stages": "andes-training"}
+BROUGHT = {"training_stages": "andes-training", "formats": "andes-packing"}
 """Kind without checks in the core -> the distribution that brings them."""
 
 DataLines = Sequence[Mapping[str, Any]]

@@ -11,7 +11,7 @@ from andes_sdk import config
 from andes_sdk.assembling import discovery
 from andes_sdk.hookspecs import HOOKS, SLOTS
 from andes_sdk.testing.reference import REFERENCES, ReferenceLanguageModel
-from andes_sdk.testing.require import NotApplicable
+from andes_sdk.testing.require import NotApplicable, require
 
 if TYPE_CHECKING:
     from andes_sdk.assembling.assembly import Assembly, PluginItem
@@ -145,6 +145,17 @@ class Subject:
         if option not in {f.name for f in attrs.fields(self.cls)}:
             raise NotApplicable(f"the plugin has no option {option!r}")
         return {option: True}
+
+    def objects(self, hook: str, protocol: Any) -> list[Any]:
+        """What its hook of a collection returns: one object or more of a protocol, each with a name of its own."""
+        found = list(getattr(self.assembly.manager.get_plugin(self.name), hook)())
+        require(found, f"{hook} returned nothing")
+        for thing in found:
+            require(isinstance(thing, protocol), f"{type(thing).__name__} is no {protocol.__name__}")
+            require(isinstance(thing.name, str) and thing.name, f"its name is {thing.name!r}")
+        names = [t.name for t in found]
+        require(len(set(names)) == len(names), f"two objects share a name: {names}")
+        return found
 
 
 @contextmanager

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Format(Protocol):
-    """How a compressed matrix is laid out in bytes; a plugin's subclasses `andes_sdk.formats.Format`."""
+    """How a compressed matrix is laid out in bytes; a plugin's subclasses `andes_packing.formats.Format`."""
 
     name: str
     group: int

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from andes_packing.formats import FORMATS
 from andes_training.loss import next_token_loss
 from andes_training.testing.reference import ReferenceStage
 from andes_training.testing.stages import OwnStage, Stage
@@ -13,7 +14,6 @@ from attrs import define, evolve, field, frozen
 
 from andes_sdk import hookimpl
 from andes_sdk.errors import SessionError
-from andes_sdk.formats import FORMATS, Grid, Integer
 from andes_sdk.runtime.session import TorchSession
 from andes_sdk.runtime.torch_backend import CompiledTorch
 from andes_sdk.testing import run_checks
@@ -24,7 +24,6 @@ from andes_sdk.testing.reference import (
     ReferenceDecoder,
     ReferenceExporter,
     ReferenceFilter,
-    ReferenceFormat,
     ReferencePolicy,
     ReferenceReward,
 )
@@ -732,53 +731,3 @@ def test_a_planted_bug_fails_the_check_that_names_it(part, kind, check):
 def test_a_policy_with_a_memory_that_is_restored_passes():
     results = run_checks(plugin_with(KeepsItsState), kinds=["cache_policy"])
     assert {r.id: r.reason for r in results if r.status != "passed"} == {}
-
-
-# ---------------------------------------------------------------- formats
-
-
-def formats_with(made):
-    @frozen(eq=False, kw_only=True)
-    class Formats(ReferenceFormat):
-        @hookimpl
-        def andes_formats(self):
-            return [made]
-
-    return {r.id: r for r in run_checks(Formats(), kinds=["formats"])}
-
-
-class ForgetsTheLastRow(Integer):
-    def decode(self, packed):
-        values, scales = super().decode(packed)
-        values = values.copy()
-        values[:, -1] = 0
-        return values, scales
-
-
-class CountsNoScales(Integer):
-    def type_bpw(self, rows, cols, *, memory=False):
-        return float(self.grid.bits)
-
-
-NIBBLE = Grid(bits=4, low=-8, high=7)
-
-
-@pytest.mark.parametrize(
-    ("made", "check"),
-    [
-        (Integer(name="w8", group=64, grid=NIBBLE), "every format has a name of its own"),
-        (
-            ForgetsTheLastRow(name="x", group=64, grid=NIBBLE),
-            "what is packed is dequantised without loss, whatever the shape",
-        ),
-        (CountsNoScales(name="x", group=64, grid=NIBBLE), "the bits per weight that it states are those of its bytes"),
-    ],
-    ids=["taken name", "lossy", "wrong bits"],
-)
-def test_a_planted_bug_in_a_format_fails_the_check_that_names_it(made, check):
-    results = formats_with(made)
-    assert [name for name, r in results.items() if r.status == "failed"] == [f"formats: {check}"]
-
-
-def test_the_reference_format_passes():
-    assert {r.status for r in run_checks(ReferenceFormat, kinds=["formats"])} == {"passed"}

@@ -28,7 +28,7 @@ PAGE = ROOT / "docs" / "public.md"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("hookspecs", "types", "plan", "errors", "config", "files", "version"),
-    ("inputs", "formats", "model"),
+    ("inputs", "numbers", "model"),
     ("assembling", "runtime"),
     ("storage",),
     ("pipeline", "__init__"),

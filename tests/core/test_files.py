@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from andes_compression.pack import pack_model
 from andes_compression.recipe import default_recipe
+from andes_packing import Artefact
 from attrs import field, frozen
 
 from andes_sdk import Pipeline, hookimpl
@@ -16,7 +17,6 @@ from andes_sdk.assembling.assembly import assemble
 from andes_sdk.assembling.extending import open_tokenizer
 from andes_sdk.errors import CheckpointError
 from andes_sdk.files import FolderFiles, write_atomically
-from andes_sdk.storage.packing import Artefact
 from andes_sdk.types import Files
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]

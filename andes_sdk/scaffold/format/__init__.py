@@ -11,7 +11,7 @@ from attrs.validators import ge
 from andes_sdk import hookimpl
 
 if TYPE_CHECKING:
-    from andes_sdk.formats import Format
+    from andes_packing.formats import Format
 
 
 @frozen(eq=False, kw_only=True)

@@ -1,12 +1,12 @@
-"""The format: a grid of codes, and the core's byte layout for integers on it.
+"""The format: a grid of codes, and the byte layout of andes-packing for integers on it.
 
-A layout of your own subclasses `andes_sdk.formats.Format`: say the bytes of a group, how to round to the grid, and how
-values and scales become bytes and come back (`encode`, `decode`). The conformance kit checks that nothing is lost.
+A layout of your own subclasses `andes_packing.formats.Format`: say the bytes of a group, how to round to the grid, and
+how values and scales become bytes and come back (`encode`, `decode`). The kit checks that nothing is lost.
 """
 
 from __future__ import annotations
 
-from andes_sdk.formats import Format, Grid, Integer
+from andes_packing.formats import Format, Grid, Integer
 
 
 def rows_of_bytes(name: str, group: int) -> Format:

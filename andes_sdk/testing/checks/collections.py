@@ -1,4 +1,4 @@
-"""Compressors, backends, formats, rewards, data filters and benchmarks."""
+"""Compressors, backends, rewards, data filters and benchmarks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from attrs import evolve
 from torch import Tensor
 
 from andes_sdk.errors import BackendUnavailable, SessionError
-from andes_sdk.formats import FORMATS, Format
-from andes_sdk.formats.numbers import quantised, range_problem
+from andes_sdk.numbers import quantised, range_problem
 from andes_sdk.runtime.policy import KeepAll
 from andes_sdk.runtime.torch_backend import TorchBackend
 from andes_sdk.testing.material import answer_to_everything, conversation, plain_inputs
@@ -34,28 +32,17 @@ SAMPLES: tuple[dict[str, Any], ...] = tuple(
 )
 
 
-def _objects(subject: Subject, hook: str, protocol: Any) -> list[Any]:
-    found = list(getattr(subject.assembly.manager.get_plugin(subject.name), hook)())
-    require(found, f"{hook} returned nothing")
-    for thing in found:
-        require(isinstance(thing, protocol), f"{type(thing).__name__} is no {protocol.__name__}")
-        require(isinstance(thing.name, str) and thing.name, f"its name is {thing.name!r}")
-    names = [t.name for t in found]
-    require(len(set(names)) == len(names), f"two objects share a name: {names}")
-    return found
-
-
 # ---------------------------------------------------------------- compressors
 
 
 @check("compressors", "every compressor has a name of its own")
 def _compressor_names(subject: Subject) -> None:
-    _objects(subject, "andes_compressors", Compressor)
+    subject.objects("andes_compressors", Compressor)
 
 
 @check("compressors", "the compressed model computes, and facts are told")
 def _compresses(subject: Subject) -> None:
-    for compressor in _objects(subject, "andes_compressors", Compressor):
+    for compressor in subject.objects("andes_compressors", Compressor):
         pipe = subject.pipeline()
         told = compressor.compress(pipe.model)
         require(isinstance(told, Compressed), f"{compressor.name!r} returns {type(told).__name__}, not Compressed")
@@ -66,7 +53,7 @@ def _compresses(subject: Subject) -> None:
 
 @check("compressors", "codes are the weights of the compressed model, and ranges can be")
 def _codes(subject: Subject) -> None:
-    for compressor in _objects(subject, "andes_compressors", Compressor):
+    for compressor in subject.objects("andes_compressors", Compressor):
         model = subject.pipeline().model
         told = compressor.compress(model)
         own, ranges = quantised(model)
@@ -85,7 +72,7 @@ def _codes(subject: Subject) -> None:
 
 def backends_of(subject: Subject) -> list[Any]:
     """The backends that a plugin brings."""
-    return _objects(subject, "andes_backends", Backend)
+    return subject.objects("andes_backends", Backend)
 
 
 def _compiled(subject: Subject, backend: Any, taps: Sequence[int] = ()) -> Any:
@@ -229,12 +216,12 @@ def _backend_device(subject: Subject) -> None:
 
 @check("rewards", "every reward has a name of its own")
 def _reward_names(subject: Subject) -> None:
-    _objects(subject, "andes_rewards", Reward)
+    subject.objects("andes_rewards", Reward)
 
 
 @check("rewards", "a score is a finite number, the same each time")
 def _reward_scores(subject: Subject) -> None:
-    for reward in _objects(subject, "andes_rewards", Reward):
+    for reward in subject.objects("andes_rewards", Reward):
         # a reward that wants more of a sample than its answer names samples of its own
         for sample in getattr(subject.cls, "samples", SAMPLES):
             for answer in (str(sample.get("answer", "")), "", "something else 🙂"):
@@ -271,8 +258,8 @@ def _scores(reward: Any, pairs: Sequence[tuple[Mapping[str, Any], str]]) -> list
 @check("rewards", "a score depends on sample and answer alone, early and late, in any order")
 def _reward_memory(subject: Subject) -> None:
     pairs = _pairs(subject)
-    backwards = _objects(subject, "andes_rewards", Reward)
-    for number, reward in enumerate(_objects(subject, "andes_rewards", Reward)):
+    backwards = subject.objects("andes_rewards", Reward)
+    for number, reward in enumerate(subject.objects("andes_rewards", Reward)):
         wanted, named = _scores(reward, pairs), f"reward {reward.name!r}: "
         got = _scores(backwards[number], pairs[::-1])[::-1]
         differ = [n for n, (a, b) in enumerate(zip(wanted, got, strict=True)) if a != b]
@@ -286,14 +273,14 @@ def _reward_memory(subject: Subject) -> None:
 @check("rewards", "answers are not all worth the same")
 def _reward_varies(subject: Subject) -> None:
     pairs = _pairs(subject)
-    for reward in _objects(subject, "andes_rewards", Reward):
+    for reward in subject.objects("andes_rewards", Reward):
         scores = set(_scores(reward, pairs))
         require(len(scores) > 1, f"reward {reward.name!r} gives {scores} to {len(pairs)} answers, right and wrong")
 
 
 @check("rewards", "the right answer is worth no less than a wrong one")
 def _reward_direction(subject: Subject) -> None:
-    for reward in _objects(subject, "andes_rewards", Reward):
+    for reward in subject.objects("andes_rewards", Reward):
         for sample in getattr(subject.cls, "samples", SAMPLES):
             right = str(sample.get("answer", ""))
             if right:
@@ -306,7 +293,7 @@ def _reward_direction(subject: Subject) -> None:
 
 
 def _filters(subject: Subject) -> list[Any]:
-    return _objects(subject, "andes_data_filters", DataFilter)
+    return subject.objects("andes_data_filters", DataFilter)
 
 
 @check("data_filters", "every filter has a name of its own")
@@ -341,52 +328,17 @@ def _filter_stream(subject: Subject) -> None:
         require(first == again, f"filter {one.name!r} decides otherwise the second time")
 
 
-# ---------------------------------------------------------------- formats
-
-
-def _formats(subject: Subject) -> list[Any]:
-    return _objects(subject, "andes_formats", Format)
-
-
-@check("formats", "every format has a name of its own")
-def _format_names(subject: Subject) -> None:
-    for one in _formats(subject):
-        require(one.name not in FORMATS, f"format {one.name!r} has the name of one of the core's")
-
-
-@check("formats", "what is packed is dequantised without loss, whatever the shape")
-def _format_lossless(subject: Subject) -> None:
-    for one in _formats(subject):
-        for rows, cols in ((1, 1), (17, one.group + 3), (16, 2 * one.group), (3, 0), (0, 5)):
-            weight = np.random.default_rng(rows).normal(size=(rows, cols)).astype(np.float32)
-            codes = one.quantise(weight)
-            packed = one.pack(codes)
-            require(packed.shape == one.packed_shape(rows, cols), f"format {one.name!r} packs {rows}x{cols} otherwise")
-            again = one.dequantise(packed, rows, cols)
-            exact = np.array_equal(again, codes.weights())
-            require(exact, f"format {one.name!r} does not give back what it packed at {rows}x{cols}")
-
-
-@check("formats", "the bits per weight that it states are those of its bytes")
-def _format_bits(subject: Subject) -> None:
-    for one in _formats(subject):
-        rows, cols = 32, 4 * one.group
-        packed = one.pack(one.quantise(np.ones((rows, cols), np.float32)))
-        stated, real = one.type_bpw(rows, cols), packed.nbytes * 8 / (rows * cols)
-        require(stated == real, f"format {one.name!r} states {stated} bits per weight, its bytes are {real}")
-
-
 # ---------------------------------------------------------------- benchmarks
 
 
 @check("benchmarks", "every benchmark has a name of its own")
 def _benchmark_names(subject: Subject) -> None:
-    _objects(subject, "andes_benchmarks", Benchmark)
+    subject.objects("andes_benchmarks", Benchmark)
 
 
 @check("benchmarks", "a short run gives finite numbers")
 def _benchmark_runs(subject: Subject) -> None:
-    for benchmark in _objects(subject, "andes_benchmarks", Benchmark):
+    for benchmark in subject.objects("andes_benchmarks", Benchmark):
         scores = benchmark.run(subject.pipe, limit=2)
         require(scores, f"benchmark {benchmark.name!r} gives no score")
         for name, score in scores.items():

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from andes_sdk.testing.checks.collections import _objects
 from andes_sdk.testing.registry import check
 from andes_sdk.testing.require import require
 from andes_sdk.types import Exporter
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
 
 @check("exporters", "every exporter has a name of its own")
 def _exporter_names(subject: Subject) -> None:
-    _objects(subject, "andes_exporters", Exporter)
+    subject.objects("andes_exporters", Exporter)
 
 
 @check("exporters", "writes its file and nothing beside it, and leaves the model as it was")
 def _exports(subject: Subject) -> None:
-    for exporter in _objects(subject, "andes_exporters", Exporter):
+    for exporter in subject.objects("andes_exporters", Exporter):
         pipe = subject.pipeline()
         before = {name: tensor.clone() for name, tensor in pipe.model.state_dict().items()}
         with TemporaryDirectory() as folder:

@@ -1,7 +1,6 @@
-"""The smallest plugin of every kind but training stages: what the kit puts around a plugin under
-test, and what the kit is tested with.
+"""The smallest plugin of every kind: what the kit puts around a plugin under test, and what the kit is tested with.
 
-Training stages are missing: those lie with andes-training.
+Training stages and formats are missing: those lie with andes-training and andes-packing.
 All are random and useless as models. They need nothing but the core, so a third party can test an encoder without
 installing a projector or a language model.
 """
@@ -19,13 +18,12 @@ from andes_sdk import hookimpl
 
 if TYPE_CHECKING:
     from andes_sdk import types
-    from andes_sdk.formats import Format
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.plan import Plan
 
 __all__ = [
     "REFERENCES", "ReferenceBackend", "ReferenceBenchmark", "ReferenceCompressor", "ReferenceDecoder",
-    "ReferenceEncoder", "ReferenceExporter", "ReferenceFilter", "ReferenceFormat", "ReferenceLanguageModel",
+    "ReferenceEncoder", "ReferenceExporter", "ReferenceFilter", "ReferenceLanguageModel",
     "ReferenceModality", "ReferenceModules", "ReferencePolicy", "ReferenceProjector", "ReferenceReward",
     "ReferenceTokenizer",
     "ReferenceWatcher",
@@ -192,22 +190,6 @@ class ReferenceBackend:
         from .running import Renamed
 
         return [Renamed()]
-
-
-@frozen(eq=False, kw_only=True)
-class ReferenceFormat:
-    """Four bits with a scale for each `group`. Shortest use: `Pipeline.from_plugins([..., ReferenceFormat()])`."""
-
-    contract = "1.1"
-
-    group: int = field(default=64, validator=ge(8), metadata={"help": "columns that share a scale, a multiple of 8"})
-
-    @hookimpl
-    def andes_formats(self) -> Sequence[Format]:
-        """One format."""
-        from andes_sdk.formats import Grid, Integer
-
-        return [Integer(name=f"w4_g{self.group}", group=self.group, grid=Grid(bits=4, low=-8, high=7))]
 
 
 @frozen(eq=False, kw_only=True)

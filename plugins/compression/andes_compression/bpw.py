@@ -10,16 +10,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from andes_packing import Header, aligned
+from andes_packing.formats import Format, known
 from attrs import frozen
 
 from andes_compression.recipe import GROUPS, LANGUAGE_MODEL, groups
-from andes_sdk.formats import Format, known
-from andes_sdk.storage.packing import Header, aligned
 
 if TYPE_CHECKING:
+    from andes_packing import Artefact
+
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.plan import Plan
-    from andes_sdk.storage.packing import Artefact
 
 
 @frozen(kw_only=True)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from andes_compression.pack import Progress, pack_model
 from andes_compression.recipe import default_recipe, resolve
 from andes_sdk.errors import AndesError, ConfigError, PluginBroken
-from andes_sdk.formats.numbers import digest, numbers, quantised, refuse_ranges
+from andes_sdk.numbers import digest, numbers, quantised, refuse_ranges
 from andes_sdk.types import Compressed
 
 if TYPE_CHECKING:
-    from andes_sdk.formats import Format
+    from andes_packing import Artefact
+    from andes_packing.formats import Format
+
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.storage.packing import Artefact
 
 
 def compress(pipeline: Pipeline, name: str, **options: Any) -> Compressed:
@@ -106,7 +107,7 @@ def recipe_for(
 
 def _holder(name: str, codes: Any, formats: tuple[Format, ...]) -> str:
     """The smallest format that holds these codes."""
-    from andes_sdk.formats import known
+    from andes_packing.formats import known
 
     for form in sorted(known(formats).values(), key=lambda f: f.bpw):
         try:

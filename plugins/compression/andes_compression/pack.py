@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import attrs
 import numpy as np
+from andes_packing import Artefact, Entry, Header, Place, aligned, matrix, raw_dtype, row_chunk
+from andes_packing.formats import LANES, Codes, Format, known
 from numpy.typing import NDArray
 
 from andes_compression import recipe as recipes
 from andes_sdk.errors import AndesError, CheckpointError, ConfigError
 from andes_sdk.files import appearing_file
-from andes_sdk.formats import LANES, Codes, Format, known
-from andes_sdk.formats.numbers import digest, numbers, quantised, refuse_ranges
+from andes_sdk.numbers import digest, numbers, quantised, refuse_ranges
 from andes_sdk.storage.checkpoint import aliases, portable, stored_tensors
-from andes_sdk.storage.packing import Artefact, Entry, Header, Place, aligned, matrix, raw_dtype, row_chunk
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
+from andes_packing.formats import Format, known
 from torch import nn
 
 from andes_sdk.config import suggestion
 from andes_sdk.errors import ConfigError
-from andes_sdk.formats import Format, known
 from andes_sdk.model import VisionLanguageModel
 from andes_sdk.storage.checkpoint import aliases, stored_tensors
 

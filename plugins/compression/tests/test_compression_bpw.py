@@ -11,11 +11,11 @@ import torch
 from andes_compression.bpw import of_artefact, of_model
 from andes_compression.pack import pack_model
 from andes_compression.recipe import default_recipe
+from andes_packing import Artefact
 from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
-from andes_sdk.storage.packing import Artefact
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 

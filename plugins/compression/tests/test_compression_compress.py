@@ -14,6 +14,8 @@ import torch
 from andes_compression.compress import recipe_for, write
 from andes_compression.pack import pack_model
 from andes_compression.recipe import default_recipe
+from andes_packing import Artefact
+from andes_packing.formats import Codes, find
 from attrs import evolve, frozen
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -21,9 +23,7 @@ from typer.testing import CliRunner
 from andes_sdk import Pipeline, hookimpl
 from andes_sdk.cli import app, loading
 from andes_sdk.errors import CheckpointError, ConfigError, PluginBroken
-from andes_sdk.formats import Codes, find
-from andes_sdk.formats.numbers import digest, numbers, numbers_of, range_problem
-from andes_sdk.storage.packing import Artefact
+from andes_sdk.numbers import digest, numbers, numbers_of, range_problem
 from andes_sdk.testing.material import answer_to_everything, conversation
 from andes_sdk.testing.reference import (
     ReferenceEncoder,
@@ -317,7 +317,7 @@ def test_option_values_are_toml_or_text() -> None:
 def test_opening_checks_ranges_and_numbers(tmp_path: Path) -> None:
     import hashlib
 
-    from andes_sdk.storage.packing.header import PREAMBLE, aligned
+    from andes_packing.header import PREAMBLE, aligned
 
     data = packed(pipeline(), tmp_path / "a.andes").path.read_bytes()
     magic, version, _, length, _ = PREAMBLE.unpack(data[: PREAMBLE.size])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import field, frozen
 from attrs.validators import in_
@@ -79,8 +79,3 @@ class GgufExport:
         from .export import GgufExporter
 
         return [GgufExporter(type=self.type, embedding=self.embedding)]
-
-
-def opened(path: Path) -> list[dict[str, dict[str, Any]]]:
-    """Plugins that read a file, for `Pipeline.from_pretrained`; encoder and projector are the caller's to add."""
-    return [{"gguf": {"path": str(path.absolute())}}]

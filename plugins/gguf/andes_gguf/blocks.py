@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gguf
 import numpy as np
+from andes_packing.formats.grid import Grid, fit, half
 from attrs import frozen
 from numpy.typing import NDArray
 
 from andes_sdk.errors import CheckpointError
-from andes_sdk.formats.grid import Grid, fit, half
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -4,11 +4,11 @@ import gguf
 import numpy as np
 import pytest
 from andes_gguf.blocks import GRIDS, encode, exact, on_grid
+from andes_packing.formats import find
 from hypothesis import given
 from hypothesis import strategies as st
 
 from andes_sdk.errors import CheckpointError
-from andes_sdk.formats import find
 
 RANGES = {"Q8_0": (-128, 127, 32), "Q4_0": (-8, 7, 32), "TQ1_0": (-1, 1, 256), "TQ2_0": (-1, 1, 256)}
 

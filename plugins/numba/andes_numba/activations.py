@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from andes_packing.formats import FORMATS, LANES, Half
 from numba import njit, prange
 from numba.extending import overload
-
-from andes_sdk.formats import FORMATS, LANES, Half
 
 from .simd import (
     ONE,

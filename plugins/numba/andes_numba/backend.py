@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from andes_packing.formats import find
 from attrs import define, frozen
 from torch import Tensor
 
 from andes_sdk.errors import BackendUnavailable
-from andes_sdk.formats import find
 from andes_sdk.runtime.compiled import BaseCompiled, Pass
 from andes_sdk.runtime.lora import refuse_used
 
@@ -32,8 +32,9 @@ from .vision import project
 from .weights import PackedModel, Rotary, map_model, pack_model
 
 if TYPE_CHECKING:
+    from andes_packing import Artefact
+
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.storage.packing import Artefact
     from andes_sdk.types import Adapter, CachePolicy, Rows
 
     from .options import Options

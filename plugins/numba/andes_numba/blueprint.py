@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
+from andes_packing.formats import LANES, find
 from attrs import frozen
-
-from andes_sdk.formats import LANES, find
 
 from .vision import Shape, Tower
 from .vision_rows import GELU, GELU_TANH, LAYER, RMS, SWIGLU

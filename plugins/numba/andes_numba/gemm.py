@@ -13,10 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from andes_packing.formats import FORMATS, Half, Integer, OneOfFour
 from numba import njit, prange
 from numba.extending import overload
-
-from andes_sdk.formats import FORMATS, Half, Integer, OneOfFour
 
 from . import product
 from .activations import activate, address, bare, silu

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from andes_packing.formats import FORMATS, LANES, Half, OneOfFour, TwoOfEight
 from numba.core import types
 from numba.extending import intrinsic, overload
-
-from andes_sdk.formats import FORMATS, LANES, Half, OneOfFour, TwoOfEight
 
 from .activations import address
 from .machine import kept

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from andes_packing.formats import LANES
 from torch import Tensor
 
-from andes_sdk.formats import LANES
 from andes_sdk.runtime.compiled import Pass
 from andes_sdk.runtime.tree import Step
 from andes_sdk.types import Rows

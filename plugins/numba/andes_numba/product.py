@@ -11,10 +11,9 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from andes_packing.formats import FORMATS, Half, Integer, OneOfFour, TwoOfEight
 from numba import njit, prange
 from numba.extending import overload
-
-from andes_sdk.formats import FORMATS, Half, Integer, OneOfFour, TwoOfEight
 
 from .activations import activate, address, inline, silu
 from .isa import dot4, look_up, pick4, pick8

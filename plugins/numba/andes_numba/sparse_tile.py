@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from andes_packing.formats import FORMATS
 from numba.core import types
 from numba.extending import intrinsic, overload
-
-from andes_sdk.formats import FORMATS
 
 from .activations import address
 from .isa import DOTS, dot4, shuffle_bytes

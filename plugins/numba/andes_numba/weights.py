@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from andes_packing.formats import Format
 from attrs import evolve, frozen
 
 from andes_sdk.errors import BackendUnavailable
-from andes_sdk.formats import Format
 
 from .lora import GROUPS, ROLES
 from .options import FORMATS
@@ -19,8 +19,9 @@ from .sizes import Sizes
 from .step import Weights
 
 if TYPE_CHECKING:
+    from andes_packing import Artefact
+
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.storage.packing import Artefact
 
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
 

@@ -3,8 +3,7 @@ import pytest
 from andes_numba import FORMATS, gemm, lora, product
 from andes_numba.machine import KERNEL_SETS, choose_kernels, features
 from andes_numba.simd import Tag
-
-from andes_sdk.formats import find
+from andes_packing.formats import find
 
 BEST = choose_kernels("auto")[0]
 

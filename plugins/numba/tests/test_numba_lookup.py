@@ -7,8 +7,7 @@ import pytest
 from andes_numba import FORMATS
 from andes_numba.lookup import look_up
 from andes_numba.simd import Tag
-
-from andes_sdk.formats import find
+from andes_packing.formats import find
 
 
 @pytest.mark.parametrize("name", FORMATS)

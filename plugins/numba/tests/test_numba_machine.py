@@ -13,12 +13,12 @@ from andes_numba import FORMATS, Numba
 from andes_numba.affinity import choose_cpus, cpus_named
 from andes_numba.machine import KERNEL_SETS, choose_kernels, choose_threads, features, threading_layer
 from andes_numba.team import Team, gather
+from andes_packing.formats import find
 from numba import njit, prange
 from numba.core import config, types
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, BackendUnavailable, ConfigError, SessionError
-from andes_sdk.formats import find
 from andes_sdk.runtime.policy import KeepAll
 from andes_sdk.types import Inputs
 

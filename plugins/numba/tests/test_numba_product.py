@@ -9,8 +9,7 @@ from andes_numba.machine import KERNEL_SETS, features
 from andes_numba.product import multiply_rows
 from andes_numba.simd import Tag
 from andes_numba.step import padded_rows
-
-from andes_sdk.formats import find
+from andes_packing.formats import find
 
 SHAPES = [(1, 1, 1), (33, 300, 9), (48, 128, 2), (16, 257, 4), (0, 64, 3)]
 """Rows, columns, activation rows: one of each, whole and broken blocks and groups, nothing at all."""

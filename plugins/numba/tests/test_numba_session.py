@@ -2,12 +2,12 @@ from functools import cache
 
 import pytest
 import torch
+from andes_packing.formats import find
 from numba import get_num_threads
 from numba.core import config
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import BackendUnavailable, SessionError
-from andes_sdk.formats import find
 from andes_sdk.runtime.generation import GenerationOptions
 from andes_sdk.runtime.policy import KeepAll
 from andes_sdk.testing.material import conversation, plain_inputs

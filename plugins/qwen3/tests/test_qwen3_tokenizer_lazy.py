@@ -11,6 +11,7 @@ import pytest
 import torch
 from andes_compression.pack import pack_model
 from andes_compression.recipe import default_recipe
+from andes_packing import Artefact
 from andes_qwen3 import small, vocabulary
 from andes_qwen3.layout import NAME, OneFile, Packaged, read_stated
 from andes_qwen3.tokenizer import QwenTokenizer
@@ -20,7 +21,6 @@ from andes_sdk import Pipeline
 from andes_sdk.errors import CheckpointError
 from andes_sdk.files import FolderFiles
 from andes_sdk.runtime.policy import KeepAll
-from andes_sdk.storage.packing import Artefact
 from andes_sdk.types import Inputs, Turn
 
 TEXT = "The button's at 12 图片 🙂 <|im_end|>"

@@ -16,7 +16,7 @@ from torch import nn
 
 from andes_sdk.errors import TrainingError
 from andes_sdk.files import appearing
-from andes_sdk.formats.numbers import numbers_of
+from andes_sdk.numbers import numbers_of
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel

@@ -46,11 +46,12 @@ def report_of(
     Raises:
         ConfigError: a model known by name, without a format. CheckpointError: nothing that can be read.
     """
+    from andes_packing import Artefact, is_artefact
+
     from andes_compression import bpw as counting
     from andes_compression.recipe import default_recipe
     from andes_sdk.assembling.assembly import assemble
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.storage.packing import Artefact, is_artefact
 
     path = Path(model)
     if is_artefact(path):

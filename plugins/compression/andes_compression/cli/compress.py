@@ -14,8 +14,9 @@ from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
 from andes_sdk.cli.loading import Plugins, open_pipeline, option_values
 
 if TYPE_CHECKING:
+    from andes_packing import Artefact
+
     from andes_compression.bpw import Report
-    from andes_sdk.storage.packing import Artefact
 
 Option = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="OPTION=VALUE", help="For the compressor; repeatable.")

@@ -10,11 +10,12 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from andes_packing.formats.base import LANES, Array, Format, checked, pad
+from andes_packing.formats.fields import VECTOR, pack_fields, unpack_fields
+from andes_packing.formats.grid import Grid, fit
 from andes_sdk.errors import CheckpointError
-from andes_sdk.formats.base import LANES, Array, Format, checked, half_scales, pad
-from andes_sdk.formats.fields import VECTOR, pack_fields, unpack_fields
-from andes_sdk.formats.grid import Grid, fit
-from andes_sdk.types.compression import Codes
+from andes_sdk.numbers import half_scales
+from andes_sdk.types import Codes
 
 SCALES = 2 * LANES
 """Bytes of the float16 scales of one group of a row block."""

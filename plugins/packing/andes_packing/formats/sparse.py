@@ -11,12 +11,12 @@ import numpy as np
 from attrs import frozen
 from numpy.typing import NDArray
 
+from andes_packing.formats.base import Array, pad
+from andes_packing.formats.dense import Scaled
+from andes_packing.formats.fields import VECTOR, pack_fields, pack_masks, unpack_fields, unpack_masks
+from andes_packing.formats.grid import fit
 from andes_sdk.errors import CheckpointError
-from andes_sdk.formats.base import Array, pad
-from andes_sdk.formats.dense import Scaled
-from andes_sdk.formats.fields import VECTOR, pack_fields, pack_masks, unpack_fields, unpack_masks
-from andes_sdk.formats.grid import fit
-from andes_sdk.types.compression import Codes
+from andes_sdk.types import Codes
 
 Bytes = NDArray[np.uint8]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from andes_sdk.formats.base import LANES
+from andes_packing.formats.base import LANES
 
 VECTOR = 4 * LANES
 """Bytes of a vector."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from andes_packing.formats.base import LANES, Format
+from andes_packing.formats.dense import Half, Integer, Scaled
+from andes_packing.formats.grid import Grid
+from andes_packing.formats.sparse import OneOfFour, Sparse, TwoOfEight
 from andes_sdk.config import suggestion
 from andes_sdk.errors import ConfigError, DuplicateName
-from andes_sdk.formats.base import LANES, Format
-from andes_sdk.formats.dense import Half, Integer, Scaled
-from andes_sdk.formats.grid import Grid
-from andes_sdk.formats.sparse import OneOfFour, Sparse, TwoOfEight
-from andes_sdk.types.compression import Codes
+from andes_sdk.types import Codes
 
 _CUTS = (0.6, 0.68, 0.75, 0.81, 0.86, 0.9, 0.94, 0.97, 1.0)
 """Of the largest magnitude: what clipping a few outliers is worth at 4 bits."""

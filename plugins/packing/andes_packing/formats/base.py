@@ -16,7 +16,8 @@ from attrs import field, frozen
 from numpy.typing import NDArray
 
 from andes_sdk.errors import CheckpointError, ConfigError
-from andes_sdk.types.compression import Codes
+from andes_sdk.numbers import half_scales
+from andes_sdk.types import Codes
 
 Array = NDArray[Any]
 
@@ -144,27 +145,6 @@ def pad(array: Array, axis: int, multiple: int) -> Array:
         return array
     widths = [(0, short if i == axis else 0) for i in range(array.ndim)]
     return np.pad(array, widths)
-
-
-def half_scales(scales: Array, who: str) -> NDArray[np.float16]:
-    """Scales as float16, checked before they are cast.
-
-    Raises:
-        CheckpointError: scales that are not finite, that float16 makes infinite, or that it makes zero.
-    """
-    if scales.dtype == np.float16:
-        wrong = ~np.isfinite(scales)
-        halves = scales
-    else:
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            halves = scales.astype(np.float16)
-        wrong = ~np.isfinite(scales) | ~np.isfinite(halves) | ((scales != 0) & (halves == 0))
-    if wrong.any():
-        row, group = np.argwhere(wrong)[0]
-        why = f"row {row}, group {group}: {float(scales[row, group]):g}"
-        fix = "float16 holds 6e-8 to 65504: scale the weights, or check them"
-        raise CheckpointError("scales that are not finite, or that float16 cannot hold", who=who, why=why, fix=fix)
-    return halves
 
 
 def checked(weight: Array, who: str) -> Array:

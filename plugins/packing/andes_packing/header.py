@@ -21,12 +21,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from attrs import frozen
 
+from andes_packing.formats import Format
 from andes_sdk.config import CONVERTER, reasons
 from andes_sdk.errors import CheckpointError
-from andes_sdk.formats import Format
-from andes_sdk.formats.numbers import range_problem
+from andes_sdk.numbers import range_problem
 from andes_sdk.plan import Plan
-from andes_sdk.types.compression import Range
+from andes_sdk.types import Range
 
 MAGIC = b"ANDESPAK"
 VERSION = 1
@@ -84,7 +84,7 @@ class Header:
         files: the tokenizer's files by name.
         nbytes: of the data.
         numbers: sha256 over names, codes, scales and ranges: of what a compressor gave, or of all matrices where none
-            did (`andes_sdk.formats.numbers`).
+            did (`andes_sdk.numbers`).
         ranges: how inputs of matrices are rounded, by name of the module.
     """
 

@@ -13,11 +13,11 @@ import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
 
+from andes_packing.formats import LANES, Format, known
+from andes_packing.formats.base import Array
+from andes_packing.header import AGAIN, Entry, Found, Header, Place, check, raw_dtype, read_header
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.files import absolute
-from andes_sdk.formats import LANES, Format, known
-from andes_sdk.formats.base import Array
-from andes_sdk.storage.packing.header import AGAIN, Entry, Found, Header, Place, check, raw_dtype, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor

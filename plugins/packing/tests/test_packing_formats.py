@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from andes_packing.formats import FORMATS, LANES, Codes, Format, Grid, Integer, OneOfFour, Scaled, Sparse, find, known
 from attrs import field, frozen
 from hypothesis import given
 from hypothesis import strategies as st
 
 from andes_sdk.errors import CheckpointError, ConfigError, DuplicateName
-from andes_sdk.formats import FORMATS, LANES, Codes, Format, Grid, Integer, OneOfFour, Scaled, Sparse, find, known
 
 ALL = list(FORMATS.values())
 SCALED = [f for f in ALL if isinstance(f, Scaled)]

@@ -6,12 +6,12 @@ import hashlib
 import math
 import struct
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from andes_sdk.errors import ConfigError
-from andes_sdk.formats.base import half_scales
+from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.types.compression import Codes, Quantised, Range
 
 if TYPE_CHECKING:
@@ -91,3 +91,24 @@ def numbers_of(model: nn.Module) -> str:
     """The hash of the numbers of a model's `Quantised` modules; "" where it has none."""
     codes, ranges = quantised(model)
     return numbers({name: digest(name, one) for name, one in codes.items()}, ranges) if codes else ""
+
+
+def half_scales(scales: NDArray[Any], who: str) -> NDArray[np.float16]:
+    """Scales as float16, checked before they are cast.
+
+    Raises:
+        CheckpointError: scales that are not finite, that float16 makes infinite, or that it makes zero.
+    """
+    if scales.dtype == np.float16:
+        wrong = ~np.isfinite(scales)
+        halves = scales
+    else:
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            halves = scales.astype(np.float16)
+        wrong = ~np.isfinite(scales) | ~np.isfinite(halves) | ((scales != 0) & (halves == 0))
+    if wrong.any():
+        row, group = np.argwhere(wrong)[0]
+        why = f"row {row}, group {group}: {float(scales[row, group]):g}"
+        fix = "float16 holds 6e-8 to 65504: scale the weights, or check them"
+        raise CheckpointError("scales that are not finite, or that float16 cannot hold", who=who, why=why, fix=fix)
+    return halves

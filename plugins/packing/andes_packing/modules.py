@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from andes_packing.header import AGAIN
 from andes_sdk.errors import CheckpointError
-from andes_sdk.storage.checkpoint.load import aliases, assign, needed, refuse_meta_buffers
-from andes_sdk.storage.packing.header import AGAIN
+from andes_sdk.storage.checkpoint import aliases, assign, needed, refuse_meta_buffers
 
 if TYPE_CHECKING:
+    from andes_packing.artefact import Artefact
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.storage.packing.artefact import Artefact
 
 
 def check_fit(model: VisionLanguageModel, artefact: Artefact) -> None:

@@ -14,14 +14,14 @@ import pytest
 import torch
 from andes_compression.pack import pack_model
 from andes_compression.recipe import default_recipe, resolve
+from andes_packing import Artefact
+from andes_packing.formats import FORMATS, Codes, Grid, Integer, find
+from andes_packing.header import PREAMBLE, aligned
 from hypothesis import given
 from hypothesis import strategies as st
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import CheckpointError, ConfigError
-from andes_sdk.formats import FORMATS, Codes, Grid, Integer, find
-from andes_sdk.storage.packing import Artefact
-from andes_sdk.storage.packing.header import PREAMBLE, aligned
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 BODY = "language_model.model.layers.0.self_attn.q_proj.weight"

@@ -10,13 +10,13 @@ import pytest
 import torch
 from andes_compression.pack import pack_model
 from andes_compression.recipe import default_recipe
+from andes_packing import Artefact
+from andes_packing.formats import Format, Grid, Integer
 from attrs import frozen
 
 from andes_sdk import Pipeline, hookimpl
 from andes_sdk.errors import AssemblyError, CheckpointError, ConfigError, SessionError
-from andes_sdk.formats import Format, Grid, Integer
 from andes_sdk.runtime.torch_backend import TorchBackend
-from andes_sdk.storage.packing import Artefact
 from andes_sdk.testing.material import conversation
 from andes_sdk.types import Compiled
 
