@@ -53,14 +53,12 @@ def open_stored(source: str | Path) -> Stored:
 
 
 def _opener(path: Path) -> Opener | None:
-    """What opens a file, by its suffix, or by its first bytes."""
-    known, suffix = extensions(OPENERS), path.suffix.removeprefix(".").lower()
-    if suffix in known:
-        return cast("Opener", load_extension(OPENERS, suffix))
-    openers = [cast("Opener", load_extension(OPENERS, name)) for name in known]
+    """What opens a file, by its first bytes, or else by its suffix."""
+    openers = {suffix: cast("Opener", load_extension(OPENERS, suffix)) for suffix in extensions(OPENERS)}
     try:
         with open(path, "rb") as file:
-            start = file.read(max((len(o.MAGIC) for o in openers), default=0))
+            start = file.read(max((len(o.MAGIC) for o in openers.values()), default=0))
     except OSError as error:
         raise CheckpointError("cannot be read", who=str(path), why=str(error), fix="check its permissions") from error
-    return next((o for o in openers if start.startswith(o.MAGIC)), None)
+    told = next((o for o in openers.values() if start.startswith(o.MAGIC)), None)
+    return told or openers.get(path.suffix.removeprefix(".").lower())

@@ -18,9 +18,10 @@ class PixelShuffleMLP(nn.Sequential):
 
     def __init__(self, vision_width: int, text_width: int, merge: int = 2) -> None:
         wide = vision_width * merge**2
-        super().__init__(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, text_width))
+        first, second = nn.Linear(wide, wide), nn.Linear(wide, text_width)
+        super().__init__(first, nn.GELU(), second)
         self.merge = merge
-        for layer in (self[0], self[2]):
+        for layer in (first, second):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 

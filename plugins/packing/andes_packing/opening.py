@@ -14,9 +14,9 @@ from andes_packing.header import MAGIC, Found, read_header
 from andes_sdk.plan import Plan
 
 if TYPE_CHECKING:
+    from andes_packing.formats import Format
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.storage.stored import Build
-    from andes_sdk.types import Format
 
 __all__ = ["MAGIC", "PackedFile", "open_file"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from attrs import define, evolve, field, frozen
@@ -132,6 +132,8 @@ class Trainer:
         stage: TrainingStage = self.pipeline.pick("training_stages", recipe.stage)
         model = self.pipeline.model
         changes, rates = put_in_changes(model, stage, recipe)
+        if recipe.lora is None or recipe.lora.merge:
+            model.numbers = ""  # its weights will no longer be those that it was opened with
         decaying = decayed(model)  # before the model is copied: copies of parameters lose their attributes
         divided = self.recipe.sharding == "full" and self.processes.world > 1
         working = divided_copy(model) if divided else model.to(self.processes.device)
@@ -171,7 +173,7 @@ class Trainer:
         while position.step < recipe.steps:
             if isinstance(work.stage, SteppingStage):
                 seed_step(self.recipe, work.index, position.step, run.rank)
-                work.stage.before_step(learner.model, position.step)
+                work.stage.before_step(cast("VisionLanguageModel", learner.model), position.step)
             packs = [next(groups) for _ in range(recipe.accumulate // run.world)]
             seed_step(self.recipe, work.index, position.step, run.rank)
             values = update(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import define, field
 from safetensors.torch import save_file
@@ -19,7 +19,7 @@ from andes_sdk.files import appearing
 from andes_sdk.numbers import numbers_of
 
 if TYPE_CHECKING:
-    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.types import Model
     from andes_training.recipe import LoraRecipe
 
 ADAPTER = "default"
@@ -40,7 +40,7 @@ class Lora:
     tuner: Any = field(default=None, init=False)
     base: str = field(default="", init=False)
 
-    def put_in(self, model: VisionLanguageModel) -> None:
+    def put_in(self, model: Model) -> None:
         """Add the adapter to a model, in place; B is zero, so nothing changes yet.
 
         Raises:
@@ -52,7 +52,7 @@ class Lora:
             raise TrainingError(
                 "LoRA needs peft", who="stages.lora", why=str(error), fix="pip install 'andes-training[lora]'"
             ) from None
-        recipe, self.base = self.recipe, model.numbers or numbers_of(model)
+        recipe, self.base = self.recipe, model.numbers or numbers_of(cast("nn.Module", model))
         self.targets = targets_of(model, recipe.targets)
         if not self.targets:
             raise TrainingError(
@@ -65,14 +65,14 @@ class Lora:
         )
         self.tuner = LoraModel(model, config, ADAPTER)
 
-    def rates(self, model: VisionLanguageModel) -> dict[str, float]:
+    def rates(self, model: Model) -> dict[str, float]:
         """Module prefix -> learning rate: A and B learn, the matrices that they are added to do not."""
         rate, found = self.recipe.rate, dict[str, float]()
         for name in self.targets:
             found |= {f"{name}.base_layer": 0.0, f"{name}.lora_A": rate, f"{name}.lora_B": rate}
         return found
 
-    def save(self, model: VisionLanguageModel, folder: Path) -> None:
+    def save(self, model: Model, folder: Path) -> None:
         """Write the adapter as peft does; the folder appears whole or not at all."""
         tensors = {
             f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": p.detach().contiguous()
@@ -89,7 +89,7 @@ class Lora:
                 fields = json.loads(path.read_text(encoding="utf-8")) | {"andes_base": self.base}
                 path.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
 
-    def take_out(self, model: VisionLanguageModel) -> None:
+    def take_out(self, model: Model) -> None:
         """Give the model its own layers back, with the adapter added to their weights or without it."""
         if self.recipe.merge:
             self.tuner.merge_and_unload()
@@ -97,7 +97,7 @@ class Lora:
             self.tuner.unload()
 
 
-def targets_of(model: VisionLanguageModel, kinds: list[str]) -> tuple[str, ...]:
+def targets_of(model: Model, kinds: list[str]) -> tuple[str, ...]:
     """Names of the matrices of these kinds: 'attention', 'mlp', 'vision', 'projector'; never the LM head."""
     found = []
     for name, module in model.named_modules():

@@ -132,7 +132,7 @@ def _shard(module: nn.Module, device: torch.device, world: int) -> nn.Module:
 def gather(divided: nn.Module, model: nn.Module) -> None:
     """Copy the weights and buffers of a divided model into the whole one, in every process."""
     if divided is not model:
-        for (_, source), (_, target) in zip(divided.named_parameters(), model.named_parameters(), strict=True):
-            target.copy_(whole(source.detach()))
-        for (_, source), (_, target) in zip(divided.named_buffers(), model.named_buffers(), strict=True):
+        for weight, own in zip(divided.parameters(), model.parameters(), strict=True):
+            own.copy_(whole(weight.detach()))
+        for source, target in zip(divided.buffers(), model.buffers(), strict=True):
             target.copy_(source)

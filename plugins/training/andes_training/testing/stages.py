@@ -14,8 +14,7 @@ from andes_training.feed import packed
 from andes_training.loss import next_token_loss
 
 if TYPE_CHECKING:
-    from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import Position
+    from andes_sdk.types import Model, Position
     from andes_training.packing import Batch
     from andes_training.run import StageRun
 
@@ -27,11 +26,11 @@ class Stage:
     rate: float
     name: str = "reference-stage"
 
-    def rates(self, model: VisionLanguageModel) -> Mapping[str, float]:
+    def rates(self, model: Model) -> Mapping[str, float]:
         """The encoder stays frozen."""
         return {"mlp": self.rate, "language_model": self.rate}
 
-    def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
+    def loss(self, model: Model, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """Mean over supervised tokens."""
         return next_token_loss(model, batch)
 
