@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from attrs import field, frozen
 
-from andes_sdk.errors import CheckpointError
+from andes_sdk.errors import CheckpointError, InputError
 
 
 def absolute(path: Path) -> Path:
@@ -108,6 +110,58 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+@frozen
+class Journal:
+    """JSON lines that are added one by one. A process that is killed leaves at most a torn last line, which is dropped.
+
+    Attributes:
+        path: the file; it need not be there.
+    """
+
+    path: Path
+
+    def add(self, row: Any) -> None:
+        """Add a line, at once: nothing is held back. Lone surrogates are written as escapes."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(row, ensure_ascii=False, default=str) + "\n"
+        with open(self.path, "ab", buffering=0) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+
+    def rows(self) -> list[Any]:
+        """Its whole lines; none if there is no such file.
+
+        Raises:
+            InputError: it cannot be read, or holds a line that is not JSON.
+        """
+        return [row for _, row in self._lines()]
+
+    def keep(self, wanted: Callable[[Any], bool]) -> list[Any]:
+        """Drop every row that is not wanted, and a torn last line -> the rows kept, in order.
+
+        Raises:
+            InputError: as `rows`; the file stays as it is. OSError: it cannot be written.
+        """
+        kept = [(line, row) for line, row in self._lines() if wanted(row)]
+        content = b"".join(line for line, _ in kept)
+        if self.path.exists() and len(content) != self.path.stat().st_size:
+            write_atomically(self.path, content)
+        return [row for _, row in kept]
+
+    def _lines(self) -> Iterator[tuple[bytes, Any]]:
+        try:
+            whole = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        except OSError as error:
+            raise InputError("cannot be read", who=str(self.path), why=str(error), fix="check the path") from None
+        for number, line in enumerate(whole, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield line, json.loads(line)
+            except ValueError as error:
+                where = f"{self.path}:{number}"
+                raise InputError("is no line of JSON", who=where, why=str(error), fix="repair or remove it") from None
 
 
 def _sync(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from andes_sdk import CONTRACT, __version__
-from andes_sdk.cli import chat, explain, export, generate, new, plugins, warmup
+from andes_sdk.cli import chat, explain, export, generate, new, plugins
 from andes_sdk.cli.added import WithAdded
 
 app = typer.Typer(
@@ -26,7 +26,6 @@ app.add_typer(plugins.app, name="plugins")
 app.command("explain")(explain.explain)
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
-app.command("warmup")(warmup.warmup)
 app.command("export")(export.export)
 app.command("new")(new.new)
 

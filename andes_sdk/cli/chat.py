@@ -140,11 +140,10 @@ def chat(
         raise typer.BadParameter("--json needs a QUESTION")
     options, pipeline = request.generation(), request.pipeline()
     if as_json:
-        from andes_sdk.cli.batch import as_dict
         from andes_sdk.inputs.messages import user_message
 
         asked = [user_message(str(question), request.image or [])]
-        print_json(as_dict(pipeline.generate(asked, options, allow_remote=request.allow_remote)))
+        print_json(pipeline.generate(asked, options, allow_remote=request.allow_remote).to_dict())
         return
     conversation = Conversation(pipeline, options, request.allow_remote, stats, list(request.image or []))
     if question is not None:

@@ -54,6 +54,12 @@ class Answer:
         """Speed after the first token; 0.0 for an answer of one token."""
         return (len(self.tokens) - 1) / self.seconds["decode"] if len(self.tokens) > 1 else 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON; times in seconds."""
+        own = {k: getattr(self, k) for k in ("text", "finish", "prompt_tokens", "kv_bytes")}
+        speeds = {k: getattr(self, k) for k in ("time_to_first_token", "tokens_per_second")}
+        return {**own, "tokens": list(self.tokens), "seconds": dict(self.seconds), **speeds}
+
 
 @define
 class _Text:

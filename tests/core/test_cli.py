@@ -1,4 +1,3 @@
-import io
 import json
 import subprocess
 import sys
@@ -6,15 +5,13 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from typer.testing import CliRunner
 
 from andes_sdk import Pipeline, __version__
 from andes_sdk.cli import app
-from andes_sdk.cli.batch import Batch
 from andes_sdk.cli.chat import Conversation, converse
 from andes_sdk.cli.loading import with_options
-from andes_sdk.errors import ConfigError, InputError
+from andes_sdk.errors import ConfigError
 from andes_sdk.runtime.generation import GenerationOptions
 
 TINY = """\
@@ -82,7 +79,14 @@ print("loaded:", *every, file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # the help shows what commands of other distributions do, which their modules say
-    added = ["andes_andesvl", "andes_compression", "andes_curation", "andes_evaluation", "andes_training"]
+    added = [
+        "andes_andesvl",
+        "andes_compression",
+        "andes_curation",
+        "andes_evaluation",
+        "andes_numba",
+        "andes_training",
+    ]
     added = added if arguments == ["--help"] else []
     assert done.stderr.split() == ["loaded:", *added]
 
@@ -98,7 +102,8 @@ def test_the_version_is_printed():
         ["plugins", "--json", "check"],
         ["generate"],
         ["generate", "a", "--messages", "b"],
-        ["generate", "--batch", "a"],
+        ["batch", "a"],
+        ["batch", "a", "b", "--image", "c"],
         ["generate", "--messages", "a", "--image", "b"],
         ["chat", "--json"],
         ["chat", "a", "--model", "b", "--config", "c"],
@@ -283,70 +288,6 @@ def test_a_conversation_reads_lines_from_a_pipe_until_they_end(config):
     assert "never asked" not in result.output
 
 
-# ---------------------------------------------------------------- batches
-
-
-@pytest.fixture
-def batch_file(tmp_path):
-    lines = [[{"role": "user", "content": "one"}], "two", [{"role": "robot", "content": "bad"}], "four"]
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    return tmp_path / "in.jsonl"
-
-
-def test_a_batch_answers_what_it_can_and_a_second_run_tries_only_what_failed(config, batch_file, tmp_path):
-    out = tmp_path / "out.jsonl"
-    command = ["generate", "--batch", batch_file, "--out", out, "--config", config, "--max-tokens", 3]
-    result = andes(*command, "--together", 2, "--json", code=1)
-    assert json.loads(result.stdout) == {"lines": 4, "skipped": 0, "answered": 3, "failed": 1}
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [r["line"] for r in rows] == [1, 2, 3, 4]
-    assert rows[2]["errors"][0]["who"] == "messages[0].role"
-    alone = loads("generate", "two", "--config", config, "--max-tokens", 3, "--json")
-    assert rows[1]["text"] == alone["text"]
-    again = andes(*command, "--json", code=1)
-    assert json.loads(again.stdout) == {"lines": 4, "skipped": 3, "answered": 0, "failed": 1}
-    assert sorted(json.loads(line)["line"] for line in out.read_text().splitlines()) == [1, 2, 3, 4]
-
-
-def test_a_batch_that_was_killed_in_the_middle_of_a_line_goes_on(config, tmp_path):
-    (tmp_path / "in.jsonl").write_text('"one"\n"two"\n"three"\n')
-    out = tmp_path / "out.jsonl"
-    pipeline = Pipeline.from_config(config)
-
-    def run(**changes):
-        options = GenerationOptions(**{"max_tokens": 2, **changes})
-        return Batch(pipeline, options, tmp_path / "in.jsonl", out).run()
-
-    run()
-    whole = out.read_bytes()
-    first = whole.index(b"\n") + 1
-    out.write_bytes(whole[: first + 20])
-    assert run() == {"lines": 3, "skipped": 1, "answered": 2, "failed": 0}
-    texts = [[json.loads(x)[k] for k in ("line", "request", "text")] for x in whole.splitlines()]
-    assert [[json.loads(x)[k] for k in ("line", "request", "text")] for x in out.read_bytes().splitlines()] == texts
-    with pytest.raises(InputError, match="cannot continue this file"):
-        run(max_tokens=3)
-    out.write_text("something else\n")
-    with pytest.raises(InputError, match="cannot continue this file"):
-        run()
-    assert out.read_text() == "something else\n"
-
-
-def test_a_batch_line_that_is_not_json_is_named_before_anything_runs(config, tmp_path):
-    (tmp_path / "in.jsonl").write_text('"one"\n{oops\n')
-    result = andes("generate", "--batch", "in.jsonl", "--out", "out.jsonl", "--config", config, code=1)
-    assert "in.jsonl:2: is not JSON" in result.stderr
-    assert not (tmp_path / "out.jsonl").exists()
-
-
-def test_a_batch_shows_its_progress(config, tmp_path):
-    (tmp_path / "in.jsonl").write_text('"one"\n')
-    text = io.StringIO()
-    job = Batch(Pipeline.from_config(config), GenerationOptions(max_tokens=1), tmp_path / "in.jsonl", tmp_path / "o")
-    job.run(Console(file=text, force_terminal=True, width=100))
-    assert "100%" in text.getvalue()
-
-
 # ---------------------------------------------------------------- train and new
 
 
@@ -409,15 +350,6 @@ def test_a_packed_model_answers_as_its_pipeline_does(artefact, config):
     assert next(r["value"] for r in said if r["part"] == "weights") == str(artefact)
 
 
-def test_a_batch_of_another_artefact_is_not_continued(artefact, config, tmp_path):
-    (tmp_path / "in.jsonl").write_text('"hello"\n')
-    common = ["--batch", tmp_path / "in.jsonl", "--out", tmp_path / "out.jsonl", "--max-tokens", 2, "--json"]
-    assert loads("generate", "--model", artefact, *common)["answered"] == 1
-    assert loads("generate", "--model", artefact, *common)["skipped"] == 1
-    result = andes("generate", "--config", config, *common, code=1)
-    assert "cannot continue this file" in result.output + (result.stderr or "")
-
-
 def test_an_adapter_is_attached_and_used(config, tmp_path):
     from safetensors.torch import save_file
 
@@ -429,13 +361,3 @@ def test_an_adapter_is_attached_and_used(config, tmp_path):
     ask = ["generate", "hello there", "--config", config, "--max-tokens", 6, "--json"]
     assert loads(*ask, "--adapter", f"mine={tmp_path}")["tokens"] != loads(*ask)["tokens"]
     assert "NAME=FOLDER" in json.loads(andes(*ask, "--adapter", "mine", code=1).stderr)["errors"][0]["fix"]
-
-
-def test_warmup_runs_every_kind_of_pass_and_says_how_long_it_took(config):
-    told = loads("warmup", "--config", config, "--json")
-    assert list(told["seconds"]) == [
-        "open", "a picture and a question", "one token", "a tree of tokens", "two conversations",
-    ]  # fmt: skip
-    assert all(seconds > 0 for seconds in told["seconds"].values())
-    assert told["facts"]["device"] == "cpu"
-    assert "two conversations" in andes("warmup", "--config", config).stdout

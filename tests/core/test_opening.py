@@ -182,7 +182,7 @@ def test_nonsense_says_what_it_may_be(source: str, tmp_path: Path, monkeypatch: 
     said = str(caught.value)
     if source:  # the empty text is the folder itself
         assert "is no model that can be opened" in said
-        for kind in ("folder", "packed file", "owner/name[@revision]"):
+        for kind in ("folder", ".andes", "owner/name[@revision]"):
             assert kind in said
     else:
         assert "is no checkpoint" in said

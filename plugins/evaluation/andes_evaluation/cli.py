@@ -1,14 +1,15 @@
-"""`andes eval`: a benchmark of a model's plugins."""
+"""`andes eval`: a benchmark of a model's plugins. `andes batch`: answers to a file of conversations."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
-from andes_sdk.cli.loading import Backend, Device, Dtype, Options, Plugins, open_pipeline
+from andes_sdk.cli.loading import Backend, Device, Dtype, Options, Plugins, Request, open_pipeline, requesting
 
 
 @clean
@@ -38,3 +39,26 @@ def evaluate(
         return
     rows = [(name, f"{value:.4f}") for name, value in figures.items()]
     stdout().print(table(("figure", "value"), rows, f"{benchmark}, {seconds:.1f} s"))
+
+
+@clean
+@requesting
+def batch(
+    request: Request,
+    source: Annotated[Path, typer.Argument(help="JSON Lines, one list of messages (or one text) a line.")],
+    out: Annotated[Path, typer.Argument(help="JSON Lines of answers; continued if it exists.")],
+    together: Annotated[int, typer.Option(min=1, help="Lines that are decoded together.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Answer every line of SOURCE into OUT. Started again, it goes on where it was stopped, and retries what failed."""
+    from andes_evaluation.batch import Batch
+
+    if request.image:
+        raise typer.BadParameter("messages hold their own pictures: leave --image out")
+    options = request.generation()
+    job = Batch(request.pipeline(), options, source, out, together, request.allow_remote)
+    done = job.run(console=None if as_json else stderr())
+    if as_json:
+        print_json(done)
+    if done["failed"]:
+        raise typer.Exit(1)

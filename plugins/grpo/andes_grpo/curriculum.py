@@ -22,6 +22,7 @@ from andes_training.recipe import DataRecipe
 from attrs import frozen
 
 from andes_sdk.errors import AndesError, TrainingError
+from andes_sdk.files import Journal
 
 from .gym import write_lines
 from .prompts import PromptMaker, seed_of
@@ -87,16 +88,14 @@ def measure(pipeline: Pipeline, data: Path, out: Path, how: Measurement, *, drop
     if out.resolve().parent != data.resolve().parent:
         raise TrainingError("lies in another folder than the data", who=str(out), fix="write beside the data")
     samples = stage_samples([DataRecipe(path=Path(data.name))], data.parent)
-    log = out.with_name(f".{out.name}.measured")
+    log = Journal(out.with_name(f".{out.name}.measured"))
     rates = _known(log, _digest(data, pipeline, how))
-    with open(log, "a", encoding="utf-8") as file:
-        for _, rate in pass_rates(pipeline, samples, how, start=len(rates)):
-            rates.append(rate)
-            file.write(f"{rate}\n")
-            file.flush()
+    for _, rate in pass_rates(pipeline, samples, how, start=len(rates)):
+        rates.append(rate)
+        log.add(rate)
     lines = [{**sample.entry, "pass_rate": rate} for sample, rate in zip(samples, rates, strict=True)]
     write_lines(out, ordered(lines, drop=drop))
-    log.unlink()
+    log.path.unlink()
     return rates
 
 
@@ -106,20 +105,18 @@ def _digest(data: Path, pipeline: Pipeline, how: Measurement) -> str:
     return hashlib.sha256(repr((data.read_bytes(), weights, how)).encode()).hexdigest()
 
 
-def _known(log: Path, digest: str) -> list[float]:
-    """Rates that a stopped measurement has left; a torn last line is dropped."""
-    if not log.exists():
-        log.write_text(f"{digest}\n", encoding="utf-8")
-        return []
-    head, *rates = log.read_text(encoding="utf-8").split("\n")[:-1]
-    if head != digest:
+def _known(log: Journal, digest: str) -> list[float]:
+    """Rates that a stopped measurement has left."""
+    head, *rates = log.keep(lambda row: True) or [None]
+    if head is None:
+        log.add(digest)
+    elif head != digest:
         raise TrainingError(
             "a stopped measurement of other data, weights or settings lies here",
-            who=str(log),
+            who=str(log.path),
             fix="repeat its settings, or delete the file",
         )
-    log.write_text("\n".join([head, *rates, ""]), encoding="utf-8")
-    return [float(rate) for rate in rates]
+    return rates
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

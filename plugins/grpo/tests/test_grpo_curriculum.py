@@ -117,11 +117,11 @@ def test_a_stopped_measurement_goes_on_and_gives_the_same(pipe, tmp_path):
     how = Measurement(reward="chance", samples=4, max_answer=3)
     whole = measure(pipe, data, tmp_path / "other.jsonl", how)
     head = curriculum._digest(data, pipe, how)
-    log.write_text("\n".join([head, *map(str, whole[:17]), "0."]))  # killed while it wrote the 18th
+    log.write_text("\n".join([json.dumps(head), *map(str, whole[:17]), "0."]))  # killed while it wrote the 18th
     assert measure(pipe, data, out, how) == whole
     assert out.read_text() == (tmp_path / "other.jsonl").read_text()
     assert not log.exists()
-    log.write_text(f"{head}\n0.5\n")
+    log.write_text(f"{json.dumps(head)}\n0.5\n")
     with pytest.raises(TrainingError, match="other data, weights or settings"):
         measure(pipe, data, out, Measurement(reward="chance", samples=2, max_answer=3))
 

@@ -6,7 +6,6 @@ cover, so the file reads as if the run had never stopped.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from andes_sdk.files import write_atomically
+from andes_sdk.files import Journal
 
 if TYPE_CHECKING:
     from andes_sdk.types import Event
@@ -120,7 +119,9 @@ class Progress:
         self._tokens += values.get("tokens", 0)
         if isinstance(loss := values.get("loss"), int | float):
             self.losses.append(float(loss))
-        self._write({"index": self._index, "stage": self._stage, "step": step, **values, "seconds": round(seconds, 4)})
+        Journal(self.path).add(
+            {"index": self._index, "stage": self._stage, "step": step, **values, "seconds": round(seconds, 4)}
+        )
         if self._bar is not None:
             self._bar.update(self._task, completed=step, figures=_figures(values, self._speed))
         elif self.console is not None and (step % self._every() == 0 or step == self._steps):
@@ -153,25 +154,8 @@ class Progress:
         return int(found[-1].name.split("-")[1]) if found else 0
 
     def _cut(self, index: int, step: int) -> None:
-        """Drop lines after (stage, step), and a torn last one."""
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            try:
-                row = json.loads(line)
-                covered = line.endswith("\n") and (row["index"], row["step"]) <= (index, step)
-            except (ValueError, KeyError, TypeError):
-                covered = False
-            if covered:
-                kept.append(line)
-        write_atomically(self.path, "".join(kept).encode())
-
-    def _write(self, row: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # opened anew for each line: nothing is buffered when the process is killed
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        """Drop lines after (stage, step)."""
+        Journal(self.path).keep(lambda row: (row["index"], row["step"]) <= (index, step))
 
 
 def _bar(console: Console) -> Bar:

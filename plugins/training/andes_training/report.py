@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,7 +12,7 @@ from statistics import fmean, median
 from typing import Any
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.files import write_atomically
+from andes_sdk.files import Journal, write_atomically
 from andes_training.progress import METRICS
 
 CURVES = {
@@ -71,16 +70,12 @@ def write_report(folder: Path) -> Path:
 
 def _stages(path: Path) -> list[list[Figures]]:
     """Steps by stage of the recipe; a torn last line, as a run in progress may show, is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except OSError as error:
-        raise TrainingError("no metrics of a run", who=str(path), why=str(error), fix="give its --out folder") from None
+    if not path.is_file():
+        raise TrainingError("no metrics of a run", who=str(path), fix="give its --out folder")
     stages: dict[int, list[Figures]] = {}
-    for line in lines:
-        if line.endswith("\n"):
-            row = json.loads(line)
-            seconds = row.get("seconds") or math.nan
-            stages.setdefault(row["index"], []).append({**row, "speed": row.get("tokens", 0) / seconds})
+    for row in Journal(path).rows():
+        seconds = row.get("seconds") or math.nan
+        stages.setdefault(row["index"], []).append({**row, "speed": row.get("tokens", 0) / seconds})
     if not stages:
         raise TrainingError("holds no step", who=str(path), fix="wait for the first one")
     return [stages[index] for index in sorted(stages)]

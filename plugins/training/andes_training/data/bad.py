@@ -6,7 +6,6 @@ that its state does not cover, so the file and the counts read as if the run had
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, field
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.files import write_atomically
+from andes_sdk.files import Journal
 
 if TYPE_CHECKING:
     from andes_sdk.types import Position
@@ -102,10 +101,7 @@ class BadSamples:
         row = {**place, "where": error.who, "reason": error.reason, "what": error.what, "why": error.why}
         self._seen[key] = row
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            # opened anew for each line: nothing is buffered when the process is killed; half a character is escaped
-            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            Journal(self.path).add(row)
         self._files[row["file"]] += 1
         if (count := self._files[row["file"]]) > source.max_errors:
             raise TrainingError(
@@ -134,23 +130,17 @@ class BadSamples:
 
     def _cut(self, position: Position, *, write: bool) -> None:
         """Read what the file holds of before `position`, and drop the rest."""
-        if self.path is None or not self.path.exists():
+        if self.path is None:
             return
-        kept = []
         self._seen, self._files = {}, Counter()
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            try:
-                row = json.loads(line)
-                covered = line.endswith("\n") and _place(row) < _now(position)
-            except (ValueError, KeyError, TypeError):
-                covered = False  # a torn last line
-            if covered:
-                kept.append(line)
-                if row["stage"] == position.stage:
-                    self._seen[row["where"], row["reason"]] = row
-                    self._files[row["file"]] += 1
+        journal = Journal(self.path)
+        rows = [row for row in journal.rows() if _place(row) < _now(position)]
         if write:
-            write_atomically(self.path, "".join(kept).encode())
+            rows = journal.keep(lambda row: _place(row) < _now(position))
+        for row in rows:
+            if row["stage"] == position.stage:
+                self._seen[row["where"], row["reason"]] = row
+                self._files[row["file"]] += 1
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int, int]:

@@ -14,25 +14,11 @@ from rich.progress import Progress
 
 from andes_sdk.cli.console import errors_of
 from andes_sdk.errors import AndesError, AssemblyError, InputError
-from andes_sdk.files import write_atomically
+from andes_sdk.files import Journal
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
-    from andes_sdk.runtime.generation import Answer, GenerationOptions
-
-
-def as_dict(answer: Answer) -> dict[str, Any]:
-    """An answer as plain data; times in seconds."""
-    return {
-        "text": answer.text,
-        "tokens": list(answer.tokens),
-        "finish": answer.finish,
-        "prompt_tokens": answer.prompt_tokens,
-        "seconds": dict(answer.seconds),
-        "time_to_first_token": answer.time_to_first_token,
-        "tokens_per_second": answer.tokens_per_second,
-        "kv_bytes": answer.kv_bytes,
-    }
+    from andes_sdk.runtime.generation import GenerationOptions
 
 
 @define
@@ -54,6 +40,11 @@ class Batch:
     together: int = 1
     allow_remote: bool = False
 
+    @property
+    def journal(self) -> Journal:
+        """The file of answers."""
+        return Journal(self.out)
+
     def run(self, console: Console | None = None) -> dict[str, Any]:
         """Answer what is not answered yet -> counts of lines.
 
@@ -65,19 +56,13 @@ class Batch:
         answered = self._answered(keys)
         todo = [i for i in range(len(lines)) if i not in answered]
         failed = 0
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            Progress(console=console, disable=console is None) as bar,
-            open(self.out, "ab", buffering=0) as file,
-        ):
+        with Progress(console=console, disable=console is None) as bar:
             task = bar.add_task(self.source.name, total=len(lines), completed=len(answered))
             for start in range(0, len(todo), self.together):
                 group = todo[start : start + self.together]
                 for index, row in zip(group, self._answer([lines[i][1] for i in group]), strict=True):
                     failed += "errors" in row
-                    data = {"line": index + 1, "request": keys[index], **row}
-                    # one unbuffered write per line: a kill leaves at most one torn line, which the next run drops
-                    file.write(json.dumps(data, ensure_ascii=False).encode() + b"\n")
+                    self.journal.add({"line": index + 1, "request": keys[index], **row})
                     bar.advance(task)
         return {"lines": len(lines), "skipped": len(answered), "answered": len(todo) - failed, "failed": failed}
 
@@ -102,30 +87,28 @@ class Batch:
 
     def _answered(self, keys: Sequence[str]) -> set[int]:
         """Lines that need no work; a torn last row and rows of errors are removed from `out`."""
-        if not self.out.exists():
-            return set()
-        raw = self.out.read_bytes().splitlines(keepends=True)
-        kept: list[bytes] = []
         found: set[int] = set()
-        for number, text in enumerate(raw, 1):
+
+        def done(row: Any) -> bool:
             try:
-                row = json.loads(text)
                 index, key = row["line"] - 1, row["request"]
-            except (ValueError, KeyError, TypeError):
-                if number == len(raw) and not text.endswith(b"\n"):
-                    continue
-                self._foreign(f"{self.out}:{number}", "it is not a row of answers")
-            if not (0 <= index < len(keys) and keys[index] == key):
-                self._foreign(f"{self.out}:{number}", "its line, model or options were others")
-            if "errors" not in row and text.endswith(b"\n"):
-                kept.append(text)
+                mine = 0 <= index < len(keys) and keys[index] == key
+            except (KeyError, TypeError):
+                raise self._foreign("a row of it is no answer") from None
+            if not mine:
+                raise self._foreign("its lines, model or options were others")
+            if "errors" not in row:
                 found.add(index)
-        if len(kept) != len(raw):
-            write_atomically(self.out, b"".join(kept))
+            return "errors" not in row
+
+        try:
+            self.journal.keep(done)
+        except InputError as error:
+            raise self._foreign(f"{error.who}: {error.why}" if error.who != str(self.out) else error.why) from None
         return found
 
-    def _foreign(self, where: str, why: str) -> None:
-        raise InputError("cannot continue this file", who=where, why=why, fix="choose another --out")
+    def _foreign(self, why: str) -> InputError:
+        return InputError("cannot continue this file", who=str(self.out), why=why, fix="choose another OUT")
 
     def _answer(self, conversations: Sequence[Any]) -> list[dict[str, Any]]:
         try:
@@ -135,4 +118,4 @@ class Batch:
                 return [{"errors": [e.to_dict() for e in errors_of(error)]}]
             # one bad line must not cost its neighbours their answers
             return [row for one in conversations for row in self._answer([one])]
-        return [as_dict(answer) for answer in answers]
+        return [answer.to_dict() for answer in answers]
