@@ -169,3 +169,11 @@ class PipelineConfig:
     backend: str = "torch"
     seed: int = 0
     image: dict[str, object] = attrs.field(factory=dict)
+
+
+def value_of(text: str) -> Any:
+    """The value that a user wrote on a command line: TOML, or plain text where it is none."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -22,7 +22,7 @@ DEFAULT_NAMES = {"cache_policy": "keep-all", "decoder": "autoregressive"}
 
 
 @frozen
-class Row:
+class Part:
     """One line of an explanation.
 
     Attributes:
@@ -42,7 +42,7 @@ class Row:
 class Explanation:
     """Rows that say what a pipeline is made of. `str()` prints a table, `to_dict()` gives plain data."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Part]
     parameters: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,46 +77,48 @@ def explain(assembly: Assembly, tokenizer: Tokenizer, weights: str) -> Explanati
     """
     plan = assembly.plan
     model = build_meta(assembly, tokenizer)
-    rows: list[Row] = []
+    rows: list[Part] = []
     modules = {s: getattr(model, s) for s in ("vision_encoder", "projector", "language_model")}
     for slot, hook in SLOTS.items():
         owner = plan.owner(hook)
         if slot in modules:
             module = modules[slot]
             count = sum(p.numel() for p in module.parameters())
-            rows.append(Row(slot, owner, f"{type(module).__name__}, {count:,} parameters"))
+            rows.append(Part(slot, owner, f"{type(module).__name__}, {count:,} parameters"))
         elif slot == "tokenizer":
-            rows.append(Row(slot, owner, f"{type(model.tokenizer).__name__}, {model.tokenizer.vocab_size:,} ids"))
+            rows.append(Part(slot, owner, f"{type(model.tokenizer).__name__}, {model.tokenizer.vocab_size:,} ids"))
         else:
             value = f"built by {owner} with the model" if owner else DEFAULT_NAMES[slot]
-            rows.append(Row(slot, owner or "core", value))
+            rows.append(Part(slot, owner or "core", value))
     rows += _collections(assembly)
     rows += _facts(assembly)
     image = ", ".join(f"{k}={v}" for k, v in plan.image.items()) or "published evaluation variant"
     seen = f"image: patch {model.vision.patch_size}, blocks of {model.vision.merge}², {image}"
-    rows += [Row("modalities", "core", seen), *_senses(assembly, model)]
-    rows.append(Row("weights", "core", weights))
+    rows += [Part("modalities", "core", seen), *_senses(assembly, model)]
+    rows.append(Part("weights", "core", weights))
     return Explanation(rows, model.parameter_count())
 
 
-def _senses(assembly: Assembly, model: VisionLanguageModel) -> list[Row]:
+def _senses(assembly: Assembly, model: VisionLanguageModel) -> list[Part]:
     owners, rows = _owners(assembly, "modalities"), []
     for name, module in model.modalities.items():
         count = sum(p.numel() for p in module.parameters())
-        rows.append(Row("modalities", owners[name], f"{name}: {type(module).__name__}, {count:,} parameters"))
+        rows.append(Part("modalities", owners[name], f"{name}: {type(module).__name__}, {count:,} parameters"))
     return rows
 
 
-def _collections(assembly: Assembly) -> list[Row]:
+def _collections(assembly: Assembly) -> list[Part]:
     plan = assembly.plan
     backends = assembly.collections["backends"]
     owners = _owners(assembly, "backends")
     chosen = f"{plan.backend} on {plan.device}, {plan.dtype}"
-    rows = [Row("backend", owners.get(plan.backend, "core"), chosen)]
-    rows += [Row("backend", owners[n], f"{n}: not chosen", "inactive") for n in backends if n != plan.backend]
+    rows = [Part("backend", owners.get(plan.backend, "core"), chosen)]
+    rows += [Part("backend", owners[n], f"{n}: not chosen", "inactive") for n in backends if n != plan.backend]
     for collection in COLLECTIONS:
         if collection not in ("backends", "modalities"):
-            rows += [Row(collection, owner, name, "available") for name, owner in _owners(assembly, collection).items()]
+            rows += [
+                Part(collection, owner, name, "available") for name, owner in _owners(assembly, collection).items()
+            ]
     return rows
 
 
@@ -129,13 +131,13 @@ def _owners(assembly: Assembly, collection: str) -> dict[str, str]:
     return owners
 
 
-def _facts(assembly: Assembly) -> list[Row]:
+def _facts(assembly: Assembly) -> list[Part]:
     rows = []
     for plugin in assembly.plan.plugins:
         options = ", ".join(f"{k}={v!r}" for k, v in plugin.options.items())
         origin = f"{plugin.distribution} {plugin.version}" if plugin.distribution else "object passed by the caller"
-        rows.append(Row("plugin", plugin.name, f"{origin}{'; ' + options if options else ''}"))
+        rows.append(Part("plugin", plugin.name, f"{origin}{'; ' + options if options else ''}"))
         if "andes_explain" in plugin.hooks:
             said = assembly.manager.get_plugin(plugin.name).andes_explain(plan=assembly.plan)  # type: ignore[union-attr]
-            rows += [Row(fact, plugin.name, str(value)) for fact, value in (said or {}).items()]
+            rows += [Part(fact, plugin.name, str(value)) for fact, value in (said or {}).items()]
     return rows

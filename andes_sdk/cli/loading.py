@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -12,6 +11,7 @@ import attrs
 import typer
 from attrs import frozen
 
+from andes_sdk.config import suggestion, value_of
 from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -166,8 +166,6 @@ def with_options(items: Sequence[PluginItem], options: Sequence[str]) -> list[Pl
     Raises:
         ConfigError: an option that is not `plugin.option=value`, or whose plugin is not listed.
     """
-    from andes_sdk.config import suggestion
-
     tables: dict[str, dict[str, Any]] = {}
     for item in items:
         tables |= {k: dict(v or {}) for k, v in item.items()} if isinstance(item, dict) else {str(item): {}}
@@ -178,7 +176,7 @@ def with_options(items: Sequence[PluginItem], options: Sequence[str]) -> list[Pl
             raise ConfigError(f"cannot read {text!r}", who="--option", fix="write plugin.option=value")
         if plugin not in tables:
             raise ConfigError(f"{plugin!r} is not in the list", who="--option", fix=suggestion(plugin, tables))
-        _assign(tables[plugin], option.split("."), _value(raw), text)
+        _assign(tables[plugin], option.split("."), value_of(raw), text)
     return [{name: table} if table else name for name, table in tables.items()]
 
 
@@ -192,14 +190,7 @@ def option_values(options: Sequence[str]) -> dict[str, Any]:
     for text, (name, equals, _) in zip(options, pairs, strict=True):
         if not (equals and name.strip().isidentifier()):
             raise ConfigError(f"cannot read {text!r}", who="--option", fix="write option=value")
-    return {name.strip(): _value(raw) for name, _, raw in pairs}
-
-
-def _value(raw: str) -> Any:
-    try:
-        return tomllib.loads(f"v = {raw}")["v"]
-    except tomllib.TOMLDecodeError:
-        return raw
+    return {name.strip(): value_of(raw) for name, _, raw in pairs}
 
 
 def _assign(table: dict[str, Any], path: Sequence[str], value: Any, text: str) -> None:

@@ -27,7 +27,7 @@ DTYPES = {
 
 
 @frozen
-class Entry:
+class StoredTensor:
     """One stored tensor; `start` is its first byte in a safetensors file."""
 
     file: Path
@@ -47,7 +47,7 @@ class Weights:
         index: the metadata of the index file; None for a single file.
     """
 
-    entries: dict[str, Entry] = field(factory=dict)
+    entries: dict[str, StoredTensor] = field(factory=dict)
     problems: list[str] = field(factory=list)
     lost: set[str] = field(factory=set)
     index: dict[str, Any] | None = None
@@ -150,7 +150,7 @@ class _Damaged(Exception):
         self.names = names or set()
 
 
-def _safetensors(path: Path) -> dict[str, Entry]:
+def _safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(path, framework="pt") as file:  # checks types, offsets without gaps, the size of the file
             names = set(file.keys())
@@ -163,7 +163,7 @@ def _safetensors(path: Path) -> dict[str, Entry]:
     if unknown := sorted(f"{n} ({header[n]['dtype']})" for n in names if header[n]["dtype"] not in DTYPES):
         raise _Damaged(f"types that are no plain weights: {', '.join(unknown)}", names)
     return {
-        name: Entry(path, tuple(h["shape"]), DTYPES[h["dtype"]], data + h["data_offsets"][0])
+        name: StoredTensor(path, tuple(h["shape"]), DTYPES[h["dtype"]], data + h["data_offsets"][0])
         for name, h in header.items()
         if name in names
     }
@@ -211,11 +211,11 @@ def _is_zip(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _bin(path: Path) -> dict[str, Entry]:
-    return {name: Entry(path, tuple(t.shape), t.dtype) for name, t in _load_bin(path).items()}
+def _bin(path: Path) -> dict[str, StoredTensor]:
+    return {name: StoredTensor(path, tuple(t.shape), t.dtype) for name, t in _load_bin(path).items()}
 
 
-def read_tensors(entries: Mapping[str, Entry]) -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(entries: Mapping[str, StoredTensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield each tensor once, file by file, as memory of its own on the CPU (the file may change afterwards).
 
     Raises:
@@ -236,7 +236,7 @@ def read_tensors(entries: Mapping[str, Entry]) -> Iterator[tuple[str, torch.Tens
             raise CheckpointError("cannot be read", who=str(path), why=str(error), fix=AGAIN) from None
 
 
-def _read(file: Any, entry: Entry) -> torch.Tensor:
+def _read(file: Any, entry: StoredTensor) -> torch.Tensor:
     # read, not mapped: a mapped file that is rewritten in place would change, or crash, a model in use
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     buffer: Any = memoryview(tensor.reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b"")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from andes_sdk.errors import CheckpointError, PluginBroken
-from andes_sdk.storage.checkpoint.files import Entry, Weights, read_tensors, scan
+from andes_sdk.storage.checkpoint.files import StoredTensor, Weights, read_tensors, scan
 from andes_sdk.storage.checkpoint.manifest import MANIFEST, Manifest, damaged_files, stored_plan
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _differences(wanted: Mapping[str, torch.Tensor], tied: Mapping[str, str], we
     return problems
 
 
-def _unequal(entries: Mapping[str, Entry], tied: Mapping[str, str]) -> list[str]:
+def _unequal(entries: Mapping[str, StoredTensor], tied: Mapping[str, str]) -> list[str]:
     problems = []
     for name, original in tied.items():
         if name in entries and original in entries:
@@ -123,7 +123,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
-def _sources(entries: Mapping[str, Entry], tied: Mapping[str, str]) -> dict[str, str]:
+def _sources(entries: Mapping[str, StoredTensor], tied: Mapping[str, str]) -> dict[str, str]:
     """Stored name -> the name of the tensor that it fills; of a tied group one is read."""
     stored: dict[str, str] = {}
     for name in sorted(entries, key=lambda n: n in tied):

@@ -104,7 +104,7 @@ def plugins_of(name: str) -> list[PluginItem]:
 
 
 @frozen(kw_only=True)
-class Entry:
+class Listed:
     """What the SDK, as installed here, makes of a member.
 
     Attributes:
@@ -134,20 +134,20 @@ class Entry:
         }
 
 
-def entries(members: Sequence[Member] = FAMILY) -> list[Entry]:
+def entries(members: Sequence[Member] = FAMILY) -> list[Listed]:
     """Build every member on torch's meta device and count; one that cannot be built says why."""
     trains = any("training_stages" in info.kind for info in discovery.installed())
     supported = ("load", "save", "generate", *(("train",) if trains else ()))
-    found: list[Entry] = []
+    found: list[Listed] = []
     tokenizer: Tokenizer | None = None
     for one in members:
         try:
             count, tokenizer = _count(one, tokenizer)
         except (AndesError, AssemblyError) as error:
             first = error.exceptions[0] if isinstance(error, AssemblyError) else error
-            found.append(Entry(member=one, parameters=None, supported=(), status=str(first).splitlines()[0]))
+            found.append(Listed(member=one, parameters=None, supported=(), status=str(first).splitlines()[0]))
         else:
-            found.append(Entry(member=one, parameters=count, supported=supported, status="ok"))
+            found.append(Listed(member=one, parameters=count, supported=supported, status="ok"))
     return found
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @frozen(kw_only=True)
-class Row:
+class Group:
     """One group of tensors. `disk` and `memory` are bytes."""
 
     group: str
@@ -55,7 +55,7 @@ class Report:
         files: bytes of the tokenizer, in no BPW; None where they were not counted.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[Group, ...]
     disk: int
     memory: int
     files: int | None = None
@@ -79,7 +79,7 @@ class Report:
         }
 
 
-def _summed(rows: Iterable[Row]) -> dict[str, Any]:
+def _summed(rows: Iterable[Group]) -> dict[str, Any]:
     rows = tuple(rows)
     weights, disk, memory = (sum(getattr(r, name) for r in rows) for name in ("weights", "disk", "memory"))
     bpw = {"disk": bits(disk, weights), "memory": bits(memory, weights)}
@@ -167,13 +167,13 @@ def of_checkpoint(folder: Path, model: VisionLanguageModel, plan: Plan) -> Repor
 
 def _rows(
     facts: Mapping[str, tuple[str, str, int]], disk: Mapping[str, int], memory: Mapping[str, int]
-) -> tuple[Row, ...]:
+) -> tuple[Group, ...]:
     present = {group for group, _, _ in facts.values()}
     rows = []
     for group in [g for g in GROUPS if g in present] + sorted(present - set(GROUPS)):
         names = [n for n, fact in facts.items() if fact[0] == group]
         rows.append(
-            Row(
+            Group(
                 group=group,
                 formats=tuple(sorted({facts[n][1] for n in names})),
                 tensors=len(names),

@@ -12,14 +12,13 @@ import io
 import json
 import os
 import random
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from andes_training.data.samples import Samples, stage_samples
-from andes_training.recipe import DataRecipe
+from andes_training.recipe import DataRecipe, read_recipe
 from attrs import define, field, frozen
 from attrs.validators import deep_iterable, ge, in_, min_len
 from PIL import Image
@@ -67,13 +66,7 @@ def load_curation(path: Path, **changes: object) -> CurationRecipe:
     Raises:
         TrainingError: the file cannot be read. AssemblyError: every option that is unknown or does not fit.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TrainingError(
-            "the recipe cannot be read", who=str(path), why=str(error), fix="write it as TOML"
-        ) from None
-    return structure(CurationRecipe, {**data, **changes, "folder": path.parent.resolve()}, path.name)
+    return structure(CurationRecipe, {**read_recipe(path), **changes, "folder": path.parent.resolve()}, path.name)
 
 
 def curate(recipe: CurationRecipe, out: Path, progress: Progress | None = None) -> dict[str, Any]:

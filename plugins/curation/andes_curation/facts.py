@@ -118,13 +118,13 @@ def _processes(work: Work, indices: Sequence[int], workers: int) -> Iterator[tup
     count = min(workers, max(1, len(indices) // 64))
     # results are kept by content elsewhere: datasets need not find out whether it has seen this function
     done = table.map(
-        _Row(work), num_proc=count if count > 1 else None, load_from_cache_file=False, new_fingerprint="facts"
+        _Described(work), num_proc=count if count > 1 else None, load_from_cache_file=False, new_fingerprint="facts"
     )
     return iter(list(zip(indices, done["value"], strict=True)))
 
 
 @frozen
-class _Row:
+class _Described:
     work: Work
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:

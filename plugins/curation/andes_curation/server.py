@@ -1,20 +1,18 @@
-"""Requests to an OpenAI-compatible server: few retries, then a clear error."""
+"""The server that judges and embeds."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
+from andes_training.server import post
 from attrs import frozen
 
 from andes_sdk.errors import TrainingError
 
-ATTEMPTS, SECONDS = 4, 120.0
-AGAIN = frozenset({408, 409, 429, 500, 502, 503, 504})
-"""Status codes after which another attempt may succeed."""
+TIMEOUT_SECONDS = 120.0
 
 
 @frozen
@@ -38,23 +36,6 @@ class Server:
             raise TrainingError(
                 "no server", who="curation", fix='set its address: {curation = {server = "http://…/v1"}}'
             )
-        url = f"{self.address.rstrip('/')}/{path}"
         headers = {"Authorization": f"Bearer {os.environ[self.key]}"} if os.environ.get(self.key) else {}
-        why = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(min(8.0, 0.5 * 2**attempt))
-            try:
-                reply = httpx.post(url, json=body, headers=headers, timeout=SECONDS)
-            except httpx.HTTPError as error:
-                why = f"{type(error).__name__}: {error}"
-                continue
-            if reply.is_success:
-                try:
-                    return reply.json()
-                except ValueError as error:
-                    raise TrainingError("the server answers no JSON", who=url, why=str(error)) from None
-            why = f"{reply.status_code}: {reply.text[:200]}"
-            if reply.status_code not in AGAIN:
-                break
-        raise TrainingError("the server does not answer", who=url, why=why, fix="start it, or correct address and key")
+        with httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS) as client:
+            return post(client, f"{self.address.rstrip('/')}/{path}", body)

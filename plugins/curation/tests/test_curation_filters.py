@@ -224,7 +224,7 @@ class Judge:
 
 @pytest.fixture
 def judge(monkeypatch):
-    monkeypatch.setattr("andes_curation.server.time.sleep", lambda _: None)
+    monkeypatch.setattr("andes_training.server.PAUSE_SECONDS", 0.0)
     made = Judge()
     yield made
     made.server.shutdown()
@@ -250,7 +250,7 @@ def test_a_busy_server_is_asked_again_and_a_dead_or_babbling_one_is_an_error(jud
     score = filters(judge="big", server=judge.address)["score"]
     assert reasons(score, [talk("What?", "right")]) == [None]
     judge.failures = 99
-    with pytest.raises(TrainingError, match="does not answer"):
+    with pytest.raises(TrainingError, match="failed 4 times"):
         reasons(score, [talk("What?", "right")])
     judge.failures, judge.reply = 0, {"choices": [{"message": {"content": "I like it"}}]}
     with pytest.raises(TrainingError, match="no score"):

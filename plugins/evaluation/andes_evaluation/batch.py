@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @define
-class Batch:
+class BatchJob:
     """Answers every line of `source` into `out`.
 
     A row of `out` has the line's number (from 1), `request` (a hash of the line, the plan and the options) and the

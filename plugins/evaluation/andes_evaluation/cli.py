@@ -51,12 +51,12 @@ def batch(
     as_json: Json = False,
 ) -> None:
     """Answer every line of SOURCE into OUT. Started again, it goes on where it was stopped, and retries what failed."""
-    from andes_evaluation.batch import Batch
+    from andes_evaluation.batch import BatchJob
 
     if request.image:
         raise typer.BadParameter("messages hold their own pictures: leave --image out")
     options = request.generation()
-    job = Batch(request.pipeline(), options, source, out, together, request.allow_remote)
+    job = BatchJob(request.pipeline(), options, source, out, together, request.allow_remote)
     done = job.run(console=None if as_json else stderr())
     if as_json:
         print_json(done)

@@ -4,7 +4,7 @@ import io
 import json
 
 import pytest
-from andes_evaluation.batch import Batch
+from andes_evaluation.batch import BatchJob
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -66,7 +66,7 @@ def test_a_batch_that_was_killed_in_the_middle_of_a_line_goes_on(config, tmp_pat
 
     def run(**changes):
         options = GenerationOptions(**{"max_tokens": 2, **changes})
-        return Batch(pipeline, options, tmp_path / "in.jsonl", out).run()
+        return BatchJob(pipeline, options, tmp_path / "in.jsonl", out).run()
 
     run()
     whole = out.read_bytes()
@@ -93,7 +93,7 @@ def test_a_batch_line_that_is_not_json_is_named_before_anything_runs(config, tmp
 def test_a_batch_shows_its_progress(config, tmp_path):
     (tmp_path / "in.jsonl").write_text('"one"\n')
     text = io.StringIO()
-    job = Batch(Pipeline.from_config(config), GenerationOptions(max_tokens=1), tmp_path / "in.jsonl", tmp_path / "o")
+    job = BatchJob(Pipeline.from_config(config), GenerationOptions(max_tokens=1), tmp_path / "in.jsonl", tmp_path / "o")
     job.run(Console(file=text, force_terminal=True, width=100))
     assert "100%" in text.getvalue()
 

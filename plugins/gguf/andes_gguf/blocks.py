@@ -17,7 +17,7 @@ from andes_sdk.errors import CheckpointError
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
-CHUNK = 1 << 20
+CHUNK_WEIGHTS = 1 << 20
 """Weights worked on at once."""
 SAMPLE = 256
 """Blocks that are tried first: weights that are on a grid at all are so everywhere."""
@@ -85,7 +85,10 @@ def on_grid(x: Floats, kind: str) -> bool:
     if kind == "BF16":
         return not (x.view(np.uint32) & 0xFFFF).any()
     blocks = x.reshape(-1, block_of(kind))
-    parts = [blocks[:SAMPLE], *(blocks[i : i + CHUNK // 32] for i in range(0, len(blocks), CHUNK // 32))]
+    parts = [
+        blocks[:SAMPLE],
+        *(blocks[i : i + CHUNK_WEIGHTS // 32] for i in range(0, len(blocks), CHUNK_WEIGHTS // 32)),
+    ]
     return all(exact(part, GRIDS[kind])[1].all() for part in parts)
 
 
@@ -115,7 +118,7 @@ def _fits(x: Floats, scale: Floats, grid: Grid) -> NDArray[np.bool_]:
 
 def _measured(x: Floats, kind: str, who: str) -> Encoded:
     rows = x.reshape(-1, x.shape[-1])
-    step = max(1, CHUNK // x.shape[-1])
+    step = max(1, CHUNK_WEIGHTS // x.shape[-1])
     number = gguf.GGMLQuantizationType[kind]
     written, worst, error, total = [], 0.0, 0.0, 0.0
     for at in range(0, len(rows), step):

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from andes_training.loss import CHUNK, hidden_rows
+from andes_training.loss import hidden_rows, in_parts
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from andes_training.packing import Batch
@@ -35,7 +34,7 @@ def log_policy(logits: Tensor, *, banned: Sequence[int], temperature: float) -> 
 def answer_logps(model: VisionLanguageModel, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
     """A pack -> (N,) log-probabilities of its labels, differentiable, and (N,) entropies in nats, without gradient.
 
-    Never holds more than `CHUNK` logits.
+    Never holds more than `andes_training.loss.CHUNK_LOGITS` logits.
     """
     wanted = batch.labels != -100
     hidden, targets = hidden_rows(model, batch)[wanted], batch.labels[wanted]
@@ -47,9 +46,4 @@ def answer_logps(model: VisionLanguageModel, batch: Batch, temperature: float) -
             entropy = -(every.exp() * every.masked_fill(every == -torch.inf, 0.0)).sum(1)
         return every.gather(1, ids[:, None])[:, 0], entropy
 
-    size = max(1, CHUNK // model.text.vocab_size)
-    if len(hidden) <= size:
-        return score(hidden, targets)
-    parts = zip(hidden.split(size), targets.split(size), strict=True)
-    scored = [checkpoint(score, rows, ids, use_reentrant=False) for rows, ids in parts]
-    return torch.cat([s[0] for s in scored]), torch.cat([s[1] for s in scored])
+    return in_parts(model, score, hidden, targets)

@@ -9,13 +9,13 @@ mismatch is measured and corrected. Seeds are sent along, but a server's answers
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from andes_training.server import library, post
 from attrs import frozen
 
 from andes_sdk.errors import BackendUnavailable, TrainingError
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     import httpx
 
     from andes_sdk.types import Tokenizer
-
-ATTEMPTS, PAUSE = 3, 1.0
-"""Tries of one request, and seconds before the second one (twice as many before the third)."""
 
 
 @frozen(eq=False)
@@ -56,12 +53,7 @@ class ServerSampler:
         Raises:
             BackendUnavailable: no httpx, no server, or no such model.
         """
-        try:
-            import httpx
-        except ImportError as error:
-            raise BackendUnavailable(
-                "sampling from a server needs httpx", why=str(error), fix='pip install "andes-grpo[server]"'
-            ) from None
+        httpx = library()
         url = url.rstrip("/")
         try:
             reply = httpx.get(f"{url}/models", timeout=10.0).raise_for_status().json()
@@ -85,8 +77,7 @@ class ServerSampler:
         Raises:
             TrainingError: the server fails, is too slow, or answers another prompt than ours.
         """
-        import httpx
-
+        httpx = library()
         limits = httpx.Limits(max_connections=self.concurrency)
         with httpx.Client(timeout=self.timeout, limits=limits) as client, ThreadPoolExecutor(self.concurrency) as pool:
             futures = [[pool.submit(self._answer, client, p, seed) for seed in p.seeds] for p in prompts]
@@ -114,7 +105,8 @@ class ServerSampler:
         if prompt.inputs.prefix:
             messages.append({"role": "assistant", "content": prompt.inputs.prefix})
             body |= {"add_generation_prompt": False, "continue_final_message": True}
-        reply = self._post(client, body)
+        slow = "look at the server, or raise grpo.server_timeout"
+        reply = post(client, f"{self.url}/chat/completions", body, slow=slow)
         try:
             choice = reply["choices"][0]
             tokens = [int(t) for t in choice["token_ids"]]
@@ -131,32 +123,6 @@ class ServerSampler:
         ended = finish == "stop"
         text = self.tokenizer.decode(tokens[:-1] if ended else tokens)
         return Completion(tuple(tokens), tuple(logps), prompt.inputs.prefix + text, ended)
-
-    def _post(self, client: httpx.Client, body: Mapping[str, Any]) -> Any:
-        """One request, tried again when the connection or the server breaks, but not when it refuses or is too slow."""
-        import httpx
-
-        for attempt in range(ATTEMPTS):
-            try:
-                reply = client.post(f"{self.url}/chat/completions", json=body)
-                if reply.status_code < 500:
-                    return reply.raise_for_status().json()
-                why = f"HTTP {reply.status_code}: {reply.text[:200]}"
-            except httpx.TimeoutException:
-                raise TrainingError(
-                    f"the server gave no answer in {self.timeout:g} s",
-                    who=self.url,
-                    fix="look at the server, or raise grpo.server_timeout",
-                ) from None
-            except httpx.HTTPStatusError as error:
-                raise TrainingError("the server refuses", who=self.url, why=error.response.text[:500]) from error
-            except (httpx.TransportError, ValueError) as error:
-                why = repr(error)
-            if attempt + 1 < ATTEMPTS:
-                time.sleep(PAUSE * 2**attempt)
-        raise TrainingError(
-            f"the server failed {ATTEMPTS} times", who=self.url, why=why, fix="look at the server's log, then resume"
-        )
 
     def _check(self, prompt: Prompt, read: list[int], tokens: list[int], logps: list[float]) -> None:
         """Refuse a reply that belongs to another prompt, or whose parts do not fit one another."""

@@ -7,7 +7,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import andes_grpo.server
+import andes_training.server
 import pytest
 from andes_grpo.prompts import Prompt
 from andes_grpo.server import ServerSampler
@@ -129,13 +129,13 @@ def test_a_slow_server_fails_loudly(server, pipe):
 
 
 def test_a_server_that_breaks_is_asked_again_but_not_for_ever(server, pipe, monkeypatch):
-    monkeypatch.setattr(andes_grpo.server, "PAUSE", 0.01)
+    monkeypatch.setattr(andes_training.server, "PAUSE_SECONDS", 0.01)
     server.failures = 2
     ((answer,),) = connect(server, pipe).answers([prompt(pipe, WORDS, seeds=(1,))])
     assert answer.text == "seed 1"
     assert len(server.seen) == 3
-    server.failures = 3
-    with pytest.raises(TrainingError, match="failed 3 times") as caught:
+    server.failures = 4
+    with pytest.raises(TrainingError, match="failed 4 times") as caught:
         connect(server, pipe).answers([prompt(pipe, WORDS, seeds=(1,))])
     assert "503" in str(caught.value)
 

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from andes_sdk.plan import Plan
     from andes_sdk.types import Range
 
-CHUNK = 1 << 18
+CHUNK_WEIGHTS = 1 << 18
 """Weights worked on at once, so that what is in between stays in the processor's cache."""
 
 
 def row_chunk(cols: int) -> int:
     """Rows worked on at once, whole row blocks."""
-    return max(LANES, CHUNK // max(cols, 1) // LANES * LANES)
+    return max(LANES, CHUNK_WEIGHTS // max(cols, 1) // LANES * LANES)
 
 
 @frozen(eq=False, slots=False)

@@ -6,6 +6,7 @@ time, in the forward pass and, computed again, in the backward pass.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from andes_sdk.types import Model
     from andes_training.packing import Batch
 
-CHUNK = 1 << 25
+CHUNK_LOGITS = 1 << 25
 """Logits that exist at once: 128 MiB in float32, 220 rows of Qwen3's vocabulary."""
 
 
@@ -40,7 +41,7 @@ def hidden_rows(model: Model, batch: Batch) -> Tensor:
 def token_logps(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
     """Log-probabilities of tokens: (N, D) rows and (N,) ids -> (N,) float32, differentiable.
 
-    Never holds more than `CHUNK` logits.
+    Never holds more than `CHUNK_LOGITS` logits.
     """
     return _scored(model, hidden, targets)[0]
 
@@ -53,7 +54,19 @@ def _scored(model: Model, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tens
         # what autograd keeps of it is one (n, V), not the logits beside their softmax
         return -cross_entropy(logits, ids, reduction="none"), logits.detach().argmax(1) == ids
 
-    size = max(1, CHUNK // model.text.vocab_size)
+    return in_parts(model, score, hidden, targets)
+
+
+Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(n, D) rows and (n,) ids -> two figures (n,) of each."""
+
+
+def in_parts(model: Model, score: Score, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, D) rows and (N,) ids, scored a part at a time, so that at most `CHUNK_LOGITS` logits stand in memory.
+
+    Each part is computed again in the backward pass.
+    """
+    size = max(1, CHUNK_LOGITS // model.text.vocab_size)
     if len(hidden) <= size:
         return score(hidden, targets)
     parts = zip(hidden.split(size), targets.split(size), strict=True)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from andes_sdk.runtime.attention import PackedAttention, Segment
 from andes_sdk.types import Media
 from andes_training.changes import put_in_changes
-from andes_training.loss import CHUNK
+from andes_training.loss import CHUNK_LOGITS
 from andes_training.processes import blocks_of
 from andes_training.reading import check_stages, stage_samples
 from andes_training.recipe import Recipe, StageRecipe
@@ -68,7 +68,7 @@ def memory_of(model: VisionLanguageModel, stage: StageRecipe, precision: str) ->
     weights = sum(p.nbytes for p in model.parameters())
     learnt = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    logits = 4 * min(CHUNK, stage.max_tokens * model.text.vocab_size)
+    logits = 4 * min(CHUNK_LOGITS, stage.max_tokens * model.text.vocab_size)
     # what is about as large at the same time: logits, their float32 copy or softmax, and the gradient
     found = {"weights": weights, "gradients": learnt, "optimizer": 2 * learnt, "logits": 3 * logits}
     if stage.ema:

@@ -13,7 +13,7 @@ from typing import Any
 from attrs import field, frozen
 from attrs.validators import deep_iterable, ge, gt, in_, le, lt, min_len
 
-from andes_sdk.config import CONVERTER, structure
+from andes_sdk.config import CONVERTER, structure, value_of
 from andes_sdk.errors import TrainingError
 
 
@@ -190,16 +190,24 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         TrainingError: the file cannot be read, or an override does not fit it.
         AssemblyError: every option that is unknown or of the wrong type.
     """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TrainingError(
-            "the recipe cannot be read", who=str(path), why=str(error), fix="write it as TOML"
-        ) from None
+    data = read_recipe(path)
     for override in overrides:
         _override(data, override)
     data = _in_folder(data, str(path.parent.resolve()))
     return structure(Recipe, {**data, "folder": path.parent.resolve()}, path.name)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A TOML file as plain data.
+
+    Raises:
+        TrainingError: it cannot be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        fix = "write it as TOML"
+        raise TrainingError("the recipe cannot be read", who=str(path), why=str(error), fix=fix) from None
 
 
 def _in_folder(value: Any, folder: str) -> Any:
@@ -215,10 +223,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     key, equals, raw = text.partition("=")
     if not equals:
         raise TrainingError(f"override {text!r} has no '='", fix="write stages.0.steps=20")
-    try:
-        value = tomllib.loads(f"v = {raw}")["v"]
-    except tomllib.TOMLDecodeError:
-        value = raw
+    value = value_of(raw)
     *path, last = key.split(".")
     target: Any = data
     try:

@@ -65,7 +65,7 @@ def plain(pipeline: Pipeline, batch: Batch) -> Tensor:
 def test_logits_in_pieces_give_the_loss_and_gradients_of_all_at_once(
     pipeline: Pipeline, batch: Batch, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses, "CHUNK", rows * pipeline.model.text.vocab_size)
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", rows * pipeline.model.text.vocab_size)
     expected = plain(pipeline, batch)
     value, figures = next_token_loss(pipeline.model, batch)
     # float32: sums over rows and over pieces in another order
@@ -77,7 +77,7 @@ def test_logits_in_pieces_give_the_loss_and_gradients_of_all_at_once(
 
 def test_logits_never_exist_all_at_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     size = pipeline.model.text.vocab_size
-    monkeypatch.setattr(losses, "CHUNK", 8 * size)
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 8 * size)
     hidden = torch.randn(200, pipeline.model.text.width, requires_grad=True)
     targets = torch.arange(200) % size
     with Largest() as chunked:
