@@ -85,7 +85,7 @@ def run_page(page: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_distributions_without_a_plugin_have_a_page_with_python() -> None:
     projects = {p.parent.name: p.read_text(encoding="utf-8") for p in ROOT.glob("plugins/*/pyproject.toml")}
     without = {name for name, text in projects.items() if "andes_sdk.v1.plugins" not in text}
-    assert without == {"andesvl", "compression", "evaluation", "training"}
+    assert without == {"andesvl", "compression", "evaluation", "packing", "training"}
     assert not [n for n in without if not blocks(DOCS / "plugins" / f"{n}.md", files=False)]
 
 
@@ -217,7 +217,7 @@ def test_the_architecture_page_maps_every_module_and_dependency() -> None:
 def test_commands_that_the_start_page_shows_exist() -> None:
     text = (DOCS / "start.md").read_text(encoding="utf-8")
     shown = {line.split()[1] for line in text.splitlines() if line.startswith("andes ")}
-    assert shown == {"plugins", "models", "explain", "chat", "generate", "train", "new"}
+    assert shown == {"plugins", "models", "explain", "chat", "generate", "batch", "train", "new"}
     for command in shown:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 
