@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import json
-import tomllib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ import cattrs
 from cattrs.strategies import configure_union_passthrough
 
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError
+from andes_sdk.reading import parse_json, parse_toml
 
 T = TypeVar("T")
 
@@ -21,10 +21,15 @@ T = TypeVar("T")
 def _strict(kind: type) -> Any:
     def check(value: Any, _: Any) -> Any:
         # bool is an int to Python; here True is not 1, and "7" or 3.9 is not 7
-        if kind is float and type(value) is int:
+        number: Any = value
+        if kind is float and type(value) is int and abs(number) < 1 << 53:
             return float(value)
         if type(value) is not kind:
             raise TypeError(f"expected {kind.__name__}, got {value!r}")
+        if kind is float and not math.isfinite(number):
+            raise TypeError(f"expected a finite number, got {value!r}")
+        if kind is int and abs(number) >= 1 << 63:
+            raise TypeError(f"expected a number of 64 bits, got one of {number.bit_length()}")
         return value
 
     return check
@@ -149,8 +154,7 @@ def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         path = Path(source)
         who = path.name
         try:
-            text = path.read_text(encoding="utf-8")
-            data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+            data = (parse_json if path.suffix == ".json" else parse_toml)(path.read_bytes())
         except (OSError, ValueError) as error:
             raise ConfigError(
                 "cannot be read", who=str(path), why=str(error), fix="write a TOML or JSON file"
@@ -169,11 +173,3 @@ class PipelineConfig:
     backend: str = "torch"
     seed: int = 0
     image: dict[str, object] = attrs.field(factory=dict)
-
-
-def value_of(text: str) -> Any:
-    """The value that a user wrote on a command line: TOML, or plain text where it is none."""
-    try:
-        return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return text

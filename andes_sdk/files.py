@@ -14,6 +14,7 @@ from typing import Any
 from attrs import field, frozen
 
 from andes_sdk.errors import CheckpointError, InputError
+from andes_sdk.reading import parse_json
 
 
 def absolute(path: Path) -> Path:
@@ -158,7 +159,7 @@ class Journal:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield line, json.loads(line)
+                yield line, parse_json(line)
             except ValueError as error:
                 where = f"{self.path}:{number}"
                 raise InputError("is no line of JSON", who=where, why=str(error), fix="repair or remove it") from None

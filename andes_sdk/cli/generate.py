@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from andes_sdk.cli import loading
 from andes_sdk.cli.console import Json, clean, print_json
 from andes_sdk.errors import InputError
+from andes_sdk.reading import parse_json
 
 
 def read_messages(source: str) -> Any:
@@ -21,7 +21,7 @@ def read_messages(source: str) -> Any:
         InputError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8"))
+        return parse_json(sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             "the messages cannot be read",

@@ -11,8 +11,9 @@ import attrs
 import typer
 from attrs import frozen
 
-from andes_sdk.config import suggestion, value_of
+from andes_sdk.config import suggestion
 from andes_sdk.errors import ConfigError
+from andes_sdk.reading import value_of
 
 if TYPE_CHECKING:
     from andes_sdk.assembling.assembly import PluginItem

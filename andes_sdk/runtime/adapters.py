@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.reading import parse_json
 from andes_sdk.types import Adapter, LowRank
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -87,7 +87,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         fix = "give the folder that peft's save_pretrained wrote"
         raise CheckpointError("cannot be read", who=str(path), why=str(error), fix=fix) from None

@@ -112,7 +112,7 @@ class Engine:
         session.adapter = options[0].adapter
         prompt, draft = inputs.ids.tolist(), self.decoder.open()
         made = [
-            Conversation(session, inputs, o, TokenSampler(o, prompt), draft, w)
+            Conversation(session, inputs, o, TokenSampler(o, prompt, self.ends), draft, w)
             for o, w in zip(options, watches, strict=True)
         ]
         first, *others = made

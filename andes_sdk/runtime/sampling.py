@@ -8,7 +8,7 @@ A vocabulary has some 10**5 tokens, so only those that top-k leaves over become 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,15 +61,16 @@ class TokenLogprob:
 class Seen:
     """Distinct tokens, in the order they came: what penalties are about. Adding one costs the same however many."""
 
-    def __init__(self, tokens: Iterable[int] = ()) -> None:
+    def __init__(self, tokens: Iterable[int] = (), spared: Collection[int] = ()) -> None:
         self._known: set[int] = set()
+        self._spared = frozenset(spared)
         self._list = np.empty(64, np.int64)
         for token in tokens:
             self.add(token)
 
     def add(self, token: int) -> None:
         """One more."""
-        if token in self._known:
+        if token in self._known or token in self._spared:
             return
         count = len(self._known)
         if count == len(self._list):
@@ -90,14 +91,16 @@ class TokenSampler:
 
     Args:
         prompt: ids before the answer, for the repetition penalty.
+        spared: ids that penalties leave alone, unless the options say otherwise: those that end answers.
     """
 
-    def __init__(self, options: GenerationOptions, prompt: Sequence[int]) -> None:
+    def __init__(self, options: GenerationOptions, prompt: Sequence[int], spared: Collection[int] = ()) -> None:
         self.options = options
+        spared = () if options.penalise_ends else spared
         self.answer: list[int] = []
         self.logprobs: list[TokenLogprob] = []
-        self._repeated = Seen(prompt) if options.repetition_penalty != 1.0 else None
-        self._present = Seen() if options.presence_penalty != 0.0 else None
+        self._repeated = Seen(prompt, spared) if options.repetition_penalty != 1.0 else None
+        self._present = Seen((), spared) if options.presence_penalty != 0.0 else None
 
     def next(self, logits: torch.Tensor, position: int) -> int:
         """(V,) logits -> the token for `position`, which joins the answer.

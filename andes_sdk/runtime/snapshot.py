@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from andes_sdk.errors import SessionError
+from andes_sdk.reading import parse_json
 
 if TYPE_CHECKING:
     from andes_sdk.types import CachePolicy
@@ -51,7 +52,7 @@ def load_state(state: Mapping[str, Tensor], empty: Callable[[Mapping[str, Tensor
         SessionError: a state of another kind of session, model, precision or policy.
     """
     try:
-        about = json.loads(bytes(state[ABOUT].tolist()))
+        about = parse_json(bytes(state[ABOUT].tolist()))
         keeper = {k.removeprefix("keeper."): v.clone() for k, v in state.items() if k.startswith("keeper.")}
         session = empty(keeper)
         wanted = {**_made_by(session), "policy": policy.name}

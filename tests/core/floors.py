@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "public.md"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("hookspecs", "types", "plan", "errors", "config", "files", "version"),
+    ("hookspecs", "types", "plan", "errors", "config", "files", "reading", "version"),
     ("inputs", "numbers", "model"),
     ("assembling", "runtime"),
     ("storage",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from attrs import define, field, frozen
 from safetensors import SafetensorError, safe_open
 
 from andes_sdk.errors import CheckpointError
+from andes_sdk.reading import parse_json
 
 SAFETENSORS = "model.safetensors"
 BIN = "pytorch_model.bin"
@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file cannot be read, or is no JSON object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError("cannot be read as JSON", who=str(path), why=str(error), fix=AGAIN) from None
     if not isinstance(data, dict):
@@ -175,7 +175,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         size = int.from_bytes(file.read(8), "little")
         if size > path.stat().st_size:
             raise ValueError("the header is longer than the file")
-        return json.loads(file.read(size)), 8 + size
+        return parse_json(file.read(size)), 8 + size
 
 
 def _truncated(path: Path) -> set[str]:

@@ -14,6 +14,7 @@ from andes_sdk import config as configuration
 from andes_sdk.assembling import discovery
 from andes_sdk.errors import AndesError, CheckpointError, ConfigError
 from andes_sdk.files import appearing
+from andes_sdk.reading import parse_json
 from andes_sdk.storage.checkpoint import files
 from andes_sdk.storage.checkpoint.load import aliases
 from andes_sdk.storage.checkpoint.manifest import CONFIG, MANIFEST, PUBLISHED, Manifest, sha256
@@ -163,7 +164,7 @@ def _published(job: _Job) -> tuple[bytes | None, dict[str, Any] | None]:
     kept, dtype = _kept(job.source), job.dtype
     if kept is not None:
         raw = next(path for path in kept["files"] if path.name == CONFIG).read_bytes()
-        config = json.loads(raw)
+        config = parse_json(raw)
         layout = layout_of(config, who=CONFIG)
         if layout.same_modules(config, job.plan):
             if layout.dtype(config, who=CONFIG) != dtype:

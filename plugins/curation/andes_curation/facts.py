@@ -17,6 +17,7 @@ from attrs import frozen
 
 from andes_curation.references import absolute, is_path, pictures
 from andes_sdk.errors import AndesError, TrainingError
+from andes_sdk.reading import parse_json
 from andes_sdk.types import TableFilter
 
 ENGINES = ("local", "ray")
@@ -155,7 +156,7 @@ def _ray(work: Work, indices: Sequence[int], workers: int, waits: bool) -> Itera
     values: dict[int, str] = {}
     for row in done.iter_rows():
         if row["error"] is not None:
-            facts = json.loads(row["error"])
+            facts = parse_json(row["error"])
             raise TrainingError(facts["what"], who=facts["who"], why=facts["why"], fix=facts["fix"])
         values[row["index"]] = row["value"]
     return iter([(i, values[i]) for i in indices])

@@ -15,6 +15,7 @@ from attrs import frozen
 
 from andes_curation.references import answers, is_path, pictures, questions
 from andes_sdk.errors import TrainingError
+from andes_sdk.reading import parse_json
 
 from .server import Server
 from .table import Table, digest, normalised
@@ -73,7 +74,7 @@ class Score(Table):
         reply = self.server.ask("chat/completions", body)
         try:
             said = reply["choices"][0]["message"]["content"]
-            found = json.loads(_JSON.search(said).group())  # type: ignore[union-attr]
+            found = parse_json(_JSON.search(said).group())  # type: ignore[union-attr]
             score = float(found["score"])
             if not 1 <= score <= 5:
                 raise ValueError(f"score {score}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from rich.progress import Progress
 from andes_sdk.cli.console import errors_of
 from andes_sdk.errors import AndesError, AssemblyError, InputError
 from andes_sdk.files import Journal
+from andes_sdk.reading import decoded, json_lines, parse_json
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
@@ -52,32 +53,32 @@ class BatchJob:
             InputError: a line that is not JSON, or an `out` that holds answers to other requests.
         """
         lines = self._lines()
-        keys = [self._key(text) for text, _ in lines]
+        keys = {number: self._key(text) for number, text, _ in lines}
         answered = self._answered(keys)
-        todo = [i for i in range(len(lines)) if i not in answered]
+        todo = [(number, content) for number, _, content in lines if number not in answered]
         failed = 0
         with Progress(console=console, disable=console is None) as bar:
             task = bar.add_task(self.source.name, total=len(lines), completed=len(answered))
             for start in range(0, len(todo), self.together):
                 group = todo[start : start + self.together]
-                for index, row in zip(group, self._answer([lines[i][1] for i in group]), strict=True):
+                for (number, _), row in zip(group, self._answer([content for _, content in group]), strict=True):
                     failed += "errors" in row
-                    self.journal.add({"line": index + 1, "request": keys[index], **row})
+                    self.journal.add({"line": number, "request": keys[number], **row})
                     bar.advance(task)
         return {"lines": len(lines), "skipped": len(answered), "answered": len(todo) - failed, "failed": failed}
 
-    def _lines(self) -> list[tuple[str, Any]]:
-        try:
-            texts = self.source.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError("cannot be read", who=str(self.source), why=str(error), fix="correct its path") from None
+    def _lines(self) -> list[tuple[int, str, Any]]:
+        """Number, text and content of each line that is not blank."""
         lines = []
-        for number, text in enumerate(texts, 1):
-            try:
-                lines.append((text, json.loads(text)))
-            except ValueError as error:
-                fix = "write one list of messages a line"
-                raise InputError("is not JSON", who=f"{self.source}:{number}", why=str(error), fix=fix) from None
+        try:
+            for number, _, line in json_lines(self.source):
+                text = decoded(line).strip()
+                lines.append((number, text, parse_json(text)))
+        except OSError as error:
+            raise InputError("cannot be read", who=str(self.source), why=str(error), fix="correct its path") from None
+        except ValueError as error:
+            fix = "write one list of messages a line"
+            raise InputError("is not JSON", who=f"{self.source}:{number}", why=str(error), fix=fix) from None
         return lines
 
     def _key(self, text: str) -> str:
@@ -85,20 +86,19 @@ class BatchJob:
         whole = json.dumps([text, self.pipeline.plan.to_dict(), source, asdict(self.options)])
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
-    def _answered(self, keys: Sequence[str]) -> set[int]:
+    def _answered(self, keys: Mapping[int, str]) -> set[int]:
         """Lines that need no work; a torn last row and rows of errors are removed from `out`."""
         found: set[int] = set()
 
         def done(row: Any) -> bool:
             try:
-                index, key = row["line"] - 1, row["request"]
-                mine = 0 <= index < len(keys) and keys[index] == key
+                number, mine = row["line"], keys.get(row["line"]) == row["request"]
             except (KeyError, TypeError):
                 raise self._foreign("a row of it is no answer") from None
             if not mine:
                 raise self._foreign("its lines, model or options were others")
             if "errors" not in row:
-                found.add(index)
+                found.add(number)
             return "errors" not in row
 
         try:

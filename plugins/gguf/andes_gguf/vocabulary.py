@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.reading import parse_json
 
 if TYPE_CHECKING:
     from andes_sdk.types import Files
@@ -78,7 +79,7 @@ class Vocabulary:
             CheckpointError: files that are gone or damaged.
         """
         try:
-            content = json.loads(self.read())
+            content = parse_json(self.read())
         except ValueError as error:
             raise CheckpointError("its vocabulary cannot be used", who=self.source, why=str(error)) from error
         if not isinstance(content, dict):
@@ -201,7 +202,7 @@ def from_files(files: Files, *, image: str = "", template: str = "") -> Vocabula
     try:
         if "tokenizer.json" not in files:
             raise ValueError("no tokenizer.json")
-        raw, config = files.read("tokenizer.json"), json.loads(files.read("tokenizer_config.json"))
+        raw, config = files.read("tokenizer.json"), parse_json(files.read("tokenizer_config.json"))
         own = config["andes_gguf"]
         return Vocabulary(
             added=_stated(raw),
@@ -224,10 +225,10 @@ def _stated(raw: bytes) -> list[dict[str, Any]]:
     """Added tokens of a file; they stand before the vocabulary, which is large and not taken apart for them."""
     model = _MODEL.search(raw)
     try:
-        head = json.loads(raw[: model.start()] + b"}") if model else {}
+        head = parse_json(raw[: model.start()] + b"}") if model else {}
     except ValueError:
         head = {}
-    added: list[dict[str, Any]] = (head if "added_tokens" in head else json.loads(raw))["added_tokens"]
+    added: list[dict[str, Any]] = (head if "added_tokens" in head else parse_json(raw))["added_tokens"]
     return added
 
 
@@ -245,8 +246,8 @@ def to_metadata(folder: Path, rows: int) -> dict[str, Any]:
         ConfigError: no byte-level BPE, or a pre-tokenizer that llama.cpp would need another name for.
     """
     try:
-        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        content = parse_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         fix = "use a language model whose tokenizer is saved as tokenizer.json"
         raise ConfigError("the tokenizer cannot be written", who="gguf-export", why=str(error), fix=fix) from None

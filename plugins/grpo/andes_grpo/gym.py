@@ -18,6 +18,7 @@ from typing import Any
 
 from andes_sdk.errors import AndesError, ConfigError, InputError, TrainingError
 from andes_sdk.files import write_atomically
+from andes_sdk.reading import json_lines, parse_json
 
 
 def entries(
@@ -63,21 +64,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         TrainingError: the file cannot be read, or a line is no JSON object; with file and line.
     """
-    try:
-        texts = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError("the data cannot be read", who=str(path), why=str(error), fix="correct its path") from None
     found = []
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise TrainingError("is not JSON", who=f"{path}:{number}", why=str(error)) from None
-        if not isinstance(line, dict):
-            raise TrainingError("is not a sample", who=f"{path}:{number}", fix="write one JSON object per line")
-        found.append(line)
+    try:
+        for number, _, text in json_lines(path):
+            line = parse_json(text)
+            if not isinstance(line, dict):
+                raise TrainingError("is not a sample", who=f"{path}:{number}", fix="write one JSON object per line")
+            found.append(line)
+    except OSError as error:
+        raise TrainingError("the data cannot be read", who=str(path), why=str(error), fix="correct its path") from None
+    except ValueError as error:
+        raise TrainingError("is not JSON", who=f"{path}:{number}", why=str(error)) from None
     return found
 
 
@@ -91,8 +88,8 @@ def _option(text: str) -> tuple[str, Any]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} has no '='")
     try:
-        return key, json.loads(raw)
-    except json.JSONDecodeError:
+        return key, parse_json(raw)
+    except ValueError:
         return key, raw
 
 

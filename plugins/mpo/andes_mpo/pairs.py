@@ -31,6 +31,7 @@ from attrs import asdict, evolve, field, frozen
 from attrs.validators import ge, gt, le
 
 from andes_sdk.errors import TrainingError
+from andes_sdk.files import Journal, write_atomically
 from andes_sdk.runtime.engine import raise_errors
 from andes_sdk.runtime.options import GenerationOptions
 
@@ -136,7 +137,7 @@ class PairBuilder:
             TrainingError: prompts that cannot be used, or a progress file of other options, prompts or weights.
         """
         samples = stage_samples([DataRecipe(path=self.prompts.resolve())], Path())
-        progress = _Progress(self.out.with_name(f"{self.out.name}.progress"), self._digest())
+        progress = _Progress(Journal(self.out.with_name(f"{self.out.name}.progress")), self._digest())
         done = progress.read()
         for start in range(len(done), len(samples), self.options.batch):
             numbers = range(start, min(start + self.options.batch, len(samples)))
@@ -145,9 +146,7 @@ class PairBuilder:
                 done.append(result)
                 self.show(len(done), len(samples))
         lines = [json.dumps(pair, ensure_ascii=False) for result in done for pair in result["pairs"]]
-        temporary = self.out.with_name(f".{self.out.name}.partial")
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(temporary, self.out)
+        write_atomically(self.out, "".join(f"{line}\n" for line in lines).encode())
         counts = Counter(result["reason"] for result in done)
         return {**{reason: counts[reason] for reason in REASONS}, "pairs": len(lines)}
 
@@ -269,35 +268,24 @@ def portable(messages: Messages, folder: Path) -> Messages:
 class _Progress:
     """One line per prompt that is done, after one that says what they were made with."""
 
-    path: Path
+    journal: Journal
     digest: str
 
     def read(self) -> list[dict[str, Any]]:
-        """Results so far; a line that a kill left unfinished is cut off.
+        """Results so far.
 
         Raises:
             TrainingError: the file was made with something else.
         """
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._write(json.dumps({"made_with": self.digest}) + "\n", "wb")
-            return []
-        whole = self.path.read_bytes()
-        kept = whole[: whole.rfind(b"\n") + 1]
-        lines = [json.loads(line) for line in kept.decode("utf-8").splitlines()]
-        if lines and lines[0] != {"made_with": self.digest}:
+        head, *results = self.journal.keep(lambda row: True) or [None]
+        if head is None:
+            self.journal.add({"made_with": self.digest})
+        elif head != {"made_with": self.digest}:
             why, fix = "other options, prompts, plugins or weights", "delete it, or choose another output"
-            raise TrainingError("the progress file belongs to something else", who=str(self.path), why=why, fix=fix)
-        if len(kept) < len(whole) or not lines:
-            self._write(kept.decode("utf-8") or json.dumps({"made_with": self.digest}) + "\n", "wb")
-        return lines[1:]
+            who = str(self.journal.path)
+            raise TrainingError("the progress file belongs to something else", who=who, why=why, fix=fix)
+        return results
 
     def append(self, result: Mapping[str, Any]) -> None:
-        """One more line, on the disk before this returns."""
-        self._write(json.dumps(result, ensure_ascii=False) + "\n", "ab")
-
-    def _write(self, text: str, mode: str) -> None:
-        with open(self.path, mode) as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
+        """One more line."""
+        self.journal.add(result)

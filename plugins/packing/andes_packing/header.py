@@ -26,6 +26,7 @@ from andes_sdk.config import CONVERTER, reasons
 from andes_sdk.errors import CheckpointError
 from andes_sdk.numbers import range_problem
 from andes_sdk.plan import Plan
+from andes_sdk.reading import parse_json
 from andes_sdk.types import Range
 
 MAGIC = b"ANDESPAK"
@@ -183,7 +184,7 @@ def _body(file: BinaryIO, size: int, path: Path) -> bytes:
 
 def _structure(body: bytes, path: Path) -> Header:
     try:
-        return CONVERTER.structure(json.loads(body), Header)
+        return CONVERTER.structure(parse_json(body), Header)
     except Exception as error:
         why = "; ".join(reasons(error, "header"))
     raise CheckpointError("has a header that is none", who=str(path), why=why, fix=AGAIN)

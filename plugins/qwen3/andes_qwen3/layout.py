@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 from andes_sdk.errors import CheckpointError
 from andes_sdk.files import FolderFiles, absolute
+from andes_sdk.reading import parse_json
 
 from .vocabulary import added_token, assemble, qwen_tokenizer_json
 
@@ -208,7 +209,7 @@ def _head(raw: bytes) -> dict[str, Any] | None:
     if model is None:
         return None
     try:
-        head = json.loads(raw[: model.start()] + b"}")
+        head = parse_json(raw[: model.start()] + b"}")
     except ValueError:
         return None
     return head if isinstance(head, dict) and "added_tokens" in head else None
@@ -260,7 +261,7 @@ def _override(tokens: dict[int, dict[str, Any]], files: Files) -> None:
 def _read_json(files: Files, name: str) -> dict[str, Any]:
     """An object. Raises CheckpointError with the file's name if it is none."""
     try:
-        content = json.loads(files.read(name))
+        content = parse_json(files.read(name))
     except ValueError as error:
         raise CheckpointError("cannot be read as JSON", who=files.where(name), why=str(error)) from error
     if not isinstance(content, dict):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 from attrs import field, frozen
 from attrs.validators import deep_iterable, ge, gt, in_, le, lt, min_len
 
-from andes_sdk.config import CONVERTER, structure, value_of
+from andes_sdk.config import CONVERTER, structure
 from andes_sdk.errors import TrainingError
+from andes_sdk.reading import parse_toml, value_of
 
 
 @frozen(kw_only=True)
@@ -204,8 +204,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         TrainingError: it cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        return parse_toml(path.read_bytes())
+    except (OSError, ValueError) as error:
         fix = "write it as TOML"
         raise TrainingError("the recipe cannot be read", who=str(path), why=str(error), fix=fix) from None
 

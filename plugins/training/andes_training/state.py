@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from andes_sdk.errors import TrainingError
 from andes_sdk.files import appearing
+from andes_sdk.reading import parse_json
 from andes_sdk.types import Position, StatefulStage
 
 SHARD = 4 << 30
@@ -149,7 +150,7 @@ def read_position(path: Path, digest: str) -> Position:
         TrainingError: the state is damaged, or was made by another recipe.
     """
     try:
-        data: Any = json.loads((path / "position.json").read_text(encoding="utf-8"))
+        data: Any = parse_json((path / "position.json").read_text(encoding="utf-8"))
         position, recipe = Position(**data["position"]), data["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
@@ -172,7 +173,7 @@ def load_state(path: Path, learner: Learner) -> None:
         TrainingError: a file is damaged or does not fit the model.
     """
     try:
-        index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        index = parse_json((path / INDEX).read_text(encoding="utf-8"))
         files = {name: safe_open(path / name, framework="pt") for name in set(index.values())}
         optimizer: dict[str, list[str]] = {}
         for key in index:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from andes_sdk.cli.console import Json, clean, print_json, stdout, table
 from andes_sdk.errors import TrainingError
+from andes_sdk.reading import parse_json
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
@@ -107,7 +107,7 @@ def train(
     if as_json:
         last = progress.path.read_text(encoding="utf-8").splitlines() if progress.path.exists() else []
         done = {"recipe": loaded.name, "model": str(model), "metrics": str(progress.path)}
-        print_json({**done, "steps": len(last), "last": json.loads(last[-1]) if last else None})
+        print_json({**done, "steps": len(last), "last": parse_json(last[-1]) if last else None})
     elif console is not None:
         console.print(f"trained model: {model}", markup=False, soft_wrap=True)
 

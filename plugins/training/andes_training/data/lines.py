@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from andes_sdk.reading import json_lines, parse_json
 from andes_training.data.bad import BadSample
 
 
@@ -17,13 +17,9 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._starts, self._lines = array("Q"), array("Q")
-        start = 0
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    self._starts.append(start)
-                    self._lines.append(number)
-                start += len(line)
+        for number, start, _ in json_lines(path):
+            self._starts.append(start)
+            self._lines.append(number)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -43,8 +39,8 @@ class JsonLines:
 def read_json(text: bytes | str, where: str) -> dict[str, Any]:
     """A JSON object. Raises BadSample: it is none."""
     try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(text)
+    except ValueError as error:
         raise BadSample(
             "is not JSON", reason="json", who=where, why=str(error), fix="correct or delete the line"
         ) from None

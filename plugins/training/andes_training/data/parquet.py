@@ -5,7 +5,6 @@ A row group is the smallest part that can be read, so a few of the last ones are
 
 from __future__ import annotations
 
-import json
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from andes_sdk.errors import TrainingError
+from andes_sdk.reading import parse_json
 from andes_training.data.bad import BadSample
 
 JSON_COLUMNS = ("messages", "conversations", "prompt", "chosen", "rejected")
@@ -87,6 +87,6 @@ def _decoded(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return value

@@ -1,0 +1,86 @@
+"""Text from outside: JSON, TOML and JSON Lines, with one meaning and the same limits wherever they are read."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MOST_LEVELS = 64
+"""Lists and tables inside one another. What follows a value down, such as structuring it, has no limit of its own."""
+
+
+def parse_json(text: bytes | str) -> Any:
+    """JSON in UTF-8 -> plain data; a byte-order mark before it is skipped.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        found = json.loads(decoded(text))
+    except RecursionError:
+        raise ValueError(f"more than {MOST_LEVELS} lists and objects inside one another") from None
+    return _bounded(found, text)
+
+
+def parse_toml(text: bytes | str) -> dict[str, Any]:
+    """TOML in UTF-8 -> plain data; a byte-order mark before it is skipped.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        found = tomllib.loads(decoded(text))
+    except RecursionError:
+        raise ValueError(f"more than {MOST_LEVELS} lists and tables inside one another") from None
+    _bounded(found, text)
+    return found
+
+
+def value_of(text: str) -> Any:
+    """The value that a user wrote on a command line: TOML, or plain text where it is none."""
+    try:
+        return parse_toml(f"v = {text}")["v"]
+    except ValueError:
+        return text
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Lines of JSON Lines that are not blank: number from 1, where it starts in bytes, content.
+
+    Only a line feed ends a line: U+2028 and others may stand inside a text.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    start = 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
+                yield number, start, line
+            start += len(line)
+
+
+def decoded(text: bytes | str) -> str:
+    """UTF-8 as text, without a byte-order mark.
+
+    Raises:
+        ValueError: it is no UTF-8.
+    """
+    return (text if isinstance(text, str) else text.decode("utf-8")).removeprefix("\ufeff")
+
+
+def _bounded(found: Any, text: bytes | str) -> Any:
+    opening: Any = (b"[", b"{", b".") if isinstance(text, bytes) else ("[", "{", ".")
+    if sum(text.count(one) for one in opening) > MOST_LEVELS:
+        level = [found] if isinstance(found, dict | list) else []
+        for _ in range(MOST_LEVELS):
+            inner = (one.values() if isinstance(one, dict) else one for one in level)
+            level = [value for values in inner for value in values if isinstance(value, dict | list)]
+            if not level:
+                break
+        else:
+            raise ValueError(f"more than {MOST_LEVELS} lists and objects inside one another")
+    return found
