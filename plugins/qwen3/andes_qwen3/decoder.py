@@ -49,8 +49,8 @@ class ExactRotaryEmbedding(LlamaRotaryEmbedding):
     """Rotary frequencies that no `to(dtype)`, `to_empty` or build on "meta" can spoil.
 
     They are a function of the configuration and no part of a checkpoint: they are computed again, in float32, whenever
-    the module is moved. `config.rope_factors`, if there are any, divide them one by one. transformers' `from_pretrained`
-    finds such modules by "RotaryEmbedding" in the name of the class.
+    the module is moved. `config.rope_factors`, if there are any, divide them one by one. `from_pretrained` of
+    transformers finds such modules by "RotaryEmbedding" in the name of the class.
     """
 
     def __init__(self, config: Any) -> None:
