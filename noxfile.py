@@ -82,12 +82,21 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", "--quiet", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
+def needed(name: str, *, testing: bool = False) -> list[str]:
+    """A plugin and all those of ours that it depends on, at any remove; with `testing` also for its own tests."""
+    facts = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
+    texts = [*facts["dependencies"], *(facts.get("optional-dependencies", {}).get("testing", []) if testing else [])]
+    ours = [m[1] for text in texts if (m := re.match(r"andes-(\w+)", text)) and m[1] in PLUGINS]
+    return sorted({name, *chain(*map(needed, ours))})
+
+
 @nox.session
 def downstream(session: nox.Session) -> None:
     """The third-party example, built and installed as a wheel beside wheels of the SDK."""
     session.install(*PIP, "build", env=LOCKED)
     wheels = session.create_tmp()
-    for folder in (".", *(f"plugins/{p}" for p in ("mlp", "qwen3")), THIRD_PARTY):
+    plugins = sorted({*needed("mlp"), *needed("qwen3")})
+    for folder in (".", *(f"plugins/{p}" for p in plugins), THIRD_PARTY):
         session.run("python", "-m", "build", "--wheel", "--outdir", wheels, folder, silent=True, env=LOCKED)
     built = sorted(str(p) for p in Path(wheels).glob("*.whl"))
     session.install(*PIP, *built, "pytest", "hypothesis", "scikit-learn", "onnx", "onnxruntime", env=LOCKED)
@@ -101,10 +110,7 @@ def downstream(session: nox.Session) -> None:
 @nox.parametrize("name", PLUGINS)
 def plugin(session: nox.Session, name: str) -> None:
     """One plugin with only its declared dependencies, pytest, and what its tests say they need of ours."""
-    extras = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
-    needed = extras.get("optional-dependencies", {}).get("testing", [])
-    ours = [m[1] for text in needed if (m := re.match(r"andes-(\w+)>=", text)) and m[1] in PLUGINS]
-    session.install(*PIP, ".[testing]", f"./plugins/{name}", *(f"./plugins/{p}" for p in ours), env=LOCKED)
+    session.install(*PIP, ".[testing]", *(f"./plugins/{p}" for p in needed(name, testing=True)), env=LOCKED)
     session.run("python", "-m", "pip", "check")
     session.run("pytest", "-c", "pyproject.toml", f"plugins/{name}")
 

@@ -110,7 +110,7 @@ class VisionLanguageModel(nn.Module):
         """(T,) ids and (M, D) rows of each kind -> (T, D): rows take the place of their kind's placeholders, in order.
 
         Raises:
-            InputError: more or fewer rows than placeholders, or an unknown kind.
+            InputError: more or fewer rows than placeholders, rows of another width, or an unknown kind.
         """
         rows = rows or {}
         self._check_kinds(rows)
@@ -122,6 +122,8 @@ class VisionLanguageModel(nn.Module):
                 what = f"{wanted} {kind} tokens in the text, {given} {kind} rows from the encoder"
                 raise InputError(what, fix=f"pass every {kind} once")
             if kind in rows:
+                if (wide := rows[kind].shape[1]) != embeds.shape[1]:  # scattered, they would be taken number by number
+                    raise InputError(f"{kind} rows are {wide} wide, the language model's {embeds.shape[1]}")
                 embeds = embeds.masked_scatter(where[:, None], rows[kind].to(embeds.dtype))
         return embeds
 

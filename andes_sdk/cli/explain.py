@@ -11,16 +11,12 @@ from andes_sdk.cli.console import Json, clean, print_json, stdout
 
 
 @clean
+@loading.requesting
 def explain(
+    opening: loading.Opening,
     plugins: Annotated[
         list[str] | None, typer.Argument(metavar="[PLUGIN]...", help="Plugins, or a model known by name.")
     ] = None,
-    model: loading.Model = None,
-    config: loading.Config = None,
-    option: loading.Options = None,
-    device: loading.Device = None,
-    dtype: loading.Dtype = None,
-    backend: loading.Backend = None,
     as_json: Json = False,
 ) -> None:
     """Say what each slot and collection holds, who owns it, and what is inactive and why.
@@ -29,14 +25,13 @@ def explain(
     """
     from andes_sdk.pipeline import Pipeline
 
-    if model is None and config is None and plugins:
-        chosen = {"device": device, "dtype": dtype, "backend": backend}
+    if opening.model is None and opening.config is None and plugins:
+        chosen = {"device": opening.device, "dtype": opening.dtype, "backend": opening.backend}
         arguments = {k: v for k, v in chosen.items() if v is not None}
-        pipeline = Pipeline.from_plugins(loading.plugin_items(plugins, option or ()), **arguments)  # type: ignore[arg-type]
+        items = loading.plugin_items(plugins, opening.option or ())
+        pipeline = Pipeline.from_plugins(items, **arguments)  # type: ignore[arg-type]
     else:
-        pipeline = loading.open_pipeline(
-            model, config, plugins=plugins, options=option, device=device, dtype=dtype, backend=backend
-        )
+        pipeline = opening.opened(plugins)
     explanation = pipeline.explain()
     if as_json:
         print_json(explanation.to_dict())

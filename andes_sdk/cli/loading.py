@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
 import attrs
 import typer
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from andes_sdk.runtime.generation import GenerationOptions
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 SHIPPED = Path("examples/first_light/model")
 """The small trained model in the SDK's repository, used where neither --model nor --config is given."""
@@ -62,17 +63,30 @@ Seed = Annotated[int | None, typer.Option(help="Of the sampling noise. [default:
 
 
 @frozen(kw_only=True)
-class Request:
-    """The options of commands that answer: which model, how it is run, and how answers are decoded."""
+class Opening:
+    """The options of commands that open a pipeline: which model, and how it is run."""
 
     model: Model = None
     config: Config = None
-    image: Images = None
-    plugin: Plugins = None
     option: Options = None
     device: Device = None
     dtype: Dtype = None
     backend: Backend = None
+
+    def opened(self, plugins: Sequence[str] | None = None) -> Pipeline:
+        """As `open_pipeline`, with these plugins added to those of the model."""
+        return open_pipeline(
+            self.model, self.config, plugins=plugins, options=self.option, device=self.device, dtype=self.dtype,
+            backend=self.backend,
+        )  # fmt: skip
+
+
+@frozen(kw_only=True)
+class Request(Opening):
+    """The options of commands that answer: also how answers are decoded."""
+
+    image: Images = None
+    plugin: Plugins = None
     adapter: AdapterOption = None
     think: Think = None
     max_tokens: MaxTokens = None
@@ -99,11 +113,7 @@ class Request:
 
     def pipeline(self) -> Pipeline:
         """The pipeline with its weights read and its adapter attached, so that an answer's times are its own."""
-        opened = open_pipeline(
-            self.model, self.config, plugins=self.plugin, options=self.option, device=self.device, dtype=self.dtype,
-            backend=self.backend,
-        )  # fmt: skip
-        pipeline = ready(opened)
+        pipeline = ready(self.opened(self.plugin))
         if self.adapter is not None:
             pipeline.add_adapter(*self._adapter())
         return pipeline
@@ -115,17 +125,18 @@ class Request:
         return name, folder
 
 
-def requesting(command: Callable[Concatenate[Request, P], None]) -> Callable[..., None]:
-    """Give a command, whose first parameter is a `Request`, the options of one."""
-    hints = get_type_hints(Request, include_extras=True)
+def requesting(command: Callable[Concatenate[R, P], None]) -> Callable[..., None]:
+    """Give a command, whose first parameter is an attrs class of options such as `Request`, the options of one."""
+    first, *own = signature(command, eval_str=True).parameters.values()
+    options = first.annotation
+    hints = get_type_hints(options, include_extras=True)
     shared = [
         Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-        for f in attrs.fields(Request)
+        for f in attrs.fields(options)
     ]
-    own = list(signature(command, eval_str=True).parameters.values())[1:]
 
     def wrapped(**given: Any) -> None:
-        command(Request(**{p.name: given.pop(p.name) for p in shared}), **given)  # type: ignore[call-arg]
+        command(options(**{p.name: given.pop(p.name) for p in shared}), **given)  # type: ignore[call-arg]
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     every = [*(p.replace(kind=Parameter.KEYWORD_ONLY) for p in own), *shared]

@@ -324,12 +324,23 @@ class BaseSession(ABC):
         self._tree.clear()
 
     def _replay(self, embeds: Tensor, look: Look) -> None:
-        """Run rows behind those that are stored, show `look` their queries and keys, and forget them."""
-        moment, keeping = self.moment(), self.keeping
-        work = Work(session=self, tokens=[0] * len(embeds), embeds=embeds, logits=0, reading=True)
+        """Run rows behind those that are stored, show `look` their queries and keys, and forget them.
+
+        Near the model's last position they stand at its last ones, some of which stored rows have too.
+
+        Raises:
+            SessionError: no rows, more than the model has positions, or no memory for them.
+        """
+        rows, keeping = len(embeds), self.keeping
+        if not 0 < rows <= self._limit:
+            who, why = f"cache policy {self.policy.name!r}", f"the model has {self._limit} positions"
+            raise SessionError(f"replays {rows} rows", who=who, why=why, fix="replay 1 to that many rows at a time")
+        self.reserve(rows)
+        moment = self.moment()
+        work = Work(session=self, tokens=[0] * rows, embeds=embeds, logits=0, reading=True)
         keeping.look = look
         try:
-            step = self._tree.add(len(embeds), None, self.length, self._device)
+            step = self._tree.add(rows, None, min(self.length, self._limit - rows), self._device)
             self.compiled.compute([(self, work, step)])  # type: ignore[attr-defined]
         finally:
             keeping.look = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from andes_sdk.errors import SessionError
-from andes_sdk.runtime.policy import KeepAll, check_budget, check_kept
+from andes_sdk.runtime.policy import KeepAll, check_budget, check_kept, check_score
 from andes_sdk.types import Cache, Layer, Look
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Keeping:
         for layer, column in zip(self.policy.taps, self._columns, strict=True):
             score = self.keeper.score(layer, rows.features[:, column])
             if score is not None:
+                check_score(self.policy, score, self._spec.kv_heads, len(rows.hidden))
                 self._pending_scores.setdefault(layer, []).append(score)
 
     def mark(self) -> Sequence[int]:
@@ -183,6 +184,14 @@ class Keeping:
             index=index, keys=keys, values=values, positions=positions, image=self.image,
             queries=self._unseen if queries is None else queries, scores=self.scores.get(index),
         )  # fmt: skip
+
+    def check(self, seen: int, rows: int) -> None:
+        """Raise ValueError unless what is remembered fits `seen` rows of the session, of which `rows` are stored."""
+        heads, own = self._spec.layers * self._spec.kv_heads, not self.plain
+        there = rows, len(self.image), sum(map(len, self.embeds))
+        wanted = self.held if own else seen * heads, seen * own, seen * self.policy.replays
+        if there != wanted:
+            raise ValueError(f"it has {there} rows, images and inputs, not {wanted}")
 
     @property
     def layers(self) -> int:

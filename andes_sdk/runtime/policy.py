@@ -80,3 +80,14 @@ def check_budget(policy: CachePolicy, seen: int, held: int) -> None:
             who=f"cache policy {policy.name!r}",
             fix="`due` must ask in time, and `keep` return at most `budget(seen)` indices in all",
         )
+
+
+def check_score(policy: CachePolicy, score: Tensor, heads: int, rows: int) -> None:
+    """Refuse scores that are not one number per KV head and new row.
+
+    Raises:
+        SessionError: naming the policy.
+    """
+    if tuple(score.shape) != (heads, rows):
+        what = f"scores of shape {tuple(score.shape)} for {rows} rows and {heads} KV heads"
+        raise SessionError(what, who=f"cache policy {policy.name!r}", fix="`score` returns (KV heads, rows), or None")

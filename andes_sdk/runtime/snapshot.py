@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from andes_sdk.errors import SessionError
+from andes_sdk.errors import AndesError, SessionError
 from andes_sdk.reading import parse_json
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def state_of(session: Any) -> dict[str, Tensor]:
         state["embeds"] = torch.cat(keeping.embeds)
     about = {
         **_made_by(session), "length": session.length, "held": keeping.held, "adapter": session.adapter,
-        "policy": session.policy.name,
+        "policy": session.policy.name, "parts": sorted(state),
     }  # fmt: skip
     state[ABOUT] = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
     return state
@@ -49,24 +49,39 @@ def load_state(state: Mapping[str, Tensor], empty: Callable[[Mapping[str, Tensor
     """A session made by `empty` (which gets the keeper's state), filled.
 
     Raises:
-        SessionError: a state of another kind of session, model, precision or policy.
+        SessionError: no whole state, or one of another kind of session, model, precision or policy.
     """
+    who = "restore"
     try:
         about = parse_json(bytes(state[ABOUT].tolist()))
-        keeper = {k.removeprefix("keeper."): v.clone() for k, v in state.items() if k.startswith("keeper.")}
-        session = empty(keeper)
-        wanted = {**_made_by(session), "policy": policy.name}
-        wrong = [k for k, v in wanted.items() if about[k] != v]
-    except (KeyError, TypeError, ValueError) as error:
-        raise SessionError("this is no state of a session", why=f"{type(error).__name__}: {error}") from error
-    if wrong:
+        _same(about, {"policy": policy.name})  # a policy never sees what another one remembered
+        if absent := sorted({*about["parts"]} - state.keys()):
+            raise LookupError(f"it lacks {', '.join(absent[:5])}")
+        who = f"cache policy {policy.name!r}"
+        session = empty({k.removeprefix("keeper."): v.clone() for k, v in state.items() if k.startswith("keeper.")})
+        who = "restore"
+        _same(about, _made_by(session))
+        _fill(session, state, about)
+    except AndesError:
+        raise
+    except Exception as error:
+        why, fix = f"{type(error).__name__}: {error}", "give all of Session.state(), and the same policy"
+        raise SessionError("this is no state of a session", who=who, why=why, fix=fix) from error
+    return session
+
+
+def _same(about: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if wrong := [k for k, v in wanted.items() if about[k] != v]:
         why = "; ".join(f"{k}: {about[k]}, here {wanted[k]}" for k in wrong)
-        raise SessionError("the state was taken elsewhere", why=why, fix="restore it where it was taken")
+        raise SessionError("the state was taken elsewhere", who="restore", why=why, fix="restore it where it was taken")
+
+
+def _fill(session: Any, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Rows and what is remembered of them. Raises ValueError where they do not fit one another."""
     session.load({k.removeprefix("kv."): v for k, v in state.items() if k.startswith("kv.")})
     keeping = session.keeping
     keeping.image, keeping.held = state["image"].clone(), about["held"]
-    if "embeds" in state:
-        keeping.embeds = [state["embeds"].clone()]
+    keeping.embeds = [state["embeds"].clone()] if "embeds" in state else []
     for layer in range(len(keeping.windows)):
         window = state.get(f"window.{layer}")
         keeping.windows[layer] = None if window is None else window.clone()
@@ -74,4 +89,4 @@ def load_state(state: Mapping[str, Tensor], empty: Callable[[Mapping[str, Tensor
         heads = range(session.model.text.kv_heads)
         keeping.scores[layer] = [state[f"score.{layer}.{head}"].clone() for head in heads]
     session.length, session.adapter = about["length"], about["adapter"]
-    return session
+    keeping.check(session.length, sum(int(n) for layer in session.counts() for n in layer))

@@ -31,13 +31,14 @@ class Kind:
         folder: where its source is.
         does: what it does, for the README.
         needs: requirements beside andes-sdk and attrs.
-        use: how a pipeline uses it; `NAME` is replaced.
+        use: how a pipeline uses it; `NAME` is replaced. note: what else that needs.
     """
 
     folder: str
     does: str
     needs: tuple[str, ...] = ("torch>=2.13",)
     use: str = 'Pipeline.from_plugins(["aimv2", "mlp", "qwen3", "NAME"])'
+    note: str = ""
 
 
 KINDS: dict[str, Kind] = {
@@ -54,6 +55,13 @@ KINDS: dict[str, Kind] = {
         "A language model over bytes, with its tokenizer",
         use='Pipeline.from_plugins(["aimv2", "mlp", "NAME"])',
     ),
+    "modality": Kind(
+        "modality",
+        "Packs samples of sound and turns them into rows for the language model",
+        use='Pipeline.from_plugins([..., {"words": {"kinds": ["audio"]}}, "NAME"])',
+        note="""The tokenizer must have a placeholder for "audio". `words` stands for a language model whose plugin has
+one, such as that of `andes new words --kind language-model`.""",
+    ),
     "cache-policy": Kind("cache_policy", "Decides which KV rows stay"),
     "decoder": Kind("decoder", "Proposes tokens and lets the model verify them"),
     "training-stage": Kind(
@@ -61,6 +69,7 @@ KINDS: dict[str, Kind] = {
         'One stage of training, named in a recipe by `stage = "NAME"`',
         needs=("andes-training>=0.1", "torch>=2.13"),
     ),
+    "modules": Kind("modules", "Adds a head to a model before its weights are read"),
     "compressor": Kind("compressor", "Rounds the weights of linear layers to few bits"),
     "backend": Kind(
         "backend",
@@ -212,6 +221,7 @@ testpaths = ["tests"]
 
 def _readme(name: str, kind: str, distribution: str) -> str:
     does = KINDS[kind].does.replace("NAME", name)
+    note = f"\n{KINDS[kind].note}\n" if KINDS[kind].note else ""
     return f"""# {distribution}
 
 {does}. A plugin for andes_sdk: kind {kind}, contract {CONTRACT[0]}.{CONTRACT[1]}.
@@ -221,7 +231,7 @@ from andes_sdk import Pipeline
 
 pipe = {KINDS[kind].use.replace("NAME", name)}
 ```
-
+{note}
 Work on it:
 
 ```

@@ -66,7 +66,8 @@ class Cache:
         seen: rows committed so far. layers: each is read when it is looked at.
         embeds: (seen, D) inputs of all rows, for policies that say `replays`; None otherwise.
         replay: runs (T, D) embeddings behind the rows that are stored, and forgets them; `look` gets their queries and
-            keys layer by layer. No logits are computed.
+            keys layer by layer. No logits are computed. T is at least 1; where fewer than T positions are left, the
+            rows stand at the model's last T, and more than the model has are refused.
     """
 
     seen: int

@@ -155,6 +155,12 @@ def test_rows_and_placeholders_must_agree(pipe: Pipeline) -> None:
         pipe.model.embed(inputs.ids, {"image": pipe.model.encode(inputs.media)["image"]})
 
 
+def test_rows_of_another_width_are_refused(pipe: Pipeline) -> None:
+    inputs, width = pipe.prepare(user(SOUND)), pipe.model.text.width
+    with pytest.raises(InputError, match=f"audio rows are {width + 1} wide, the language model's {width}"):
+        pipe.model.embed(inputs.ids, {"audio": torch.zeros(3, width + 1)})
+
+
 def test_a_tokenizer_without_a_placeholder_is_an_error_before_weights() -> None:
     with pytest.raises(InputError, match="no placeholder for 'audio'"):
         Pipeline.from_plugins([*(make() for make in PLUGINS), ReferenceTokenizer(), ReferenceModality()]).explain()

@@ -108,6 +108,35 @@ def test_the_new_compressor_reports_bits_and_error_of_what_it_rounded(made):
         rounding.compress(model, bit=3)
 
 
+def test_the_new_modality_is_heard_by_the_new_language_model(made):
+    hearing, _, _ = made("modality", "hearing")
+    words, _, _ = made("language-model", "words")
+    plugins = [TINY[0], "mlp", words(layers=1, heads=2, kinds=["audio"]), hearing(hop=2, stack=3)]
+    pipe = Pipeline.from_plugins(plugins)
+    (sense,) = pipe.model.senses.values()
+    packed = sense.pack([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [8.0]])
+    # 2 x 3 samples a row: seven samples are two rows, of which the second has five numbers of silence
+    assert packed.data.tolist()[:5] == [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 0.0], [0.0, 0.0]]
+    assert packed.sizes == ((2, 3), (1, 3))
+    assert packed.rows == (2, 1)
+    parts = [{"type": "audio", "audio": [0.5] * 7}, {"type": "text", "text": "what is that? ÿ"}]
+    asked = [{"role": "user", "content": parts}]
+    assert int((pipe.prepare(asked).ids == 255).sum()) == 2
+    louder = [{"role": "user", "content": [{"type": "audio", "audio": [9.0] * 7}, parts[1]]}]
+    logits = [pipe.session().prefill(pipe.prepare(messages)) for messages in (asked, louder)]
+    assert not torch.equal(*logits)
+
+
+def test_the_new_head_is_saved_and_a_checkpoint_may_lack_it(made, tmp_path):
+    cls, _, _ = made("modules", "ahead")
+    pipe = Pipeline.from_plugins([*TINY, cls(rank=3)], seed=1)
+    text = pipe.model.text
+    assert pipe.model.ahead(torch.zeros(5, text.width)).shape == (5, text.vocab_size)
+    plain = Pipeline.from_plugins(TINY, seed=1).save_pretrained(tmp_path / "plain")
+    opened = Pipeline.from_pretrained(plain, plugins=[*TINY, cls(rank=3)])
+    assert torch.equal(opened.model.ahead.up.weight, pipe.model.ahead.up.weight)
+
+
 def test_the_new_reward_reads_what_follows_the_thinking(made):
     cls, _, _ = made("reward", "exact")
     (reward,) = cls().andes_rewards()

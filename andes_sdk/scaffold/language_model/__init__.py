@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from attrs.validators import ge
+from attrs.validators import ge, max_len
 
 from andes_sdk import hookimpl
 
@@ -24,6 +24,9 @@ class Example:
     layers: int = field(default=4, validator=ge(1), metadata={"help": "decoder layers"})
     heads: int = field(default=8, validator=ge(1), metadata={"help": "query heads; half as many KV heads"})
     max_positions: int = field(default=4096, validator=ge(1), metadata={"help": "longest conversation in tokens"})
+    kinds: list[str] = field(
+        factory=list, validator=max_len(10), metadata={"help": "modalities that have a placeholder, beside image"}
+    )
 
     @hookimpl
     def andes_language_model(self) -> LanguageModel:
@@ -42,4 +45,4 @@ class Example:
         """
         from .tokenizer import Bytes
 
-        return Bytes()
+        return Bytes(self.kinds)

@@ -13,17 +13,24 @@ ROLES = ("system", "user", "assistant")
 
 
 class Bytes:
-    """See `andes_sdk.types.Tokenizer`. A turn is START, role, newline, parts, END."""
+    """See `andes_sdk.types.Tokenizer`. A turn is START, role, newline, parts, END.
+
+    Modalities have as placeholders the bytes from 255 down, ten of which no UTF-8 text holds.
+    """
 
     vocab_size = 260
     eos = END
     pad = PAD
 
+    def __init__(self, kinds: Sequence[str] = ()) -> None:
+        self.marks = {"image": IMAGE, **{kind: 255 - n for n, kind in enumerate(kinds)}}
+
     def placeholder(self, kind: str) -> int:
-        """The id of IMAGE. Raises InputError for what else there may be."""
-        if kind != "image":
-            raise InputError(f"no placeholder for {kind!r}", who="tokenizer", why="it has one for image")
-        return IMAGE
+        """The id that stands for rows of a kind. Raises InputError for a kind that it was not made with."""
+        if kind not in self.marks:
+            why = f"it has some for {', '.join(self.marks)}"
+            raise InputError(f"no placeholder for {kind!r}", who="tokenizer", why=why, fix="add it to `kinds`")
+        return self.marks[kind]
 
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes."""
@@ -31,7 +38,7 @@ class Bytes:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens are left out; half a character becomes U+FFFD."""
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
+        return bytes(i for i in ids if i < 256 and i not in self.marks.values()).decode(errors="replace")
 
     def render(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Rendered:
         """Turns one after another; with `generate` the header of an answer, and `<think>` if asked for.

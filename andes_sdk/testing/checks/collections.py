@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from attrs import evolve
+from attrs import define, evolve, field
 from torch import Tensor
 
 from andes_sdk.errors import BackendUnavailable, SessionError
@@ -19,7 +19,7 @@ from andes_sdk.testing.material import answer_to_everything, conversation, plain
 from andes_sdk.testing.registry import check
 from andes_sdk.testing.require import require, require_bits, require_close, require_finite
 from andes_sdk.testing.weights import expect_refusal
-from andes_sdk.types import Backend, Benchmark, Compressed, Compressor, DataFilter, Reward, Rows, Work
+from andes_sdk.types import Backend, Benchmark, Cache, Compressed, Compressor, DataFilter, Reward, Rows, Work
 
 if TYPE_CHECKING:
     from andes_sdk.testing.subject import Subject
@@ -75,11 +75,13 @@ def backends_of(subject: Subject) -> list[Any]:
     return subject.objects("andes_backends", Backend)
 
 
-def _compiled(subject: Subject, backend: Any, taps: Sequence[int] = ()) -> Any:
+def compiled_of(subject: Subject, backend: Any, taps: Sequence[int] = ()) -> Any:
+    """The subject's model, compiled anew."""
     return backend.compile(subject.pipeline().model, device="cpu", dtype="float32", taps=taps)
 
 
-def _tolerance(backend: Any) -> float:
+def tolerance_of(backend: Any) -> float:
+    """How far from torch a backend's numbers may be, relative to the largest."""
     return float(getattr(backend, "tolerance", 1e-4))
 
 
@@ -89,7 +91,7 @@ def _backend_names(subject: Subject) -> None:
         require(backend.name != "torch", "a backend takes the core's name, 'torch'")
         rows = backend.rows
         require(rows is None or (type(rows) is int and rows > 0), f"backend {backend.name!r} has rows {rows!r}")
-        told = _compiled(subject, backend).facts()
+        told = compiled_of(subject, backend).facts()
         texts = all(isinstance(k, str) and isinstance(v, str) for k, v in told.items())
         require(told and texts, f"backend {backend.name!r} tells {told!r}")
 
@@ -104,7 +106,7 @@ def _backend_logits(subject: Subject) -> None:
     layers = subject.pipe.model.text.layers
     for backend in backends_of(subject):
         answers = []
-        for compiled in (_compiled(subject, one, (0, layers)) for one in (TorchBackend(), backend)):
+        for compiled in (compiled_of(subject, one, (0, layers)) for one in (TorchBackend(), backend)):
             session, found = compiled.session(KeepAll()), []
             for work in session.chunks(subject.pipe.prepare(conversation(0))):
                 found += compiled.step([work])
@@ -117,7 +119,7 @@ def _backend_logits(subject: Subject) -> None:
         wanted, got = answers
         for part, values in wanted.items():
             message = f"backend {backend.name!r}: {part} of a prompt, a tree and a chain against torch"
-            require_close(got[part], values, _tolerance(backend), message)
+            require_close(got[part], values, tolerance_of(backend), message)
 
 
 def _trio(subject: Subject, compiled: Any) -> list[Work]:
@@ -133,7 +135,7 @@ def _trio(subject: Subject, compiled: Any) -> list[Work]:
 @check("backends", "several sessions in one step equal each alone, and an error in it changes none")
 def _backend_together(subject: Subject) -> None:
     for backend in backends_of(subject):
-        compiled, named = _compiled(subject, backend, (0,)), f"backend {backend.name!r}: "
+        compiled, named = compiled_of(subject, backend, (0,)), f"backend {backend.name!r}: "
         alone = [compiled.step([work])[0] for work in _trio(subject, compiled)]
         trio = _trio(subject, compiled)
         for what, guilty, bad in _mistakes(trio):
@@ -143,7 +145,7 @@ def _backend_together(subject: Subject) -> None:
         for number, (got, wanted) in enumerate(zip(together, alone, strict=True)):
             for part, values in _parts([wanted]).items():
                 message = f"{named}{part} of session {number} in a step of three, after steps that failed"
-                require_close(_parts([got])[part], values, _tolerance(backend), message)
+                require_close(_parts([got])[part], values, tolerance_of(backend), message)
         for work in trio:
             work.session.close()
 
@@ -173,7 +175,7 @@ def _refused(compiled: Any, trio: Sequence[Work], *, what: str, guilty: Any, bad
 @check("backends", "a fork and a restored session go on as the original, to the bit, and apart from it")
 def _backend_forks(subject: Subject) -> None:
     for backend in backends_of(subject):
-        compiled, named = _compiled(subject, backend), f"backend {backend.name!r}: "
+        compiled, named = compiled_of(subject, backend), f"backend {backend.name!r}: "
         session = compiled.session(KeepAll())
         session.prefill(subject.pipe.prepare(conversation(0)))
         session.extend([1, 2, 3], [-1, 0, 0])
@@ -197,6 +199,79 @@ def _go_on(session: Any, *steps: Sequence[int]) -> Tensor:
         found.append(session.extend(tokens)[0])
         session.commit()
     return torch.cat(found)
+
+
+@define(eq=False)
+class Inspector:
+    """A policy, and its keeper, that keeps every row and writes down all that it is shown."""
+
+    taps: Sequence[int]
+    heads: int
+    seen: list[tuple[str, Tensor]] = field(factory=list)
+    name: str = "inspector"
+    window: int = 3
+    replays: bool = True
+
+    def budget(self, seen: int) -> int | None:
+        """No limit."""
+        return None
+
+    def open(self, state: Mapping[str, Tensor] | None = None) -> Inspector:
+        """Itself."""
+        return self
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def score(self, layer: int, hidden: Tensor) -> Tensor | None:
+        """The first numbers of each row."""
+        return hidden[:, : self.heads].T.clone()
+
+    def due(self, seen: int, held: int, reading: bool) -> bool:
+        """Always."""
+        return True
+
+    def keep(self, cache: Cache) -> Sequence[Sequence[Tensor] | None]:
+        """All rows."""
+        require(cache.embeds is not None and len(cache.embeds) == cache.seen, "a policy that replays gets no inputs")
+        embeds, shown = cast("Tensor", cache.embeds), []
+        for layer in cache.layers:
+            parts = {"keys": layer.keys, "values": layer.values, "positions": layer.positions}
+            parts |= {"queries": list(layer.queries), "scores": layer.scores or []}
+            self.seen += [(f"{name} of layer {layer.index}", torch.stack(list(p))) for name, p in parts.items() if p]
+
+        def look(layer: int, queries: Tensor, keys: Tensor) -> None:
+            shown.append(layer)
+            self.seen.extend([(f"replayed queries of layer {layer}", queries.clone())])
+            self.seen.extend([(f"replayed keys of layer {layer}", keys.clone())])
+
+        cache.replay(embeds[:4], look)
+        require(shown == list(range(len(cache.layers))), f"a replay shows the layers {shown}")
+        self.seen.append(("inputs", embeds.clone()))
+        return [None] * len(cache.layers)
+
+
+@check("backends", "a policy sees rows, queries, scores and replays as torch shows them, and a replay leaves no trace")
+def _backend_shows(subject: Subject) -> None:
+    spec = subject.pipe.model.text
+    taps = (spec.layers - 1,)
+    for backend in backends_of(subject):
+        named, notes, off = f"backend {backend.name!r}: ", [], tolerance_of(backend)
+        for one in (TorchBackend(), backend):
+            compiled, inspector = compiled_of(subject, one, taps), Inspector(taps, spec.kv_heads)
+            watched, plain = compiled.session(inspector), compiled.session(KeepAll())
+            for session in (watched, plain):
+                session.prefill(subject.pipe.prepare(conversation(0)))
+                session.extend([1, 2, 3, 4], [-1, 0, 0, -1])
+                session.commit([0, 2])
+            notes.append(inspector.seen)
+        require_close(_go_on(watched, [5]), _go_on(plain, [5]), off, f"{named}logits after a replay, against none")
+        rows = watched.stats.rows
+        require(rows == plain.stats.rows, f"{named}holds {rows} rows after replays, {plain.stats.rows} without")
+        for (name, got), (wanted, values) in zip(notes[1], notes[0], strict=False):
+            require(name == wanted, f"{named}shows {name} where torch shows {wanted}")
+            require_close(got.float(), values.float(), off, f"{named}{name} against torch")
 
 
 @check("backends", "an absent device is refused")

@@ -90,6 +90,16 @@ def _order(subject: Subject) -> None:
         require_close(_forward(together)(module), rows, ROUNDING, "rows of several items against one by one")
 
 
+@check(KIND, "the same items give the same rows, and one seed the same weights, to the bit")
+def _repeats(subject: Subject) -> None:
+    for sense, items in _senses(subject):
+        first, again = sense.pack(items), sense.pack(items)
+        require_bits(again.data, first.data, f"data of {sense.name!r} packed twice")
+        require((again.sizes, again.rows) == (first.sizes, first.rows), "sizes or rows of the same items differ")
+        weights.check_twice(weights.randomised(_build(subject, sense)).eval(), _forward(first))
+        weights.check_seed(partial(_build, subject, sense))
+
+
 @check(KIND, "what is no item is refused")
 def _nonsense(subject: Subject) -> None:
     for sense, items in _senses(subject):

@@ -30,11 +30,14 @@ class Watched:
 
     Attributes:
         highest: position of the newest row that `keep` was shown.
+        asked, replayed: how often it was asked what to keep, and how many rows it replayed.
         faults: what it did that it must not.
     """
 
     inner: CachePolicy
     highest: int = -1
+    asked: int = 0
+    replayed: int = 0
     faults: list[str] = field(factory=list)
     name: str = "watched"
     window: int = 0
@@ -77,9 +80,16 @@ class WatchedKeeper:
     def keep(self, cache: Cache) -> Sequence[Sequence[Tensor] | None]:
         """As the other says."""
         layers = list(cache.layers)
-        shown = [t for layer in layers for t in (*layer.keys, *layer.values, *layer.positions, layer.queries)]
+        rows = [t for x in layers for t in (*x.keys, *x.values, *x.positions, *(x.scores or ()), x.queries)]
+        shown = rows if cache.embeds is None else [*rows, cache.embeds]
         before = [t.clone() for t in shown]
-        kept = self.inner.keep(Cache(seen=cache.seen, layers=layers, embeds=cache.embeds, replay=cache.replay))
+
+        def replay(embeds: Tensor, look: Look) -> None:
+            self.policy.replayed += len(embeds)
+            cache.replay(embeds, look)
+
+        self.policy.asked += 1
+        kept = self.inner.keep(Cache(seen=cache.seen, layers=layers, embeds=cache.embeds, replay=replay))
         if not all(torch.equal(a, b) for a, b in zip(before, shown, strict=True)):
             self.policy.faults.append("keep writes to the rows it is shown")
         self.policy.highest = max([self.policy.highest, *(int(p.max()) for x in layers for p in x.positions if len(p))])
@@ -186,6 +196,8 @@ def _within(subject: Subject) -> None:
         held = sum(rows * each if k is None else sum(len(i) for i in k) for k in kept)
         what = f"{rows} rows: keeps {held} in all layers and heads, its budget is {allowed}"
         require(allowed is None or held <= allowed, what)
+        few = allowed is not None and held < rows * _heads(subject) and 2 * held < allowed
+        require(not few, f"{what}: state what it keeps")
 
 
 @check(KIND, "the same rows are judged alike")
@@ -196,6 +208,45 @@ def _repeatable(subject: Subject) -> None:
         require((a is None) == (b is None), "the same layer shown twice is judged differently")
         for x, y in zip(a or (), b or (), strict=True):
             require_bits(x, y, "indices kept of the same layer shown twice")
+
+
+@check(KIND, "scores are finite, one for each KV head and row, and those of dropped rows leave no trace")
+def _scores(subject: Subject) -> None:
+    policy, spec = _policy(subject), subject.pipe.model.text
+    if not policy.taps:
+        raise NotApplicable("it scores no rows")
+    keeper = policy.open()
+    for rows in (1, 5, 64):
+        for layer in policy.taps:
+            scores = keeper.score(layer, _noise(rows)(rows, spec.width))
+            if scores is None:
+                continue
+            shape, wanted = tuple(scores.shape), (spec.kv_heads, rows)
+            require(shape == wanted, f"scores of {rows} rows entering layer {layer} have shape {shape}, not {wanted}")
+            require_finite(scores, f"scores of rows entering layer {layer}")
+    answers = []
+    for dropped in ([], [7, 8, 9]):
+        session = subject.pipe.compiled.session(_policy(subject))
+        session.prefill(plain_inputs(subject.pipe, 80))
+        if dropped:
+            session.extend(dropped)
+            session.rollback()
+        answers.append(_talk(session, 40))
+        session.close()
+    require_bits(answers[1], answers[0], "logits after rows that were scored and dropped, against none")
+
+
+@check(KIND, "replays if it says so, and only then")
+def _replays(subject: Subject) -> None:
+    policy = Watched.over(_policy(subject))
+    session = subject.pipe.compiled.session(policy)
+    session.prefill(plain_inputs(subject.pipe, LONG))
+    _talk(session)
+    session.close()
+    if not policy.asked:
+        raise NotApplicable("it is never asked what to keep")
+    what = f"its replays is {policy.replays}, it replays {policy.replayed} rows"
+    require(bool(policy.replayed) == policy.replays, f"{what}; inputs of all rows are stored for those that replay")
 
 
 @check(KIND, "within its budget it equals full attention")

@@ -57,18 +57,9 @@ class AimV2:
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
         """Say what the configuration comes to."""
         config = self.resolved()
-        side = config.table_side
-        table = "none (preserve_original_pe is false)"
-        if config.preserve_original_pe:
-            table = f"learned {side}x{side} table, {config.interpolate_pe_method}"
-        windows = "full within each image in every block"
-        if config.window_size is not None:
-            windows += f"; window_size {config.window_size} has no effect, no block is windowed"
-        return {
-            "encoder": f"AIMv2, {config.num_hidden_layers} layers of {config.hidden_size}, patch {config.patch_size}",
-            "attention": windows,
-            "absolute positions": table,
-            "rotary positions": "none (disable_rope)" if config.disable_rope else f"2-D, theta {config.rope_theta:g}",
-            "activation": "SwiGLU (SiLU)",
-            "gradient checkpointing": "on, in training" if self.gradient_checkpointing else "off",
-        }
+        return config.explained(
+            "AIMv2",
+            sampling=config.interpolate_pe_method,
+            activation="SwiGLU (SiLU)",
+            gradient_checkpointing=self.gradient_checkpointing,
+        )

@@ -9,47 +9,20 @@ off, and dropout, which is zero in them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from andes_sdk.errors import InputError
-from andes_sdk.inputs.patches import block_order, patch_positions
+from andes_sdk.inputs.patches import block_order
 from andes_sdk.types import Grid, VisionSpec
 
 from .config import AimV2Config
+from .native import NativeEncoder, Rotation, add_positions, attend_within, rotate
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-Rotation = tuple[Tensor, Tensor] | None
-"""cos and sin, each (N, 1, head_dim / 2) in float32; None without rotary positions."""
-
-
-def rotation(
-    grids: Sequence[Grid], head_dim: int, merge: int, theta: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """cos and sin of every patch's angles: rows turn the first half of them, columns the second; float32 throughout."""
-    quarter = head_dim // 4
-    frequencies = 1.0 / theta ** (torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
-    places = patch_positions(grids, merge, device).float()  # (N, 2)
-    angles = (places[:, :, None] * frequencies).flatten(1)[:, None]  # (N, 1, head_dim / 2)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn feature i with feature i + d/2: (N, H, d) -> (N, H, d), computed in float32, returned in x's type."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
-
-
-def attend_within(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Full attention inside each image; (N, H, d) each -> (N, H, d). No mask over the pack is ever built."""
-    parts = zip(*(x.transpose(0, 1)[None].split(lengths, dim=2) for x in (q, k, v)), strict=True)  # (1, H, n, d)
-    return torch.cat([F.scaled_dot_product_attention(*part)[0].transpose(0, 1) for part in parts])
 
 
 class RMSNorm(nn.RMSNorm):
@@ -99,8 +72,7 @@ class Preprocessor(nn.Module):
         x = self.patchifier(patches)
         if not self.config.preserve_original_pe or not grids:
             return x
-        tables = {grid: self.positions(*grid) for grid in dict.fromkeys(grids)}  # each distinct size once
-        return x + torch.cat([tables[grid] for grid in grids]).to(x.dtype)
+        return add_positions(x, grids, self.positions)
 
 
 class Attention(nn.Module):
@@ -168,23 +140,27 @@ class Trunk(nn.Module):
         self.post_trunk_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
-class AimV2Encoder(nn.Module):
+class AimV2Encoder(NativeEncoder):
     """`VisionEncoder` of AndesVL 1B, 2B and 4B; `gradient_checkpointing` recomputes blocks in the backward pass."""
 
+    config: AimV2Config
+
     def __init__(self, config: AimV2Config) -> None:
-        super().__init__()
-        self.config = config
-        self.spec = VisionSpec(
+        spec = VisionSpec(
             width=config.hidden_size,
             patch_size=config.patch_size,
             merge=config.hidden_stride,
             mean=CLIP_MEAN,
             std=CLIP_STD,
         )
-        self.gradient_checkpointing = False
+        super().__init__(config, spec)
         self.preprocessor = Preprocessor(config)
         self.trunk = Trunk(config)
         self.reset_parameters()
+
+    def parts(self) -> tuple[nn.Module, nn.ModuleList, nn.Module]:
+        """Embedding, blocks, last norm."""
+        return self.preprocessor, self.trunk.blocks, self.trunk.post_trunk_norm
 
     def reset_parameters(self) -> None:
         """Weights and position table normal with `initializer_range`, biases 0, norms 1."""
@@ -210,46 +186,6 @@ class AimV2Encoder(nn.Module):
             "embed": (embed.proj.weight.flatten(1), embed.proj.bias),
             "embed_norm": (embed.norm.weight, None),
             "positions": self.preprocessor.positions if config.preserve_original_pe else None,
-            "blocks": (block.blueprint() for block in self.trunk.blocks),
+            "blocks": (cast(Block, block).blueprint() for block in self.trunk.blocks),
             "last": (self.trunk.post_trunk_norm.weight, None),
         }
-
-    def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """(N, 3*p*p) normalised pixels in block order, one (rows, columns) grid per image -> (N, Dv), same order.
-
-        Raises:
-            InputError: grids that do not add up to N, or a side that is no multiple of the merge.
-        """
-        config = self.config
-        grids = [(h, w) for h, w in grids]
-        lengths = [h * w for h, w in grids]
-        _check(patches, grids, sum(lengths), config)
-        x = self.preprocessor(patches, grids)
-        if not grids:
-            return x
-        turn: Rotation = None
-        if not config.disable_rope:
-            turn = rotation(grids, config.head_dim, config.hidden_stride, config.rope_theta, x.device)
-        for block in self.trunk.blocks:
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, turn, lengths, use_reentrant=False)
-            else:
-                x = block(x, turn, lengths)
-        return self.trunk.post_trunk_norm(x)
-
-
-def _check(patches: Tensor, grids: Sequence[Grid], total: int, config: AimV2Config) -> None:
-    pixels = config.num_channels * config.patch_size**2
-    if tuple(patches.shape) != (total, pixels):
-        raise InputError(
-            f"patches of shape {tuple(patches.shape)} do not fit the grids {list(grids)}",
-            who="aimv2",
-            why=f"these grids stand for {total} patches of {pixels} values (patch size {config.patch_size})",
-            fix="prepare the images with the patch size and merge of this encoder's spec",
-        )
-    if any(side % config.hidden_stride for grid in grids for side in grid):
-        raise InputError(
-            f"the grids {list(grids)} cannot be split into blocks",
-            who="aimv2",
-            fix=f"round both sides of each image to a multiple of {config.patch_size * config.hidden_stride} pixels",
-        )

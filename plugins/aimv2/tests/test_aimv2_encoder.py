@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from andes_aimv2 import AimV2
-from andes_aimv2.model import rotate, rotation
+from andes_aimv2.native import rotate, rotation
 from transformers import Aimv2VisionConfig, Aimv2VisionModel, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 

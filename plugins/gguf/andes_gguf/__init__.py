@@ -14,10 +14,11 @@ from andes_sdk import hookimpl
 from .options import TYPES
 
 if TYPE_CHECKING:
+    from andes_qwen3.decoder import Decoder
+
     from andes_sdk.plan import Plan
     from andes_sdk.types import Exporter, Files
 
-    from .model import Decoder
     from .tokenizer import GgufTokenizer
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+from andes_qwen3.vocabulary import byte_alphabet
 
 from .vocabulary import CONTROL, NORMAL, USER_DEFINED
 
@@ -22,9 +23,7 @@ _MERGES = ("t h", "th e", "Ġ the", "i n", "e r", "a n", "Ġ a", "o n")
 
 def vocabulary(pre: str = "qwen2") -> dict[str, Any]:
     """Keys of a vocabulary of 256 bytes, eight merges and six added tokens."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
-    normal = [*letters, *(merge.replace(" ", "") for merge in _MERGES)]
+    normal = [*byte_alphabet().values(), *(merge.replace(" ", "") for merge in _MERGES)]
     tokens = [*normal, *_CONTROL, *_TEXTUAL]
     kinds = [NORMAL] * len(normal) + [CONTROL] * len(_CONTROL) + [USER_DEFINED] * len(_TEXTUAL)
     return {

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from andes_qwen3.bpe import Bpe, read_library, size_of, switch_off
+from andes_qwen3.layout import write_layout
+from andes_qwen3.tokenizer import assistant_text
 
 from andes_sdk.errors import CheckpointError, InputError
-from andes_sdk.files import write_atomically
 from andes_sdk.types import Rendered, Slot, Turn
 
 from . import vocabulary
@@ -24,23 +25,11 @@ if TYPE_CHECKING:
 
     from andes_sdk.types import Files
 
-_BUILDING = threading.Lock()
-"""Of all tokenizers, so that each can be copied and pickled."""
 _AROUND = (("<img>", "</img>"), ("<|vision_start|>", "<|vision_end|>"))
 """Tokens that stand around a picture, where the vocabulary has them."""
 
 Piece = tuple[list[int], bool]
 """Ids, and whether a loss may stand on them."""
-
-
-def _renew() -> None:
-    """In a forked child: who held the lock may be a thread that the child does not have."""
-    global _BUILDING
-    _BUILDING = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # where processes fork
-    os.register_at_fork(after_in_child=_renew)
 
 
 class GgufTokenizer:
@@ -55,60 +44,20 @@ class GgufTokenizer:
     def __init__(self, data: Vocabulary) -> None:
         """Raises CheckpointError where the vocabulary lacks a special token."""
         self.vocabulary, self.vocab_size = data, data.size
-        self._tokenizer: Tokenizer | None = None
         try:
             self._ids: dict[str, int] = {token["content"]: token["id"] for token in data.added}
             self._image, self.eos, self.pad = (self._ids[t] for t in (data.image, data.eos, data.pad))
         except KeyError as error:
             raise CheckpointError(f"its vocabulary lacks the special token {error}", who=data.source) from None
+        self._bpe = Bpe(partial(_build, data), data.source)
         self._hidden = {token["id"] for token in data.added if token["special"]}
         self._shown = {*self._ids.values()} - self._hidden
         self._special = re.compile("(" + "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True))) + ")")
 
-    def __getstate__(self) -> dict[str, Any]:
-        # the library would copy the vocabulary, and forget that written-out special tokens are text
-        return {**self.__dict__, "_tokenizer": None}
-
     @property
     def built(self) -> bool:
         """Whether the vocabulary has been built."""
-        return self._tokenizer is not None
-
-    @property
-    def _library(self) -> Tokenizer:
-        """The library's tokenizer, built on first use; threads that need it at once wait for one of them."""
-        if self._tokenizer is None:
-            with _BUILDING:
-                if self._tokenizer is None:
-                    self._tokenizer = self._build()
-        return self._tokenizer
-
-    def _build(self) -> Tokenizer:
-        from tokenizers import Tokenizer
-
-        data = self.vocabulary
-        try:
-            tokenizer = Tokenizer.from_buffer(data.read())
-        except CheckpointError:
-            raise
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError("its vocabulary cannot be used", who=data.source, why=str(error)) from error
-        added = tokenizer.get_added_tokens_decoder()
-        size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-        if size != data.size or {token.content: number for number, token in added.items()} != self._ids:
-            why = f"{size} ids and {len(added)} added tokens, stated are {data.size} and {len(self._ids)}"
-            raise CheckpointError("its vocabulary does not have the ids that it states", who=data.source, why=why)
-        # text is encoded with every added token switched off, whether or not it is marked special
-        for token in added.values():
-            token.special = True
-        tokenizer.add_special_tokens(list(added.values()))
-        tokenizer.encode_special_tokens = True
-        hidden = {text: number for text, number in self._ids.items() if number in self._hidden}
-        forged = [t for t, number in hidden.items() if number in tokenizer.encode(t, add_special_tokens=False).ids]
-        if forged:
-            why = "written out in a text they would become control tokens"
-            raise CheckpointError(f"its merges make {', '.join(forged[:5])}", who=data.source, why=why)
-        return tokenizer
+        return self._bpe.built
 
     def placeholder(self, kind: str) -> int:
         """The id that stands for pictures. Raises InputError for any other kind: there is no token for it."""
@@ -119,14 +68,11 @@ class GgufTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Special tokens written out in the text stay text."""
-        try:
-            return self._library.encode(text, add_special_tokens=False).ids
-        except (UnicodeError, TypeError) as error:
-            raise InputError("text that is not valid Unicode", who=self.vocabulary.source, why=str(error)) from error
+        return self._bpe.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Control tokens are left out; added tokens that belong to texts (`<think>`) are written out."""
-        return self._library.decode([i for i in ids if i not in self._hidden], skip_special_tokens=False)
+        return self._bpe.decode([i for i in ids if i not in self._hidden])
 
     def render(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Rendered:
         """The chat template. With `generate`, an assistant's header follows, and `<think>` if `think`.
@@ -148,7 +94,7 @@ class GgufTokenizer:
         pieces = list(self._pieces(closed, think=think, generate=generate)) if closed else []
         prefix = ""
         if generate:
-            prefix = _text(turns[-1]) if is_open else ""
+            prefix = assistant_text(turns[-1]) if is_open else ""
             if think and not prefix.startswith("<think>"):
                 if "<think>" not in self._ids:
                     raise InputError("the vocabulary has no <think>", who=WHO, fix="leave thinking off")
@@ -166,7 +112,7 @@ class GgufTokenizer:
         for part in render(data.template, turns, generate=generate, **names):
             if isinstance(part, int) and turns[part].role == "assistant":
                 yield self.encode(run), False
-                yield self._answer(_text(turns[part])), True
+                yield self._answer(assistant_text(turns[part])), True
                 run, ending = "", True
             elif isinstance(part, int):
                 for text in turns[part].parts:
@@ -203,21 +149,17 @@ class GgufTokenizer:
         return ids
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json; `transformers.AutoTokenizer` reads them too."""
+        """As `andes_qwen3.layout.write_layout`."""
         data = self.vocabulary
-        own = {"size": data.size, "bos": data.bos, "image": data.image}
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": data.eos,
-            "pad_token": data.pad,
-            "bos_token": data.bos or None,
-            "unk_token": None,
-            "clean_up_tokenization_spaces": False,
-            "chat_template": data.template,
-            "andes_gguf": own,
-        }
-        write_atomically(folder / "tokenizer.json", json.dumps(data.content(), ensure_ascii=False).encode())
-        write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode() + b"\n")
+        write_layout(
+            folder,
+            data.content(),
+            eos=data.eos,
+            pad=data.pad,
+            bos=data.bos or None,
+            chat_template=data.template,
+            andes_gguf={"size": data.size, "bos": data.bos, "image": data.image},
+        )
 
 
 def find(path: str, files: Files | None, *, image_token: str, template: str) -> GgufTokenizer:
@@ -235,7 +177,23 @@ def find(path: str, files: Files | None, *, image_token: str, template: str) -> 
     return GgufTokenizer(made)
 
 
-def _text(turn: Turn) -> str:
-    if any(isinstance(part, Slot) for part in turn.parts):
-        raise InputError("an assistant's turn cannot hold a picture", who=WHO)
-    return "".join(part for part in turn.parts if isinstance(part, str))
+def _build(data: Vocabulary) -> Tokenizer:
+    """The library's tokenizer of a vocabulary.
+
+    Raises:
+        CheckpointError: it cannot be used, holds other ids than it states, or could spell control tokens.
+    """
+    tokenizer = read_library(data.read, "its vocabulary cannot be used", data.source)
+    added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    stated = {token["content"]: token["id"] for token in data.added}
+    size = size_of(tokenizer)
+    if size != data.size or added != stated:
+        why = f"{size} ids and {len(added)} added tokens, stated are {data.size} and {len(stated)}"
+        raise CheckpointError("its vocabulary does not have the ids that it states", who=data.source, why=why)
+    switch_off(tokenizer)
+    hidden = {token["content"]: token["id"] for token in data.added if token["special"]}
+    forged = [t for t, number in hidden.items() if number in tokenizer.encode(t, add_special_tokens=False).ids]
+    if forged:
+        why = "written out in a text they would become control tokens"
+        raise CheckpointError(f"its merges make {', '.join(forged[:5])}", who=data.source, why=why)
+    return tokenizer

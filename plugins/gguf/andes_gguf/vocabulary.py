@@ -8,12 +8,13 @@ does not.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from andes_qwen3.layout import read_head
+from andes_qwen3.vocabulary import BYTES, PATTERN, added_token, byte_level, split
 from attrs import frozen
 
 from andes_sdk.errors import CheckpointError, ConfigError
@@ -22,17 +23,12 @@ from andes_sdk.reading import parse_json
 if TYPE_CHECKING:
     from andes_sdk.types import Files
 
-_QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3 = _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-_SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-_GPT2 = {**_BYTES, "use_regex": True}
+_LLAMA3 = PATTERN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_GPT2 = {**BYTES, "use_regex": True}
 
 _STEPS: dict[str, list[dict[str, Any]]] = {
-    "qwen2": [{**_SPLIT, "pattern": {"Regex": _QWEN}}, _BYTES],
-    "llama-bpe": [{**_SPLIT, "pattern": {"Regex": _LLAMA3}}, _BYTES],
+    "qwen2": [split(PATTERN), BYTES],
+    "llama-bpe": [split(_LLAMA3), BYTES],
     "smollm": [{"type": "Digits", "individual_digits": True}, _GPT2],
     "gpt-2": [_GPT2],
 }
@@ -41,7 +37,6 @@ _ALIASES = {"deepseek-r1-qwen": "qwen2", "llama3": "llama-bpe", "llama-v3": "lla
 _WHOLE = ("llama-bpe",)
 """Kinds that take a whole piece found in the vocabulary before they merge."""
 
-_MODEL = re.compile(rb',\s*"model"\s*:\s*\{')
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 IMAGE = "andes.image_token_id"
 """Key of a file that this plugin wrote."""
@@ -155,38 +150,23 @@ def _image(wanted: str, spared: Sequence[str], control: Sequence[str], who: str)
 
 
 def _added(tokens: Sequence[str], kinds: Sequence[int], must: Sequence[str]) -> list[dict[str, Any]]:
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     special = {t for t, k in zip(tokens, kinds, strict=True) if k in (UNKNOWN, CONTROL)} | set(must)
     return [
-        {"id": i, "content": t, **flags, "special": t in special}
+        added_token(i, t, special=t in special)
         for i, (t, k) in enumerate(zip(tokens, kinds, strict=True))
         if t in special or k == USER_DEFINED
     ]
 
 
 def _content(tokens: Sequence[str], merges: Sequence[str], pre: str, added: Sequence[Mapping[str, Any]]) -> bytes:
-    content = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
-        "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _STEPS[pre]},
-        "post_processor": _BYTES,
-        "decoder": _BYTES,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre in _WHOLE,
-            "vocab": {text: number for number, text in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in merges],
-        },
-    }
+    content = byte_level(
+        {text: number for number, text in enumerate(tokens)},
+        [merge.split(" ") for merge in merges],
+        added,
+        steps=_STEPS[pre],
+        nfc=pre == "qwen2",
+        ignore_merges=pre in _WHOLE,
+    )
     return json.dumps(content, ensure_ascii=False).encode()
 
 
@@ -205,7 +185,7 @@ def from_files(files: Files, *, image: str = "", template: str = "") -> Vocabula
         raw, config = files.read("tokenizer.json"), parse_json(files.read("tokenizer_config.json"))
         own = config["andes_gguf"]
         return Vocabulary(
-            added=_stated(raw),
+            added=(read_head(raw) or parse_json(raw))["added_tokens"],
             read=partial(files.read, "tokenizer.json"),
             size=own["size"],
             eos=config["eos_token"],
@@ -219,17 +199,6 @@ def from_files(files: Files, *, image: str = "", template: str = "") -> Vocabula
         why = f"{type(error).__name__}: {error}"
         fix = "load a checkpoint that was saved with this plugin, or give gguf.path"
         raise CheckpointError("holds no tokenizer of this plugin", who=files.where(), why=why, fix=fix) from None
-
-
-def _stated(raw: bytes) -> list[dict[str, Any]]:
-    """Added tokens of a file; they stand before the vocabulary, which is large and not taken apart for them."""
-    model = _MODEL.search(raw)
-    try:
-        head = parse_json(raw[: model.start()] + b"}") if model else {}
-    except ValueError:
-        head = {}
-    added: list[dict[str, Any]] = (head if "added_tokens" in head else parse_json(raw))["added_tokens"]
-    return added
 
 
 # ---------------------------------------------------------------- writing

@@ -115,9 +115,12 @@ class KVStore:
         """Take rows that `dump` gave, into an empty store.
 
         Raises:
-            SessionError: the system has no memory for them.
+            SessionError: the system has no memory for them. ValueError: parts that do not fit one another.
         """
         counts = state["counts"].numpy()
+        lengths = {len(state[f"part{n}"]) for n in range(len(self._arrays))}
+        if counts.shape != self.counts.shape or lengths != {int(counts.sum())}:
+            raise ValueError(f"parts of {sorted(lengths)} rows do not fit {counts.sum()} rows in {counts.shape} runs")
         self.reserve(int(counts.max(initial=0)))
         ends = np.cumsum(counts.ravel())
         for start, end, count in zip(self.starts.flat, ends, counts.flat, strict=True):

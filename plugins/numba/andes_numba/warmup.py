@@ -16,23 +16,13 @@ if TYPE_CHECKING:
 
 
 @clean
-def warmup(
-    model: loading.Model = None,
-    config: loading.Config = None,
-    plugin: loading.Plugins = None,
-    option: loading.Options = None,
-    device: loading.Device = None,
-    dtype: loading.Dtype = None,
-    backend: loading.Backend = None,
-    as_json: Json = False,
-) -> None:
+@loading.requesting
+def warmup(opening: loading.Opening, plugin: loading.Plugins = None, as_json: Json = False) -> None:
     """Run every kind of pass once, so that what a backend compiles is in its cache for this model and these options.
 
     Such as: andes warmup --model model.andes --backend numba -o numba.kv=int8
     """
-    pipeline = loading.open_pipeline(
-        model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
-    )
+    pipeline = opening.opened(plugin)
     seconds: dict[str, float] = {}
     passes = passes_of(pipeline)
     with Progress(console=stderr(), disable=as_json, transient=True) as bar:

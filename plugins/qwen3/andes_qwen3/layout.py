@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from andes_sdk.errors import CheckpointError
-from andes_sdk.files import FolderFiles, absolute
+from andes_sdk.files import FolderFiles, absolute, write_atomically
 from andes_sdk.reading import parse_json
 
 from .vocabulary import added_token, assemble, qwen_tokenizer_json
@@ -126,7 +126,7 @@ def read_stated(files: Files) -> Stated:
         CheckpointError: nothing there, or a file that is no such JSON as far as it is looked at.
     """
     raw = files.read(NAME) if NAME in files else b""
-    head, highest = _head(raw), _highest(raw)
+    head, highest = read_head(raw), _highest(raw)
     if head is None or highest is None:
         content = _whole(files)
         head, highest = content, max(content["model"]["vocab"].values(), default=-1)
@@ -169,10 +169,41 @@ def read_layout(files: Files) -> bytes:
     """
     if NAME in files:
         raw = files.read(NAME)
-        head = _head(raw)
+        head = read_head(raw)
         if head is not None and _changed(head, files) == head["added_tokens"]:
             return raw
     return json.dumps(read_content(files), ensure_ascii=False).encode()
+
+
+def write_layout(
+    folder: Path,
+    content: Mapping[str, Any],
+    *,
+    eos: str,
+    pad: str,
+    bos: str | None = None,
+    chat_template: str,
+    **more: object,
+) -> None:
+    """Write tokenizer.json and tokenizer_config.json; `transformers.AutoTokenizer` reads them too.
+
+    Args:
+        content: of the tokenizer.json.
+        eos, pad, bos: texts of special tokens.
+        more: further entries of tokenizer_config.json.
+    """
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": eos,
+        "pad_token": pad,
+        "bos_token": bos,
+        "unk_token": None,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": chat_template,
+        **more,
+    }
+    write_atomically(folder / NAME, json.dumps(content, ensure_ascii=False).encode())
+    write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode() + b"\n")
 
 
 def _whole(files: Files) -> dict[str, Any]:
@@ -203,8 +234,11 @@ def _merges(files: Files) -> list[list[str]]:
     return [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
 
 
-def _head(raw: bytes) -> dict[str, Any] | None:
-    """What stands before the model in a tokenizer.json; None where that is not whole, or lacks the added tokens."""
+def read_head(raw: bytes) -> dict[str, Any] | None:
+    """What stands before the model in a tokenizer.json; None where that is not whole, or lacks the added tokens.
+
+    The vocabulary is large and not taken apart for it.
+    """
     model = _MODEL.search(raw)
     if model is None:
         return None

@@ -6,21 +6,34 @@ The template is ChatML without a default system prompt. A picture is `<img>`, on
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from andes_sdk.errors import CheckpointError, InputError
-from andes_sdk.files import FolderFiles, write_atomically
+from andes_sdk.files import FolderFiles
 from andes_sdk.types import Rendered, Slot, Turn
 
-from .bpe import LazyBpe
-from .layout import NAME, OneFile, Packaged, chat_template, read_content, read_stated, refuse_gone
+from .bpe import Bpe, read_library, size_of, switch_off
+from .layout import (
+    NAME,
+    OneFile,
+    Packaged,
+    Stated,
+    chat_template,
+    read_content,
+    read_layout,
+    read_stated,
+    refuse_gone,
+    write_layout,
+)
 from .vocabulary import SPECIALS
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from andes_sdk.types import Files
 
 SHOWN = ("<think>", "</think>", "<|box_start|>", "<|box_end|>")
@@ -56,7 +69,7 @@ class QwenTokenizer:
                 who=self.source,
                 fix="use the tokenizer of an AndesVL or Qwen3 checkpoint, or train_small_tokenizer",
             )
-        self._bpe = LazyBpe(files, stated)
+        self._bpe = Bpe(partial(_build, files, stated), self.source)
         self._hidden = frozenset(number for text, number in self._ids.items() if text not in SHOWN)
         self.vocab_size = stated.size
         self.eos = self._ids["<|im_end|>"]
@@ -65,7 +78,7 @@ class QwenTokenizer:
     @property
     def built(self) -> bool:
         """Whether the vocabulary has been built."""
-        return self._bpe.tokenizer is not None
+        return self._bpe.built
 
     @classmethod
     def load(cls, path: Path, *, thinking: bool = False) -> QwenTokenizer:
@@ -106,17 +119,14 @@ class QwenTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text is brought to NFC; special tokens written out in it stay text."""
-        try:
-            return self._bpe.get().encode(text, add_special_tokens=False).ids
-        except (UnicodeError, TypeError) as error:
-            raise InputError("text that is not valid Unicode", who=self.source, why=str(error)) from error
+        return self._bpe.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Special tokens are left out, except those that are part of the text (`SHOWN`).
 
         Bytes that are no complete character become U+FFFD; at the end of a stream they may still be completed.
         """
-        return self._bpe.get().decode([i for i in ids if i not in self._hidden], skip_special_tokens=False)
+        return self._bpe.decode([i for i in ids if i not in self._hidden])
 
     def render(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Rendered:
         """ChatML. With `generate`, an assistant's header follows, and `<think>` if `think`.
@@ -136,7 +146,7 @@ class QwenTokenizer:
             pieces += self._turn(turn)
         prefix = ""
         if generate:
-            written = _assistant_text(turns[-1]) if is_open else ""
+            written = assistant_text(turns[-1]) if is_open else ""
             prefix = "<think>" + written if think and not written.startswith("<think>") else written
             pieces += [(self._header("assistant\n"), False), (self._answer(prefix), False)]
         ids = tuple(i for part, _ in pieces for i in part)
@@ -144,24 +154,10 @@ class QwenTokenizer:
         return Rendered(ids=ids, supervised=supervised, prefix=prefix)
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json; `transformers.AutoTokenizer` reads them too.
-
-        Raises:
-            CheckpointError: files that are gone or damaged.
-        """
+        """As `layout.write_layout`. Raises CheckpointError for files that are gone or damaged."""
         refuse_gone(self._files, self._stated)
-        content = read_content(self._files)
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "bos_token": None,
-            "unk_token": None,
-            "clean_up_tokenization_spaces": False,
-            "chat_template": chat_template(thinking=self.thinking),
-        }
-        write_atomically(folder / NAME, json.dumps(content, ensure_ascii=False).encode())
-        write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2).encode() + b"\n")
+        template = chat_template(thinking=self.thinking)
+        write_layout(folder, read_content(self._files), eos="<|im_end|>", pad="<|endoftext|>", chat_template=template)
 
     def _header(self, text: str) -> list[int]:
         return [self._ids["<|im_start|>"], *self.encode(text)]
@@ -172,7 +168,7 @@ class QwenTokenizer:
             raise InputError(f"unknown role {turn.role!r}", who="chat template", fix=f"one of {list(ROLES)}")
         if turn.role == "assistant":
             yield self._header("assistant\n"), False
-            yield [*self._answer(_assistant_text(turn)), self.eos], True
+            yield [*self._answer(assistant_text(turn)), self.eos], True
         else:
             first, *runs = _runs(turn.parts)
             # Role and text are one run of text for the pre-tokenizer, as in the written-out template.
@@ -203,10 +199,32 @@ def _runs(parts: Sequence[str | Slot]) -> Iterator[tuple[str, str]]:
     yield kind, run
 
 
-def _assistant_text(turn: Turn) -> str:
+def assistant_text(turn: Turn) -> str:
+    """All texts of an assistant's turn. Raises InputError if it holds a picture."""
     if any(isinstance(part, Slot) for part in turn.parts):
         raise InputError("an assistant's turn cannot hold a picture", who="chat template")
     return "".join(part for part in turn.parts if isinstance(part, str))
 
 
-__all__ = ["ROLES", "SHOWN", "SPECIALS", "QwenTokenizer"]
+def _build(files: Files, stated: Stated) -> Tokenizer:
+    """The library's tokenizer of these files.
+
+    Raises:
+        CheckpointError: they are damaged or gone, or hold other ids than they stated when they were opened.
+    """
+    refuse_gone(files, stated)
+    tokenizer = read_library(partial(read_layout, files), "not a tokenizer.json", files.where(NAME))
+    wanted = {token["id"]: token["content"] for token in stated.tokens}
+    found = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items()}
+    size = size_of(tokenizer)
+    if found != wanted or size != stated.size:
+        ids = sorted(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
+        told = ", ".join(f"{n} is {found.get(n)!r}, not {wanted.get(n)!r}" for n in ids[:5])
+        why = told or f"it has {size} ids, not {stated.size}"
+        fix = "use the tokenizer that belongs to the weights, and leave its files alone while it is in use"
+        raise CheckpointError("does not have the ids that it states", who=files.where(NAME), why=why, fix=fix)
+    switch_off(tokenizer)
+    return tokenizer
+
+
+__all__ = ["ROLES", "SHOWN", "SPECIALS", "QwenTokenizer", "assistant_text"]

@@ -25,6 +25,9 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+"""Step of a tokenizer.json: bytes as characters."""
+
 SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<img>", "</img>", "<|vision_pad|>", "<|image_pad|>",
@@ -73,19 +76,36 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
 def assemble(vocab: Mapping[str, int], merges: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Vocabulary and merges (byte-level characters) -> the content of a tokenizer.json, special tokens at the end."""
     first = len(vocab)
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    added = [added_token(first + n, content, special=n < _FIRST_TEXTUAL) for n, content in enumerate(SPECIALS)]
+    return byte_level(vocab, merges, added, steps=[split(PATTERN), BYTES], nfc=True)
+
+
+def byte_level(
+    vocab: Mapping[str, int],
+    merges: Sequence[Sequence[str]],
+    added: Sequence[Mapping[str, Any]],
+    *,
+    steps: Sequence[Mapping[str, Any]],
+    nfc: bool,
+    ignore_merges: bool = False,
+) -> dict[str, Any]:
+    """The content of a tokenizer.json of byte-level BPE.
+
+    Args:
+        added: tokens as `added_token` makes them.
+        steps: of the pre-tokenizer.
+        nfc: whether texts are brought to NFC.
+        ignore_merges: whether a whole piece found in the vocabulary is taken before merging.
+    """
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            added_token(first + n, content, special=n < _FIRST_TEXTUAL) for n, content in enumerate(SPECIALS)
-        ],
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": byte_level,
-        "decoder": byte_level,
+        "added_tokens": list(added),
+        "normalizer": {"type": "NFC"} if nfc else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)},
+        "post_processor": BYTES,
+        "decoder": BYTES,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -94,11 +114,16 @@ def assemble(vocab: Mapping[str, int], merges: Sequence[Sequence[str]]) -> dict[
             "end_of_word_suffix": "",
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": False,
+            "ignore_merges": ignore_merges,
             "vocab": dict(vocab),
             "merges": [list(pair) for pair in merges],
         },
     }
+
+
+def split(pattern: str) -> dict[str, Any]:
+    """Step of a tokenizer.json: what the pattern finds becomes a piece of its own."""
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def added_token(token_id: int, content: str, *, special: bool) -> dict[str, Any]:

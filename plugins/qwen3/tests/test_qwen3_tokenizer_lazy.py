@@ -21,7 +21,7 @@ from andes_sdk import Pipeline
 from andes_sdk.errors import CheckpointError
 from andes_sdk.files import FolderFiles
 from andes_sdk.runtime.policy import KeepAll
-from andes_sdk.types import Inputs, Turn
+from andes_sdk.types import Inputs, Slot, Turn
 
 TEXT = "The button's at 12 图片 🙂 <|im_end|>"
 CONTENT = json.loads(small.TINY.read_text("utf-8"))
@@ -285,7 +285,7 @@ def test_a_child_forked_while_a_vocabulary_is_built_builds_its_own():
 @pytest.mark.parametrize("built", [False, True])
 def test_a_pickled_copy_still_takes_written_out_tokens_for_text(built):
     tokenizer = QwenTokenizer.load(small.TINY)
-    turns = [Turn("user", ("".join(vocabulary.SPECIALS), None)), Turn("assistant", ("<think>x",))]
+    turns = [Turn("user", ("".join(vocabulary.SPECIALS), Slot("image"))), Turn("assistant", ("<think>x",))]
     wanted = QwenTokenizer.load(small.TINY).render(turns, think=False, generate=False)
     if built:
         tokenizer.encode("x")

@@ -57,19 +57,10 @@ class SigLIP2:
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
         """Say what the configuration comes to."""
         config = self.resolved()
-        side = config.table_side
-        table = "none (preserve_original_pe is false)"
-        if config.preserve_original_pe:
-            table = f"learned {side}x{side} table, bicubic"
         gelu = "exact GELU" if config.hidden_act == "gelu" else "tanh-approximated GELU"
-        windows = "full within each image in every block"
-        if config.window_size is not None:
-            windows += f"; window_size {config.window_size} has no effect, no block is windowed"
-        return {
-            "encoder": f"SigLIP2, {config.num_hidden_layers} layers of {config.hidden_size}, patch {config.patch_size}",
-            "attention": windows,
-            "absolute positions": table,
-            "rotary positions": "none (disable_rope)" if config.disable_rope else f"2-D, theta {config.rope_theta:g}",
-            "activation": f"{gelu} (hidden_act)",
-            "gradient checkpointing": "on, in training" if self.gradient_checkpointing else "off",
-        }
+        return config.explained(
+            "SigLIP2",
+            sampling="bicubic",
+            activation=f"{gelu} (hidden_act)",
+            gradient_checkpointing=self.gradient_checkpointing,
+        )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import ClassVar
 
-from attrs import Attribute, field, fields_dict, frozen
+from andes_aimv2.fields import BOOKKEEPING, VisionFields, blocks, flag, number, only, whole
+from attrs import field, frozen
 from attrs.validators import optional
-
-from andes_sdk.errors import ConfigError
 
 PRESETS: dict[str, dict[str, object]] = {
     "base": {},  # the defaults below: AndesVL 0.6B
@@ -24,121 +22,48 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 """Preset -> what differs from the published values."""
 
-BOOKKEEPING = frozenset(
-    """_attn_implementation_autoset _name_or_path add_cross_attention architectures attn_implementation auto_map
-    bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id id2label image_size
-    is_decoder is_encoder_decoder label2id length_penalty max_length max_pixels min_length min_pixels model_type
-    no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states
-    output_scores pad_token_id prefix problem_type pruned_heads remove_invalid_values repetition_penalty return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-    tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript transformers_version
-    typical_p use_bfloat16 use_cache vision_use_head""".split()  # noqa: SIM905
-)
-"""Keys without effect here: what transformers writes into every config.json; pixel limits, which preprocessing reads;
-`image_size`, since the table's size is `num_patches`; the pooling head, which AndesVL does not have."""
-
-Validator = Callable[[Any, "Attribute[Any]", Any], None]
-
-
-def _refuse(name: str, value: object, wanted: str) -> ConfigError:
-    return ConfigError(f"expected {wanted}, got {value!r}", who=f"siglip2.config.{name}")
-
-
-def _whole(instance: Any, attribute: Attribute[Any], value: Any) -> None:
-    if type(value) is not int or value < 1:
-        raise _refuse(attribute.name, value, "a whole number of at least 1")
-
-
-def _number(instance: Any, attribute: Attribute[Any], value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise _refuse(attribute.name, value, "a number above 0")
-
-
-def _flag(instance: Any, attribute: Attribute[Any], value: Any) -> None:
-    if not isinstance(value, bool):
-        raise _refuse(attribute.name, value, "true or false")
-
-
-def _blocks(instance: Any, attribute: Attribute[Any], value: Any) -> None:
-    if value is not None and not (isinstance(value, list | tuple) and all(type(block) is int for block in value)):
-        raise _refuse(attribute.name, value, "null or a list of block numbers")
-
-
-def _only(*choices: object) -> Validator:
-    def check(instance: Any, attribute: Attribute[Any], value: Any) -> None:
-        if isinstance(value, bool) or value not in choices:
-            raise _refuse(attribute.name, value, " or ".join(map(repr, choices)))
-
-    return check
+IGNORED = BOOKKEEPING | {"image_size", "vision_use_head"}
+"""Keys without effect here, also `image_size`, since the table's size is `num_patches`, and the pooling head, which
+AndesVL does not have."""
 
 
 @frozen(kw_only=True)
-class SigLIP2Config:
+class SigLIP2Config(VisionFields):
     """Sizes and switches of the encoder; the defaults are AndesVL's SigLIP2-Base.
 
     Raises:
         ConfigError: a value of the wrong type, sizes that do not divide, window attention.
     """
 
-    hidden_size: int = field(default=768, validator=_whole)
-    intermediate_size: int = field(default=3072, validator=_whole)
-    num_hidden_layers: int = field(default=12, validator=_whole)
-    num_attention_heads: int = field(default=12, validator=_whole)
-    num_channels: int = field(default=3, validator=_only(3))
-    patch_size: int = field(default=16, validator=_whole)
-    num_patches: int = field(default=1024, validator=_whole)
-    hidden_act: str = field(default="gelu_pytorch_tanh", validator=_only("gelu_pytorch_tanh", "gelu"))
-    layer_norm_eps: float = field(default=1e-6, validator=_number)
-    attention_dropout: float = field(default=0.0, validator=_only(0.0))
-    initializer_range: float = field(default=0.02, validator=_number)
-    hidden_stride: int = field(default=2, validator=_whole)
-    preserve_original_pe: bool = field(default=True, validator=_flag)
-    disable_rope: bool = field(default=False, validator=_flag)
-    rope_theta: float = field(default=10000.0, validator=_number)
-    fullatt_block_indexes: list[int] | None = field(default=None, validator=_blocks)
-    window_size: int | None = field(default=None, validator=optional(_whole))
+    plugin: ClassVar[str] = "siglip2"
+    presets: ClassVar[Mapping[str, Mapping[str, object]]] = PRESETS
+    ignored: ClassVar[frozenset[str]] = IGNORED
+
+    hidden_size: int = field(default=768, validator=whole)
+    intermediate_size: int = field(default=3072, validator=whole)
+    num_hidden_layers: int = field(default=12, validator=whole)
+    num_attention_heads: int = field(default=12, validator=whole)
+    num_channels: int = field(default=3, validator=only(3))
+    patch_size: int = field(default=16, validator=whole)
+    num_patches: int = field(default=1024, validator=whole)
+    hidden_act: str = field(default="gelu_pytorch_tanh", validator=only("gelu_pytorch_tanh", "gelu"))
+    layer_norm_eps: float = field(default=1e-6, validator=number)
+    attention_dropout: float = field(default=0.0, validator=only(0.0))
+    initializer_range: float = field(default=0.02, validator=number)
+    hidden_stride: int = field(default=2, validator=whole)
+    preserve_original_pe: bool = field(default=True, validator=flag)
+    disable_rope: bool = field(default=False, validator=flag)
+    rope_theta: float = field(default=10000.0, validator=number)
+    fullatt_block_indexes: list[int] | None = field(default=None, validator=blocks)
+    window_size: int | None = field(default=None, validator=optional(whole))
 
     def __attrs_post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
-            wanted = f"a divisor of hidden_size {self.hidden_size}"
-            raise _refuse("num_attention_heads", self.num_attention_heads, wanted)
-        if not self.disable_rope and self.head_dim % 4:
-            wanted = "heads of a multiple of 4 features (rotary positions: rows and columns, in pairs)"
-            raise _refuse("num_attention_heads", self.num_attention_heads, wanted)
+        self.check_heads()
         if self.table_side**2 != self.num_patches:
-            raise _refuse("num_patches", self.num_patches, "a square number (the position table is square)")
-        # A window size alone changes nothing: published configurations carry one and leave every block full.
-        full = self.fullatt_block_indexes
-        if full is not None and set(full) != set(range(self.num_hidden_layers)):
-            raise ConfigError(
-                "window attention is not supported",
-                who="siglip2.config.fullatt_block_indexes",
-                why=f"only blocks {full} of {self.num_hidden_layers} would see the whole image",
-                fix="leave fullatt_block_indexes out, as the published models do",
-            )
-
-    @property
-    def head_dim(self) -> int:
-        """Features per attention head."""
-        return self.hidden_size // self.num_attention_heads
+            raise self.refusal("num_patches", self.num_patches, "a square number (the position table is square)")
+        self.check_windows()
 
     @property
     def table_side(self) -> int:
         """Rows, and columns, of the learned position table."""
         return math.isqrt(self.num_patches)
-
-    @classmethod
-    def resolved(cls, preset: str, config: Mapping[str, object]) -> SigLIP2Config:
-        """A preset with the fields of a published `vision_config` written over it."""
-        if preset not in PRESETS:
-            raise ConfigError(f"no preset {preset!r}", who="siglip2.preset", fix=f"choose one of {', '.join(PRESETS)}")
-        known = fields_dict(cls)
-        for key in config:
-            if key not in known and key not in BOOKKEEPING:
-                close = difflib.get_close_matches(str(key), known, n=1)
-                fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
-                raise ConfigError(f"unknown option {key!r}", who="siglip2.config", fix=fix)
-        values = PRESETS[preset] | {key: value for key, value in config.items() if key in known}
-        return cls(**values)  # type: ignore[arg-type]  # the validators check what the mapping cannot promise

@@ -1,13 +1,10 @@
-import math
 import subprocess
 import sys
 
 import pytest
 import torch
 from andes_siglip2 import SigLIP2
-from andes_siglip2.model import rotate, rotation
 from transformers import Qwen3Config, Qwen3ForCausalLM, Siglip2VisionConfig, Siglip2VisionModel
-from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
 from andes_sdk.errors import InputError
 from andes_sdk.inputs.patches import block_order, patchify
@@ -34,34 +31,6 @@ def meta(**options):
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, andes_siglip2; andes_siglip2.SigLIP2(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_rows_turn_the_first_half_of_the_angles_and_columns_the_second_in_block_order():
-    # Head size 8: two frequencies, 1 and 10000 ** -0.5 = 0.01. Blocks of (2, 4): columns 0-1 of both rows, then 2-3.
-    cos, sin = rotation([(2, 4)], 8, 2, 10000.0, torch.device("cpu"))
-    places = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]
-    angles = torch.tensor([[r, r * 0.01, c, c * 0.01] for r, c in places], dtype=torch.float64)
-    assert cos.dtype == sin.dtype == torch.float32
-    torch.testing.assert_close(cos[:, 0].double(), angles.cos(), atol=1e-6, rtol=0)  # float32 rounding
-    torch.testing.assert_close(sin[:, 0].double(), angles.sin(), atol=1e-6, rtol=0)
-
-
-def test_feature_i_turns_with_feature_i_plus_half_the_head():
-    x = torch.zeros(1, 1, 8)
-    x[..., 1] = 1.0
-    angle = torch.tensor([0.0, math.pi / 2, 0.0, 0.0])
-    turned = rotate(x, angle.cos(), angle.sin())
-    expected = torch.zeros(1, 1, 8)
-    expected[..., 5] = 1.0
-    torch.testing.assert_close(turned, expected, atol=1e-7, rtol=0)  # cos(pi/2) in float32
-
-
-def test_rotation_equals_the_half_split_rotation_of_transformers():
-    q, k = torch.randn(N, 2, 16), torch.randn(N, 2, 16)
-    cos, sin = rotation(GRIDS, 16, 2, 10000.0, q.device)
-    full = [torch.cat((x, x), dim=-1)[:, 0] for x in (cos, sin)]
-    for ours, theirs in zip((rotate(q, cos, sin), rotate(k, cos, sin)), apply_rotary_pos_emb_vision(q, k, *full)):  # noqa: B905
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)  # the same sums, written differently
 
 
 def test_the_table_is_resized_bicubically_with_a_of_minus_three_quarters_and_put_in_block_order():

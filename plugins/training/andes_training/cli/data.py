@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from attrs import frozen
 
+from andes_sdk.cli import loading
 from andes_sdk.cli.console import Json, clean, print_json, stdout, table
 from andes_sdk.errors import AndesError, TrainingError
 
@@ -29,31 +31,53 @@ Stage = Annotated[int, typer.Option(help="Which stage of the recipe stands for P
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read and prepare.")]
 
 
+@frozen(kw_only=True)
+class Looking:
+    """The options of commands that read all samples."""
+
+    paths: Paths = None
+    recipe: RecipeOption = None
+    stage: Stage = 0
+    workers: Workers = 1
+    as_json: Json = False
+
+    def opened(self, broken: list[dict[str, str]]) -> list[tuple[Samples, RowMaker | None]]:
+        """Data to look at, each with how its stage makes rows; files that cannot be opened are added to `broken`."""
+        from andes_training.recipe import DataRecipe
+
+        paths, recipe, stage = self.paths or [], self.recipe, self.stage
+        if not paths and recipe is None:
+            raise typer.BadParameter("give a PATH or --recipe")
+        makers, folder, stages = _recipe(recipe) if recipe is not None else ([None], Path(), [])
+        if paths:
+            if not 0 <= stage < len(makers):
+                raise TrainingError(f"the recipe has no stage {stage}", who=str(recipe), why=f"it has {len(makers)}")
+            wanted = [([DataRecipe(path=p.absolute()) for p in paths], makers[stage])]
+        else:
+            wanted = list(zip(stages, makers, strict=True))
+        return [(s, maker) for data, maker in wanted for d in data for s in _samples(d, folder, broken)]
+
+
 @clean
-def check(
-    paths: Paths = None,
-    recipe: RecipeOption = None,
-    stage: Stage = 0,
-    workers: Workers = 1,
-    as_json: Json = False,
-) -> None:
+@loading.requesting
+def check(looking: Looking) -> None:
     """Name every sample that training would refuse, with file and line. Exit code 1 if there is one."""
     from andes_training.data.inspection import problems
 
     found: list[dict[str, str]] = []
     total, places = 0, set[tuple[str, str]]()
-    for samples, maker in _open(paths or [], recipe, stage, found):
+    for samples, maker in looking.opened(found):
         total += len(samples)
-        for problem in problems(samples, maker, workers):
+        for problem in problems(samples, maker, looking.workers):
             if (problem.where, problem.reason) in places:  # a file of several stages
                 continue
             places.add((problem.where, problem.reason))
             row = {name: getattr(problem, name) for name in ("where", "reason", "what", "why", "fix")}
             found.append(row)
-            if not as_json:
+            if not looking.as_json:
                 _print(row)
     reasons = dict(Counter(row["reason"] for row in found).most_common())
-    if as_json:
+    if looking.as_json:
         print_json({"samples": total, "bad": len(found), "reasons": reasons, "problems": found})
     else:
         listed = ", ".join(f"{reason}: {n}" for reason, n in reasons.items())
@@ -65,24 +89,6 @@ def check(
 def _print(row: dict[str, str]) -> None:
     why = f" ({' '.join(row['why'].split())})" if row["why"] else ""
     stdout().print(f"{row['where']}: {row['reason']}: {row['what']}{why}", markup=False, soft_wrap=True)
-
-
-def _open(
-    paths: list[Path], recipe: Path | None, stage: int, broken: list[dict[str, str]]
-) -> list[tuple[Samples, RowMaker | None]]:
-    """Data to look at, each with how its stage makes rows; files that cannot be opened are added to `broken`."""
-    from andes_training.recipe import DataRecipe
-
-    if not paths and recipe is None:
-        raise typer.BadParameter("give a PATH or --recipe")
-    makers, folder, stages = _recipe(recipe) if recipe is not None else ([None], Path(), [])
-    if paths:
-        if not 0 <= stage < len(makers):
-            raise TrainingError(f"the recipe has no stage {stage}", who=str(recipe), why=f"it has {len(makers)}")
-        wanted = [([DataRecipe(path=p.absolute()) for p in paths], makers[stage])]
-    else:
-        wanted = list(zip(stages, makers, strict=True))
-    return [(s, maker) for data, maker in wanted for d in data for s in _samples(d, folder, broken)]
 
 
 def _samples(data: Any, folder: Path, broken: list[dict[str, str]]) -> list[Samples]:
@@ -114,34 +120,24 @@ def _recipe(path: Path) -> tuple[list[RowMaker | None], Path, list[Any]]:
 
 
 @clean
-def stats(
-    paths: Paths = None,
-    recipe: RecipeOption = None,
-    stage: Stage = 0,
-    workers: Workers = 1,
-    as_json: Json = False,
-) -> None:
+@loading.requesting
+def stats(looking: Looking) -> None:
     """Count samples, turns, tokens (with --recipe), pictures and duplicates. Of pictures only the headers are read."""
     from andes_training.data.statistics import statistics
 
+    broken: list[dict[str, str]] = []
+    opened = looking.opened(broken)
+    for row in broken:  # unlike for `check`, an error
+        raise TrainingError(row["what"], who=row["where"], why=row["why"], fix=row["fix"])
     rows = []
-    for samples, maker in _opened(paths or [], recipe, stage):
-        facts = statistics(samples, maker, workers).to_dict()
+    for samples, maker in opened:
+        facts = statistics(samples, maker, looking.workers).to_dict()
         rows.append({"path": ", ".join(str(s.recipe.path) for s in samples.sources), **facts})
-    if as_json:
+    if looking.as_json:
         print_json(rows)
         return
     for row in rows:
         _print_stats(row)
-
-
-def _opened(paths: list[Path], recipe: Path | None, stage: int) -> list[tuple[Samples, RowMaker | None]]:
-    """As `_open`; a file that cannot be opened is an error."""
-    broken: list[dict[str, str]] = []
-    opened = _open(paths, recipe, stage, broken)
-    for row in broken:
-        raise TrainingError(row["what"], who=row["where"], why=row["why"], fix=row["fix"])
-    return opened
 
 
 def _print_stats(row: dict[str, Any]) -> None:
