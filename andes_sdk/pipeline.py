@@ -135,6 +135,7 @@ class Pipeline:
         formats: Iterable[Format] = (),
         device: str = "cpu",
         dtype: str | None = None,
+        image: Mapping[str, Any] | None = None,
         verify: bool = False,
     ) -> Pipeline:
         """Open a model, wherever it is stored.
@@ -149,6 +150,7 @@ class Pipeline:
             backend: its name, or {name: options of the plugin of that name}; None keeps the one it was saved with.
             formats: for a packed file, more formats than its plugins bring.
             dtype: None keeps a checkpoint's; a packed file that is dequantised runs in float32.
+            image: options of the preprocessor that replace those it was saved with, such as {"max_size": 448}.
             verify: for a packed file, read everything once and compare the checksums.
 
         Raises:
@@ -159,7 +161,8 @@ class Pipeline:
 
         stored = open_stored(source)
         plan, objects = extended(stored.plan, plugins, backend=backend)
-        pipeline = cls.from_plan(attrs.evolve(plan, device=device, dtype=dtype or plan.dtype), objects=objects)
+        run: Any = {"device": device, "dtype": dtype or plan.dtype, "image": {**plan.image, **(image or {})}}
+        pipeline = cls.from_plan(attrs.evolve(plan, **run), objects=objects)
         if isinstance(stored, PackedStored):
             stored = stored.map([*pipeline.collection("formats").values(), *formats], verify=verify)
         return cls(pipeline._assembly, stored)
@@ -335,10 +338,12 @@ class Pipeline:
             raise ConfigError("takes no adapters", who=f"backend {self.plan.backend!r}", fix=fix)
         return compiled
 
-    def prepare(self, messages: Any, *, think: bool | None = None, allow_remote: bool = False) -> Inputs:
+    def prepare(
+        self, messages: Any, *, think: bool | None = None, allow_remote: bool = False, image_size: int | None = None
+    ) -> Inputs:
         """A conversation as tensors; `think=None` leaves the choice to the language model's plugin."""
-        default = bool(getattr(self.tokenizer, "thinking", False))
-        return self.processor.prepare(messages, think=default if think is None else think, allow_remote=allow_remote)
+        think = bool(getattr(self.tokenizer, "thinking", False)) if think is None else think
+        return self.processor.prepare(messages, think=think, allow_remote=allow_remote, image_size=image_size)
 
     def generate(
         self, messages: Any, options: GenerationOptions | None = None, *, allow_remote: bool = False

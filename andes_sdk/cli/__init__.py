@@ -13,6 +13,7 @@ import typer
 from andes_sdk import CONTRACT, __version__
 from andes_sdk.cli import chat, explain, export, generate, new, plugins
 from andes_sdk.cli.added import WithAdded
+from andes_sdk.cli.console import tolerate
 
 app = typer.Typer(
     name="andes",
@@ -47,4 +48,5 @@ def options(
 
 def main() -> None:
     """The entry point `andes`. Exit codes: 0 done, 1 one of our errors, 2 wrong usage."""
+    tolerate()
     app()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,11 +83,33 @@ class Conversation:
             self.messages, self.images = [], []
             stderr().print("[dim]forgotten[/]")
         elif name == "/image" and argument.strip():
-            self.images.append(argument.strip())
+            try:
+                self.images.append(checked_picture(argument, allow_remote=self.allow_remote))
+            except AndesError as error:
+                report(error)
+                return True
             stderr().print(f"{len(self.images)} picture(s) for the next question", style="dim", markup=False)
         else:
             stderr().print(HELP, style="dim", markup=False)
         return True
+
+
+def checked_picture(typed: str, *, allow_remote: bool = False) -> str:
+    """A path or an address as typed, pasted or dragged into a terminal, of a picture that can be read.
+
+    Quotes around it and backslashes before spaces go, `~` is the home folder.
+
+    Raises:
+        InputError: there is no such picture.
+    """
+    from andes_sdk.inputs.images import load_image
+
+    text = typed.strip()
+    if not Path(text).exists() and "://" not in text:
+        with contextlib.suppress(ValueError):  # a quote that stands alone is part of a name
+            text = " ".join(shlex.split(text)) or text
+    load_image(text, allow_remote=allow_remote)
+    return text
 
 
 def converse(conversation: Conversation, read: Callable[[], str]) -> None:

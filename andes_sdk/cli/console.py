@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -35,8 +36,16 @@ def stderr() -> Console:
 
 
 def print_json(data: Any) -> None:
-    """Plain data as indented JSON on stdout; characters stay readable."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    """Plain data as indented JSON on stdout; characters stay readable where the terminal's encoding has them all."""
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=not unicode))
+
+
+def tolerate() -> None:
+    """From now on a character that the terminal's encoding lacks is printed as "?", and stops nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> Table:

@@ -60,6 +60,12 @@ Repetition = Annotated[float | None, typer.Option("--repetition-penalty", help="
 Presence = Annotated[float | None, typer.Option("--presence-penalty", help="Over the answer. [default: 0]")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; repeatable.")]
 Seed = Annotated[int | None, typer.Option(help="Of the sampling noise. [default: 0]")]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", help="No picture is larger than a square of this side in pixels.")
+]
+Logprobs = Annotated[
+    int | None, typer.Option("--logprobs", help="Report each token's log-probability and this many of the best.")
+]
 
 
 @frozen(kw_only=True)
@@ -98,6 +104,8 @@ class Request(Opening):
     presence_penalty: Presence = None
     stop: Stop = None
     seed: Seed = None
+    image_size: ImageSize = None
+    logprobs: Logprobs = None
     allow_remote: Remote = False
 
     def generation(self) -> GenerationOptions:

@@ -105,6 +105,9 @@ def _part(part: Any, place: str, types: tuple[str, ...]) -> tuple[str, Any]:
         raise InputError("expected a part, got text", who=place, fix=fix)
     _mapping(part, place, None, '{"type": "text", "text": "…"}')
     kind = _one_of(_value(part, "type", place), types, f"{place}.type", "type of part")
+    if kind not in part and (other := next((k for k in ("url", "path", "image_url", "data") if k in part), None)):
+        fix = f'did you mean {{"type": {kind!r}, {kind!r}: …}}?'
+        raise InputError(f"{kind!r} is needed", who=f"{place}.{kind}", why=f"it has {other!r} instead", fix=fix)
     _mapping(part, place, ("type", kind), "")
     value, place = _value(part, kind, place), f"{place}.{kind}"
     if kind == "text":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from andes_sdk.errors import InputError
 from andes_sdk.inputs.images import load_image
@@ -29,6 +29,13 @@ class Pictures:
 
     preprocessor: Preprocessor
     name: str = "image"
+
+    def within(self, size: int | None) -> Pictures:
+        """The same, with no picture larger in area than a square of this side in pixels; None changes nothing."""
+        own = self.preprocessor
+        if size is None or size >= own.max_size:
+            return self
+        return evolve(self, preprocessor=evolve(own, max_size=size, min_size=min(own.min_size, size)))
 
     def build(self, text: TextSpec) -> None:
         """Nothing: the vision encoder and the projector are slots."""
@@ -70,7 +77,13 @@ class Processor:
         return self.pictures.preprocessor
 
     def prepare(
-        self, messages: Any, *, think: bool = False, generate: bool = True, allow_remote: bool = False
+        self,
+        messages: Any,
+        *,
+        think: bool = False,
+        generate: bool = True,
+        allow_remote: bool = False,
+        image_size: int | None = None,
     ) -> Inputs:
         """A conversation -> `Inputs`.
 
@@ -79,19 +92,21 @@ class Processor:
             think: prefill `<think>` (Thinking mode).
             generate: end with the assistant's header; False for training samples.
             allow_remote: fetch http(s) pictures, and other items from addresses.
+            image_size: as in `GenerationOptions`.
 
         Raises:
             InputError: a message, picture, other item or length that cannot be used.
         """
         start = time.perf_counter()
         turns, items = parse_messages(messages, self.modalities)
-        media = {kind: self.modalities[kind].pack(some, allow_remote=allow_remote) for kind, some in items.items()}
+        packers = {**self.modalities, "image": self.pictures.within(image_size)}
+        media = {kind: packers[kind].pack(some, allow_remote=allow_remote) for kind, some in items.items()}
         rendered = self.tokenizer.render(turns, think=think, generate=generate)
         ids, supervised = self.expand(rendered, media)
         if len(ids) > self.limit:
             raise InputError(
                 f"the prompt has {len(ids)} tokens, the model takes {self.limit}",
-                fix="send fewer or smaller pictures (image.max_size), or less text",
+                fix="send fewer or smaller pictures (image_size, --image-size), or less text",
             )
         return Inputs(
             torch.tensor(ids, dtype=torch.int64),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
 import re
 import stat
@@ -87,7 +88,11 @@ def _read_text(text: str | bytes, name: str, allow_remote: bool, limits: ImageLi
         case "":
             if not text:
                 raise InputError("the path of the picture is empty", fix=f"pass {_KINDS}")
-            return _read_file(Path(text), name, limits)
+            path = Path(text)
+            if text.startswith("~") and not path.exists():
+                with contextlib.suppress(RuntimeError):  # there is no such user: the name is what it says
+                    path = path.expanduser()
+            return _read_file(path, name, limits)
         case "data:":
             return _read_data_url(text, name, limits)
         case "file":

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import define, field, frozen
+from attrs import asdict, define, field, frozen
 
 from andes_sdk.errors import ConfigError
 from andes_sdk.runtime.engine import raise_errors
@@ -45,6 +45,23 @@ class Answer:
     logprobs: tuple[TokenLogprob, ...] = ()
 
     @property
+    def reasoning(self) -> str:
+        """What stands between `<think>` and `</think>`, or after `<think>` if the answer was cut there."""
+        return self._parts()[0]
+
+    @property
+    def content(self) -> str:
+        """The text without the reasoning."""
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[str, str]:
+        before, opened, rest = self.text.partition("<think>")
+        if not opened or before.strip():
+            return "", self.text
+        inside, _, after = rest.partition("</think>")
+        return inside.strip(), after.lstrip()
+
+    @property
     def time_to_first_token(self) -> float:
         """Seconds from the request to the first token."""
         return self.seconds["first_token"]
@@ -56,8 +73,11 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; times in seconds."""
-        own = {k: getattr(self, k) for k in ("text", "finish", "prompt_tokens", "kv_bytes")}
+        names = ("text", "reasoning", "content", "finish", "prompt_tokens", "kv_bytes")
         speeds = {k: getattr(self, k) for k in ("time_to_first_token", "tokens_per_second")}
+        own: dict[str, Any] = {k: getattr(self, k) for k in names}
+        if self.logprobs:
+            own["logprobs"] = [asdict(one) for one in self.logprobs]
         return {**own, "tokens": list(self.tokens), "seconds": dict(self.seconds), **speeds}
 
 
@@ -160,7 +180,9 @@ class Runs(Protocol):
     def engine(self) -> Engine:
         """An engine without conversations."""
 
-    def prepare(self, messages: Any, *, think: bool | None = None, allow_remote: bool = False) -> Inputs:
+    def prepare(
+        self, messages: Any, *, think: bool | None = None, allow_remote: bool = False, image_size: int | None = None
+    ) -> Inputs:
         """A conversation as tensors."""
 
 
@@ -172,8 +194,8 @@ class _Prompt:
 
     @classmethod
     def of(cls, pipeline: Runs, messages: Any, options: GenerationOptions, *, allow_remote: bool) -> _Prompt:
-        start = time.perf_counter()
-        return cls(pipeline.prepare(messages, think=options.think, allow_remote=allow_remote), options, start)
+        start, own = time.perf_counter(), {"think": options.think, "image_size": options.image_size}
+        return cls(pipeline.prepare(messages, allow_remote=allow_remote, **own), options, start)
 
 
 def stream(

@@ -59,7 +59,7 @@ class GenerationOptions:
 
     Attributes:
         max_tokens: longest answer.
-        temperature: 0 decodes greedily, else 0.001 to 1000; published Thinking models use 0.6 with top_k 20 and top_p 0.95.
+        temperature: 0 decodes greedily, else 0.001 to 1000; published Thinking models use 0.6, top_k 20, top_p 0.95.
         top_k: 0 for all. top_p, min_p: as in transformers.
         repetition_penalty: over prompt and answer (CTRL), 0.01 to 100. presence_penalty: over the answer (OpenAI).
         penalise_ends: whether penalties hold for end and padding tokens too, which earlier turns are full of.
@@ -68,6 +68,8 @@ class GenerationOptions:
         think: prefill `<think>`; None leaves it to the language model's plugin.
         adapter: name of a LoRA adapter that `pipeline.add_adapter` attached; None: none.
         logprobs: how many of the most likely tokens to report beside each one chosen; None: no log-probabilities.
+        image_size: pixels; no picture of this request is larger in area than its square, but for rounding up to whole
+            blocks. None: as at load.
         constraint: says which tokens may come next; an `andes_sdk.types.Constraint`.
     """
 
@@ -84,4 +86,5 @@ class GenerationOptions:
     think: bool | None = field(default=None, validator=in_((None, True, False)))
     adapter: str | None = field(default=None, validator=optional(instance_of(str)))
     logprobs: int | None = field(default=None, validator=optional(and_(_whole, ge(0), le(1000))))
+    image_size: int | None = field(default=None, validator=optional(and_(_whole, ge(1), le(1 << 16))))
     constraint: Any = None
