@@ -96,6 +96,8 @@ def problems(cls: type, options: Mapping[str, Any], who: str) -> tuple[dict[str,
             value = options[name] if f.type is None else CONVERTER.structure(options[name], f.type)
             if f.validator is not None:
                 f.validator(None, f, value)
+        except ConfigError as error:
+            errors.append(error)
         except Exception as error:
             for reason in reasons(error, f"{who}.{name}"):
                 errors.append(ConfigError(reason, who=who, fix=f.metadata.get("help", "")))

@@ -95,6 +95,10 @@ class SessionError(AndesError):
     session: object = None
 
 
+class NotFinite(SessionError):
+    """A model whose output is NaN or infinite."""
+
+
 class AssemblyError(ExceptionGroup[AndesError]):
     """All that is wrong with a list of plugins, at once, before any weight is read."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import asdict, define, field, frozen
 
-from andes_sdk.errors import ConfigError
+from andes_sdk.errors import ConfigError, NotFinite
 from andes_sdk.runtime.engine import raise_errors
 from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.runtime.sampling import TokenLogprob
@@ -16,6 +16,7 @@ from andes_sdk.runtime.sampling import TokenLogprob
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.runtime.engine import Conversation, Engine
     from andes_sdk.types import Inputs, Tokenizer
 
@@ -174,6 +175,10 @@ class Runs(Protocol):
     """What of a pipeline is needed to answer."""
 
     @property
+    def model(self) -> VisionLanguageModel:
+        """The modules."""
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Vocabulary and chat template."""
 
@@ -194,8 +199,20 @@ class _Prompt:
 
     @classmethod
     def of(cls, pipeline: Runs, messages: Any, options: GenerationOptions, *, allow_remote: bool) -> _Prompt:
-        start, own = time.perf_counter(), {"think": options.think, "image_size": options.image_size}
-        return cls(pipeline.prepare(messages, allow_remote=allow_remote, **own), options, start)
+        start = time.perf_counter()
+        think, size = options.think, options.image_size
+        inputs = pipeline.prepare(messages, think=think, allow_remote=allow_remote, image_size=size)
+        return cls(inputs, options, start)
+
+
+def _raise_errors(pipeline: Runs, requests: Sequence[_Request]) -> None:
+    try:
+        raise_errors([r.conversation for r in requests])
+    except NotFinite as error:
+        from andes_sdk.runtime.diagnosis import explained
+
+        inputs = next(r.conversation.inputs for r in requests if r.conversation.error is error)
+        raise explained(error, pipeline.model, inputs) from None
 
 
 def stream(
@@ -212,7 +229,7 @@ def stream(
             engine.step()
             if piece := request.text.piece():
                 yield piece
-        raise_errors([request.conversation])
+        _raise_errors(pipeline, [request])
         answer = request.answer()
     finally:
         engine.close()
@@ -247,7 +264,7 @@ def generate_batch(
         for prompt in prompts:
             requests.append(_Request.open(pipeline, engine, prompt))
         engine.run()
-        raise_errors([r.conversation for r in requests])
+        _raise_errors(pipeline, requests)
         return [request.answer() for request in requests]
     finally:
         engine.close()

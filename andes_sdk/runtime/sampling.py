@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from attrs import frozen
 
-from andes_sdk.errors import SessionError
+from andes_sdk.errors import NotFinite, SessionError
 
 if TYPE_CHECKING:
     from andes_sdk.runtime.options import GenerationOptions
@@ -106,11 +106,11 @@ class TokenSampler:
         """(V,) logits -> the token for `position`, which joins the answer.
 
         Raises:
-            SessionError: the constraint allows no token, or logits that are not finite.
+            SessionError: the constraint allows no token. NotFinite: logits that are not.
         """
         raw = logits.detach().float().cpu().numpy()
         if not math.isfinite(raw.max()):
-            raise SessionError("the logits are not finite", fix="check the weights, or use dtype='float32'")
+            raise NotFinite("the logits are not finite", fix="check the weights, or use dtype='float32'")
         token = self._pick(raw, position)
         if self.options.logprobs is not None:
             self.logprobs.append(logprob_of(raw, token, self.options.logprobs))
