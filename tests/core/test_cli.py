@@ -262,7 +262,7 @@ def test_a_saved_model_is_loaded_with_more_plugins(config, tmp_path):
 def test_a_conversation_keeps_its_history_and_survives_errors(config, tmp_path, capsys):
     Image.new("RGB", (28, 28), "red").save(tmp_path / "red.png")
     conversation = Conversation(Pipeline.from_config(config), GenerationOptions(max_tokens=3))
-    lines = iter(["hello", "/image red.png", "and this?", "/image nothing.png", "fails", "", "again", "/help"])
+    lines = iter(["hello", "/image red.png", "and this?", "/image nothing.png", "without it", "", "again", "/help"])
 
     def read():
         line = next(lines, None)
@@ -275,8 +275,9 @@ def test_a_conversation_keeps_its_history_and_survives_errors(config, tmp_path, 
     assert "nothing.png" in shown.err
     assert "/reset" in shown.err
     roles = [m["role"] for m in conversation.messages]
-    assert roles == ["user", "assistant"] * 3  # "fails" left no trace
+    assert roles == ["user", "assistant"] * 4
     assert [p["type"] for p in conversation.messages[2]["content"]] == ["image", "text"]
+    assert [p["type"] for p in conversation.messages[4]["content"]] == ["text"]  # told at once, and left out
     assert conversation.command("/reset")
     assert conversation.messages == []
     assert not conversation.command("/quit")

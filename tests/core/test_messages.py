@@ -108,7 +108,7 @@ def test_a_key_whose_value_is_none_counts_as_absent():
         (user({"type": "text"}), "messages[0].content[0].text", "'text' is needed"),
         (user({"type": "text", "text": 5}), "messages[0].content[0].text", "got int 5"),
         (user({"type": "text", "text": "a", "cache": 1}), "messages[0].content[0].cache", "type, text"),
-        (user({"type": "image", "url": "a.png"}), "messages[0].content[0].url", "keys with a meaning: type, image"),
+        (user({"type": "image", "url": "a.png"}), "messages[0].content[0].image", "it has 'url' instead"),
         (user({"type": "image", "image": {"url": "a"}}), "messages[0].content[0].image", "got dict"),
         (user({"type": "image", "image": 3}), "messages[0].content[0].image", "not a picture"),
         (user({"type": "image_url", "image_url": {}}), "messages[0].content[0].image_url.url", "it is missing"),
