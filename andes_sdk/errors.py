@@ -29,6 +29,10 @@ class AndesError(Exception):
             parts.append(f"do this: {self.fix}")
         return "\n  ".join(parts)
 
+    def within(self, place: str) -> AndesError:
+        """The same error, of something in this place."""
+        return type(self)(self.what, who=f"{place}: {self.who}" if self.who else place, why=self.why, fix=self.fix)
+
     def to_dict(self) -> dict[str, str]:
         """The same facts as plain data, for `--json` and logs."""
         return {"error": type(self).__name__, "what": self.what, "who": self.who, "why": self.why, "fix": self.fix}

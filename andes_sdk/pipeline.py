@@ -44,6 +44,12 @@ if TYPE_CHECKING:
     )
 
 
+def _placed(problems: Sequence[AndesError], stored: Stored) -> list[AndesError]:
+    """Problems with what was read, with the file that says so."""
+    names, place = stored.plan.names, stored.plan_file if isinstance(stored, Folder) else stored.source
+    return [p.within(str(place)) if p.who.partition(".")[0] in names else p for p in problems]
+
+
 class Pipeline:
     """A pipeline owns its plugin manager, its plan and its model; two pipelines share nothing.
 
@@ -162,7 +168,10 @@ class Pipeline:
         stored = open_stored(source)
         plan, objects = extended(stored.plan, plugins, backend=backend)
         run: Any = {"device": device, "dtype": dtype or plan.dtype, "image": {**plan.image, **(image or {})}}
-        pipeline = cls.from_plan(attrs.evolve(plan, **run), objects=objects)
+        try:
+            pipeline = cls.from_plan(attrs.evolve(plan, **run), objects=objects)
+        except AssemblyError as group:
+            raise AssemblyError(f"cannot open {source}", _placed(group.problems, stored)) from None
         if isinstance(stored, PackedStored):
             stored = stored.map([*pipeline.collection("formats").values(), *formats], verify=verify)
         return cls(pipeline._assembly, stored)

@@ -135,6 +135,14 @@ class Folder:
         return cls(folder, stored_plan(folder))
 
     @property
+    def plan_file(self) -> Path:
+        """The file that holds the plan, or the configuration that it was made from."""
+        from andes_sdk.storage.checkpoint.manifest import MANIFEST
+
+        own = self.folder / MANIFEST
+        return own if own.is_file() else self.folder / "config.json"
+
+    @property
     def files(self) -> FolderFiles:
         """The folder's files."""
         return FolderFiles(self.folder)

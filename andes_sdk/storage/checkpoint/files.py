@@ -26,6 +26,10 @@ DTYPES = {
 """Types of the safetensors format that are read."""
 
 
+POINTER = b"version https://git-lfs"
+"""How a file begins that stands for one which Git LFS keeps elsewhere."""
+
+
 @frozen
 class StoredTensor:
     """One stored tensor; `start` is its first byte in a safetensors file."""
@@ -60,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file cannot be read, or is no JSON object.
     """
     try:
-        data = parse_json(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError("cannot be read as JSON", who=str(path), why=str(error), fix=AGAIN) from None
     if not isinstance(data, dict):
@@ -151,6 +155,9 @@ class _Damaged(Exception):
 
 
 def _safetensors(path: Path) -> dict[str, StoredTensor]:
+    with open(path, "rb") as raw:
+        if raw.read(len(POINTER)) == POINTER:
+            raise _Damaged("is a pointer of Git LFS, not the file: run `git lfs pull`, or download it")
     try:
         with safe_open(path, framework="pt") as file:  # checks types, offsets without gaps, the size of the file
             names = set(file.keys())

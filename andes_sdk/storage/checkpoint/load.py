@@ -54,7 +54,7 @@ def load_weights(model: VisionLanguageModel, folder: str | Path, *, device: str,
     if problems:
         shown = problems[:SHOWN] + ([f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else [])
         why = "".join(f"\n  - {text}" for text in shown)
-        fix = "fetch the checkpoint again, or load it with the plugins that it was made for"
+        fix = _moved(wanted, weights) or "fetch the checkpoint again, or load it with the plugins that it was made for"
         raise CheckpointError("these weights do not fit the model", who=str(folder), why=why, fix=fix)
     refuse_meta_buffers(model, wanted)
     tied = {name: first for name, first in tied.items() if first in wanted}
@@ -106,6 +106,17 @@ def _differences(wanted: Mapping[str, torch.Tensor], tied: Mapping[str, str], we
         elif entry.dtype.is_floating_point != wanted[name].dtype.is_floating_point:
             problems.append(f"{name}: is {entry.dtype}, the model needs {wanted[name].dtype}")
     return problems
+
+
+def _moved(wanted: Mapping[str, torch.Tensor], weights: Weights) -> str:
+    """What to do about names that would be right without a prefix, or with one; "" where that is not what is wrong."""
+    extra = [name for name in weights.entries if name not in wanted]
+    for name in extra[:1]:
+        own = next((w for w in sorted(wanted, key=len, reverse=True) if name.endswith(f".{w}")), "")
+        prefix = name.removesuffix(own)
+        if own and sum(n.startswith(prefix) and n.removeprefix(prefix) in wanted for n in extra) * 2 > len(extra):
+            return f"the tensors stand under the prefix {prefix!r}: rename them, or save the model without its wrapper"
+    return ""
 
 
 def _unequal(entries: Mapping[str, StoredTensor], tied: Mapping[str, str]) -> list[str]:

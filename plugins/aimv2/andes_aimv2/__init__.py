@@ -33,6 +33,9 @@ class AimV2:
     config: Mapping[str, object] = field(
         factory=dict, metadata={"help": "fields of a published vision_config that override the preset"}
     )
+    ignore: list[str] = field(
+        factory=list, metadata={"help": "keys of `config` that are not known here and change no number"}
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "recompute blocks in the backward pass: less memory, more time"}
     )
@@ -42,7 +45,7 @@ class AimV2:
 
     def resolved(self) -> AimV2Config:
         """Preset and `config` together."""
-        return AimV2Config.resolved(self.preset, self.config)
+        return AimV2Config.resolved(self.preset, self.config, self.ignore)
 
     @hookimpl
     def andes_vision_encoder(self) -> VisionEncoder:
@@ -57,9 +60,10 @@ class AimV2:
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
         """Say what the configuration comes to."""
         config = self.resolved()
-        return config.explained(
+        facts = config.explained(
             "AIMv2",
             sampling=config.interpolate_pe_method,
             activation="SwiGLU (SiLU)",
             gradient_checkpointing=self.gradient_checkpointing,
         )
+        return {**facts, **config.without_effect(self.config, self.ignore)}

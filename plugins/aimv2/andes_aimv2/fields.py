@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Self
 
 from attrs import Attribute, fields_dict
@@ -23,6 +23,9 @@ BOOKKEEPING = frozenset(
     typical_p use_bfloat16 use_cache""".split()  # noqa: SIM905
 )
 """Keys without effect here: what transformers writes into every config.json; pixel limits, read by preprocessing."""
+
+SAME = {"merge_size": "hidden_stride", "spatial_merge_size": "hidden_stride", "in_channels": "num_channels"}
+"""Other names of fields: a configuration that has both must give them one value."""
 
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
 """Of a field of `VisionFields`."""
@@ -56,18 +59,34 @@ class VisionFields:
     window_size: int | None
 
     @classmethod
-    def resolved(cls, preset: str, config: Mapping[str, object]) -> Self:
-        """A preset with the fields of a published `vision_config` written over it."""
+    def resolved(cls, preset: str, config: Mapping[str, object], ignore: Collection[str] = ()) -> Self:
+        """A preset with the fields of a published `vision_config` written over it.
+
+        Args:
+            ignore: keys that the user says have no effect.
+        """
         who, presets = cls.plugin, cls.presets
         if preset not in presets:
             raise ConfigError(f"no preset {preset!r}", who=f"{who}.preset", fix=f"choose one of {', '.join(presets)}")
         known = fields_dict(cls)  # type: ignore[arg-type]  # subclasses are attrs classes
         for key in config:
-            if key not in known and key not in cls.ignored:
+            if key not in known and key not in SAME and key not in cls.ignored and key not in ignore:
                 close = difflib.get_close_matches(str(key), known, n=1)
-                fix = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
+                fix = f"did you mean {close[0]!r}?" if close else f"the fields that matter are {', '.join(known)}"
+                fix += f'; if it changes no number, pass plugins=[{{"{who}": {{"ignore": [{key!r}]}}}}]'
                 raise ConfigError(f"unknown option {key!r}", who=f"{who}.config", fix=fix)
-        return cls(**{**presets[preset], **{key: value for key, value in config.items() if key in known}})
+        fields = {key: value for key, value in config.items() if key in known}
+        made = cls(**{**presets[preset], **fields})
+        for key, field in SAME.items():
+            if key in config and config[key] != getattr(made, field):
+                raise made.refusal(key, config[key], f"{getattr(made, field)}, which is what {field} gives")
+        return made
+
+    @classmethod
+    def without_effect(cls, config: Mapping[str, object], ignore: Collection[str] = ()) -> dict[str, str]:
+        """For `andes_explain`: keys of a `vision_config` that change nothing here."""
+        idle = [key for key in config if key in cls.ignored or key in ignore]
+        return {"without effect": ", ".join(sorted(idle))} if idle else {}
 
     @property
     def head_dim(self) -> int:

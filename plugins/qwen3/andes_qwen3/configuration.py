@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from andes_sdk.errors import ConfigError
@@ -64,8 +64,11 @@ BOOKKEEPING = frozenset({
 _CHECKED = ("model_type", "use_sliding_window", "layer_types", "attention_dropout", "rope_parameters")
 
 
-def resolve(preset: str, overrides: Mapping[str, object]) -> dict[str, Any]:
+def resolve(preset: str, overrides: Mapping[str, object], ignore: Collection[str] = ()) -> dict[str, Any]:
     """Preset and published fields -> arguments of `transformers.Qwen3Config`.
+
+    Args:
+        ignore: keys that the user says have no effect.
 
     Raises:
         ConfigError: an unknown preset or key, a value of the wrong type, or something this plugin does not compute
@@ -79,17 +82,21 @@ def resolve(preset: str, overrides: Mapping[str, object]) -> dict[str, Any]:
     for key, value in overrides.items():
         if key in fields:
             fields[key] = _typed(key, value, PRESETS[preset][key])
-        elif key not in BOOKKEEPING and key not in _CHECKED:
+        elif key not in BOOKKEEPING and key not in _CHECKED and key not in ignore:
             known = [*fields, *_CHECKED, *BOOKKEEPING]
-            raise ConfigError(
-                f"unknown field {key!r}",
-                who="qwen3.config",
-                fix=_suggest(key, known) or f"the fields that matter are {sorted([*fields, *_CHECKED])}",
-            )
+            fix = _suggest(key, known) or f"the fields that matter are {sorted([*fields, *_CHECKED])}"
+            fix += f'; if it changes no number, pass plugins=[{{"qwen3": {{"ignore": [{key!r}]}}}}]'
+            raise ConfigError(f"unknown field {key!r}", who="qwen3.config", fix=fix)
     _refuse_unsupported(overrides)
     _check_heads(fields)
     fields["rope_parameters"] = _rope(fields.pop("rope_theta"), fields.pop("rope_scaling"), overrides)
     return fields
+
+
+def without_effect(overrides: Mapping[str, object], ignore: Collection[str] = ()) -> dict[str, str]:
+    """For `andes_explain`: published keys that change nothing here."""
+    idle = sorted(key for key in overrides if key in BOOKKEEPING or key in ignore)
+    return {"without effect": ", ".join(idle)} if idle else {}
 
 
 def _suggest(word: str, known: Mapping[str, object] | list[str]) -> str:

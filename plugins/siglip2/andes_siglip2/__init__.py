@@ -33,6 +33,9 @@ class SigLIP2:
     config: Mapping[str, object] = field(
         factory=dict, metadata={"help": "fields of a published vision_config that override the preset"}
     )
+    ignore: list[str] = field(
+        factory=list, metadata={"help": "keys of `config` that are not known here and change no number"}
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "recompute blocks in the backward pass: less memory, more time"}
     )
@@ -42,7 +45,7 @@ class SigLIP2:
 
     def resolved(self) -> SigLIP2Config:
         """Preset and `config` together."""
-        return SigLIP2Config.resolved(self.preset, self.config)
+        return SigLIP2Config.resolved(self.preset, self.config, self.ignore)
 
     @hookimpl
     def andes_vision_encoder(self) -> VisionEncoder:
@@ -58,9 +61,10 @@ class SigLIP2:
         """Say what the configuration comes to."""
         config = self.resolved()
         gelu = "exact GELU" if config.hidden_act == "gelu" else "tanh-approximated GELU"
-        return config.explained(
+        facts = config.explained(
             "SigLIP2",
             sampling="bicubic",
             activation=f"{gelu} (hidden_act)",
             gradient_checkpointing=self.gradient_checkpointing,
         )
+        return {**facts, **config.without_effect(self.config, self.ignore)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from andes_andesvl.layout import plugin_items, text_fields
 from andes_sdk.assembling.assembly import assemble
 from andes_sdk.errors import InputError
+from andes_sdk.files import FolderFiles
 
 IMAGE_TOKEN = 151654
 """`<|vision_pad|>` of the published vocabulary."""
@@ -46,6 +48,26 @@ class _Config(PretrainedConfig):
         self.text_config = text
         self.image_token_id = image_token_id
         super().__init__(**kwargs, tie_word_embeddings=text.tie_word_embeddings)  # type: ignore[call-arg]
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As transformers does; an absent `image_token_id` is that of the token's name in the folder's tokenizer."""
+        fields, left = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return _with_token(fields, pretrained_model_name_or_path), left
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers does, and as above, since Auto classes come this way."""
+        return super().from_dict(_with_token(config_dict, kwargs.get("name_or_path", "")), **kwargs)
+
+
+def _with_token(fields: dict[str, Any], source: object) -> dict[str, Any]:
+    folder = Path(str(source))
+    if not fields or "image_token_id" in fields or not source or not folder.is_dir():
+        return fields
+    from andes_qwen3.tokenizer import QwenTokenizer
+
+    return {**fields, "image_token_id": QwenTokenizer(FolderFiles(folder)).placeholder("image")}
 
 
 # transformers gives a configuration class without an `__init__` of its own one that calls no parent

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from andes_sdk.errors import InputError
+from andes_sdk.inputs.messages import parse_messages
 from andes_sdk.inputs.processor import Processor
 from andes_sdk.types import Media, Rendered
 
@@ -62,17 +63,26 @@ class AndesVLProcessor(ProcessorMixin):
         Text cannot tell a special token from the same characters typed by a user; `tokenize=True` can.
         """
         several = bool(conversation) and not isinstance(conversation[0], Mapping)
-        if chat_template is not None or not tokenize:
+        if chat_template is not None:
             options = {"add_generation_prompt": add_generation_prompt, "enable_thinking": enable_thinking}
-            return self.tokenizer.apply_chat_template(conversation, chat_template, tokenize=False, **options)
+            return self.tokenizer.apply_chat_template(conversation, chat_template, tokenize=tokenize, **options)
+        all_of_them = conversation if several else [conversation]
+        if not tokenize:
+            texts = [self._text(one, think=enable_thinking, generate=add_generation_prompt) for one in all_of_them]
+            return texts if several else texts[0]
         inputs = [
-            self.processor.prepare(messages, think=enable_thinking, generate=add_generation_prompt)
-            for messages in (conversation if several else [conversation])
+            self.processor.prepare(one, think=enable_thinking, generate=add_generation_prompt) for one in all_of_them
         ]
         return self._batch(
             [i.ids.tolist() for i in inputs],
             [i.media["image"] for i in inputs if "image" in i.media],
         )
+
+    def _text(self, messages: Any, *, think: bool, generate: bool) -> str:
+        """What our own template writes, with one picture token for each picture."""
+        turns, _ = parse_messages(messages, self.processor.modalities)
+        rendered = self.processor.tokenizer.render(turns, think=think, generate=generate)
+        return str(self.tokenizer.decode(list(rendered.ids), skip_special_tokens=False))
 
     def __call__(self, text: str | Sequence[str] = "", images: Any = None, **kwargs: Any) -> BatchFeature:
         """Rendered text, one picture token per picture, and the pictures in order -> the model's inputs."""
