@@ -102,11 +102,12 @@ class Hooks(Protocol):
         """
 
     @hookspec(firstresult=True)
-    def andes_language_model(self) -> types.LanguageModel:
+    def andes_language_model(self, packed: bool) -> types.LanguageModel:
         """Slot. Build the language model: an `nn.Module` with `.spec`, `embed`, `hidden_states`, `logits`.
 
         `hidden_states(embeds, positions, attend, tap)` must call `attend(layer, q, k, v, scale)` for attention and
-        nothing else: masks, packing and the KV store belong to the runtime.
+        nothing else: masks, packing and the KV store belong to the runtime. `packed` says that the weights stay in a
+        packed file and a backend computes with them: a plugin may then build a lighter module with the same weights.
 
             @hookimpl
             def andes_language_model(self):

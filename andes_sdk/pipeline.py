@@ -223,8 +223,8 @@ class Pipeline:
             return self._stored.attached(self._build, plan)
         return self._stored.weights(self._build, plan)
 
-    def _build(self, *, hollow: bool = False) -> VisionLanguageModel:
-        return build(self._assembly, self.tokenizer, hollow=hollow)
+    def _build(self, *, hollow: bool = False, packed: bool = False) -> VisionLanguageModel:
+        return build(self._assembly, self.tokenizer, hollow=hollow, packed=packed)
 
     def meta_model(self) -> VisionLanguageModel:
         """The same modules without memory for weights, on torch's meta device."""

@@ -81,11 +81,14 @@ def build_meta(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
         return build(assembly, tokenizer)
 
 
-def build(assembly: Assembly, tokenizer: Tokenizer, *, hollow: bool = False) -> VisionLanguageModel:
+def build(
+    assembly: Assembly, tokenizer: Tokenizer, *, hollow: bool = False, packed: bool = False
+) -> VisionLanguageModel:
     """The modules on torch's default device, with weights from torch's random numbers or of the plugins' own.
 
     Args:
         hollow: to read weights into: slots and modalities on the meta device; what `andes_modules` adds has values.
+        packed: as for `andes_language_model`.
 
     Raises:
         PluginBroken: a hook `andes_modules` that fails, or returns what are no prefixes of weights of the model.
@@ -96,7 +99,7 @@ def build(assembly: Assembly, tokenizer: Tokenizer, *, hollow: bool = False) -> 
 
     with torch.device("meta") if hollow else nullcontext():
         encoder = assembly.slot("vision_encoder")
-        language_model = assembly.slot("language_model")
+        language_model = assembly.slot("language_model", packed=packed)
         projector = assembly.slot("projector", vision=encoder.spec, text=language_model.spec)
         senses = assembly.collections["modalities"]
         model = VisionLanguageModel(encoder, projector, language_model, tokenizer, senses)

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 
 class Build(Protocol):
-    """Builds the modules on torch's default device; hollow: without memory for what is to be read into them."""
+    """Builds the modules on torch's default device.
 
-    def __call__(self, *, hollow: bool = False) -> VisionLanguageModel:
+    Hollow, they have no memory for what is to be read into them. `packed` says that nothing will be: the weights stay
+    in a packed file.
+    """
+
+    def __call__(self, *, hollow: bool = False, packed: bool = False) -> VisionLanguageModel:
         """The modules, after every plugin that changes them."""
 
 

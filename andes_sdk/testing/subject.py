@@ -136,7 +136,8 @@ class Subject:
         pipe = self.pipeline(options=options) if options else self.pipe
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return pipe._assembly.slot(slot, **arguments)
+            own: dict[str, Any] = {"packed": False} if slot == "language_model" else {}
+            return pipe._assembly.slot(slot, **own, **arguments)
 
     def twin(self, option: str) -> Mapping[str, Any]:
         """`{option: True}`. Raises NotApplicable if the plugin has no such switch."""

@@ -268,7 +268,7 @@ def test_a_numba_session_gets_the_rows_of_a_sense_from_torch() -> None:
 
         @hookimpl
         def andes_language_model(self) -> Any:
-            return Qwen3(preset="tiny").andes_language_model()
+            return Qwen3(preset="tiny").andes_language_model(packed=False)
 
         @hookimpl
         def andes_tokenizer(self, files: Any) -> Any:

@@ -78,4 +78,4 @@ class PackedFile:
         """The modules without weights: each is read from the file when it is used."""
         from andes_packing.modules import attach
 
-        return attach(build(hollow=True), self._mapped, dtype=plan.dtype)
+        return attach(build(hollow=True, packed=True), self._mapped, dtype=plan.dtype)

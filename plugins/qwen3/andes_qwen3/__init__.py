@@ -14,9 +14,8 @@ from .configuration import resolve, without_effect
 
 if TYPE_CHECKING:
     from andes_sdk.plan import Plan
-    from andes_sdk.types import Files
+    from andes_sdk.types import Files, LanguageModel
 
-    from .model import Qwen3LanguageModel
     from .tokenizer import QwenTokenizer
 
 
@@ -47,11 +46,16 @@ class Qwen3:
         resolve(self.preset, self.config, self.ignore)
 
     @hookimpl
-    def andes_language_model(self) -> Qwen3LanguageModel:
-        """Random weights on torch's default device."""
+    def andes_language_model(self, packed: bool) -> LanguageModel:
+        """Random weights on torch's default device; transformers' class, but where weights stay packed."""
+        fields = resolve(self.preset, self.config, self.ignore)
+        if packed:
+            from .plain import PlainQwen3, fits
+
+            if fits(fields):
+                return PlainQwen3(fields)
         from .model import Qwen3LanguageModel
 
-        fields = resolve(self.preset, self.config, self.ignore)
         return Qwen3LanguageModel.build(fields, gradient_checkpointing=self.gradient_checkpointing)
 
     @hookimpl

@@ -19,6 +19,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from andes_sdk.types import Attend, Tap, TextSpec
 
+from .roles import linears_of
+
 ATTENTION = "andes"
 
 
@@ -66,13 +68,6 @@ class ExactRotaryEmbedding(LlamaRotaryEmbedding):
         for name, buffer in fresh.named_buffers():
             setattr(self, name, buffer.to(getattr(self, name).device))
         return self
-
-
-ROLES = {
-    "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "o",
-    "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down",
-}  # fmt: skip
-"""Linear layers of a decoder layer, and what they do."""
 
 
 @contextmanager
@@ -148,11 +143,7 @@ class Decoder:
 
     def linears(self) -> dict[str, tuple[int, str]]:
         """Linear layers by module name -> (layer, role)."""
-        return {
-            f"model.layers.{n}.{place}": (n, role)
-            for n in range(self.config.num_hidden_layers)
-            for place, role in ROLES.items()
-        }
+        return linears_of(self.config.num_hidden_layers)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, D) -> (T, V)."""

@@ -31,7 +31,7 @@ def causal(layer, q, k, v, scale):
 
 def tiny(**options):
     torch.manual_seed(0)
-    return Qwen3(preset="tiny", **options).andes_language_model().eval()
+    return Qwen3(preset="tiny", **options).andes_language_model(packed=False).eval()
 
 
 def stock_twin(model):
@@ -125,7 +125,7 @@ def parameters_by_hand(layers, hidden, inner, heads):
 )
 def test_presets_have_the_published_number_of_parameters(preset, sizes, total):
     with torch.device("meta"):
-        model = Qwen3(preset=preset).andes_language_model()
+        model = Qwen3(preset=preset).andes_language_model(packed=False)
     assert parameters_by_hand(*sizes) == total
     assert sum(p.numel() for p in model.parameters()) == total
     assert model.spec.max_positions == 40_960
@@ -205,15 +205,15 @@ def test_a_whole_published_configuration_is_accepted():
         "vocab_size": 151936,
     }  # fmt: skip
     with torch.device("meta"):
-        given = Qwen3(preset="4b", config=published).andes_language_model()
-        preset = Qwen3(preset="0.6b").andes_language_model()
+        given = Qwen3(preset="4b", config=published).andes_language_model(packed=False)
+        preset = Qwen3(preset="0.6b").andes_language_model(packed=False)
     assert given.config.to_dict() == preset.config.to_dict()
 
 
 def test_a_configuration_written_by_this_version_of_transformers_is_accepted():
     written = tiny().config.to_dict()
     with torch.device("meta"):
-        assert Qwen3(preset="0.6b", config=written).andes_language_model().spec == tiny().spec
+        assert Qwen3(preset="0.6b", config=written).andes_language_model(packed=False).spec == tiny().spec
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_every_hook_of_the_plugin_is_in_the_contract():
     plugin = Qwen3(preset="tiny", thinking=True)
     manager.register(plugin, "qwen3")
     manager.check_pending()
-    assert manager.hook.andes_language_model().spec.width == 48
+    assert manager.hook.andes_language_model(packed=False).spec.width == 48
     assert manager.hook.andes_tokenizer(folder=None, files=None).vocab_size == 512
     facts = manager.hook.andes_explain(plan=None)[0]
     assert facts["mode"].startswith("thinking")

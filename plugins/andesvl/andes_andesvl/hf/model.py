@@ -108,7 +108,7 @@ class AndesVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         data = {"model_type": config.model_type, "vision_config": config.vision_config, "text_config": text}
         assembled = assemble(plugin_items(data, who=config.name_or_path or "config"))
         self.vision_encoder = assembled.slot("vision_encoder")
-        self.language_model = assembled.slot("language_model")
+        self.language_model = assembled.slot("language_model", packed=False)
         specs = {"vision": self.vision_encoder.spec, "text": self.language_model.spec}
         self.mlp = assembled.slot("projector", **specs)
         self.post_init()
