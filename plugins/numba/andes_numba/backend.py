@@ -21,7 +21,7 @@ from .encoder import Vision, choose_vision
 from .few import forward_few
 from .lookup import look_up
 from .lora import Adapters
-from .machine import choose_kernels, code_origin, threading_layer
+from .machine import choose_kernels, code_origin, tell_of_compiling, threading_layer
 from .passes import run_passes
 from .session import NumbaSession
 from .simd import Tag
@@ -97,6 +97,7 @@ def compiled(
     Raises:
         BackendUnavailable: a kernel set, a threading layer, a number of threads or CPUs this machine does not have.
     """
+    tell_of_compiling()
     kernels, why = choose_kernels(options.kernels)
     team = gather(options.threads, options.affinity)
     vision = Vision(model, choose_vision(options.vision, options.activations, kernels), kernels, team)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -13,6 +14,7 @@ import llvmlite.binding
 import numba
 from numba import njit
 from numba.core import config
+from numba.core.event import Event, Listener, register, unregister
 
 from andes_sdk.errors import BackendUnavailable, SessionError
 
@@ -20,6 +22,8 @@ from .affinity import cpus_named, listed, tell_cpus
 
 if TYPE_CHECKING:
     from .options import Options
+
+_LOG = logging.getLogger("andes_numba")
 
 KERNEL_SETS = {
     "avx512vnni": frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni", "f16c", "fma"}),
@@ -152,6 +156,24 @@ def choose_threads(wanted: int, cpus: int = 0) -> int:
             fix=f"use threads<={most}, or set NUMBA_NUM_THREADS before Python starts",
         )
     return wanted or min(cpus or most, most)
+
+
+class _Telling(Listener):
+    """Says once in a process that machine code is being compiled, since that is silent and takes long."""
+
+    def on_start(self, event: Event) -> None:
+        """A function that is not in the cache."""
+        unregister("numba:compile", self)
+        _LOG.warning("numba: compiling machine code, which may take a minute or two; later starts find it in the cache")
+
+    def on_end(self, event: Event) -> None:
+        """Nothing."""
+
+
+@cache
+def tell_of_compiling() -> None:
+    """From the first call on, `_Telling` listens; its line goes to the log "andes_numba", by default to stderr."""
+    register("numba:compile", _Telling())
 
 
 @cache
