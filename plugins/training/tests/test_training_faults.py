@@ -1,0 +1,109 @@
+"""Data and replies that claim more than they are."""
+
+import io
+import json
+import tarfile
+import tracemalloc
+
+import pytest
+from andes_training.data.bad import BadSample
+from andes_training.data.shards import open_shard
+
+from andes_sdk.errors import TrainingError
+
+HUGE = 8 * 2**30 - 1
+GOOD = json.dumps({"messages": []}).encode()
+
+
+def member(name, data=GOOD, kind=tarfile.REGTYPE, *, link="", pax=None, form=tarfile.PAX_FORMAT):
+    info = tarfile.TarInfo(name)
+    info.type, info.size, info.linkname, info.pax_headers = kind, len(data), link, pax or {}
+    return info.tobuf(form) + data + bytes(-len(data) % 512)
+
+
+def gnu_sparse(name, data=GOOD):
+    block = bytearray(member(name, b"", tarfile.GNUTYPE_SPARSE, form=tarfile.GNU_FORMAT)[:512])
+    block[124:136] = b"%011o\0" % len(data)
+    block[386:410] = b"%011o\0" % 0 + b"%011o\0" % len(data)
+    block[483:495] = b"%011o\0" % HUGE
+    return rechecked(block) + data + bytes(-len(data) % 512)
+
+
+def rechecked(block):
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def shard(tmp_path, *parts):
+    path = tmp_path / "s.tar"
+    path.write_bytes(b"".join(parts) + bytes(1024))
+    return open_shard(path)
+
+
+PAX = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(HUGE), "GNU.sparse.name": "b.json"}
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        (gnu_sparse("b.json"), "sparse"),
+        (member("b.json", b"1\n0\n512\n".ljust(512, b"\0") + GOOD, pax=PAX), "sparse"),
+        (member("b.json", GOOD, pax={"GNU.sparse.size": str(HUGE), "GNU.sparse.map": "0,10"}), "sparse"),
+        (member("b.json", b"", tarfile.SYMTYPE, link="a.json"), "link"),
+        (member("b.json", b"", tarfile.LNKTYPE, link="b.json"), "link"),
+        (member("b.json") + member("b.png", b"", tarfile.SYMTYPE, link="b.json"), "link"),
+        (member("b.json", b"", tarfile.CHRTYPE), "device"),
+    ],
+)
+def test_s1_sparse_members_and_links_of_a_tar_are_refused(tmp_path, part, why):
+    found = shard(tmp_path, member("a.json"), part, member("c.json"))
+    assert len(found) == 3
+    tracemalloc.start()
+    with pytest.raises(BadSample, match="cannot be unpacked") as caught:
+        found.entry(1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert why in caught.value.why
+    assert caught.value.who == f"{tmp_path / 's.tar'}:b"
+    assert found.entry(0) == found.entry(2) == {"messages": []}
+
+
+@pytest.mark.parametrize("size", [b"77777777777\0", b"\xff" * 12, b"\x80" + b"\xff" * 11, b"-0000000001\0", b"size\0"])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
+def test_s1_damaged_sizes_of_a_tar_are_refused(tmp_path, size, kind):
+    block = bytearray(member("b.json", b"", kind))
+    block[124:136] = size.ljust(12, b"\0")
+    with pytest.raises(TrainingError, match="no whole tar") as caught:
+        shard(tmp_path, member("a.json"), rechecked(block))
+    assert caught.value.who == str(tmp_path / "s.tar")
+
+
+def test_s1_damaged_records_and_long_chains_of_headers_are_refused(tmp_path):
+    for body in (b"5 size=-9\n", b"0 a=b\n", b"999999999 path=x\n", b"x", b"14 size=99999\n", b"10 size=-1\n"):
+        with pytest.raises(TrainingError, match="no whole tar"):
+            shard(tmp_path, member("x", body, tarfile.XHDTYPE), member("b.json"), member("c.json"))
+    chain = member("x", b"b.json", tarfile.GNUTYPE_LONGNAME) * 5000
+    assert shard(tmp_path, chain, member("other")).where(0).endswith(":b")
+
+
+def test_s1_what_a_sample_takes_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("andes_training.data.tar.MOST_BYTES", 40)
+    found = shard(tmp_path, member("a.json"), member("b.json"), member("b.png", b"0" * 50))
+    assert found.entry(0) == {"messages": []}
+    with pytest.raises(BadSample, match="cannot be unpacked"):
+        found.entry(1)
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_s1_plain_tars_of_every_form_are_read(tmp_path, form):
+    names = ["d/a.json", "é" * 20 + "/" + "long" * 15 + "/" + "k" * 70 + ".json"]
+    with tarfile.open(tmp_path / "s.tar", "w", format=form) as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(GOOD)
+            archive.addfile(info, io.BytesIO(GOOD))
+    found = open_shard(tmp_path / "s.tar")
+    assert [found.where(i).partition(":")[2] for i in range(2)] == [name.removesuffix(".json") for name in names]
+    assert found.entry(1) == {"messages": []}
