@@ -54,6 +54,13 @@ def _converter() -> cattrs.Converter:
 
 CONVERTER = _converter()
 
+_LARGEST = {"num_hidden_layers": 1000, "head_dim": 1 << 16}
+
+
+def too_large(name: str, value: object) -> bool:
+    """Whether a size from a file is beyond any model: building it would not end, even without memory for weights."""
+    return isinstance(value, int) and abs(value) > _LARGEST.get(name, 1 << 31)
+
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, or the list of what exists."""

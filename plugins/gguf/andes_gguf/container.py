@@ -19,6 +19,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from andes_sdk.errors import CheckpointError
+from andes_sdk.files import regular
 
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 """Value type -> code of `struct`."""
@@ -73,7 +74,7 @@ def read(path: str | Path) -> GgufFile:
     """
     path = Path(path).expanduser()
     try:
-        stat = path.stat()
+        stat = regular(path).stat()
         return _read(path.absolute(), stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise CheckpointError("cannot be read", who=str(path), why=str(error), fix="check the path") from None

@@ -1,13 +1,19 @@
 """Data and replies that claim more than they are."""
 
+import contextlib
 import io
 import json
 import tarfile
+import threading
+import time
 import tracemalloc
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 from andes_training.data.bad import BadSample
 from andes_training.data.shards import open_shard
+from andes_training.server import post
 
 from andes_sdk.errors import TrainingError
 
@@ -107,3 +113,49 @@ def test_s1_plain_tars_of_every_form_are_read(tmp_path, form):
     found = open_shard(tmp_path / "s.tar")
     assert [found.where(i).partition(":")[2] for i in range(2)] == [name.removesuffix(".json") for name in names]
     assert found.entry(1) == {"messages": []}
+
+
+# ---------------------------------------------------------------- servers
+
+
+@pytest.fixture
+def talker():
+    """A server that sends chunks without end; `chunk` and `pause` are what a test sets."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(server.status)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not server.stopped:
+                    self.wfile.write(server.chunk)
+                    server.sent += len(server.chunk)
+                    time.sleep(server.pause)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.chunk, server.pause, server.sent, server.status, server.stopped = b" " * 65536, 0.0, 0, 200, False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.stopped = True
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+def test_s5_a_reply_without_end_is_cut(talker, monkeypatch, status):
+    monkeypatch.setattr("andes_training.server.MOST_BYTES", 1 << 20)
+    talker.status = status
+    with httpx.Client(timeout=30) as client, pytest.raises(TrainingError, match="does not end"):
+        post(client, f"http://127.0.0.1:{talker.server_port}/x", {})
+    assert talker.sent < 64 << 20
+
+
+def test_s5_a_reply_that_trickles_ends_at_the_timeout(talker):
+    talker.chunk, talker.pause = b" ", 0.1
+    with httpx.Client(timeout=0.5) as client, pytest.raises(TrainingError, match=r"no answer in 0.5 s"):
+        post(client, f"http://127.0.0.1:{talker.server_port}/x", {})

@@ -1,0 +1,178 @@
+"""Files from strangers: what they claim is bounded, where they lead is checked, how they are nested does not matter."""
+
+import hashlib
+import json
+import os
+import re
+import threading
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from andes_sdk import Pipeline
+from andes_sdk.errors import AndesError, AssemblyError, CheckpointError, ConfigError
+from andes_sdk.files import FolderFiles, confined
+from andes_sdk.runtime.adapters import read_adapter
+
+TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return Pipeline.from_plugins(TINY, seed=7)
+
+
+def within(seconds, function):
+    """What a function raises, if it comes back in time."""
+    found = []
+
+    def run():
+        try:
+            function()
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), "it hangs"
+    return found[0]
+
+
+def signed(folder, **changes):
+    """Change `andes.json` as someone would who knows its checksum."""
+    body = json.loads((folder / "andes.json").read_text()) | changes
+    body.pop("checksum")
+    body["checksum"] = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    (folder / "andes.json").write_text(json.dumps(body))
+
+
+# ---------------------------------------------------------------- S5
+
+
+@pytest.mark.parametrize("plugin", ["qwen3", "aimv2", "siglip2"])
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_hidden_layers", 10**7), ("hidden_size", 10**13), ("head_dim", 1 << 20)]
+)
+def test_s5_sizes_that_no_model_has_are_refused_wherever_they_stand(plugin, key, value):
+    if (plugin, key) in (("aimv2", "head_dim"), ("siglip2", "head_dim")):
+        pytest.skip("they have no such field")
+    items = [{plugin: {"preset": "tiny", "config": {key: value}}} if plugin in str(item) else item for item in TINY]
+    if plugin == "siglip2":
+        items[0] = {plugin: {"preset": "tiny", "config": {key: value}}}
+    error = within(20, lambda: Pipeline.from_plugins(items))
+    assert isinstance(error, AssemblyError)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "/dev/zero", "a/../../b", "", ".", "..", "a//b", "C:\\x", "a\\b", "c:x", "a\0b"]
+)
+def test_s5_names_in_andes_json_stay_in_the_folder(pipeline, tmp_path, name):
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    manifest = json.loads((folder / "andes.json").read_text())
+    for changes in (
+        {"files": {**manifest["files"], name: "0" * 64}},
+        {"tensors": {**manifest["tensors"], "x": name}},
+        {"published": {"tensors": {"x": name}, "metadata": None}},
+    ):
+        (folder / "andes.json").write_text(json.dumps(manifest))
+        signed(folder, **changes)
+        error = within(20, lambda: Pipeline.from_pretrained(folder))
+        assert isinstance(error, CheckpointError)
+        assert "outside its folder" in error.what
+    assert not confined(name)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"files": 3}, {"tensors": {"x": 3}}, {"extra": 1}, {"plan": None}, {"published": {"tensors": 3}}]
+)
+def test_s5_a_manifest_of_other_types_is_refused(pipeline, tmp_path, changes):
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    signed(folder, **changes)
+    with pytest.raises(AndesError):
+        Pipeline.from_pretrained(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no devices and pipes in folders")
+@pytest.mark.parametrize("kind", ["/dev/zero", "pipe"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_s5_devices_and_pipes_in_a_checkpoint_are_refused(pipeline, tmp_path, name, kind):
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    replaced(folder / name, kind)
+    assert isinstance(within(60, lambda: Pipeline.from_pretrained(folder).chat("x", max_tokens=1)), CheckpointError)
+
+
+def replaced(path, kind):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to(kind)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no devices and pipes in folders")
+@pytest.mark.parametrize("kind", ["/dev/zero", "pipe"])
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_s5_devices_and_pipes_in_an_adapter_are_refused(pipeline, tmp_path, name, kind):
+    replaced(adapter(tmp_path) / name, kind)
+    error = within(20, lambda: read_adapter("a", tmp_path, pipeline.model.language_model))
+    assert isinstance(error, CheckpointError)
+    assert "no regular file" in error.why
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no devices and pipes in folders")
+def test_s5_files_of_a_folder_are_plain_and_in_it(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret").write_text("x")
+    os.mkfifo(tmp_path / "in" / "pipe")
+    files = FolderFiles(tmp_path / "in")
+    for name in ("../secret", "pipe", str(tmp_path / "secret")):
+        assert name not in files
+        assert isinstance(within(10, lambda name=name: files.read(name)), CheckpointError)
+
+
+# ---------------------------------------------------------------- S7
+
+
+def adapter(folder, **changes):
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **changes}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{name}.lora_A.weight": torch.ones(2, 48), f"{name}.lora_B.weight": torch.ones(64, 2)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+NAMES = ["([a-z0-9_.]+)+$x", "[", "(", "a|b", "q_proj$", ".*", "q_proj.", "", "a" * 10**6 + "!", "(?i)q"]
+NUMBERS = [float("inf"), float("nan"), 10**400, -1, 0, True, [4], {"a": 1}, "4", None, 1 << 40]
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("given", [*({n: 2} for n in NAMES), *({"q_proj": n} for n in NUMBERS), [1], "q_proj", 3])
+def test_s7_patterns_of_an_adapter_are_names_and_their_numbers_are_checked(pipeline, tmp_path, field, given):
+    adapter(tmp_path, **{field: given})
+    error = within(20, lambda: read_adapter("a", tmp_path, pipeline.model.language_model))
+    assert isinstance(error, ConfigError), repr(error)
+    assert field in error.why
+    assert len(str(error)) < 2000
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), 10**400, True, 0, [1], None])
+@pytest.mark.parametrize("field", ["r", "lora_alpha"])
+def test_s7_rank_and_alpha_are_checked(pipeline, tmp_path, field, number):
+    adapter(tmp_path, **{field: number})
+    with pytest.raises(ConfigError, match=rf"{field} is .*above 0"):
+        read_adapter("a", tmp_path, pipeline.model.language_model)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["q_proj", "layers.0.self_attn.q_proj", "self_attn.q_proj", "^model.layers.0.self_attn.q_proj", "proj", "^q_proj"],
+)
+def test_s7_names_mean_what_peft_means_by_them(pipeline, tmp_path, key):
+    adapter(tmp_path, alpha_pattern={key: 10})
+    found = read_adapter("a", tmp_path, pipeline.model.language_model).layers[WHOLE].scale
+    assert found == (5 if re.match(rf"(.*\.)?({key})$", WHOLE) else 2)
+
+
+def test_s7_many_patterns_take_linear_time(pipeline, tmp_path):
+    adapter(tmp_path, alpha_pattern={f"x{n}.q_proj": 2 for n in range(200_000)})
+    assert read_adapter("a", tmp_path, pipeline.model.language_model).layers
