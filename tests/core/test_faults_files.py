@@ -4,15 +4,21 @@ import hashlib
 import json
 import os
 import re
+import socket
 import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from andes_sdk import Pipeline
-from andes_sdk.errors import AndesError, AssemblyError, CheckpointError, ConfigError
+from andes_sdk.errors import AndesError, AssemblyError, CheckpointError, ConfigError, InputError
 from andes_sdk.files import FolderFiles, confined
+from andes_sdk.inputs.images import ImageLimits, load_image
 from andes_sdk.runtime.adapters import read_adapter
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
@@ -163,10 +169,11 @@ def test_s7_rank_and_alpha_are_checked(pipeline, tmp_path, field, number):
         read_adapter("a", tmp_path, pipeline.model.language_model)
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["q_proj", "layers.0.self_attn.q_proj", "self_attn.q_proj", "^model.layers.0.self_attn.q_proj", "proj", "^q_proj"],
-)
+WHOLE = "model.layers.0.self_attn.q_proj"
+ENDS = ["q_proj", "layers.0.self_attn.q_proj", "0.self_attn.q_proj", WHOLE, f"^{WHOLE}", "proj", "^q_proj", "0.q_proj"]
+
+
+@pytest.mark.parametrize("key", ENDS)
 def test_s7_names_mean_what_peft_means_by_them(pipeline, tmp_path, key):
     adapter(tmp_path, alpha_pattern={key: 10})
     found = read_adapter("a", tmp_path, pipeline.model.language_model).layers[WHOLE].scale
@@ -176,3 +183,129 @@ def test_s7_names_mean_what_peft_means_by_them(pipeline, tmp_path, key):
 def test_s7_many_patterns_take_linear_time(pipeline, tmp_path):
     adapter(tmp_path, alpha_pattern={f"x{n}.q_proj": 2 for n in range(200_000)})
     assert read_adapter("a", tmp_path, pipeline.model.language_model).layers
+
+
+# ---------------------------------------------------------------- S6
+
+
+class Remote(BaseHTTPRequestHandler):
+    """Redirects to what its path names, drips headers, and redirects slowly without end."""
+
+    def do_GET(self):
+        self.server.paths.append(self.path)
+        if self.path == "/headers":
+            for _ in range(200):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n"[:1])
+                time.sleep(0.1)
+        elif self.path == "/redirects" or self.path.startswith("/redirects?"):
+            time.sleep(0.4)
+            self.moved("/redirects?" + str(len(self.server.paths)))
+        elif self.path.startswith("/to?"):
+            self.moved(self.path.partition("?")[2])
+        else:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.server.picture)
+
+    def moved(self, where):
+        self.send_response(302)
+        self.send_header("Location", where)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def remote(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    buffer = BytesIO()
+    Image.new("RGB", (3, 2)).save(buffer, "PNG")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Remote) as server:
+        server.daemon_threads, server.paths, server.picture = True, [], buffer.getvalue()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """Names and what they resolve to, one list after another; connections go to this machine whatever the address."""
+    known, asked, connect = {}, [], socket.create_connection
+
+    def resolve(host, port, *_, **__):
+        found = known.get(host, [host])
+        found = found.pop(0) if isinstance(found[0], list) and len(found) > 1 else found
+        found = found[0] if isinstance(found[0], list) else found
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (one, port)) for one in found]
+
+    def dial(address, *args, **options):
+        asked.append(address[0])
+        return connect(("127.0.0.1", address[1]), *args, **options)
+
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    monkeypatch.setattr("socket.create_connection", dial)
+    return known, asked
+
+
+@pytest.mark.parametrize("path", ["/headers", "/redirects"])
+def test_s6_one_deadline_for_headers_and_redirects(remote, path):
+    start = time.monotonic()
+    with pytest.raises(InputError, match="cannot be fetched") as caught:
+        load_image(
+            f"http://127.0.0.1:{remote.server_port}{path}",
+            allow_remote=True,
+            limits=ImageLimits(timeout=1.0, allow_private=True),
+        )
+    assert time.monotonic() - start < 2.5
+    assert "not complete after 1.0 s" in caught.value.why
+
+
+def test_s6_names_that_take_long_to_resolve_count_too(monkeypatch):
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: time.sleep(20))
+    start = time.monotonic()
+    with pytest.raises(InputError, match="cannot be fetched"):
+        load_image("http://example.org/a.png", allow_remote=True, limits=ImageLimits(timeout=0.3))
+    assert time.monotonic() - start < 2
+
+
+PRIVATE = ["127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "::1",
+           "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+@pytest.mark.parametrize("redirected", [False, True])
+def test_s6_private_addresses_are_refused_also_after_redirects(remote, names, address, redirected):
+    known, asked = names
+    known |= {"public.example": ["93.184.215.14"], "inside.example": ["93.184.215.14", address]}
+    inside = f"http://inside.example:{remote.server_port}/a.png"
+    url = f"http://public.example:{remote.server_port}/to?{inside}" if redirected else inside
+    with pytest.raises(InputError, match="cannot be fetched") as caught:
+        load_image(url, allow_remote=True)
+    assert "no public address" in caught.value.why
+    assert "allow_private=True" in caught.value.why
+    assert asked == ["93.184.215.14"] * redirected
+    assert load_image(url, allow_remote=True, limits=ImageLimits(allow_private=True)).size == (3, 2)
+
+
+def test_s6_a_name_that_changes_its_address_is_asked_where_it_was_checked(remote, names):
+    known, asked = names
+    known["rebinding.example"] = [["93.184.215.14"], ["93.184.215.14"], ["127.0.0.1"]]
+    url = f"http://rebinding.example:{remote.server_port}/a.png"
+    assert load_image(url, allow_remote=True).size == (3, 2)
+    assert asked == ["93.184.215.14"]
+    with pytest.raises(InputError, match="cannot be fetched"):
+        load_image(url, allow_remote=True)
+    assert asked == ["93.184.215.14"]
+
+
+def test_s6_behind_a_proxy_names_are_checked_and_the_proxy_is_asked(remote, names, monkeypatch):
+    known, asked = names
+    known |= {"proxy": ["10.0.0.9"], "inside.example": ["10.0.0.1"], "public.example": ["93.184.215.14"]}
+    monkeypatch.delenv("no_proxy")
+    monkeypatch.setenv("http_proxy", f"http://proxy:{remote.server_port}")
+    assert load_image("http://public.example/a.png", allow_remote=True).size == (3, 2)
+    assert asked == ["proxy"]
+    with pytest.raises(InputError, match="cannot be fetched"):
+        load_image("http://inside.example/a.png", allow_remote=True)
+    assert asked == ["proxy"]
