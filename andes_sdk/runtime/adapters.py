@@ -73,7 +73,8 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
         module = path.removeprefix("language_model.")
         problems += (found := _problems(path, pair, modules.get(module), config))
         if not found:
-            layers[module] = LowRank(a=pair["A"].float(), b=pair["B"].float(), scale=_scale(path, config))
+            a, b = (pair[k].to(torch.float32, copy=True) for k in "AB")  # of their own: what was read is mapped
+            layers[module] = LowRank(a=a, b=b, scale=_scale(path, config))
     if problems or not layers:
         why = "".join(f"\n  - {p}" for p in problems[:20]) or "it holds no matrices"
         raise CheckpointError("does not fit this language model", who=f"adapter {name!r}: {folder}", why=why)

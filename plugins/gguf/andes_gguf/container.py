@@ -53,13 +53,15 @@ class GgufFile:
         """A tensor, dequantised to float32.
 
         Raises:
-            CheckpointError: a type that the installed `gguf` cannot dequantise.
+            CheckpointError: a type that the installed `gguf` cannot dequantise, or a file that was cut.
         """
         stored = self.tensors[name]
-        raw = np.memmap(self.path, np.uint8, "r", stored.offset, (stored.nbytes,))
+        raw = np.fromfile(self.path, np.uint8, stored.nbytes, offset=stored.offset)  # a map would be cut with its file
+        if len(raw) != stored.nbytes:
+            raise CheckpointError("was changed while it was opened", who=str(self.path), fix="open it again")
         rows = stored.shape[:-1]
         try:
-            numbers = gguf.quants.dequantize(np.asarray(raw).reshape(*rows, -1), stored.kind)
+            numbers = gguf.quants.dequantize(raw.reshape(*rows, -1), stored.kind)
         except NotImplementedError as error:
             who = f"{self.path}: {name}"
             raise CheckpointError(f"the type {stored.kind.name} cannot be read", who=who, why=str(error)) from error
