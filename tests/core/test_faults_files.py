@@ -16,9 +16,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from andes_sdk import Pipeline
-from andes_sdk.errors import AndesError, AssemblyError, CheckpointError, ConfigError, InputError
+from andes_sdk.errors import AndesError, AssemblyError, CheckpointError, ConfigError, InputError, PlanError
 from andes_sdk.files import FolderFiles, confined
 from andes_sdk.inputs.images import ImageLimits, load_image
+from andes_sdk.plan import Plan
+from andes_sdk.reading import MOST_LEVELS, bounded, parse_json, parse_toml
 from andes_sdk.runtime.adapters import read_adapter
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
@@ -309,3 +311,86 @@ def test_s6_behind_a_proxy_names_are_checked_and_the_proxy_is_asked(remote, name
     with pytest.raises(InputError, match="cannot be fetched"):
         load_image("http://inside.example/a.png", allow_remote=True)
     assert asked == ["proxy"]
+
+
+# ---------------------------------------------------------------- S8
+
+
+def deep(levels, key=None, inner=1):
+    for _ in range(levels):
+        inner = [inner] if key is None else {key: inner}
+    return inner
+
+
+def test_s8_the_limit_is_the_same_for_text_and_values():
+    for inner in (deep(MOST_LEVELS), deep(MOST_LEVELS, "k")):
+        bounded(inner)
+        assert parse_json(json.dumps(inner)) == inner
+        for outer in ([inner], {"k": inner}, (inner,)):
+            for read in (bounded, lambda value: parse_json(json.dumps(value))):
+                with pytest.raises(ValueError, match="inside one another"):
+                    read(outer)
+    around = []
+    around += [around, around]
+    with pytest.raises(ValueError, match="inside one another"):
+        bounded(around)
+    for text in ("[" * 10**5, '{"a":' * 10**5, "[" * 10**5 + "]" * 10**5):
+        with pytest.raises(ValueError):  # noqa: PT011
+            parse_json(text)
+    for text in ("a = " + "[" * 10**4 + "]" * 10**4, "a" + ".a" * 10**4 + " = 1", "[" + "a." * 10**4 + "a]\nb = 1"):
+        with pytest.raises(ValueError, match="inside one another"):
+            parse_toml(text)
+
+
+@pytest.mark.parametrize("key", [None, "content", "type", "image_url"])
+def test_s8_deep_messages_in_python_are_refused(pipeline, key):
+    tower = deep(10**4, key)
+    text = {"type": "text", "text": "x"}
+    for messages in (
+        tower,
+        [tower],
+        [{"role": tower, "content": "x"}],
+        [{"role": "user", "content": tower}],
+        [{"role": "user", "content": [{**text, "type": tower}]}],
+        [{"role": "user", "content": [{**text, "text": tower}]}],
+        [{"role": "user", "content": [{"type": "image", "image": tower}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x", "detail": tower}}]}],
+        [{"role": "user", "content": [tower]}],
+    ):
+        with pytest.raises(InputError):
+            pipeline.generate(messages)
+
+
+@pytest.mark.parametrize("key", [None, "config"])
+def test_s8_deep_options_and_plans_are_refused(key):
+    tower = deep(10**4, key)
+    for items in (tower, [tower], [{"qwen3": tower}], [{"qwen3": {"config": {"rope_scaling": tower}}}, "mlp", "aimv2"],
+                  [{"qwen3": {"preset": tower}}, "mlp", "aimv2"]):  # fmt: skip
+        with pytest.raises(AssemblyError):
+            Pipeline.from_plugins(items)
+    with pytest.raises(AssemblyError):
+        Pipeline.from_plugins(TINY, image={"max_size": tower})
+    for plan in (tower, {"plugins": [{"name": "x", "options": {"a": tower}}]}, {"plugins": tower}):
+        with pytest.raises(PlanError):
+            Plan.from_dict(plan)
+
+
+@pytest.mark.parametrize("name", ["andes.json", "config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_s8_deep_files_of_a_checkpoint_are_refused(pipeline, tmp_path, name):
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    if name == "config.json":
+        (folder / "andes.json").unlink()
+    (folder / name).write_text('{"a":' * 10**5 + "1" + "}" * 10**5)
+    with pytest.raises(CheckpointError):
+        Pipeline.from_pretrained(folder).chat("x", max_tokens=1)
+
+
+def test_s8_deep_adapters_and_recipes_are_refused(pipeline, tmp_path):
+    adapter(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type":' * 10**5 + "1" + "}" * 10**5)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_adapter("a", tmp_path, pipeline.model.language_model)
+    for name, text in (("p.toml", "plugins = " + "[" * 10**4 + "]" * 10**4), ("p.json", "[" * 10**5)):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ConfigError, match="cannot be read"):
+            Pipeline.from_config(tmp_path / name)

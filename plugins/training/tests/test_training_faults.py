@@ -11,10 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
-from andes_training.data.bad import BadSample
+from andes_training.data.bad import BadSample, BadSamples
 from andes_training.data.shards import open_shard
+from andes_training.reading import make_rows, read_samples
+from andes_training.recipe import DataRecipe
 from andes_training.server import post
 
+from andes_sdk import Pipeline
 from andes_sdk.errors import TrainingError
 
 HUGE = 8 * 2**30 - 1
@@ -159,3 +162,40 @@ def test_s5_a_reply_that_trickles_ends_at_the_timeout(talker):
     talker.chunk, talker.pause = b" ", 0.1
     with httpx.Client(timeout=0.5) as client, pytest.raises(TrainingError, match=r"no answer in 0.5 s"):
         post(client, f"http://127.0.0.1:{talker.server_port}/x", {})
+
+
+# ---------------------------------------------------------------- nesting
+
+
+def deep(levels):
+    return "[" * levels + "]" * levels
+
+
+@pytest.mark.parametrize("levels", [70, 10**5])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "tar"])
+def test_s8_a_deep_sample_is_a_bad_one_with_file_and_line(tmp_path, kind, levels):
+    text = '{"messages": ' + deep(levels) + "}"
+    path = tmp_path / f"d.{kind}"
+    if kind == "jsonl":
+        path.write_text(text)
+    elif kind == "parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"messages": [deep(levels)]}), path)
+    else:
+        path.write_bytes(member("1.json", text.encode()) + bytes(1024))
+    with pytest.raises(BadSample) as caught:
+        open_shard(path).entry(0)
+    assert caught.value.who == f"{path}:1"
+    assert caught.value.reason == "json"
+    assert "inside one another" in caught.value.why
+
+
+def test_s8_a_deep_sample_is_skipped_where_its_file_says_so(tmp_path):
+    path = tmp_path / "d.jsonl"
+    answer = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    path.write_text("\n".join([json.dumps(answer), '{"messages": ' + deep(10**5) + "}"]))
+    pipe = Pipeline.from_plugins([{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}])
+    samples = read_samples(DataRecipe(path=path, on_error="skip"), tmp_path)
+    bad = BadSamples()
+    assert len(list(make_rows(samples, pipe.processor, seed=0, epoch=0, bad=bad))) == 1
+    assert bad.counts() == {"json": 1}
