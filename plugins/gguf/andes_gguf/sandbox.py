@@ -19,11 +19,12 @@ from typing import Any, NoReturn, cast
 import jinja2
 from attrs import define
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from .provenance import Text, derived
@@ -165,16 +166,22 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             _CHECKS[name](*given, **options)
         result = function(*args, **options)
         if isinstance(result, Iterator):
-            result = [one for one in result if charge() is None]
+            result = list(_counted(result))
         return weighed(derived(result, given, options))
 
     return limited
 
 
+def _counted(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        charge()
+        yield value
+
+
 @jinja2.pass_environment
 def _join(environment: jinja2.Environment, value: Iterable[Any], d: str = "", attribute: Any = None) -> str:
     get = make_attrgetter(environment, attribute) if attribute is not None else lambda one: one
-    held = [str(derived(str(one), one)) for one in map(get, value) if charge() is None]
+    held = [str(derived(str(one), one)) for one in map(get, _counted(value))]
     _joining(str(d), held)
     return Text.of(str(d)).join(held)
 
@@ -225,7 +232,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     """As transformers', but within limits."""
 
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
-    concat = staticmethod(Text.joined)  # type: ignore[assignment]
+    concat = staticmethod(Text.joined)
 
     def __init__(self) -> None:
         super().__init__(
