@@ -13,7 +13,7 @@ import cattrs
 from cattrs.strategies import configure_union_passthrough
 
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError
-from andes_sdk.reading import parse_json, parse_toml
+from andes_sdk.reading import bounded, parse_json, parse_toml
 
 T = TypeVar("T")
 
@@ -54,6 +54,13 @@ def _converter() -> cattrs.Converter:
 
 CONVERTER = _converter()
 
+_LARGEST = {"num_hidden_layers": 1000, "head_dim": 1 << 16}
+
+
+def too_large(name: str, value: object) -> bool:
+    """Whether a size from a file is beyond any model: building it would not end, even without memory for weights."""
+    return isinstance(value, int) and abs(value) > _LARGEST.get(name, 1 << 31)
+
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, or the list of what exists."""
@@ -93,6 +100,7 @@ def problems(cls: type, options: Mapping[str, Any], who: str) -> tuple[dict[str,
                 errors.append(ConfigError(f"option {name!r} is missing", who=who, fix=f"give {who}.{name} a value"))
             continue
         try:
+            bounded(options[name])
             value = options[name] if f.type is None else CONVERTER.structure(options[name], f.type)
             if f.validator is not None:
                 f.validator(None, f, value)
@@ -133,11 +141,15 @@ def as_config_error(error: Exception, who: str) -> ConfigError:
 
 
 def plain(instance: Any) -> dict[str, Any]:
-    """An attrs instance as plain data, without options at their default."""
+    """An attrs instance as plain data, without options at their default. Raises ConfigError: nested too deeply."""
     data = {}
     for f in attrs.fields(type(instance)):
         value = getattr(instance, f.name)
         default = f.default.factory() if isinstance(f.default, attrs.Factory) else f.default  # type: ignore[arg-type]
+        try:
+            bounded(value)
+        except ValueError as error:
+            raise ConfigError(f"{error} @ {f.name}", who=type(instance).__name__.lower()) from None
         if f.init and not (type(value) is type(default) and value == default):
             data[f.name] = CONVERTER.unstructure(value)
     return data

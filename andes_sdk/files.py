@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,23 @@ def absolute(path: Path) -> Path:
     return path.absolute()
 
 
+def regular(path: Path) -> Path:
+    """The same path, of a plain file: to open a device or a pipe may never end.
+
+    Raises:
+        OSError: it is none, or not there.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(f"{path} is no regular file")
+    return path
+
+
+def confined(name: object) -> bool:
+    """Whether a name from outside names something below a folder, and nothing else, on every system."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    return not (any(mark in part for part in parts for mark in "\\:\0") or {"", ".", ".."} & set(parts))
+
+
 @frozen
 class FolderFiles:
     """The files of a folder, wherever the process goes; an `andes_sdk.types.Files`.
@@ -33,16 +51,18 @@ class FolderFiles:
     folder: Path = field(converter=absolute)
 
     def __contains__(self, name: object) -> bool:
-        return (self.folder / str(name)).is_file()
+        return confined(name) and (self.folder / str(name)).is_file()
 
     def where(self, name: str = "") -> str:
         """Path of a file, or of the folder."""
         return str(self.folder / name)
 
     def read(self, name: str) -> bytes:
-        """Content of a file. Raises CheckpointError if it cannot be read."""
+        """Content of a file. Raises CheckpointError if it cannot be read, or lies elsewhere."""
         try:
-            return (self.folder / name).read_bytes()
+            if not confined(name):
+                raise OSError("the name leaves the folder")
+            return regular(self.folder / name).read_bytes()
         except OSError as error:
             raise CheckpointError(
                 "cannot be read", who=self.where(name), why=str(error), fix="check the path"

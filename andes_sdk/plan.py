@@ -10,6 +10,7 @@ from attrs import field, frozen
 
 from andes_sdk.config import CONVERTER
 from andes_sdk.errors import PlanError
+from andes_sdk.reading import bounded
 from andes_sdk.version import CONTRACT
 
 
@@ -74,6 +75,7 @@ class Plan:
     def from_dict(cls, data: Any) -> Plan:
         """Rebuild a plan. Raises PlanError with every problem if the data is not one."""
         try:
+            bounded(data)
             return CONVERTER.structure(data, cls)
         except Exception as error:
             from andes_sdk.config import reasons

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,24 @@ def decoded(text: bytes | str) -> str:
     return (text if isinstance(text, str) else text.decode("utf-8")).removeprefix("\ufeff")
 
 
+def bounded(found: Any) -> None:
+    """Refuse what is nested too deeply for those who follow it down: data that no reader of this module gave.
+
+    Raises:
+        ValueError: more than `MOST_LEVELS` lists and tables inside one another.
+    """
+    level = [found]
+    for _ in range(MOST_LEVELS + 1):
+        nested = [value for value in level if isinstance(value, Mapping | list | tuple)]
+        if not nested:
+            return
+        inner = (value.values() if isinstance(value, Mapping) else value for value in nested)
+        level = list({id(value): value for values in inner for value in values}.values())  # of a circle each once
+    raise ValueError(f"more than {MOST_LEVELS} lists and tables inside one another")
+
+
 def _bounded(found: Any, text: bytes | str) -> Any:
     opening: Any = (b"[", b"{", b".") if isinstance(text, bytes) else ("[", "{", ".")
     if sum(text.count(one) for one in opening) > MOST_LEVELS:
-        level = [found] if isinstance(found, dict | list) else []
-        for _ in range(MOST_LEVELS):
-            inner = (one.values() if isinstance(one, dict) else one for one in level)
-            level = [value for values in inner for value in values if isinstance(value, dict | list)]
-            if not level:
-                break
-        else:
-            raise ValueError(f"more than {MOST_LEVELS} lists and objects inside one another")
+        bounded(found)
     return found

@@ -21,6 +21,7 @@ from andes_sdk.errors import (
 )
 from andes_sdk.hookspecs import COLLECTIONS, DEFAULTED, HOOKS, PROJECT, SLOTS, Hooks
 from andes_sdk.plan import Plan, PluginPlan
+from andes_sdk.reading import bounded
 from andes_sdk.version import __version__
 
 NO_MODALITY = frozenset({"type", "text", "image", "image_url"})
@@ -94,6 +95,11 @@ def assemble(items: Sequence[PluginItem], *, slots_required: bool = True, **run:
 
 def listed(items: Sequence[PluginItem], errors: list[AndesError]) -> Iterable[tuple[str | object, Mapping[str, Any]]]:
     """A user's list -> (name or object, options); what is neither goes to `errors`."""
+    try:
+        bounded(items)
+    except ValueError as error:
+        errors.append(ConfigError(f"the list of plugins holds {error}", fix='write ["aimv2", "mlp", "qwen3"]'))
+        return
     if isinstance(items, str | Mapping) or not isinstance(items, Sequence):
         errors.append(ConfigError(f"expected a list of plugins, got {items!r}", fix='write ["aimv2", "mlp", "qwen3"]'))
         return

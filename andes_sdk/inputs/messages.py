@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from andes_sdk.errors import InputError
+from andes_sdk.reading import bounded
 from andes_sdk.types import Slot, Turn
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ def parse_messages(
     """
     if isinstance(messages, str):
         return [Turn("user", (messages,))], {}
+    try:
+        bounded(messages)
+    except ValueError as error:
+        raise InputError("these are no messages", who="messages", why=str(error), fix=f"write [{_EXAMPLE}]") from None
     if isinstance(messages, Mapping):
         raise InputError("expected a list of messages, got one", who="messages", fix="write [message]")
     if not isinstance(messages, Sequence) or isinstance(messages, bytes | bytearray | memoryview):

@@ -7,11 +7,14 @@ import binascii
 import contextlib
 import os
 import re
+import socket
 import stat
-import time
-from http.client import HTTPException
+import threading
+from concurrent.futures import Future
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib import request
 from urllib.error import HTTPError
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -39,12 +42,14 @@ class ImageLimits:
         max_pixels: width x height, checked in the header before anything is decoded. Pillow's own ceiling
             (2 x `PIL.Image.MAX_IMAGE_PIXELS`, the same number unless the application changes it) holds as well.
         max_bytes: size of the encoded picture, wherever it comes from.
-        timeout: seconds for a remote picture, from the request to the last byte.
+        timeout: seconds for a remote picture, from its name to the last byte, redirects included.
+        allow_private: fetch from addresses of this machine and its networks too, which others cannot reach.
     """
 
     max_pixels: int = field(default=178_956_970, validator=gt(0))
     max_bytes: int = field(default=256 * 2**20, validator=gt(0))
     timeout: float = field(default=20.0, validator=gt(0))
+    allow_private: bool = False
 
 
 def describe(source: object) -> str:
@@ -153,33 +158,100 @@ def _read_data_url(url: str, name: str, limits: ImageLimits) -> bytes:
 
 
 def _fetch(url: str, name: str, limits: ImageLimits) -> bytes:
-    """GET with a deadline and a size cap. Redirects are followed to http(s) only."""
-    opener = request.OpenerDirector()
-    for handler in (
-        request.ProxyHandler, request.HTTPHandler, request.HTTPSHandler, request.HTTPRedirectHandler,
-        request.HTTPErrorProcessor, request.HTTPDefaultErrorHandler, request.UnknownHandler,
-    ):  # fmt: skip
-        opener.add_handler(handler())
-    deadline, data = time.monotonic() + limits.timeout, bytearray()
+    """GET with one deadline for everything and a size cap. Redirects are followed to http(s) only."""
+    answer: Future[bytes] = Future()
+    opened: list[HTTPConnection] = []
+
+    def work() -> None:
+        try:
+            answer.set_result(_get(url, name, limits, opened))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()  # neither names nor headers can be read with a deadline
     try:
-        with opener.open(url, timeout=limits.timeout) as response:
-            while chunk := response.read1(1 << 16):
-                data += chunk
-                if len(data) > limits.max_bytes:
-                    raise _too_large(name, len(data), limits)
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"not complete after {limits.timeout} s")
-            if response.length:
-                raise ConnectionError(f"the connection ended {response.length} bytes early")
+        return answer.result(limits.timeout)
     except HTTPError as error:
         error.close()
         why = f"the server answered {error.code} {error.reason}"
         raise InputError("the picture cannot be fetched", who=name, why=why, fix="check the URL") from None
     except (OSError, HTTPException, ValueError) as error:
-        why = str(error) or type(error).__name__
+        why = str(error) or type(error).__name__ if answer.done() else f"not complete after {limits.timeout} s"
         fix = "check the URL and the network, or download the picture and pass the file"
         raise InputError("the picture cannot be fetched", who=name, why=why, fix=fix) from None
+    finally:
+        for connection in opened:
+            with contextlib.suppress(AttributeError, OSError):  # it never came to a socket, or to an end
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+
+def _get(url: str, name: str, limits: ImageLimits, opened: list[HTTPConnection]) -> bytes:
+    opener, data = request.OpenerDirector(), bytearray()
+    for handler in (
+        request.ProxyHandler, request.HTTPRedirectHandler, request.HTTPErrorProcessor,
+        request.HTTPDefaultErrorHandler, request.UnknownHandler,
+    ):  # fmt: skip
+        opener.add_handler(handler())
+    opener.add_handler(_Public(limits.allow_private, opened))
+    with opener.open(url, timeout=limits.timeout) as response:
+        while chunk := response.read1(1 << 16):
+            data += chunk
+            if len(data) > limits.max_bytes:
+                raise _too_large(name, len(data), limits)
+        if response.length:
+            raise ConnectionError(f"the connection ended {response.length} bytes early")
     return bytes(data)
+
+
+class _Public(request.HTTPSHandler):
+    """Opens connections to the address that was checked. Behind a proxy the name is checked, and its address not."""
+
+    def __init__(self, allow_private: bool, opened: list[HTTPConnection]) -> None:
+        super().__init__()
+        self._private, self._opened = allow_private, opened
+
+    def http_request(self, request: request.Request) -> request.Request:
+        with contextlib.suppress(socket.gaierror):  # a proxy may know names that this machine does not
+            self._checked(urlsplit(request.full_url).hostname or "", 0)
+        return self.do_request_(request)
+
+    https_request = http_request
+
+    def http_open(self, asked: request.Request) -> HTTPResponse:
+        return self._open(HTTPConnection, asked)
+
+    def https_open(self, asked: request.Request) -> HTTPResponse:
+        return self._open(HTTPSConnection, asked)
+
+    def _open(self, kind: type[HTTPConnection], asked: request.Request) -> HTTPResponse:
+        proxied = asked.has_proxy() or bool(getattr(asked, "_tunnel_host", None))
+
+        def connect(address: tuple[str, int], *args: Any) -> socket.socket:
+            failure = OSError("it has no address")
+            for host in [address[0]] if proxied else self._checked(*address):
+                try:
+                    return socket.create_connection((host, address[1]), *args)
+                except OSError as error:
+                    failure = error
+            raise failure
+
+        def make(host: str, **options: Any) -> HTTPConnection:
+            connection = kind(host, **options)
+            connection._create_connection = connect  # type: ignore[attr-defined]
+            self._opened.append(connection)
+            return connection
+
+        return self.do_open(make, asked)
+
+    def _checked(self, host: str, port: int) -> list[str]:
+        """The addresses of a host, if all of them may be asked."""
+        found = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        for text in found:
+            address = ip_address(text.partition("%")[0])
+            if not (self._private or (getattr(address, "ipv4_mapped", None) or address).is_global):
+                fix = "ImageLimits(allow_private=True) allows it"
+                raise OSError(f"{host} is {text}, which is no public address; {fix}")
+        return found
 
 
 def _too_large(name: str, size: int, limits: ImageLimits) -> InputError:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.files import regular
 from andes_sdk.reading import parse_json
 from andes_sdk.types import Adapter, LowRank
 
@@ -50,7 +51,7 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
     folder = Path(folder)
     config = _config(folder)
     try:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(regular(folder / WEIGHTS))
     except (OSError, SafetensorError) as error:
         fix = "give the folder that peft's save_pretrained wrote"
         raise CheckpointError("cannot be read", who=str(folder / WEIGHTS), why=str(error), fix=fix) from None
@@ -72,7 +73,8 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
         module = path.removeprefix("language_model.")
         problems += (found := _problems(path, pair, modules.get(module), config))
         if not found:
-            layers[module] = LowRank(a=pair["A"].float(), b=pair["B"].float(), scale=_scale(path, config))
+            a, b = (pair[k].to(torch.float32, copy=True) for k in "AB")  # of their own: what was read is mapped
+            layers[module] = LowRank(a=a, b=b, scale=_scale(path, config))
     if problems or not layers:
         why = "".join(f"\n  - {p}" for p in problems[:20]) or "it holds no matrices"
         raise CheckpointError("does not fit this language model", who=f"adapter {name!r}: {folder}", why=why)
@@ -87,7 +89,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = parse_json(path.read_text(encoding="utf-8"))
+        config = parse_json(regular(path).read_bytes())
     except (OSError, ValueError) as error:
         fix = "give the folder that peft's save_pretrained wrote"
         raise CheckpointError("cannot be read", who=str(path), why=str(error), fix=fix) from None
@@ -102,8 +104,15 @@ def _config(folder: Path) -> Mapping[str, Any]:
         why.append(f"bias is {config['bias']!r}: changed biases belong to no low-rank pair")
     if config.get("init_lora_weights", True) not in _UNCHANGED:
         why.append(f"init_lora_weights is {config['init_lora_weights']!r}, which changes the base weights")
-    numbers = [n for n in ("r", "lora_alpha") if isinstance(config.get(n), bool) or not _positive(config.get(n))]
-    why += [f"{n} is {config.get(n)!r}, not a number above 0" for n in numbers]
+    for name, patterns in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        given = {} if config.get(patterns) is None else config[patterns]
+        if not isinstance(given, dict):
+            why.append(f"{patterns} is no table of names and numbers")
+            continue
+        values = {name: config.get(name), **{f"{patterns}.{key[:80]}": value for key, value in given.items()}}
+        wrong = [n for n, v in values.items() if not _positive(v) or (name == "r" and v != int(v))]
+        why += [f"{n} is {str(values[n])[:80]}, not a {'whole ' * (name == 'r')}number above 0" for n in wrong[:20]]
+        why += [f"{patterns}: {key[:80]!r} is no name of modules" for key in given if not _NAME.fullmatch(key)][:20]
     if why:
         fix = "merge it into the checkpoint with peft, or train a plain LoRA (rsLoRA and patterns of ranks are fine)"
         raise ConfigError("uses what this runtime does not compute", who=str(path), why="; ".join(why), fix=fix)
@@ -111,12 +120,18 @@ def _config(folder: Path) -> Mapping[str, Any]:
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1 << 31
+
+
+_NAME = re.compile(r"\^?[\w-]+(\.[\w-]+)*")
+"""What is taken of peft's patterns, which are regular expressions: names, and `^` where one starts a whole path."""
 
 
 def _pattern(path: str, patterns: Mapping[str, Any] | None, default: float) -> float:
-    """peft's rule: the first pattern that matches the end of a module's path."""
-    hits = (v for key, v in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", path))
+    """peft's rule: the first pattern that is the end of a module's path."""
+    steps = path.split(".")
+    ends = {f"^{path}", *(".".join(steps[start:]) for start in range(len(steps)))}
+    hits = (v for key, v in (patterns or {}).items() if key in ends)
     return float(next(hits, default))
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
@@ -197,27 +198,30 @@ def direct(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
+HERE = ImageLimits(allow_private=True)
+
+
 @pytest.mark.usefixtures("direct")
 def test_a_remote_picture_is_fetched_when_that_is_allowed(server):
-    assert np.array_equal(load_image(f"{server}/a.png", allow_remote=True), CORNERS)
-    assert np.array_equal(load_image(f"{server}/moved", allow_remote=True), CORNERS)
+    assert np.array_equal(load_image(f"{server}/a.png", allow_remote=True, limits=HERE), CORNERS)
+    assert np.array_equal(load_image(f"{server}/moved", allow_remote=True, limits=HERE), CORNERS)
 
 
 @pytest.mark.usefixtures("direct")
 def test_a_remote_picture_that_fails_says_why(server):
-    assert "404" in refused(f"{server}/none", allow_remote=True).why
-    assert "early" in refused(f"{server}/cut", allow_remote=True).why
-    assert refused(f"{server}/to-file", allow_remote=True).why
-    assert refused(f"{server}/to-ftp", allow_remote=True).why
-    assert "max_bytes" in refused(f"{server}/a.png", allow_remote=True, limits=ImageLimits(max_bytes=10)).fix
-    assert refused("http://127.0.0.1:1/a.png", allow_remote=True).why
-    assert refused("http://", allow_remote=True).why
-    assert refused("http://127.0.0.1:port/", allow_remote=True).why
+    assert "404" in refused(f"{server}/none", allow_remote=True, limits=HERE).why
+    assert "early" in refused(f"{server}/cut", allow_remote=True, limits=HERE).why
+    assert refused(f"{server}/to-file", allow_remote=True, limits=HERE).why
+    assert refused(f"{server}/to-ftp", allow_remote=True, limits=HERE).why
+    assert "max_bytes" in refused(f"{server}/a.png", allow_remote=True, limits=evolve(HERE, max_bytes=10)).fix
+    assert refused("http://127.0.0.1:1/a.png", allow_remote=True, limits=HERE).why
+    assert refused("http://", allow_remote=True, limits=HERE).why
+    assert refused("http://127.0.0.1:port/", allow_remote=True, limits=HERE).why
 
 
 @pytest.mark.usefixtures("direct")
 def test_a_server_that_drips_bytes_runs_into_the_deadline(server):
-    error = refused(f"{server}/slow", allow_remote=True, limits=ImageLimits(timeout=0.3))
+    error = refused(f"{server}/slow", allow_remote=True, limits=evolve(HERE, timeout=0.3))
     assert "0.3 s" in error.why
 
 

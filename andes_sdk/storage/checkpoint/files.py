@@ -12,6 +12,7 @@ from attrs import define, field, frozen
 from safetensors import SafetensorError, safe_open
 
 from andes_sdk.errors import CheckpointError
+from andes_sdk.files import regular
 from andes_sdk.reading import parse_json
 
 SAFETENSORS = "model.safetensors"
@@ -64,8 +65,8 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file cannot be read, or is no JSON object.
     """
     try:
-        data = parse_json(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        data = parse_json(regular(path).read_bytes())
+    except (OSError, ValueError) as error:
         raise CheckpointError("cannot be read as JSON", who=str(path), why=str(error), fix=AGAIN) from None
     if not isinstance(data, dict):
         raise CheckpointError("is no JSON object", who=str(path), fix=AGAIN)

@@ -11,7 +11,9 @@ from typing import Any
 from attrs import evolve, frozen
 
 from andes_sdk.assembling.extending import BY_NAME
+from andes_sdk.config import CONVERTER, reasons
 from andes_sdk.errors import CheckpointError
+from andes_sdk.files import confined, regular
 from andes_sdk.plan import Plan, PluginPlan
 
 MANIFEST = "andes.json"
@@ -73,8 +75,17 @@ class Manifest:
                 why="its checksum differs",
                 fix="restore it; to change options, pass `plugins=[{name: {option: value}}]`",
             )
-        body.pop("format")
-        return cls(**{**body, "plan": Plan.from_dict(body["plan"])})
+        plan, _ = Plan.from_dict(body.pop("plan", None)), body.pop("format", None)
+        try:
+            read: Manifest = CONVERTER.structure({**body, "plan": plan.to_dict()}, cls)
+            tensors = (read.published or {}).get("tensors", {})
+            names = [*read.files, *read.tensors.values(), *CONVERTER.structure(tensors, dict[str, str]).values()]
+        except Exception as error:
+            why = "; ".join(reasons(error, MANIFEST))
+            raise CheckpointError("is not what `save_pretrained` writes", who=str(path), why=why) from None
+        if outside := [name for name in names if not confined(name)]:
+            raise CheckpointError("names a file outside its folder", who=str(path), why=repr(outside[0]))
+        return read
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
@@ -83,7 +94,7 @@ def _checksum(body: Mapping[str, Any]) -> str:
 
 def sha256(path: Path) -> str:
     """Checksum of a file."""
-    with open(path, "rb") as file:
+    with open(regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

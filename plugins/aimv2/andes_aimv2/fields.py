@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from attrs import Attribute, fields_dict
 
+from andes_sdk.config import too_large
 from andes_sdk.errors import ConfigError
 
 BOOKKEEPING = frozenset(
@@ -152,6 +153,8 @@ def whole(instance: VisionFields, attribute: Attribute[Any], value: Any) -> None
     """Refuse all but whole numbers of at least 1."""
     if type(value) is not int or value < 1:
         raise instance.refusal(attribute.name, value, "a whole number of at least 1")
+    if too_large(attribute.name, value):
+        raise instance.refusal(attribute.name, value, "a size that a model can have")
 
 
 def number(instance: VisionFields, attribute: Attribute[Any], value: Any) -> None:

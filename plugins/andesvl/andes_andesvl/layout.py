@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from andes_sdk.config import too_large
 from andes_sdk.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -44,9 +45,6 @@ ENCODER_DEFAULTS: dict[str, dict[str, object]] = {
 """The same for encoders: the published class default. Other fields of other value would show in the tensors' shapes."""
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-LARGEST: dict[str, int] = {"num_hidden_layers": 1000, "head_dim": 1 << 16}
-"""A configuration beyond these is refused: building such modules would not end, even without memory for weights."""
 
 
 def plugin_items(config: Mapping[str, Any], *, who: str) -> list[dict[str, dict[str, Any]]]:
@@ -81,7 +79,7 @@ def _part(config: Mapping[str, Any], *names: str, who: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise CheckpointError(f"has no {names[0]}", who=who, why=f"{found!r} stands there", fix="fetch it again")
     for field, value in found.items():
-        if isinstance(value, int) and abs(value) > LARGEST.get(field, 1 << 31):
+        if too_large(field, value):
             raise CheckpointError(f"{names[0]}.{field} is {value}", who=who, why="no model is so large")
     return found
 

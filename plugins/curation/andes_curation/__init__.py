@@ -52,6 +52,11 @@ class Curation:
     judge: str = field(default="", metadata={"help": "score: model of the server; empty: rules, computed here"})
     server: str = field(default="", metadata={"help": "OpenAI-compatible address, such as http://127.0.0.1:8000/v1"})
     key: str = field(default="OPENAI_API_KEY", metadata={"help": "environment variable with the server's key"})
+    folders: list[str] = field(
+        factory=list,
+        metadata={"help": "score: further folders whose pictures a judge may see, beside the data's", "local": True},
+    )
+    remote: bool = field(default=False, metadata={"help": "score: fetch pictures from addresses for the judge"})
     least: float = field(default=3.0, validator=[ge(1.0), le(5.0)], metadata={"help": "score: lowest kept, of 1 to 5"})
     seed: int = field(default=0, metadata={"help": "clusters: of k-means and of the choice within a cluster"})
 
@@ -71,5 +76,5 @@ class Curation:
             Boxes(),
             Leak(tuple(self.benchmarks), self.ngram, self.overlap, self.distance),
             Clusters(self.clusters, self.quota, self.seed, self.embeddings, server),
-            Score(self.least, self.judge, server),
+            Score(self.least, self.judge, server, tuple(self.folders), self.remote),
         ]

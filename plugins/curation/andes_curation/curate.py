@@ -30,6 +30,7 @@ from andes_sdk.assembling.assembly import assemble
 from andes_sdk.config import structure, suggestion
 from andes_sdk.errors import PluginBroken, TrainingError
 from andes_sdk.files import appearing_file, write_atomically
+from andes_sdk.reading import parse_json
 from andes_sdk.types import DataFilter, TableFilter
 
 Progress = Callable[[str, int, int], None]
@@ -149,7 +150,7 @@ class _Run:
             missing = [i for i in block if self.digests[i] not in known]
             new = list(self.engine.run(Describe(self.samples, one), missing, waits=one.waits))
             self.facts.keep(one.version, ((self.digests[i], text) for i, text in new))
-            rows |= {i: json.loads(known[self.digests[i]]) for i in block if self.digests[i] in known}
+            rows |= {i: parse_json(known[self.digests[i]]) for i in block if self.digests[i] in known}
             rows |= {i: json.loads(text) for i, text in new}
             self.progress(one.name, len(rows), len(self.alive))
         self.described[one.name] = rows

@@ -66,9 +66,17 @@ def is_path(source: Any) -> bool:
     return isinstance(source, str | Path) and not str(source).lower().startswith(_SCHEMES)
 
 
-def absolute(entry: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+class Placed(dict[str, Any]):
+    """A sample that knows the folder of its file."""
+
+    folder: Path
+
+
+def absolute(entry: Mapping[str, Any], folder: Path) -> Placed:
     """A sample whose relative picture paths, relative to `folder`, are absolute."""
-    return change_pictures(entry, lambda s: str((folder / s).absolute()) if is_path(s) else s)
+    placed = Placed(change_pictures(entry, lambda s: str((folder / s).absolute()) if is_path(s) else s))
+    placed.folder = folder
+    return placed
 
 
 def messages(entry: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

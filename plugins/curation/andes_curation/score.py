@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
-import mimetypes
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+from PIL import Image
 
-from andes_curation.references import answers, is_path, pictures, questions
-from andes_sdk.errors import TrainingError
+from andes_curation.references import Placed, answers, is_path, pictures, questions
+from andes_sdk.errors import InputError, TrainingError
+from andes_sdk.inputs.images import load_image
+from andes_sdk.inputs.sources import ImageLimits, describe, read_source
 from andes_sdk.reading import parse_json
 
 from .server import Server
@@ -30,11 +33,18 @@ _JSON = re.compile(r"\{.*\}", re.DOTALL)
 
 @frozen
 class Score(Table):
-    """Drops samples that score below `least`, of 1 to 5."""
+    """Drops samples that score below `least`, of 1 to 5, and those with a picture that must not leave the machine.
+
+    Attributes:
+        folders: whose pictures may be sent, beside the folder of a sample's own file.
+        remote: fetch pictures from addresses, here, and send them.
+    """
 
     least: float
     judge: str
     server: Server
+    folders: tuple[str, ...] = ()
+    remote: bool = False
     name = "score"
 
     @property
@@ -45,22 +55,28 @@ class Score(Table):
     @property
     def version(self) -> str:
         """Model and prompt: the score of a sample is asked for once."""
-        return f"score/1 {self.judge} {digest(PROMPT)}" if self.judge else "score/rules/1"
+        sent = f"{self.folders} {self.remote}"
+        return f"score/2 {self.judge} {digest(PROMPT + sent)}" if self.judge else "score/rules/1"
 
     def describe(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
         """Score and reason."""
-        score, reason = self._asked(sample) if self.judge else by_rules(questions(sample), answers(sample))
+        try:
+            score, reason = self._asked(sample) if self.judge else by_rules(questions(sample), answers(sample))
+        except InputError as error:
+            score, reason = 0.0, f"a picture is not sent: {error.who}: {error.what}"
         return {"score": score, "reason": reason}
 
     def decide(self, facts: Sequence[Mapping[str, Any]]) -> Sequence[str | None]:
         """See `andes_sdk.types.TableFilter`."""
-        low = (row["score"] < self.least for row in facts)
-        return [
-            f"scores {r['score']:g} of 5: {r['reason']}" if bad else None for r, bad in zip(facts, low, strict=True)
-        ]
+        return [self._reason(row) if row["score"] < self.least else None for row in facts]
+
+    def _reason(self, row: Mapping[str, Any]) -> str:
+        return f"scores {row['score']:g} of 5: {row['reason']}" if row["score"] else str(row["reason"])
 
     def _asked(self, sample: Mapping[str, Any]) -> tuple[float, str]:
-        shown = [{"type": "image_url", "image_url": {"url": data_url(source)}} for source in pictures(sample)]
+        folders = [*([sample.folder] if isinstance(sample, Placed) else []), *map(Path, self.folders)]
+        urls = [data_url(source, folders, remote=self.remote) for source in pictures(sample)]
+        shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         text = f"Question:\n{questions(sample)}\n\nAnswer:\n{answers(sample)}"
         body = {
             "model": self.judge,
@@ -86,12 +102,28 @@ class Score(Table):
             ) from None  # fmt: skip
 
 
-def data_url(source: Any) -> str:
-    """A picture as a server takes it."""
-    if isinstance(source, str) and not is_path(source):
-        return source
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    kind = "image/png" if isinstance(source, bytes) else mimetypes.guess_type(str(source))[0] or "image/png"
+def data_url(source: Any, folders: Sequence[Path], *, remote: bool = False) -> str:
+    """A picture as a server takes it: read here, whole and decoded once, so nothing but pictures leaves the machine.
+
+    Args:
+        folders: files are read below these alone, links followed.
+        remote: fetch http(s) addresses; they are never forwarded.
+
+    Raises:
+        InputError: it is no picture, lies elsewhere, or is remote.
+    """
+    name = describe(source)
+    if isinstance(source, str | Path) and str(source).lower().startswith("file:"):
+        raise InputError("a file: address is not read", who=name, fix="write a path")
+    if is_path(source):
+        source = Path(source).resolve()
+        if not any(source.is_relative_to(folder.resolve()) for folder in folders):
+            fix = "move it beside the data, or add its folder to curation.folders"
+            raise InputError("the picture lies outside the data's folder", who=name, why=str(source), fix=fix)
+    content = read_source(source, name, remote, ImageLimits())
+    load_image(content)
+    with Image.open(BytesIO(content)) as image:
+        kind = image.get_format_mimetype() or "image/png"
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

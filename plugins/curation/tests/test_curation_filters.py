@@ -233,7 +233,7 @@ def judge(monkeypatch):
 
 def test_a_judge_sees_pictures_question_and_answer_and_its_reason_is_kept(judge, flower, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "secret")
-    score = filters(judge="big", server=judge.address, key="JUDGE_KEY")["score"]
+    score = filters(judge="big", server=judge.address, key="JUDGE_KEY", folders=[str(flower.parent)])["score"]
     assert reasons(score, [talk("What?", "right", flower), talk("What?", "wrong")]) == [
         None,
         "scores 2 of 5: so it is",

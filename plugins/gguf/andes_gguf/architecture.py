@@ -158,14 +158,16 @@ def _fields(file: GgufFile, kind: str, own: Mapping[str, Any]) -> dict[str, Any]
     }
     if FACTORS in file.tensors:
         fields["rope_factors"] = [_decimal(x) for x in file.array(FACTORS).tolist()]
+    last = f"blk.{sizes['num_hidden_layers'] - 1}.attn_norm.weight"
+    if sizes["num_hidden_layers"] > 0 and last not in file.tensors:
+        raise CheckpointError("has sizes that cannot be", who=who, why=f"no tensor {last}")
     try:
         fields = checked(fields)
     except ConfigError as error:
         raise CheckpointError("has sizes that cannot be", who=who, why=error.what) from None
     heads, groups = fields["num_attention_heads"], fields["num_key_value_heads"]
-    last = f"blk.{fields['num_hidden_layers'] - 1}.attn_norm.weight"
-    if heads % groups or last not in file.tensors:
-        why = f"{groups} KV heads for {heads} query heads" if heads % groups else f"no tensor {last}"
+    if heads % groups:
+        why = f"{groups} KV heads for {heads} query heads"
         raise CheckpointError("has sizes that cannot be", who=who, why=why)
     return fields
 
@@ -185,12 +187,11 @@ def _decimal(value: float) -> float:
 
 def _rope(own: Mapping[str, Any], context: int, kind: str, who: str) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": _decimal(own.get("rope.freq_base", 10_000.0))}
-    scaling, legacy = own.get("rope.scaling.type", "none"), own.get("rope.scale_linear", 0.0)
-    if legacy and "rope.scaling.type" not in own:
-        return {**rope, "rope_type": "linear", "factor": _decimal(legacy)}
-    if scaling == "none":
+    # as llama.cpp: linear unless it is said, by the old key where there is no other, by 0 not at all
+    scaling = own.get("rope.scaling.type", "linear")
+    factor = own.get("rope.scaling.factor", own.get("rope.scale_linear", 0.0))
+    if scaling == "none" or (scaling == "linear" and not factor):
         return rope
-    factor = own.get("rope.scaling.factor")
     if scaling not in ("linear", "yarn") or not factor:
         why = "linear and yarn are read, with their factor"
         raise CheckpointError(f"scales its positions by {kind}.rope.scaling.type {scaling!r}", who=who, why=why)

@@ -19,6 +19,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from andes_sdk.errors import CheckpointError
+from andes_sdk.files import regular
 
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 """Value type -> code of `struct`."""
@@ -52,13 +53,15 @@ class GgufFile:
         """A tensor, dequantised to float32.
 
         Raises:
-            CheckpointError: a type that the installed `gguf` cannot dequantise.
+            CheckpointError: a type that the installed `gguf` cannot dequantise, or a file that was cut.
         """
         stored = self.tensors[name]
-        raw = np.memmap(self.path, np.uint8, "r", stored.offset, (stored.nbytes,))
+        raw = np.fromfile(self.path, np.uint8, stored.nbytes, offset=stored.offset)  # a map would be cut with its file
+        if len(raw) != stored.nbytes:
+            raise CheckpointError("was changed while it was opened", who=str(self.path), fix="open it again")
         rows = stored.shape[:-1]
         try:
-            numbers = gguf.quants.dequantize(np.asarray(raw).reshape(*rows, -1), stored.kind)
+            numbers = gguf.quants.dequantize(raw.reshape(*rows, -1), stored.kind)
         except NotImplementedError as error:
             who = f"{self.path}: {name}"
             raise CheckpointError(f"the type {stored.kind.name} cannot be read", who=who, why=str(error)) from error
@@ -73,7 +76,7 @@ def read(path: str | Path) -> GgufFile:
     """
     path = Path(path).expanduser()
     try:
-        stat = path.stat()
+        stat = regular(path).stat()
         return _read(path.absolute(), stat.st_size, stat.st_mtime_ns)
     except OSError as error:
         raise CheckpointError("cannot be read", who=str(path), why=str(error), fix="check the path") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from andes_sdk.config import too_large
 from andes_sdk.errors import ConfigError
 
 TYPES = ("auto", "F32", "BF16", "F16", "Q8_0", "Q4_0", "TQ1_0", "TQ2_0")
@@ -42,7 +43,8 @@ def checked(config: Mapping[str, object]) -> dict[str, Any]:
     for key, value in config.items():
         expected = kinds.get(key, (object,))
         fits = isinstance(value, expected) and (expected == (bool,) or not isinstance(value, bool))
-        if not fits or (isinstance(value, int | float) and not isinstance(value, bool) and value <= 0):
+        positive = isinstance(value, bool) or not isinstance(value, int | float) or 0 < value < float("inf")
+        if not fits or not positive or too_large(key, value):
             wrong.append(f"{key} is {value!r}")
     if config.get("model_type") not in MODEL_TYPES:
         wrong.append(f"model_type is none of {', '.join(MODEL_TYPES)}")

@@ -1,60 +1,83 @@
 """Chat templates: the Jinja text of a file, rendered in a sandbox, with texts kept apart from what the template writes.
 
-The template sees a placeholder for each turn's text, so that nothing that a user writes can become a special token.
-Hence it can place a text, once, but not look into it or change it.
+The template sees the texts themselves and may cut, trim and move them; each character is followed (`provenance`), so
+nothing that a user writes can become a special token, and what an assistant said is known wherever it stands.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import re
-from collections.abc import Iterator, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from andes_sdk.errors import InputError
-from andes_sdk.types import Turn
+from andes_sdk.errors import CheckpointError, InputError
+from andes_sdk.types import Slot, Turn
 
-_MARK = re.compile("\ue000(\\d+)\ue001")
+from .provenance import MIXED, Source, Text
+from .sandbox import Sandbox, TooMuch, rendered
+
 WHO = "chat template"
+_ANOTHER = "set gguf.chat_template to another one"
+_SLOT = "\ufffc"
+"""Stands for a picture in a text. By its source it is told from the same character in a text."""
 
 
-def render(text: str, turns: Sequence[Turn], *, generate: bool, **names: Any) -> Iterator[str | int]:
-    """What the template writes, in order: its own texts, and numbers of turns where their texts stand.
+def render(text: str, turns: Sequence[Turn], *, generate: bool, **names: Any) -> list[tuple[str, Source]]:
+    """What the template writes, in order, and where it comes from: `Source`, slots numbered through all turns.
 
     Args:
         generate: ask for the header of an answer.
         names: further variables of the template.
 
     Raises:
-        InputError: the template refuses the conversation, fails, or leaves out or repeats a text.
+        InputError: the template refuses the conversation, fails, leaves out a text or a picture, or repeats one.
+        CheckpointError: it asks for too much time or memory, or cannot be run.
     """
-    messages = [{"role": turn.role, "content": f"\ue000{i}\ue001"} for i, turn in enumerate(turns)]
+    messages, slots = [], 0
+    for number, turn in enumerate(turns):
+        content: list[Text] = []
+        for part in turn.parts:
+            if isinstance(part, Slot):
+                slots += 1
+                content.append(Text(_SLOT, [(1, -slots)]))
+            elif part:
+                content.append(Text(part, [(len(part), number)]))
+        messages.append({"role": turn.role, "content": Text.joined(content)})
+    given = {"messages": messages, "add_generation_prompt": generate, "tools": None, "documents": None, **names}
     try:
-        written = _compiled(text).render(
-            messages=messages, add_generation_prompt=generate, tools=None, documents=None, **names
-        )
-    except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        pieces = rendered(_compiled(text), given).pieces()
+    except TooMuch as error:
+        raise CheckpointError("asks for too much", who=WHO, why=str(error), fix=_ANOTHER) from None
+    except (SyntaxError, AssertionError, MemoryError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError("cannot be run", who=WHO, why=why, fix=_ANOTHER) from error
+    except (
+        jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError,
+    ) as error:  # fmt: skip
         raise InputError("refuses this conversation", who=WHO, why=f"{type(error).__name__}: {error}") from error
-    parts: list[str | int] = [int(p) if i % 2 else p for i, p in enumerate(_MARK.split(written))]
-    if sorted(p for p in parts if isinstance(p, int)) != list(range(len(turns))):
-        raise InputError("leaves out or repeats a text", who=WHO, fix="set gguf.chat_template to another one")
-    return iter(parts)
+    _check(pieces, turns, slots)
+    return pieces
+
+
+def _check(pieces: Sequence[tuple[str, Source]], turns: Sequence[Turn], slots: int) -> None:
+    """Refuse what would be answered without something that was asked. Reasoning of earlier turns may be left out."""
+    counts: Counter[Source] = Counter()
+    for text, source in pieces:
+        counts[source] += len(text)
+    texts = ["".join(part for part in turn.parts if isinstance(part, str)) for turn in turns]
+    mixed = MIXED in counts
+    for number, (turn, text) in enumerate(zip(turns, texts, strict=True)):
+        lost = turn.role != "assistant" and text.strip() and not counts[number] and not mixed
+        if lost or counts[number] > len(text):
+            raise InputError("leaves out or repeats a text", who=WHO, why=f"that of message {number}", fix=_ANOTHER)
+    shown = [source for text, source in pieces if isinstance(source, int) and source < 0 for _ in text]
+    if shown != [-1 - number for number in range(slots)]:
+        raise InputError("leaves out, repeats or reorders pictures", who=WHO, fix=_ANOTHER)
 
 
 @functools.lru_cache(maxsize=8)
 def _compiled(text: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    return environment.from_string(text)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+    return Sandbox().template(text)

@@ -17,6 +17,7 @@ from andes_sdk.types import Rendered, Slot, Turn
 
 from . import vocabulary
 from .container import read
+from .provenance import MIXED, Source
 from .template import WHO, render
 from .vocabulary import Vocabulary
 
@@ -52,6 +53,7 @@ class GgufTokenizer:
         self._bpe = Bpe(partial(_build, data), data.source)
         self._hidden = {token["id"] for token in data.added if token["special"]}
         self._shown = {*self._ids.values()} - self._hidden
+        self._headers: dict[bool, str] = {}
         self._special = re.compile("(" + "|".join(map(re.escape, sorted(self._ids, key=len, reverse=True))) + ")")
 
     @property
@@ -82,7 +84,7 @@ class GgufTokenizer:
 
         Raises:
             InputError: no turns, no template, one that refuses them, a picture in an assistant's turn, or `think`
-                where the vocabulary has no `<think>`.
+                where the vocabulary has no `<think>`. CheckpointError: a template that asks for too much.
         """
         if not turns:
             raise InputError("no messages", who=WHO)
@@ -106,33 +108,72 @@ class GgufTokenizer:
         return Rendered(tuple(i for i, _ in rows), tuple(mark for _, mark in rows), prefix)
 
     def _pieces(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Iterator[Piece]:
-        """What the template writes and the texts that it places; neighbouring texts are one run, but for answers."""
-        data, run, ending = self.vocabulary, "", False
-        names = {"bos_token": data.bos, "eos_token": data.eos, "pad_token": data.pad, "enable_thinking": think}
-        for part in render(data.template, turns, generate=generate, **names):
-            if isinstance(part, int) and turns[part].role == "assistant":
+        """What the template writes and the texts that it places; neighbouring texts are one run, but for answers.
+
+        Learned is what the model would write: from the end of an answer's header to its end token.
+        """
+        slots = [part for turn in turns for part in turn.parts if isinstance(part, Slot)]
+        run, now, ending = "", False, False
+        for text, source, learned in self._marked(turns, think=think, generate=generate):
+            if learned != now:
+                yield self.encode(run), now
+                run, now, ending = "", learned, now
+            if source == MIXED or (isinstance(source, int) and source >= 0 and not learned):
+                run += text
+                continue
+            if isinstance(source, int) and source < 0:
                 yield self.encode(run), False
-                yield self._answer(assistant_text(turns[part])), True
-                run, ending = "", True
-            elif isinstance(part, int):
-                for text in turns[part].parts:
-                    if isinstance(text, str):
-                        run += text
-                        continue
-                    yield self.encode(run), False
-                    yield self._slot(text), False
-                    run = ""
+                yield self._slot(slots[-1 - source]), False
+                run = ""
+                continue
+            for number, part in enumerate(self._special.split(text)):
+                # of an answer's own texts only those tokens count that belong to texts
+                if number % 2 == 0 or (source is not None and self._ids[part] not in self._shown):
+                    run += part
+                    continue
+                ends = ending and self._ids[part] in (self.eos, self.pad)
+                yield self.encode(run), learned or ends
+                yield [self._ids[part]], learned or ends
+                run, ending = "", ending and not ends
+        yield self.encode(run), now
+
+    def _marked(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> Iterator[tuple[str, Source, bool]]:
+        """Texts, where they come from, and whether they are an answer's: its own and what the template writes in it."""
+        parts = self._rendered(turns, think=think, generate=generate)
+        places: dict[Source, list[int]] = {}
+        for index, (_, source) in enumerate(parts):
+            places.setdefault(source, []).append(index)
+        spoken = [
+            n for n, turn in enumerate(turns) if turn.role == "assistant" and assistant_text(turn) and n in places
+        ]
+        inside = {index for n in spoken for index in range(places[n][0], places[n][-1] + 1)}
+        headers = [self._header(think), self._header(not think)] if spoken else []
+        for index, (text, source) in enumerate(parts):
+            header = next((one for one in headers if one and one in text), "")
+            if header and source is None and index + 1 in inside and index not in inside:
+                cut = text.rindex(header) + len(header)
+                yield text[:cut], source, False
+                yield from ((text[cut:], source, True),) if text[cut:] else ()
             else:
-                for number, text in enumerate(self._special.split(part)):
-                    if number % 2 == 0:
-                        run += text
-                        continue
-                    token = self._ids[text]
-                    ends = ending and token in (self.eos, self.pad)
-                    yield self.encode(run), ends
-                    yield [token], ends
-                    run, ending = "", ending and not ends
-        yield self.encode(run), False
+                yield text, source, index in inside
+
+    def _header(self, think: bool) -> str:
+        """What the template writes where an answer is asked for."""
+        if think not in self._headers:
+            try:
+                plain, asked = (
+                    "".join(text for text, _ in self._rendered([Turn("user", ("?",))], think=think, generate=generate))
+                    for generate in (False, True)
+                )
+            except InputError:  # it wants more than one turn
+                plain = asked = ""
+            self._headers[think] = asked.removeprefix(plain) if asked.startswith(plain) else ""
+        return self._headers[think]
+
+    def _rendered(self, turns: Sequence[Turn], *, think: bool, generate: bool) -> list[tuple[str, Source]]:
+        data = self.vocabulary
+        names = {"bos_token": data.bos, "eos_token": data.eos, "pad_token": data.pad, "enable_thinking": think}
+        return render(data.template, turns, generate=generate, **names)
 
     def _slot(self, slot: Slot) -> list[int]:
         token = self.placeholder(slot.kind)
@@ -144,9 +185,14 @@ class GgufTokenizer:
     def _answer(self, text: str) -> list[int]:
         """Assistant text: added tokens that belong to texts become their ids."""
         ids: list[int] = []
+        run = ""
         for part in self._special.split(text):
-            ids += [self._ids[part]] if self._ids.get(part) in self._shown else self.encode(part)
-        return ids
+            if self._ids.get(part) in self._shown:
+                ids += [*self.encode(run), self._ids[part]]
+                run = ""
+            else:
+                run += part
+        return ids + self.encode(run)
 
     def save(self, folder: Path) -> None:
         """As `andes_qwen3.layout.write_layout`."""

@@ -34,6 +34,8 @@ _STEPS: dict[str, list[dict[str, Any]]] = {
 }
 """`tokenizer.ggml.pre` -> steps of the pre-tokenizer."""
 _ALIASES = {"deepseek-r1-qwen": "qwen2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"}
+_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "<EOT>", "_<EOT>")
+"""Tokens by whose text llama.cpp knows the end of a turn, whatever the file calls its end; those of the template."""
 _WHOLE = ("llama-bpe",)
 """Kinds that take a whole piece found in the vocabulary before they merge."""
 
@@ -109,20 +111,21 @@ def from_metadata(data: Mapping[str, Any], who: str, *, image: str = "", templat
     if wrong or ids["eos"] is None:
         raise CheckpointError(f"has no usable {', '.join(wrong) or 'eos'} token", who=who, fix="convert it again")
     text = {key: "" if i is None else tokens[i] for key, i in ids.items()}
-    eos = text["eot"] or text["eos"]
     template = template or str(data.get("tokenizer.chat_template", ""))
+    eos = text["eot"] or next((t for t in _ENDS if t in tokens and t in template), "") or text["eos"]
     control = [t for t, k in zip(tokens, kinds, strict=True) if k in (UNKNOWN, CONTROL)]
-    spared = [t for t in control if t not in text.values() and (t in PREFERRED or t not in template)]
+    meant = {*text.values(), eos}
+    spared = [t for t in control if t not in meant and (t in PREFERRED or t not in template)]
     stated = data.get(IMAGE)
     if not image and isinstance(stated, int) and 0 <= stated < len(tokens):
         image = tokens[stated]
-    added = _added(tokens, kinds, must=[t for t in text.values() if t])
+    added = _added(tokens, kinds, must=[t for t in meant if t])
     return Vocabulary(
         added=added,
         read=partial(_content, tokens, merges, pre, added),
         size=len(tokens),
         eos=eos,
-        pad=text["padding"] or text["eos"],
+        pad=text["eos"] if eos not in (text["eot"], text["eos"]) else text["padding"] or text["eos"],
         bos=text["bos"] if data.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") else "",
         image=_image(image, spared, control, who),
         template=template,

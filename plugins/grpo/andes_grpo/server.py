@@ -15,11 +15,12 @@ from io import BytesIO
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from andes_training.server import library, post
+from andes_training.server import library, post, read_reply
 from attrs import frozen
 
 from andes_sdk.errors import BackendUnavailable, TrainingError
 from andes_sdk.inputs.images import load_image
+from andes_sdk.reading import parse_json
 
 from .prompts import Completion, Prompt
 
@@ -56,9 +57,10 @@ class ServerSampler:
         httpx = library()
         url = url.rstrip("/")
         try:
-            reply = httpx.get(f"{url}/models", timeout=10.0).raise_for_status().json()
-            names = [str(m["id"]) for m in reply["data"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            with httpx.stream("GET", f"{url}/models", timeout=10.0) as reply:
+                found = parse_json(read_reply(reply.raise_for_status(), url, 10.0))
+            names = [str(m["id"]) for m in found["data"]]
+        except (httpx.HTTPError, TimeoutError, ValueError, KeyError, TypeError) as error:
             raise BackendUnavailable(
                 "the server does not answer", who=url, why=repr(error), fix="start it, or correct grpo.server"
             ) from error

@@ -178,6 +178,7 @@ class CompiledNumba(BaseCompiled):
         """(T,) token ids -> (T, D) float32."""
         if self.packed.table is None:
             return self.model.llm.embed(ids).float()
+        self.packed.check()
         rows = np.empty((len(ids), self.packed.sizes.width), np.float32)
         look_up(*self.packed.table, ids.numpy(), rows)
         return torch.from_numpy(rows)
@@ -187,7 +188,12 @@ class CompiledNumba(BaseCompiled):
         return NumbaSession(self, policy, keeper)
 
     def run(self, passes: Sequence[Pass], embeds: Sequence[Tensor]) -> list[Rows]:
-        """Rows of all sessions, to the bits of each alone."""
+        """Rows of all sessions, to the bits of each alone.
+
+        Raises:
+            CheckpointError: the packed file was changed.
+        """
+        self.packed.check()
         return run_passes(self, passes, embeds)
 
     def facts(self) -> Mapping[str, str]:

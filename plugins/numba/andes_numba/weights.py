@@ -37,6 +37,7 @@ class PackedModel:
         formats: of q-k-v, output, gate-up, down and head.
         arrays: keep the memory, or the map of a file, that `weights` points to.
         table: format and packed bytes of the embedding, where a kernel can look tokens up in it.
+        check: raises CheckpointError where the file behind the arrays was changed.
     """
 
     sizes: Sizes
@@ -44,6 +45,7 @@ class PackedModel:
     formats: tuple[str, ...]
     arrays: tuple[Any, ...]
     table: tuple[Tag, np.ndarray] | None = None
+    check: Callable[[], None] = lambda: None
 
     @property
     def nbytes(self) -> int:
@@ -118,7 +120,8 @@ def map_model(model: VisionLanguageModel, artefact: Artefact, *, dtype: str) -> 
     packed = _assembled(model, matrix, array, formats_of(artefact, sizes_of(model).layers))
     format_ = artefact.tensors[artefact.header.tied.get(prefix + TABLE, prefix + TABLE)].format
     usable = format_ in FORMATS and dtype == "float32"
-    return evolve(packed, table=(Tag("format", format_), matrix(TABLE)) if usable else None)
+    table = (Tag("format", format_), matrix(TABLE)) if usable else None
+    return evolve(packed, table=table, check=artefact.file.check)
 
 
 def formats_of(artefact: Artefact, layers: int) -> tuple[str, ...]:

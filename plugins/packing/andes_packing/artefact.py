@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from andes_packing.formats import LANES, Format, known
 from andes_packing.formats.base import Array
 from andes_packing.header import AGAIN, Entry, Found, Header, Place, check, raw_dtype, read_header
 from andes_sdk.errors import CheckpointError, ConfigError
-from andes_sdk.files import absolute
+from andes_sdk.files import absolute, regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,36 @@ def row_chunk(cols: int) -> int:
     return max(LANES, CHUNK_WEIGHTS // max(cols, 1) // LANES * LANES)
 
 
+class MappedFile:
+    """A file that is mapped, kept open: it is what it was as long as its size and its time are.
+
+    A file that another is renamed over lives on. One that is written anew in place does not: its weights would be other
+    ones, or, where it was cut, touching them would end the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError: it cannot be opened."""
+        self.path, self._handle = path, os.open(regular(path), os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._handle)
+        self._was = self._now()
+
+    def map(self) -> NDArray[np.uint8]:
+        """Its bytes, read-only."""
+        with os.fdopen(self._handle, "rb", closefd=False) as file:
+            return np.memmap(file, np.uint8, mode="r")
+
+    def check(self) -> None:
+        """Raises CheckpointError: it was changed since it was opened."""
+        if (now := self._now()) != self._was:
+            why = f"it had {self._was[1]} bytes and has {now[1]}" if now[1] != self._was[1] else "it was written to"
+            fix = "open it again; replace such a file by renaming another to its name (`mv`), not by writing it anew"
+            raise CheckpointError("was changed while it was in use", who=str(self.path), why=why, fix=fix)
+
+    def _now(self) -> tuple[int, int, int]:
+        facts = os.fstat(self._handle)
+        return facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
 @frozen(eq=False, slots=False)
 class Artefact:
     """A packed model, opened with `Artefact.open`. Weights stay in the file until they are touched.
@@ -43,12 +74,14 @@ class Artefact:
         header: plan, formats, tensors, tied names, files.
         formats: those in use, by name.
         data: the mapped bytes after the header, read-only.
+        file: what they are mapped from.
     """
 
     path: Path = field(converter=absolute)
     header: Header
     formats: Mapping[str, Format]
     data: NDArray[np.uint8]
+    file: MappedFile
 
     @classmethod
     def open(cls, path: str | Path, *, formats: Iterable[Format] = (), verify: bool = False) -> Artefact:
@@ -69,9 +102,15 @@ class Artefact:
         """Map an artefact whose header was read; as `open`."""
         available, header = known(formats), found.header
         check(found, available)
-        # a map of nothing is an error to the operating system; the header is always something
-        data = np.memmap(found.path, np.uint8, mode="r")[found.start :]
-        artefact = cls(found.path, header, {name: available[name] for name in header.formats}, data)
+        try:
+            file = MappedFile(found.path)
+            # a map of nothing is an error to the operating system; the header is always something
+            data = file.map()[found.start :]
+        except (OSError, ValueError) as error:
+            raise CheckpointError("cannot be read", who=str(found.path), why=str(error), fix="check the path") from None
+        if len(data) != header.nbytes:
+            raise CheckpointError("was changed while it was opened", who=str(found.path), fix="open it again")
+        artefact = cls(found.path, header, {name: available[name] for name in header.formats}, data, file)
         if verify:
             artefact.verify()
         return artefact
@@ -111,7 +150,7 @@ class Artefact:
         """The mapped bytes of a matrix, (row blocks, bytes per row block), 64-byte aligned; nothing is copied.
 
         Raises:
-            ConfigError: no such tensor, or it is stored raw.
+            ConfigError: no such tensor, or it is stored raw. CheckpointError: the file was changed.
         """
         entry = self._entry(name)
         if self.stored_raw(name):
@@ -122,7 +161,7 @@ class Artefact:
         """A tensor as numbers in its own shape: dequantised float32, or the mapped raw array.
 
         Raises:
-            ConfigError: no such tensor. CheckpointError: bytes that no packing writes.
+            ConfigError: no such tensor. CheckpointError: bytes that no packing writes, or the file was changed.
         """
         entry = self._entry(name)
         if entry.format.startswith("raw:"):
@@ -189,6 +228,7 @@ class Artefact:
         return self.tensors[name]
 
     def _bytes(self, place: Place) -> NDArray[np.uint8]:
+        self.file.check()
         return self.data[place.offset : place.offset + place.nbytes]
 
 

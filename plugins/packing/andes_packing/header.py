@@ -24,6 +24,7 @@ from attrs import frozen
 from andes_packing.formats import Format
 from andes_sdk.config import CONVERTER, reasons
 from andes_sdk.errors import CheckpointError
+from andes_sdk.files import confined, regular
 from andes_sdk.numbers import range_problem
 from andes_sdk.plan import Plan
 from andes_sdk.reading import parse_json
@@ -133,7 +134,7 @@ def read_header(path: Path) -> Found:
 def is_artefact(path: Path) -> bool:
     """Whether a file starts as an artefact does."""
     try:
-        with open(path, "rb") as file:
+        with open(regular(path), "rb") as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
@@ -158,7 +159,7 @@ def check(found: Found, formats: Mapping[str, Format]) -> None:
 
 def _read(path: Path) -> tuple[bytes, int]:
     try:
-        with open(path, "rb") as file:
+        with open(regular(path), "rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
             return _body(file, size, path), size
@@ -204,7 +205,7 @@ def _problems(header: Header, formats: Mapping[str, Format]) -> Iterator[str]:
         if alias in header.tensors or name not in header.tensors:
             yield f"{alias}: tied to {name!r}, which is not there, or there itself"
     for name in header.files:
-        if "\\" in name or "\0" in name or {"", ".", ".."} & set(name.split("/")):
+        if not confined(name):
             yield f"file {name!r} would lie outside its folder"
     if not re.fullmatch("[0-9a-f]{64}", header.numbers):
         yield f"numbers are {header.numbers[:80]!r}, not a sha256"

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from andes_sdk.config import too_large
 from andes_sdk.errors import ConfigError
 
 _SIZES = {  # hidden, inner, layers, query heads
@@ -117,6 +118,8 @@ def _typed(key: str, value: object, example: object) -> object:
         raise ConfigError(f"expected {expected}, got {value!r}", who=f"qwen3.config.{key}")
     if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
         raise ConfigError(f"must be positive, got {value!r}", who=f"qwen3.config.{key}")
+    if too_large(key, value):
+        raise ConfigError(f"is {value}", who=f"qwen3.config.{key}", why="no model is so large")
     return float(value) if isinstance(example, float) and isinstance(value, int) else value
 
 

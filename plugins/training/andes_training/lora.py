@@ -17,6 +17,7 @@ from torch import nn
 from andes_sdk.errors import TrainingError
 from andes_sdk.files import appearing
 from andes_sdk.numbers import numbers_of
+from andes_sdk.reading import parse_json
 
 if TYPE_CHECKING:
     from andes_sdk.types import Model
@@ -86,7 +87,7 @@ class Lora:
             config.save_pretrained(str(temporary))
             if self.base:
                 path = temporary / "adapter_config.json"
-                fields = json.loads(path.read_text(encoding="utf-8")) | {"andes_base": self.base}
+                fields = parse_json(path.read_bytes()) | {"andes_base": self.base}
                 path.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
 
     def take_out(self, model: Model) -> None:

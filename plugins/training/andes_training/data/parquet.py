@@ -5,6 +5,7 @@ A row group is the smallest part that can be read, so a few of the last ones are
 
 from __future__ import annotations
 
+import json
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.reading import parse_json
+from andes_sdk.reading import bounded, parse_json
 from andes_training.data.bad import BadSample
 
 JSON_COLUMNS = ("messages", "conversations", "prompt", "chosen", "rejected")
@@ -63,7 +64,11 @@ class Parquet:
             raise BadSample(
                 "the row cannot be decoded", reason="json", who=self.where(index), why=str(error), fix="write it again"
             ) from None
-        entry = {key: _decoded(value) if key in JSON_COLUMNS else value for key, value in row.items()}
+        try:
+            entry = {key: _decoded(value) if key in JSON_COLUMNS else value for key, value in row.items()}
+            bounded(entry)
+        except ValueError as error:
+            raise BadSample("is not a sample", reason="json", who=self.where(index), why=str(error)) from None
         if entry.get("image") is not None and entry.get("images") is None:
             entry["images"] = [entry.pop("image")]
         return {key: value for key, value in entry.items() if value is not None}
@@ -88,5 +93,5 @@ def _decoded(value: Any) -> Any:
         return value
     try:
         return parse_json(value)
-    except ValueError:
-        return value
+    except json.JSONDecodeError:
+        return value  # a text that begins with a bracket

@@ -2,22 +2,43 @@
 
 `key.json` is the sample; `key.jpg`, `key.0.png` … are its pictures, in the order of the archive. Without a `.json`, a
 `.txt` beside a picture is its caption. Opening a shard reads the headers only.
+
+An archive may come from anyone, so its headers are read here, one after the other: only plain files count. A sample
+with a link or a sparse file, which is a few bytes that claim to be many, cannot be used.
 """
 
 from __future__ import annotations
 
-import io
+import os
 import tarfile
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from attrs import frozen
 
 from andes_sdk.errors import TrainingError
 from andes_training.data.bad import BadSample
 from andes_training.data.lines import read_json
 
 _TEXT = ("json", "txt")
+_PLAIN, _FOLDER, _GLOBAL, _LONG_LINK = (tarfile.REGTYPE, tarfile.AREGTYPE), tarfile.DIRTYPE, tarfile.XGLTYPE, b"K"
+MOST_BYTES = 512 * 2**20
+"""Of the members of one sample together."""
+_MOST_HEADER = 1 << 20
+"""Bytes of a long name, or of the records of one header."""
+
+
+@frozen
+class _Member:
+    """One file of an archive: where its headers and its content start, and why it is no plain file, or nothing."""
+
+    name: str
+    offset: int
+    start: int
+    size: int
+    odd: str
 
 
 class Tar:
@@ -29,23 +50,21 @@ class Tar:
         self._edges, self._keys = array("Q"), list[str]()
         end = 0
         try:
-            with tarfile.open(path, "r:") as archive:
-                for member in archive:
-                    if not member.isreg():
-                        continue
+            with open(path, "rb") as file:
+                for member in _members(file, 0, os.fstat(file.fileno()).st_size):
                     key = _split(member.name)[0]
                     if not self._keys or key != self._keys[-1]:
                         self._keys.append(key)
                         self._edges.append(member.offset)
-                    end = member.offset_data + member.size
-        except (tarfile.TarError, EOFError) as error:
+                    end = member.start + member.size
+        except (tarfile.TarError, ValueError) as error:
             raise TrainingError(
                 "is no whole tar that can be read by index",
                 who=str(path),
                 why=str(error),
                 fix="copy or write it again, without compression",
             ) from None
-        self._edges.append(-(-end // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+        self._edges.append(end)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -55,8 +74,8 @@ class Tar:
         return f"{self.path}:{self._keys[index]}"
 
     def entry(self, index: int) -> Mapping[str, Any]:
-        """The sample's members as one entry. Raises BadSample: no JSON and no caption."""
-        members = self._members(index)
+        """The sample's members as one entry. Raises BadSample: no JSON and no caption, or more than plain files."""
+        members = self._contents(index)
         pictures = [
             {"path": name, "bytes": data} for name, data in members.items() if name.rpartition(".")[2] not in _TEXT
         ]
@@ -76,19 +95,69 @@ class Tar:
             )
         return {**entry, "images": pictures} if pictures and "images" not in entry else entry
 
-    def _members(self, index: int) -> dict[str, bytes]:
+    def _contents(self, index: int) -> dict[str, bytes]:
         """Name after the key -> content."""
-        start, end = self._edges[index], self._edges[index + 1]
-        with open(self.path, "rb") as file:
-            file.seek(start)
-            data = file.read(end - start).ljust(end - start, b"\0")
-        found = {}
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-            for member in archive:
-                content = archive.extractfile(member)  # of a regular file; folders and links have none
-                if content is not None:
-                    found[_split(member.name)[1]] = content.read()
+        found, total = dict[str, bytes](), 0
+        try:
+            with open(self.path, "rb") as file:
+                for member in _members(file, self._edges[index], self._edges[index + 1]):
+                    total += member.size
+                    if member.odd or total > MOST_BYTES:
+                        raise ValueError(f"{member.name} {member.odd or f'makes it more than {MOST_BYTES} bytes'}")
+                    file.seek(member.start)
+                    found[_split(member.name)[1]] = file.read(member.size)
+        except (tarfile.TarError, ValueError, OSError) as error:
+            fix = "write it as plain files"
+            raise BadSample(
+                "cannot be unpacked", reason="json", who=self.where(index), why=str(error), fix=fix
+            ) from None
         return found
+
+
+def _members(file: BinaryIO, start: int, end: int) -> Iterator[_Member]:
+    """The members between two places of a tar, without folders; memory does not depend on what it claims.
+
+    Raises:
+        tarfile.TarError: a header that is none. ValueError: a size that is none, or a file that ends too early.
+    """
+    at, first, records = start, start, dict[str, str]()
+    while at < end:
+        file.seek(at)
+        try:
+            header = tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "surrogateescape")
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            return
+        data, further = at + tarfile.BLOCKSIZE, header.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+        size = header.size if further else int(records.get("size", header.size))
+        at = data + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        if size < 0 or data + size > end:
+            raise ValueError(f"unexpected end of data: {header.name[:200]!r} claims {size} bytes")
+        if header.type in (_GLOBAL, _LONG_LINK):
+            continue
+        if further or header.type == tarfile.GNUTYPE_LONGNAME:
+            if size > _MOST_HEADER:
+                raise ValueError(f"a header of {size} bytes")
+            body = file.read(size)
+            records |= _records(body) if further else {"path": body.rstrip(b"\0").decode("utf-8", "surrogateescape")}
+            continue
+        if header.type != _FOLDER and not header.isdir():
+            sparse = header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in records)
+            odd = "is a sparse file" if sparse else "is a link or a device" if header.type not in _PLAIN else ""
+            yield _Member(records.get("path", header.name), first, data, size, odd)
+        first, records = at, {}
+
+
+def _records(body: bytes) -> dict[str, str]:
+    """`length key=value` lines of a PAX header."""
+    found, at = dict[str, str](), 0
+    while at < len(body) and body[at]:
+        length = int(body[at : body.index(b" ", at)])
+        key, equals, value = body[body.index(b" ", at) + 1 : at + length - 1].partition(b"=")
+        if length < 5 or not equals or at + length > len(body):
+            raise ValueError("a PAX header without records")
+        found[key.decode("utf-8", "surrogateescape")] = value.decode("utf-8", "surrogateescape")
+        at += length
+    return found
 
 
 def _split(name: str) -> tuple[str, str]:
