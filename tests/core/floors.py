@@ -32,7 +32,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("assembling", "runtime"),
     ("storage",),
     ("pipeline", "__init__"),
-    ("cli", "testing", "scaffold"),
+    ("cli", "__main__", "testing", "scaffold"),
 )
 """Parts of the core, lowest first; `__init__` is the package's own file, which hands out `Pipeline`."""
 

@@ -64,8 +64,6 @@ class Parquet:
                 "the row cannot be decoded", reason="json", who=self.where(index), why=str(error), fix="write it again"
             ) from None
         entry = {key: _decoded(value) if key in JSON_COLUMNS else value for key, value in row.items()}
-        if entry.get("image") is not None and entry.get("images") is None:
-            entry["images"] = [entry.pop("image")]
         return {key: value for key, value in entry.items() if value is not None}
 
     def _group(self, number: int) -> Any:

@@ -80,9 +80,14 @@ class Pictures:
         if kind not in ("image", "image_url"):
             return part
         reference = part.get(kind)
+        others = {key: value for key, value in part.items() if key not in ("type", kind) and value is not None}
+        # what has no effect stays where it is, and is refused with its place by the rules for messages
+        if reference is None and others:
+            return {**others, "type": kind}
         if isinstance(reference, Mapping) and "url" in reference:
-            if reference.get("detail") not in (None, "auto"):
-                return part  # refused with its place by the rules for messages
+            beside = {key: value for key, value in reference.items() if key != "url" and value is not None}
+            if beside not in ({}, {"detail": "auto"}):
+                return part
             reference = reference["url"]
         index = self._names.get(reference) if isinstance(reference, str) else None
         if reference is None:
@@ -95,9 +100,9 @@ class Pictures:
                 )
         if index is None:
             key = reference if isinstance(reference, str) else id(reference)
-            return {"type": "image", "image": self._picture(key, self._source(reference)[1])}
+            return {**others, "type": "image", "image": self._picture(key, self._source(reference)[1])}
         used.add(index)
-        return {"type": "image", "image": self._picture(("images", index), self._given[index][1])}
+        return {**others, "type": "image", "image": self._picture(("images", index), self._given[index][1])}
 
     def _picture(self, key: Any, source: Any) -> Any:
         """What `load` makes of a source; loaded once for each key."""
