@@ -21,6 +21,7 @@ import torch
 from andes_training.data.bad import BadSample
 from andes_training.data.samples import Samples
 from andes_training.packing import Batch, Row, collate
+from andes_training.state import saving
 from attrs import evolve, frozen
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -322,5 +323,5 @@ def _reference(run: StageRun) -> VisionLanguageModel:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    with appearing_file(path) as temporary:
+    with saving(path), appearing_file(path) as temporary:
         save_file(tensors, temporary)
