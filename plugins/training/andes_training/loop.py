@@ -157,7 +157,9 @@ class Trainer:
         self._tell("stage-end", done.step, {"stage": work.recipe.stage})
 
     def _keep(self, work: _Work, saved: Saved, validation: Validation | None) -> None:
-        spare = {name for _, _, name in best_states(self.out).values()}
+        better = validation is not None and validation.better
+        best = best_states(self.out)
+        spare = {name for stage, (_, _, name) in best.items() if not (better and stage == work.index)}
         first = self.processes.first
         name = save_state(self.out, work.learner, saved, keep=self.recipe.keep_states, spare=spare, write=first)
         if validation is not None and validation.better:

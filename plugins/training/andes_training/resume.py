@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from andes_training.state import Saved
 
 MOST = 1 << 40
-"""Epochs and offsets beyond this are damage."""
+"""Steps, epochs and offsets beyond this are damage."""
 
 
 def check_saved(saved: Saved, recipe: Recipe, path: Path, *, accept_changed_data: bool = False) -> list[str]:
@@ -27,6 +27,8 @@ def check_saved(saved: Saved, recipe: Recipe, path: Path, *, accept_changed_data
         TrainingError: the state is damaged, was made by another recipe, or its data has changed since.
     """
     position = saved.position
+    known = position.stage < len(recipe.stages) and max(position.step, position.epoch, position.offset) <= MOST
+    _refuse_damage(known, position, path)
     told, wrong = list[str](), list[str]()
     for place, before, now in differences(saved.recipe, recipe.facts()):
         line = f"{place}: {_short(before)} before, {_short(now)} now"
@@ -38,8 +40,9 @@ def check_saved(saved: Saved, recipe: Recipe, path: Path, *, accept_changed_data
             why="; ".join(wrong),
             fix="restore the recipe, or start anew with another --out folder",
         )
-    _check_position(position, recipe, path)
-    changed = _changed(saved.data, fingerprints(recipe.stages[position.stage].data, recipe.folder))
+    stage = recipe.stages[position.stage]
+    _refuse_damage(position.step <= (stage.steps or MOST), position, path)
+    changed = _changed(saved.data, fingerprints(stage.data, recipe.folder))
     if changed and not accept_changed_data:
         raise TrainingError(
             "the data has changed since the state was saved",
@@ -59,13 +62,10 @@ def _harmless(place: str, before: Any, now: Any, position: Position) -> bool:
     return found is not None and whole and 0 < before < now and int(found[1]) >= position.stage
 
 
-def _check_position(position: Position, recipe: Recipe, path: Path) -> None:
-    if position.stage < len(recipe.stages):
-        steps = recipe.stages[position.stage].steps or MOST
-        if position.step <= steps and max(position.epoch, position.offset) <= MOST:
-            return
-    fix = "delete it to use the one before"
-    raise TrainingError("the saved state is damaged", who=str(path), why=f"it stands at {position}", fix=fix)
+def _refuse_damage(fits: bool, position: Position, path: Path) -> None:
+    if not fits:
+        fix = "delete it to use the one before"
+        raise TrainingError("the saved state is damaged", who=str(path), why=f"it stands at {position}", fix=fix)
 
 
 def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> Sequence[str]:

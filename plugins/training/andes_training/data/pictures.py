@@ -80,14 +80,11 @@ class Pictures:
         if kind not in ("image", "image_url"):
             return part
         reference = part.get(kind)
-        others = {key: value for key, value in part.items() if key not in ("type", kind) and value is not None}
-        # what has no effect stays where it is, and is refused with its place by the rules for messages
-        if reference is None and others:
-            return {**others, "type": kind}
+        self._known(part, ("type", kind))
         if isinstance(reference, Mapping) and "url" in reference:
-            beside = {key: value for key, value in reference.items() if key != "url" and value is not None}
-            if beside not in ({}, {"detail": "auto"}):
-                return part
+            self._known(reference, ("url", "detail"))
+            if reference.get("detail") not in (None, "auto"):
+                return part  # refused with its place by the rules for messages
             reference = reference["url"]
         index = self._names.get(reference) if isinstance(reference, str) else None
         if reference is None:
@@ -100,9 +97,18 @@ class Pictures:
                 )
         if index is None:
             key = reference if isinstance(reference, str) else id(reference)
-            return {**others, "type": "image", "image": self._picture(key, self._source(reference)[1])}
+            return {"type": "image", "image": self._picture(key, self._source(reference)[1])}
         used.add(index)
-        return {**others, "type": "image", "image": self._picture(("images", index), self._given[index][1])}
+        return {"type": "image", "image": self._picture(("images", index), self._given[index][1])}
+
+    def _known(self, value: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+        """Refuse keys of a picture's part that nothing reads."""
+        others = [key for key, entry in value.items() if key not in keys and entry is not None]
+        if others:
+            why, fix = f"keys with a meaning: {', '.join(keys)}", 'write {"type": "image", "image": "path.png"}'
+            raise BadSample(
+                f"nothing reads {others[0]!r} of a picture", reason="message", who=self._sample.where, why=why, fix=fix
+            )
 
     def _picture(self, key: Any, source: Any) -> Any:
         """What `load` makes of a source; loaded once for each key."""
