@@ -122,7 +122,7 @@ class StageRecipe:
             kept beside the newest ones.
     """
 
-    stage: str
+    stage: str = field(validator=_name)
     data: list[DataRecipe]
     steps: int = field(default=0, validator=ge(0))
     epochs: int = field(default=0, validator=ge(0))

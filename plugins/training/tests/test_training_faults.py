@@ -296,6 +296,15 @@ def test_t8_names_of_adapters_are_names_and_differ(recipe: Path, loras: list[dic
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["..", "../x", "/tmp/x", ".hidden"])
+def test_t8_stages_and_runs_have_names_too(recipe: Path, name: str) -> None:
+    with pytest.raises(AssemblyError):
+        load_recipe(recipe, [f'stages.0.stage="{name}"'])
+    for option in ("project", "name"):
+        with pytest.raises(AssemblyError):
+            Pipeline.from_plugins([*PLUGINS, {"tracking": {"backend": "trackio", option: name}}])
+
+
 def test_t8_a_stage_goes_on_with_an_adapter_where_it_says_so(recipe: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     path = lora_recipe(recipe, {"name": "first"}, {"name": "first", "chain": True, "rate": 1e-9})
