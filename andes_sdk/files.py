@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
+import logging
 import os
+import re
 import secrets
 import shutil
+import socket
 import stat
+import time
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +85,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-@contextmanager
+@contextlib.contextmanager
 def appearing_file(path: Path) -> Iterator[Path]:
     """A name beside `path` for a file that takes its place, readable by all, when the block ends without an error.
 
@@ -89,7 +95,7 @@ def appearing_file(path: Path) -> Iterator[Path]:
         OSError: it cannot be written, or `path` is a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.partial-{_mark(path)}")
     try:
         yield temporary
         temporary.chmod(0o644)
@@ -99,7 +105,7 @@ def appearing_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
     """A fresh folder beside `folder` that takes its place when the block ends without an error.
 
@@ -111,7 +117,7 @@ def appearing(folder: Path) -> Iterator[Path]:
     """
     target = folder.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    mark = secrets.token_hex(4)
+    mark = _mark(target)
     temporary, old = (target.with_name(f".{target.name}.{kind}-{mark}") for kind in ("partial", "old"))
     temporary.mkdir()
     try:
@@ -131,6 +137,30 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _mark(target: Path) -> str:
+    """A name for what this process is about to write; removes, and tells, what stopped ones left beside `target`."""
+    host = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        found = re.search(r"\.(partial|old)-(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{8}$", left.name)
+        if found is None or (found[1] == "old" and not target.exists()):  # then it is all that is left
+            continue
+        with contextlib.suppress(OSError):  # another process was quicker
+            if (found[2] == host and not _lives(int(found[3]))) or time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                logging.getLogger(__name__).warning("removed %s, which a stopped run had left", left)
+    return f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 @frozen

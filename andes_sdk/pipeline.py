@@ -226,6 +226,13 @@ class Pipeline:
     def _build(self, *, hollow: bool = False, packed: bool = False) -> VisionLanguageModel:
         return build(self._assembly, self.tokenizer, hollow=hollow, packed=packed)
 
+    def retype(self, dtype: str) -> None:
+        """Hold the weights in another precision from now on, in place."""
+        import torch
+
+        self.model.to(getattr(torch, dtype))
+        self._assembly = attrs.evolve(self._assembly, plan=attrs.evolve(self.plan, dtype=dtype))
+
     def meta_model(self) -> VisionLanguageModel:
         """The same modules without memory for weights, on torch's meta device."""
         return build_meta(self._assembly, self.tokenizer)
@@ -319,10 +326,13 @@ class Pipeline:
         ends = frozenset((self.tokenizer.eos, self.tokenizer.pad))
         return Engine(self.compiled, self.policy, self.decoder, ends, self.model.text.max_positions)
 
-    def add_adapter(self, name: str, folder: str | Path) -> None:
+    def add_adapter(self, name: str, folder: str | Path, *, any_base: bool = False) -> None:
         """Attach a LoRA adapter that peft saved; `session.adapter` and `GenerationOptions.adapter` take its name.
 
         Nothing is merged or rebuilt; sessions with different adapters share the weights, in one batch too.
+
+        Args:
+            any_base: attach it to other weights than it was trained on, too.
 
         Raises:
             CheckpointError: files that are damaged, or do not fit the language model. ConfigError: a feature of peft
@@ -330,7 +340,8 @@ class Pipeline:
         """
         from andes_sdk.runtime.adapters import read_adapter
 
-        self._adaptable().add_adapter(read_adapter(name, folder, self.model.language_model))
+        adapter = read_adapter(name, folder, self.model.language_model)
+        self._adaptable().add_adapter(attrs.evolve(adapter, base="") if any_base else adapter)
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter and free its matrices.

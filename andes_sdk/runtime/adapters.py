@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -78,7 +78,13 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
     if problems or not layers:
         why = "".join(f"\n  - {p}" for p in problems[:20]) or "it holds no matrices"
         raise CheckpointError("does not fit this language model", who=f"adapter {name!r}: {folder}", why=why)
-    return Adapter(name=name, layers=layers, base=config.get(BASE, ""))
+    return Adapter(name=name, layers=layers, base=config.get(BASE, "") or base_of(folder))
+
+
+def base_of(folder: Path) -> str:
+    """What the tensors of an adapter say that it was trained on (`andes_sdk.numbers.weights_of`); "" for nothing."""
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        return str((file.metadata() or {}).get(BASE, ""))
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

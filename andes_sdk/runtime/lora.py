@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from andes_sdk.config import suggestion
 from andes_sdk.errors import ConfigError, DuplicateName, SessionError
-from andes_sdk.numbers import numbers_of
+from andes_sdk.numbers import numbers_of, weights_of
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -155,9 +155,11 @@ def refuse_other_base(adapter: Adapter, model: VisionLanguageModel) -> None:
     if not adapter.base:
         return
     own = model.numbers or numbers_of(model)
+    if adapter.base.startswith("weights:"):
+        own = own or weights_of(model) or adapter.base  # modules without memory cannot be compared
     if adapter.base != own:
         why = f"it was trained on numbers {adapter.base}, this model " + (f"has {own}" if own else "was not compressed")
-        fix = "open the artefact that it was trained on, or train it on this one"
+        fix = "open the model that it was trained on, or pass any_base=True to add_adapter"
         raise ConfigError("belongs to another base", who=f"adapter {adapter.name!r}", why=why, fix=fix)
 
 

@@ -18,6 +18,10 @@ EPSILON = 1e-4
 """Added to a group's deviation, as in TRL."""
 
 
+ROUNDING = 8 * torch.finfo(torch.float32).eps
+"""Share of the largest reward by which equal ones may differ: a sum of a few weighted rewards, rounded to float32."""
+
+
 @frozen
 class Surrogate:
     """Constants of the loss; as in `Options`.
@@ -41,9 +45,20 @@ class Surrogate:
 
 
 def advantages(rewards: Tensor, *, scale: str = "group") -> Tensor:
-    """(P, G) rewards -> (P, G): minus the group's mean, and with "group" divided by its deviation (n - 1)."""
+    """(P, G) rewards -> (P, G): minus the group's mean, and with "group" divided by its deviation (n - 1).
+
+    Groups whose rewards are all equal, but for rounding, get exactly zero: an optimizer of Adam's kind makes a full
+    step of whatever residue is left.
+    """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / (rewards.std(dim=1, keepdim=True) + EPSILON) if scale == "group" else centred
+    scaled = centred / (rewards.std(dim=1, keepdim=True) + EPSILON) if scale == "group" else centred
+    return scaled.masked_fill(equal(rewards)[:, None], 0.0)
+
+
+def equal(rewards: Tensor) -> Tensor:
+    """(P, G) rewards -> (P,) whether a group's are all the same, but for the rounding of float32."""
+    spread = rewards.amax(dim=1) - rewards.amin(dim=1)
+    return spread <= ROUNDING * rewards.abs().amax(dim=1)
 
 
 def overlong_penalty(length: int, *, max_answer: int, buffer: int) -> float:

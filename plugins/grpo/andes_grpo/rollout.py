@@ -21,6 +21,7 @@ import torch
 from andes_training.data.bad import BadSample
 from andes_training.data.samples import Samples
 from andes_training.packing import Batch, Row, collate
+from andes_training.state import saving
 from attrs import evolve, frozen
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,7 +31,7 @@ from andes_sdk.files import appearing_file
 from andes_sdk.runtime.attention import Segment
 from andes_sdk.types import Position
 
-from .objective import advantages, weight
+from .objective import advantages, equal, weight
 from .policy import answer_logps
 from .prompts import Completion, Order, Prompt, PromptMaker, seed_of
 from .sampling import SessionSampler
@@ -62,7 +63,7 @@ class Group:
     @property
     def flat(self) -> bool:
         """Whether all rewards are equal, so that nothing can be learned."""
-        return bool((self.rewards == self.rewards[0]).all())
+        return bool(equal(self.rewards[None]))
 
 
 @frozen(eq=False)
@@ -169,7 +170,7 @@ class Rollouts:
     def _packs(self, groups: Sequence[Group]) -> list[Batch]:
         """The groups of one optimizer step in `accumulate` packs of about the same size."""
         rows = [row for group in groups for row in self._rows(group)]
-        figures = torch.tensor(list(_figures(groups).values()))
+        figures = self._together(torch.tensor(list(_figures(groups).values())))
         packs = []
         for part in _divided(rows, self.run.recipe.accumulate // self.run.world):
             batch = collate(part)
@@ -177,6 +178,14 @@ class Rollouts:
             extras = {**batch.extras, "figures": figures}
             packs.append(evolve(batch, extras=extras, tokens=weight(self.options.normalise, keep, lengths)))
         return packs
+
+    def _together(self, figures: Tensor) -> Tensor:
+        """Their mean over all processes, each of which has as many answers."""
+        if self.run.world == 1:
+            return figures
+        others: list[Tensor] = [figures] * self.run.world
+        torch.distributed.all_gather_object(others, figures)
+        return torch.stack(others).mean(0)
 
     def _rows(self, group: Group) -> Iterator[Row]:
         """A group as one row, or as several if it exceeds the recipe's `max_tokens`."""
@@ -314,5 +323,5 @@ def _reference(run: StageRun) -> VisionLanguageModel:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    with appearing_file(path) as temporary:
+    with saving(path), appearing_file(path) as temporary:
         save_file(tensors, temporary)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from andes_training.rewards import reward_of
 from attrs import frozen
-
-from andes_sdk.errors import AndesError, TrainingError
 
 from .objective import overlong_penalty
 from .prompts import Completion, Prompt
@@ -46,19 +44,12 @@ class Scorer:
         """An answer -> (weighted sum, {reward: value}).
 
         Raises:
-            TrainingError: a reward that fails or is not finite; with the reward's name, file and line.
+            TrainingError: a reward that refuses the line. PluginBroken: one that fails or is not finite. Both with the
+                reward's name, file and line.
         """
         each: dict[str, float] = {}
         for reward, _ in self.rewards:
-            try:
-                value = float(reward.score(prompt.entry, completion.text))
-            except AndesError as error:
-                raise TrainingError(
-                    f"reward {reward.name!r}: {error.what}", who=prompt.where, why=error.why, fix=error.fix
-                ) from error
-            if not math.isfinite(value):
-                raise TrainingError(f"reward {reward.name!r} is {value}", who=prompt.where, fix="correct the reward")
-            each[reward.name] = value
+            each[reward.name] = reward_of(reward, prompt.entry, completion.text, prompt.where)
         total = sum(weight * each[reward.name] for reward, weight in self.rewards)
         if self.overlong is not None:
             limit, buffer = self.overlong

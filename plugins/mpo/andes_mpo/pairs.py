@@ -27,6 +27,7 @@ from andes_training.data.boxes import find_boxes
 from andes_training.data.pictures import Pictures
 from andes_training.data.samples import Sample, stage_samples
 from andes_training.recipe import DataRecipe
+from andes_training.rewards import reward_of
 from attrs import asdict, evolve, field, frozen
 from attrs.validators import ge, gt, le
 
@@ -194,7 +195,7 @@ class PairBuilder:
         if not self.options.reward:
             return True
         reward: Reward = self.pipeline.pick("rewards", self.options.reward)
-        return reward.score(prompt.entry, text) >= self.options.threshold
+        return reward_of(reward, prompt.entry, text, prompt.where) >= self.options.threshold
 
     def _blind(self, prompt: Prompt, right: Sequence[Answer]) -> list[tuple[str, str]]:
         """Dropout-NTP: the first half of right answers, finished without the pictures, where that comes out wrong."""

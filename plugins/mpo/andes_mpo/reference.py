@@ -21,6 +21,7 @@ import torch
 from andes_training.data.bad import BadSample
 from andes_training.packing import collate, pack
 from andes_training.reading import in_order, stage_maker
+from andes_training.state import saving
 from attrs import define, evolve, field, frozen
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -206,7 +207,7 @@ def _write(path: Path, file: _File) -> None:
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    with appearing_file(path) as temporary:
+    with saving(path), appearing_file(path) as temporary:
         save_file(tensors, temporary, metadata)
 
 

@@ -7,13 +7,16 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from attrs.validators import in_
+from attrs.validators import in_, matches_re
 
 from andes_sdk import hookimpl
 
 if TYPE_CHECKING:
     from andes_sdk import Plan
     from andes_sdk.types import Event
+
+NAME = r"[^\W_][\w.-]{0,99}"
+"""What becomes the name of a file: no path, nothing hidden."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -30,8 +33,14 @@ class Tracking:
     folder: str = field(
         default="runs/tracking", metadata={"help": "where TensorBoard's files go; not used by trackio", "local": True}
     )
-    project: str = field(default="andes", metadata={"help": "trackio's project; not used by TensorBoard"})
-    name: str = field(default="run", metadata={"help": "trackio's name of the run; not used by TensorBoard"})
+    project: str = field(
+        default="andes", validator=matches_re(NAME), metadata={"help": "trackio's project; not used by TensorBoard"}
+    )
+    name: str = field(
+        default="run",
+        validator=matches_re(NAME),
+        metadata={"help": "trackio's name of the run; not used by TensorBoard"},
+    )
     _open: dict[str, Any] = field(factory=dict, init=False, repr=False)
 
     @hookimpl

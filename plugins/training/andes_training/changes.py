@@ -28,6 +28,6 @@ def put_in_changes(
         change.put_in(model)
     if recipe.lora is None:
         return changes, rates_of(recipe, stage.rates(model))
-    lora = Lora(recipe.lora, f"adapters/{recipe.lora.name or recipe.stage}")
+    lora = Lora(recipe.lora, recipe.adapter)
     lora.put_in(model)
     return [*changes, lora], {**recipe.rates, **lora.rates(model)}

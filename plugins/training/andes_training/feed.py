@@ -27,11 +27,21 @@ def packed(run: StageRun) -> Iterator[tuple[Position, Batch]]:
         TrainingError: a sample that cannot be used, with file and line, where its file's `on_error` says so.
     """
     if isinstance(run.samples, Samples):
-        maker = stage_maker(run.pipeline, run.recipe, run.stage)
-        samples = run.samples.measured(run.seed, lambda s: len(maker.row(s, random.Random(run.seed)).ids))
+        samples = measured(run, run.samples)
         run = evolve(run, samples=samples)
         run.tell("data", {"sources": samples.facts()})
     return ahead(_share(run))
+
+
+def measured(run: StageRun, samples: Samples) -> Samples:
+    """A run's samples, knowing what an epoch takes of them."""
+    maker = stage_maker(run.pipeline, run.recipe, run.stage)
+    return samples.measured(run.seed, lambda s: len(maker.row(s, random.Random(run.seed)).ids))
+
+
+def epoch_length(run: StageRun) -> int:
+    """Samples of an epoch."""
+    return sum(measured(run, run.samples).shares()) if isinstance(run.samples, Samples) else len(run.samples)
 
 
 def _share(run: StageRun) -> Iterator[tuple[Position, Batch]]:

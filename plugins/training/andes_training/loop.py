@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,20 @@ from andes_sdk.errors import TrainingError
 from andes_sdk.types import Event, FeedingStage, ModelChange, Position, StatefulStage, SteppingStage, TrainingStage
 from andes_training.changes import put_in_changes
 from andes_training.data.bad import BadSamples
+from andes_training.data.fingerprint import fingerprints
 from andes_training.ema import start_average, swap_average, update_average
-from andes_training.feed import packed
+from andes_training.feed import epoch_length, packed
+from andes_training.lora import Lora
 from andes_training.processes import Processes, divided_copy, gather, losing_others_is_told
-from andes_training.reading import check_stages, stage_samples
+from andes_training.reading import check_stages, refuse_blind, stage_samples
 from andes_training.recipe import Recipe, StageRecipe
 from andes_training.recompute import recomputed
+from andes_training.resume import check_saved
 from andes_training.run import StageRun
-from andes_training.state import Learner, load_state, read_position, save_state, states
+from andes_training.state import Learner, Saved, load_state, read_saved, save_state, saving, states
 from andes_training.step import Loss, decayed, freeze, make_optimizer, seed_step, update
+from andes_training.stopping import Stopped, Stopping
+from andes_training.validation import Validation, best_states
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -36,7 +42,7 @@ class _Work:
 
     Attributes:
         learner: what steps change; under sharding its model is a divided copy.
-        module: the loss, wrapped for several processes.
+        module: the loss, wrapped for several processes. loss: the same, not wrapped by DDP.
         changes: what changed the model, first to last.
     """
 
@@ -45,6 +51,7 @@ class _Work:
     stage: TrainingStage
     learner: Learner
     module: torch.nn.Module
+    loss: Loss
     changes: Sequence[ModelChange]
 
 
@@ -57,39 +64,54 @@ class Trainer:
         recipe: stages and data.
         out: folder for states and the trained checkpoint; all processes must see it.
         progress: shows what happens (in the first process), or None.
+        stopping: whether a signal asked to stop, or None.
     """
 
     pipeline: Pipeline
     recipe: Recipe
     out: Path
     progress: Progress | None = None
+    stopping: Stopping | None = None
     processes: Processes = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.processes = Processes.join(self.pipeline.plan.device, self.recipe.timeout)
 
-    def run(self, *, resume: bool = True) -> Path:
+    def run(self, *, resume: bool = True, accept_changed_data: bool = False) -> Path:
         """Train all stages, then save a checkpoint -> its folder.
 
-        A run that was stopped, even by kill -9, goes on from its last state with identical numbers.
+        A run that was stopped, even by kill -9, goes on from its last state with identical numbers. Weights are held in
+        float32 whatever precision the model was opened in; `Recipe.precision` says what is computed in.
+
+        Args:
+            accept_changed_data: go on although the data files are not those that the state was saved with.
 
         Raises:
-            TrainingError: bad data, a state of another recipe, a loss that is not finite, a process that failed.
+            TrainingError: bad data, a state of another recipe or of other data, a loss or a gradient that is not
+                finite, a process that failed, a full disk. Stopped: a signal asked to stop, and a state is saved.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
+        with saving(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
         if self.recipe.threads:
             torch.set_num_threads(self.recipe.threads)
-        digest = self.recipe.digest()
         found = states(self.out)
         if found and not resume:
             raise TrainingError("the folder holds a run", who=str(self.out), fix="resume it, or choose another folder")
-        position = read_position(found[-1], digest) if found else Position()
+        position, told = Position(), list[str]()
+        if found:
+            saved = read_saved(found[-1])
+            told = check_saved(saved, self.recipe, found[-1], accept_changed_data=accept_changed_data)
+            position = saved.position
         check_stages(self.pipeline, self.recipe)
+        if told:
+            self._tell("resumed", position.step, {"state": found[-1].name, "changed": told})
+        if self.pipeline.model.dtype != torch.float32:
+            self.pipeline.retype("float32")
         with losing_others_is_told():
             self._agree(position)
             for index in range(position.stage, len(self.recipe.stages)):
                 state = found[-1] if found and index == position.stage else None
-                self._stage(index, position if state else Position(stage=index), state, digest)
+                self._stage(index, position if state else Position(stage=index), state)
             return self._save(self.out / "model")
 
     def _agree(self, position: Position) -> None:
@@ -102,24 +124,54 @@ class Trainer:
                     fix="put the folder on a file system that all of them share",
                 )
 
-    def _stage(self, index: int, position: Position, state: Path | None, digest: str) -> None:
+    def _stage(self, index: int, position: Position, state: Path | None) -> None:
         seed_step(self.recipe, index, -1, 0)
         work = self._prepare(index)
         if state is not None:
             load_state(state, work.learner)
         run = self._describe(work, position)
+        refuse_blind(cast("VisionLanguageModel", work.learner.model), run.samples, work.recipe.stage)
+        validation = Validation(run, self.recipe.folder) if work.recipe.validation else None
+        facts = self.recipe.facts(), fingerprints(work.recipe.data, self.recipe.folder)
         start = {"stage": work.recipe.stage, "steps": work.recipe.steps, "samples": len(run.samples)}
         self._tell("stage-start", position.step, start)
         with recomputed(work.learner.model, work.recipe.recompute):
-            done = position
-            for done in self._steps(work, run, position):
-                if done.step % work.recipe.checkpoint_every == 0 or done.step == work.recipe.steps:
-                    save_state(self.out, work.learner, done, digest, write=self.processes.first)
-                    self._tell("checkpoint", done.step, {})
+            if validation is not None and not position.step:
+                validation.loss(work.loss, packs=1)  # a loss that needs more than samples fails here, not later
+            before = kept = done = position
+            for done in self._steps(work, run, position, validation):
+                moved = (done.epoch, done.offset) != (before.epoch, before.offset)  # not within a rollout
+                stop = moved and self._signal()
+                better = validation is not None and validation.better
+                if stop or better or done.step % work.recipe.checkpoint_every == 0:
+                    self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]), validation)
+                    kept = done
+                if stop:
+                    raise _stopped(stop, self.out, done)
+                before = done
+            if kept != done:
+                self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]), validation)
         self._finish(work)
         if skipped := run.bad.finish(done):
             self._tell("bad-samples", done.step, skipped)
-        self._tell("stage-end", work.recipe.steps, {"stage": work.recipe.stage})
+        self._tell("stage-end", done.step, {"stage": work.recipe.stage})
+
+    def _keep(self, work: _Work, saved: Saved, validation: Validation | None) -> None:
+        better = validation is not None and validation.better
+        best = best_states(self.out)
+        spare = {name for stage, (_, _, name) in best.items() if not (better and stage == work.index)}
+        first = self.processes.first
+        name = save_state(self.out, work.learner, saved, keep=self.recipe.keep_states, spare=spare, write=first)
+        if validation is not None and validation.better:
+            validation.better = False
+            if first:
+                with saving(self.out):
+                    validation.keep(saved.position.step, name)
+        self._tell("checkpoint", saved.position.step, {})
+
+    def _signal(self) -> int:
+        """The signal that asked any process to stop, or 0."""
+        return int(max(self.processes.all(self.stopping.signal if self.stopping is not None else 0)))
 
     def _prepare(self, index: int) -> _Work:
         recipe = self.recipe.stages[index]
@@ -132,6 +184,9 @@ class Trainer:
         stage: TrainingStage = self.pipeline.pick("training_stages", recipe.stage)
         model = self.pipeline.model
         changes, rates = put_in_changes(model, stage, recipe)
+        for change in changes:
+            if isinstance(change, Lora) and change.recipe.chain:
+                change.load(model, self.out / change.folder)
         if recipe.lora is None or recipe.lora.merge:
             model.numbers = ""  # its weights will no longer be those that it was opened with
         decaying = decayed(model)  # before the model is copied: copies of parameters lose their attributes
@@ -143,7 +198,7 @@ class Trainer:
         optimizer = make_optimizer(working, rates, recipe.weight_decay, decaying)
         own = stage if isinstance(stage, StatefulStage) else None
         learner = Learner(working, optimizer, start_average(working, recipe.ema), own)
-        return _Work(index, recipe, stage, learner, module, changes)
+        return _Work(index, recipe, stage, learner, module, loss, changes)
 
     def _describe(self, work: _Work, position: Position) -> StageRun:
         return StageRun(
@@ -166,15 +221,20 @@ class Trainer:
             ),
         )
 
-    def _steps(self, work: _Work, run: StageRun, position: Position) -> Iterator[Position]:
+    def _steps(
+        self, work: _Work, run: StageRun, position: Position, validation: Validation | None
+    ) -> Iterator[Position]:
         """Train -> the position after each step."""
         recipe, learner = work.recipe, work.learner
+        length = epoch_length(run) if recipe.epochs else 0
         groups = work.stage.feed(run) if isinstance(work.stage, FeedingStage) else packed(run)
-        while position.step < recipe.steps:
+        while (done := _progress(recipe, position, length)) < 1:
             if isinstance(work.stage, SteppingStage):
                 seed_step(self.recipe, work.index, position.step, run.rank)
                 work.stage.before_step(cast("VisionLanguageModel", learner.model), position.step)
             packs = [next(groups) for _ in range(recipe.accumulate // run.world)]
+            if recipe.epochs and packs[0][0].epoch >= recipe.epochs:  # the last samples of the data were skipped
+                break
             seed_step(self.recipe, work.index, position.step, run.rank)
             values = update(
                 self.processes,
@@ -184,9 +244,15 @@ class Trainer:
                 recipe,
                 position.step,
                 run.autocast,
+                done,
             )
             position = evolve(packs[-1][0], stage=work.index, step=position.step + 1)
             update_average(learner.average, learner.model, recipe.ema, position.step)
+            if recipe.epochs:
+                values["epoch"] = min(1.0, _progress(recipe, position, length)) * recipe.epochs
+            if validation is not None and validation.due(position.step):
+                values["validation_loss"] = self.processes.all(validation.loss(work.loss))[0]
+                validation.note(values["validation_loss"])
             self._tell("step", position.step, values)
             yield position
         if (close := getattr(groups, "close", None)) is not None:
@@ -206,7 +272,8 @@ class Trainer:
         model.requires_grad_(True)
         for change in reversed(work.changes):
             if self.processes.first:
-                change.save(model, self.out / change.folder)
+                with saving(self.out / change.folder):
+                    change.save(model, self.out / change.folder)
             change.take_out(model)
 
     def _export(self, work: _Work, name: str) -> None:
@@ -214,11 +281,13 @@ class Trainer:
         if not work.changes:
             self._save(self.out / name)
         for change in work.changes if self.processes.first else ():
-            change.save(self.pipeline.model, (self.out / change.folder).with_name(name))
+            with saving(folder := (self.out / change.folder).with_name(name)):
+                change.save(self.pipeline.model, folder)
 
     def _save(self, folder: Path) -> Path:
         if self.processes.first:
-            self.pipeline.save_pretrained(folder)
+            with saving(folder):
+                self.pipeline.save_pretrained(folder)
         self.processes.wait()
         return folder
 
@@ -228,8 +297,24 @@ class Trainer:
             return
         event = Event(kind=kind, step=step, values=values)
         if self.progress is not None:
-            self.progress.show(event)
+            with saving(self.out):
+                self.progress.show(event)
         self.pipeline.tell(event)
+
+
+def _progress(recipe: StageRecipe, position: Position, length: int) -> float:
+    """Share of a stage's steps, or of its epochs of `length` samples, that is done; 1 at its end."""
+    if recipe.epochs:
+        return (position.epoch + min(1.0, position.offset / length)) / recipe.epochs
+    return position.step / recipe.steps
+
+
+def _stopped(number: int, out: Path, position: Position) -> Stopped:
+    name = signal.Signals(number).name
+    what = f"stopped by {name} after step {position.step} of stage {position.stage + 1}, its state is saved"
+    error = Stopped(what, who=str(out), fix="run the same command to go on")
+    error.signal = number
+    return error
 
 
 def _sees(model: VisionLanguageModel) -> bool:
@@ -238,7 +323,24 @@ def _sees(model: VisionLanguageModel) -> bool:
     return any(p.requires_grad for part in parts for p in part.parameters())
 
 
-def train(pipeline: Pipeline, recipe: Recipe, out: str | Path, *, resume: bool = True, progress: Any = None) -> Path:
-    """Run a recipe's stages on a pipeline's model -> folder of the trained checkpoint. `pipe.train(recipe, out)`."""
+def train(
+    pipeline: Pipeline,
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = True,
+    accept_changed_data: bool = False,
+    progress: Any = None,
+    stopping: Stopping | None = None,
+) -> Path:
+    """Run a recipe's stages on a pipeline's model -> folder of the trained checkpoint. `pipe.train(recipe, out)`.
+
+    Afterwards the pipeline holds its weights in float32.
+
+    Args:
+        resume: go on with the run in `out`. accept_changed_data: although its data files have changed since.
+        progress: shows events (`andes_training.progress.Progress`). stopping: notes signals to stop.
+    """
     pipeline.refuse_packed("trained")
-    return Trainer(pipeline, recipe, Path(out), progress).run(resume=resume)
+    trainer = Trainer(pipeline, recipe, Path(out), progress, stopping)
+    return trainer.run(resume=resume, accept_changed_data=accept_changed_data)

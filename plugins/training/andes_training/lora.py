@@ -10,14 +10,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from attrs import define, field
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from andes_sdk.errors import TrainingError
 from andes_sdk.files import appearing
-from andes_sdk.numbers import numbers_of
+from andes_sdk.numbers import numbers_of, weights_of
 from andes_sdk.reading import parse_json
+from andes_sdk.runtime.adapters import BASE, WEIGHTS
 
 if TYPE_CHECKING:
     from andes_sdk.types import Model
@@ -32,7 +35,7 @@ class Lora:
 
     Attributes:
         folder: where it is saved, relative to the run's.
-        base: the numbers of the model that it was put into, which the saved adapter names; "" for a float model.
+        base: the numbers, or the weights, of the model that it was put into, which the saved adapter names.
     """
 
     recipe: LoraRecipe
@@ -53,7 +56,8 @@ class Lora:
             raise TrainingError(
                 "LoRA needs peft", who="stages.lora", why=str(error), fix="pip install 'andes-training[lora]'"
             ) from None
-        recipe, self.base = self.recipe, model.numbers or numbers_of(cast("nn.Module", model))
+        recipe, weights = self.recipe, cast("nn.Module", model)
+        self.base = model.numbers or numbers_of(weights) or weights_of(weights)
         self.targets = targets_of(model, recipe.targets)
         if not self.targets:
             raise TrainingError(
@@ -83,12 +87,30 @@ class Lora:
         config = self.tuner.peft_config[ADAPTER]
         config.inference_mode = True
         with appearing(folder) as temporary:
-            save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+            # peft warns of fields that it does not know, so weights, which it can use, are named beside the tensors
+            named = {BASE: self.base} if self.base.startswith("weights:") else {}
+            save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt", **named})
             config.save_pretrained(str(temporary))
-            if self.base:
+            if self.base and not named:
                 path = temporary / "adapter_config.json"
-                fields = parse_json(path.read_bytes()) | {"andes_base": self.base}
+                fields = parse_json(path.read_bytes()) | {BASE: self.base}
                 path.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
+
+    def load(self, model: Model, folder: Path) -> None:
+        """Go on with a saved adapter.
+
+        Raises:
+            TrainingError: there is none, or it is of other matrices.
+        """
+        own = {name: p for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name}
+        try:
+            tensors = load_file(folder / WEIGHTS)
+            with torch.no_grad():
+                for name, parameter in own.items():
+                    parameter.copy_(tensors[f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}"])
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            fix = "restore the run's folder, or leave out lora.chain"
+            raise TrainingError("the adapter cannot go on", who=str(folder), why=str(error), fix=fix) from None
 
     def take_out(self, model: Model) -> None:
         """Give the model its own layers back, with the adapter added to their weights or without it."""

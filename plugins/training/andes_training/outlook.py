@@ -50,10 +50,11 @@ def _stage(stage: StageRecipe, recipe: Recipe, pipeline: Pipeline) -> dict[str, 
     memory = memory_of(model, stage, recipe.precision)
     return {
         "stage": stage.stage,
-        "steps": stage.steps,
+        "steps": stage.steps or None,
+        "epochs": stage.epochs or None,
         "samples": len(stage_samples(stage.data, recipe.folder)),
         "tokens_per_step": stage.accumulate * stage.max_tokens,
-        "tokens": stage.steps * stage.accumulate * stage.max_tokens,
+        "tokens": stage.steps * stage.accumulate * stage.max_tokens or None,
         "rates": rates if lora is None else lora,
         "trainable": trainable,
         "memory_bytes": {**memory, "total": sum(memory.values())},

@@ -86,6 +86,8 @@ class Progress:
         elif event.kind == "bad-samples":
             listed = ", ".join(f"{reason}: {count}" for reason, count in event.values["reasons"].items())
             self._print(f"skipped {event.values['skipped']} samples ({listed}): {event.values['file']}")
+        elif event.kind == "resumed":
+            self._print(f"going on from {event.values['state']}; changed: {'; '.join(event.values['changed'])}")
         elif event.kind == "stage-end":
             self._end()
 
@@ -104,10 +106,11 @@ class Progress:
         if self.console is None:
             return
         resumed = f", from step {step}" if step else ""
-        self._print(f"stage {self._stage}: {self._steps} steps, {values.get('samples', '?')} samples{resumed}")
+        steps = self._steps or "all"  # of a number of epochs, whose steps nobody knows
+        self._print(f"stage {self._stage}: {steps} steps, {values.get('samples', '?')} samples{resumed}")
         if self.console.is_terminal:
             self._bar = _bar(self.console)
-            self._task = self._bar.add_task(self._stage, total=self._steps, completed=step, figures="")
+            self._task = self._bar.add_task(self._stage, total=self._steps or None, completed=step, figures="")
             self._bar.start()
 
     def _step(self, step: int, values: Mapping[str, Any]) -> None:
@@ -128,7 +131,10 @@ class Progress:
             before, then = self._last
             left = (now - then) / max(step - before, 1) * (self._steps - step)
             speed = self._tokens / max(now - then, 1e-9)
-            self._print(f"{self._stage} {step}/{self._steps}  {_figures(values, speed)}  {_duration(left)} left")
+            place, end = f"{step}/{self._steps}", f"  {_duration(left)} left"
+            if not self._steps:
+                place, end = f"{step}", f"  epoch {values.get('epoch', 0.0):.2f}"
+            self._print(f"{self._stage} {place}  {_figures(values, speed)}{end}")
             self._last, self._tokens = (step, now), 0
 
     def _end(self) -> None:
@@ -171,7 +177,8 @@ def _bar(console: Console) -> Bar:
 
 
 def _figures(values: Mapping[str, Any], speed: float) -> str:
-    parts = [f"{key} {values[key]:.4f}" for key in ("loss", "accuracy") if isinstance(values.get(key), int | float)]
+    shown = ("loss", "accuracy", "validation_loss")
+    parts = [f"{key} {values[key]:.4f}" for key in shown if isinstance(values.get(key), int | float)]
     return "  ".join([*parts, f"{speed:.0f} supervised tokens/s"])
 
 

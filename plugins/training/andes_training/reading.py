@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from andes_training.data.shards import find_files
 
 if TYPE_CHECKING:
     from andes_sdk.inputs.processor import Processor
+    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.types import TrainingStage
     from andes_training.packing import Row
@@ -52,13 +53,45 @@ def check_stages(pipeline: Pipeline, recipe: Recipe) -> None:
     """
     for stage in recipe.stages:
         check_mixture(stage.data)
+        check_mixture(stage.validation)
         _stage_image(pipeline, stage)
-        for source in stage.data:
+        for source in (*stage.data, *stage.validation):
             for path in find_files(recipe.folder / source.path):
                 if not path.is_file():
                     raise TrainingError(
                         "the data cannot be read", who=str(path), why="no such file", fix="make it, or correct its path"
                     )
+
+
+def refuse_blind(model: VisionLanguageModel, samples: Sequence[Sample], stage: str) -> None:
+    """Refuse to train what only pictures, or other media, pass through on samples that show none.
+
+    Raises:
+        TrainingError: nothing would learn.
+    """
+    senses = ("vision_encoder.", "mlp.", "modalities.")
+    if not all(name.startswith(senses) for name, p in model.named_parameters() if p.requires_grad):
+        return
+    kinds = frozenset({"image_url", *model.kinds})
+    for index in range(len(samples)):
+        try:
+            if _shows(samples[index].entry, kinds):
+                return
+        except BadSample:  # counted when an epoch comes to it
+            continue
+    raise TrainingError(
+        "nothing would learn",
+        who=f"stage {stage!r}",
+        why="it trains only what pictures and other media pass through, and no sample shows any",
+        fix="give the language model a learning rate, or data with pictures",
+    )
+
+
+def _shows(value: Any, kinds: frozenset[str]) -> bool:
+    """Whether plain data of a sample holds a part of one of these types."""
+    if isinstance(value, Mapping):
+        return value.get("type") in kinds or any(_shows(v, kinds) for v in value.values())
+    return isinstance(value, list) and any(_shows(v, kinds) for v in value)
 
 
 def stage_processor(pipeline: Pipeline, recipe: StageRecipe) -> Processor:

@@ -5,16 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 from attrs.validators import deep_iterable, ge, gt, in_, le, lt, min_len
 
 from andes_sdk.config import CONVERTER, structure
 from andes_sdk.errors import TrainingError
 from andes_sdk.reading import parse_toml, value_of
+
+NAME = re.compile(r"[^\W_][\w.-]{0,99}")
+"""What becomes the name of a file or folder: no path, nothing hidden."""
+
+
+def _name(_: object, attribute: Attribute[str], value: str) -> None:
+    if value and not NAME.fullmatch(value):
+        raise ValueError(f"{attribute.name} is {value!r}: write letters, digits, '.', '_' and '-', a letter first")
+
+
+def _rates(_: object, attribute: Attribute[Mapping[str, float]], value: Mapping[str, float]) -> None:
+    for prefix, rate in value.items():
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"{attribute.name}: the rate of {prefix!r} is {rate}, not a number from 0 (frozen) up")
 
 
 @frozen(kw_only=True)
@@ -41,7 +56,7 @@ class DataRecipe:
     rotate: float = field(default=0.0, validator=[ge(0.0), le(180.0)])
     questions: int = field(default=0, validator=ge(0))
     repeat: int = field(default=1, validator=ge(1))
-    weight: float = field(default=0.0, validator=ge(0.0))
+    weight: float = field(default=0.0, validator=[ge(0.0), lt(math.inf)])
     samples: int = field(default=0, validator=ge(0))
     tokens: int = field(default=0, validator=ge(0))
     on_error: str = field(default="fail", validator=in_(("fail", "skip")))
@@ -58,19 +73,22 @@ class LoraRecipe:
         targets: kinds of module that get an adapter: 'attention' and 'mlp' of the language model, 'vision' for the
             encoder's matrices, 'projector'.
         merge: write the adapter into the weights at the stage's end; otherwise the weights stay as they were.
-        name: of the adapter's folder, `adapters/<name>`; empty for the stage's name.
+        name: of the adapter's folder, `adapters/<name>`; empty for the stage's name. No two stages of a recipe have the
+            same, unless the later one says `chain`.
+        chain: go on with the adapter that an earlier stage of the recipe left under this name.
     """
 
     rank: int = field(default=16, validator=ge(1))
     alpha: int = field(default=32, validator=ge(1))
     dropout: float = field(default=0.0, validator=[ge(0.0), lt(1.0)])
-    rate: float = field(default=2e-4, validator=gt(0.0))
+    rate: float = field(default=2e-4, validator=[gt(0.0), lt(math.inf)])
     targets: list[str] = field(
         factory=lambda: ["attention", "mlp"],
         validator=[min_len(1), deep_iterable(in_(("attention", "mlp", "vision", "projector")))],
     )
     merge: bool = False
-    name: str = ""
+    name: str = field(default="", validator=_name)
+    chain: bool = False
 
 
 @frozen(kw_only=True)
@@ -80,6 +98,7 @@ class StageRecipe:
     Attributes:
         stage: name of a training stage that a plugin of the pipeline brings.
         steps: optimizer steps.
+        epochs: instead of `steps`: how often the data is gone through. The schedule then follows the data's progress.
         warmup: steps of linear warm-up.
         schedule: shape after the warm-up: 'cosine', 'linear', 'constant', or 'wsd' (warm-up, stable, decay:
             MiniCPM, arXiv 2404.06395; the decay is 1 - sqrt, arXiv 2405.18392, figure 5).
@@ -98,39 +117,53 @@ class StageRecipe:
         recompute: compute activations of each layer again in the backward pass: less memory, more time.
         lora: train low-rank adapters instead of the weights.
         checkpoint_every, log_every: steps.
+        validation: data that is not learnt from; its mean loss is told as `validation_loss`.
+        validate_every: steps between two validations; 0 for `checkpoint_every`. The state with the smallest loss is
+            kept beside the newest ones.
     """
 
-    stage: str
+    stage: str = field(validator=_name)
     data: list[DataRecipe]
-    steps: int = field(validator=ge(1))
+    steps: int = field(default=0, validator=ge(0))
+    epochs: int = field(default=0, validator=ge(0))
     warmup: int = field(default=0, validator=ge(0))
     schedule: str = field(default="cosine", validator=in_(("cosine", "linear", "constant", "wsd")))
     decay: int = field(default=0, validator=ge(0))
     horizon: int = field(default=0, validator=ge(0))
-    floor: float = field(default=0.0, validator=ge(0.0))
-    rates: dict[str, float] = field(factory=dict)
+    floor: float = field(default=0.0, validator=[ge(0.0), lt(math.inf)])
+    rates: dict[str, float] = field(factory=dict, validator=_rates)
     max_tokens: int = field(default=4096, validator=ge(1))
     max_patches: int = field(default=4096, validator=ge(1))
     image: dict[str, object] = field(factory=dict)
     workers: int = field(default=1, validator=ge(1))
     accumulate: int = field(default=1, validator=ge(1))
     clip: float = field(default=1.0, validator=gt(0.0))
-    weight_decay: float = field(default=0.05, validator=ge(0.0))
+    weight_decay: float = field(default=0.05, validator=[ge(0.0), lt(math.inf)])
     ema: float = field(default=0.0, validator=[ge(0.0), lt(1.0)])
     ema_export: str = field(default="replace", validator=in_(("replace", "beside")))
     recompute: bool = False
     lora: LoraRecipe | None = None
     checkpoint_every: int = field(default=200, validator=ge(1))
     log_every: int = field(default=10, validator=ge(1))
+    validation: list[DataRecipe] = field(factory=list)
+    validate_every: int = field(default=0, validator=ge(0))
 
     def __attrs_post_init__(self) -> None:
+        if bool(self.steps) == bool(self.epochs):
+            raise ValueError("steps or epochs: give one of them, at least 1")
+        if self.epochs and (self.decay or self.horizon):
+            raise ValueError("decay and horizon are numbers of steps: give steps, not epochs")
+        if self.horizon and self.horizon < self.steps:
+            raise ValueError(f"a horizon of {self.horizon} lies before the last of {self.steps} steps")
+        if self.validate_every and not self.validation:
+            raise ValueError("validate_every needs data: give validation")
         if self.decay and self.schedule != "wsd":
             raise ValueError(f"decay belongs to the schedule 'wsd', not to {self.schedule!r}")
         if self.decay and self.decay > (self.horizon or self.steps) - self.warmup:
             raise ValueError(f"a decay of {self.decay} steps does not fit after {self.warmup} of warm-up")
 
-    def scale(self, step: int) -> float:
-        """Learning-rate factor at a step, counted from 0."""
+    def scale(self, step: int, progress: float = 0.0) -> float:
+        """Learning-rate factor at a step, counted from 0; `progress` is the share of `epochs` done before it."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.schedule == "constant":
@@ -138,11 +171,17 @@ class StageRecipe:
         end = self.horizon or self.steps
         if self.schedule == "wsd":
             decay = self.decay or max(1, end // 10)
-            shape = 1 - math.sqrt(min(1.0, max(0.0, (step - (end - decay)) / decay)))
+            late = (step - (end - decay)) / decay if end else 10 * progress - 9
+            shape = 1 - math.sqrt(min(1.0, max(0.0, late)))
         else:
-            done = min(1.0, (step - self.warmup) / max(1, end - self.warmup))
+            done = min(1.0, (step - self.warmup) / max(1, end - self.warmup) if end else progress)
             shape = 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1 - done
         return self.floor + (1 - self.floor) * shape
+
+    @property
+    def adapter(self) -> str:
+        """Where the adapter is saved, relative to the run's folder; empty without one."""
+        return "" if self.lora is None else f"adapters/{self.lora.name or self.stage}"
 
 
 @frozen(kw_only=True)
@@ -158,6 +197,7 @@ class Recipe:
         sharding: with several processes, 'none' keeps weights and optimizer whole in each (DDP), 'full' divides them
             (FSDP2). Decides where numbers lie, so a run may go on with another choice.
         timeout: seconds after which a process gives up waiting for the others.
+        keep_states: how many of the newest states stay.
     """
 
     name: str
@@ -169,18 +209,60 @@ class Recipe:
     start: str = ""
     sharding: str = field(default="none", validator=in_(("none", "full")))
     timeout: float = field(default=1800.0, validator=gt(0.0))
+    keep_states: int = field(default=2, validator=ge(1))
     folder: Path = Path()
 
-    def digest(self) -> str:
-        """Hash of everything that decides the run's numbers, but not of where it lies or on how many processes."""
+    def __attrs_post_init__(self) -> None:
+        known: dict[str, LoraRecipe] = {}
+        for stage in self.stages:
+            if stage.lora is None:
+                continue
+            if not NAME.fullmatch(name := stage.lora.name or stage.stage):
+                raise ValueError(f"the stage's name {name!r} cannot be an adapter's: give lora.name")
+            before = known.get(name)
+            if before is not None and not stage.lora.chain:
+                raise ValueError(f"two stages save adapters as {name!r}: give lora.name, or lora.chain = true to go on")
+            if stage.lora.chain and (before is None or not _alike(before, stage.lora)):
+                raise ValueError(f"lora.chain needs an earlier adapter {name!r} of the same matrices, not merged")
+            known[name] = stage.lora
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that decides the run's numbers, as plain data, but not where it lies or on how many processes."""
         data = CONVERTER.unstructure(self)
-        del data["sharding"], data["timeout"]
+        for key in ("sharding", "timeout", "keep_states"):
+            del data[key]
         for stage in data["stages"]:
-            del stage["workers"]
+            for key in ("workers", "checkpoint_every", "log_every", "validation", "validate_every"):
+                del stage[key]
             for source in stage["data"]:  # a run that met a bad sample may go on and skip it
                 del source["on_error"], source["max_errors"]
-        text = json.dumps(data, sort_keys=True).replace(json.dumps(data.pop("folder"))[1:-1], "")
-        return hashlib.sha256(text.encode()).hexdigest()
+        folder = json.dumps(data.pop("folder"))[1:-1]
+        found: dict[str, Any] = json.loads(json.dumps(data, sort_keys=True).replace(folder, ""))
+        return found
+
+    def digest(self) -> str:
+        """Hash of `facts`."""
+        return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()
+
+
+def _alike(one: LoraRecipe, other: LoraRecipe) -> bool:
+    """Whether the matrices of one adapter fit the other."""
+    parts = [(r.rank, r.alpha, sorted(r.targets)) for r in (one, other)]
+    return parts[0] == parts[1] and not one.merge
+
+
+def differences(one: Any, other: Any, place: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Places at which two pieces of plain data differ, such as `stages.0.clip`, with both values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        pairs = [(key, one.get(key), other.get(key)) for key in {**one, **other}]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = [(str(i), *both) for i, both in enumerate(zip(one, other, strict=True))]
+    else:
+        if one != other or type(one) is not type(other):
+            yield place, one, other
+        return
+    for key, a, b in pairs:
+        yield from differences(a, b, f"{place}.{key}" if place else str(key))
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

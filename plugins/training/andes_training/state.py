@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import asdict, frozen
-from safetensors import safe_open
+from attrs import asdict, field, frozen
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from andes_sdk.errors import TrainingError
+from andes_sdk.errors import CheckpointError, TrainingError
 from andes_sdk.files import appearing
 from andes_sdk.reading import parse_json
 from andes_sdk.types import Position, StatefulStage
@@ -29,6 +32,10 @@ from andes_sdk.types import Position, StatefulStage
 SHARD = 4 << 30
 """Bytes of one file."""
 INDEX = "index.json"
+FILE = re.compile(r"state-\d+\.safetensors")
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW keeps of a parameter."""
+_DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 @frozen(eq=False)
@@ -82,27 +89,69 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
     return value
 
 
+@frozen(kw_only=True)
+class Saved:
+    """What a state says of itself, beside its tensors.
+
+    Attributes:
+        position: where it stands.
+        recipe: `Recipe.facts()` of the run that wrote it. data: `fingerprints` of the stage's data then.
+    """
+
+    position: Position
+    recipe: Mapping[str, Any]
+    data: Mapping[str, str] = field(factory=dict)
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn what a full or read-only disk raises into our error; what is written appears whole, or not at all."""
+    try:
+        yield
+    except (OSError, SafetensorError, CheckpointError) as error:
+        raise TrainingError(
+            "cannot be saved",
+            who=str(path),
+            why=f"{type(error).__name__}: {error}",
+            fix="make room, or look at the folder's permissions; the same command goes on from the last state",
+        ) from error
+
+
 def save_state(
-    folder: Path, learner: Learner, position: Position, digest: str, *, keep: int = 2, write: bool = True
-) -> None:
-    """Write `folder/state-<stage>-<step>` atomically and delete all but the newest `keep`.
+    folder: Path,
+    learner: Learner,
+    saved: Saved,
+    *,
+    keep: int = 2,
+    spare: Collection[str] = (),
+    write: bool = True,
+) -> str:
+    """Write `folder/state-<stage>-<step>` atomically and delete all but the newest `keep` -> its name.
 
     Args:
+        spare: names of states that stay in any case.
         write: False in every process but one; all of them must call.
+
+    Raises:
+        TrainingError: it cannot be written; the states before stay.
     """
+    position = saved.position
     target = folder / f"state-{position.stage:02d}-{position.step:08d}"
     if not write:
         for _, tensor in learner.tensors():
             whole(tensor)
-        return
+        return target.name
     for left in folder.glob(".state-*"):  # by a run that was killed while it wrote
         shutil.rmtree(left, ignore_errors=True)
-    with appearing(target) as temporary:
-        index = _write_shards(temporary, learner)
-        _write_json(temporary / INDEX, index)
-        _write_json(temporary / "position.json", {"position": asdict(position), "recipe": digest})
-    for old in states(folder)[:-keep]:
-        shutil.rmtree(old)
+    with saving(target):
+        with appearing(target) as temporary:
+            index = _write_shards(temporary, learner)
+            _write_json(temporary / INDEX, index)
+            _write_json(temporary / "position.json", {**asdict(saved), "tensors": len(index)})
+        for old in states(folder)[:-keep]:
+            if old.name not in spare:
+                shutil.rmtree(old)
+    return target.name
 
 
 def _write_shards(folder: Path, learner: Learner) -> dict[str, str]:
@@ -143,26 +192,25 @@ def states(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("state-*") if (p / "position.json").is_file())
 
 
-def read_position(path: Path, digest: str) -> Position:
-    """Where a saved state stands.
+def read_saved(path: Path) -> Saved:
+    """What a saved state says of itself.
 
     Raises:
-        TrainingError: the state is damaged, or was made by another recipe.
+        TrainingError: it is damaged.
     """
     try:
         data: Any = parse_json((path / "position.json").read_text(encoding="utf-8"))
-        position, recipe = Position(**data["position"]), data["recipe"]
+        saved = Saved(position=Position(**data["position"]), recipe=data["recipe"], data=data["data"])
+        numbers = asdict(saved.position)
+        if wrong := {k: v for k, v in numbers.items() if type(v) is not int or v < 0}:
+            raise ValueError(f"it stands at {wrong}")
+        if not isinstance(saved.recipe, dict) or not isinstance(saved.data, dict):
+            raise ValueError("the recipe or the data is no object")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
             "the saved state is damaged", who=str(path), why=str(error), fix="delete it to use the one before"
         ) from None
-    if recipe != digest:
-        raise TrainingError(
-            "the saved state was made by another recipe",
-            who=str(path),
-            fix="restore the recipe, or start anew with another --out folder",
-        )
-    return position
+    return saved
 
 
 @torch.no_grad()
@@ -170,35 +218,66 @@ def load_state(path: Path, learner: Learner) -> None:
     """Put weights, buffers, optimizer and average back, to the bit; each process reads the state and keeps its share.
 
     Raises:
-        TrainingError: a file is damaged or does not fit the model.
+        TrainingError: a file is damaged, or a tensor is missing or of another shape or type. Nothing has changed then.
     """
     try:
-        index = parse_json((path / INDEX).read_text(encoding="utf-8"))
-        files = {name: safe_open(path / name, framework="pt") for name in set(index.values())}
-        optimizer: dict[str, list[str]] = {}
-        for key in index:
-            if key.startswith("optimizer."):
-                _, kind, name = key.split(".", 2)
-                optimizer.setdefault(name, []).append(kind)
-
-        def read(key: str, like: Tensor) -> Tensor:
-            value = files[index[key]].get_tensor(key)
-            return placed(value, like) if value.shape == like.shape else value.to(like.device)
-
-        for name, parameter in learner.model.named_parameters():
-            parameter.copy_(read(f"weight.{name}", parameter))
-            if name in optimizer:
-                learner.optimizer.state[parameter] = {
-                    kind: read(f"optimizer.{kind}.{name}", parameter) for kind in optimizer[name]
-                }
-            if name in learner.average:
-                learner.average[name].copy_(read(f"average.{name}", parameter))
-        for name, buffer in buffers(learner.model):
-            buffer.copy_(files[index[f"buffer.{name}"]].get_tensor(f"buffer.{name}"))
+        tensors = _Tensors(path)
+        found = list(_expected(tensors, learner))
+        for _, key, like in found:
+            tensors.fits(key, like)
+        for target, key, like in found:
+            target(placed(tensors.read(key), like))
         if learner.stage is not None:
-            own = [key for key in index if key.startswith("stage.")]
-            learner.stage.load_state({key.removeprefix("stage."): files[index[key]].get_tensor(key) for key in own})
+            own = [key for key in tensors.index if key.startswith("stage.")]
+            learner.stage.load_state({key.removeprefix("stage."): tensors.read(key) for key in own})
     except Exception as error:
         raise TrainingError(
             "the saved state cannot be restored", who=str(path), why=str(error), fix="delete it to use the one before"
         ) from error
+
+
+class _Tensors:
+    """The tensors of a saved state, by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.index: dict[str, str] = parse_json((path / INDEX).read_text(encoding="utf-8"))
+        count = parse_json((path / "position.json").read_text(encoding="utf-8"))["tensors"]
+        if not isinstance(self.index, dict) or len(self.index) != count:
+            raise ValueError(f"it names {len(self.index)} tensors, not {count}")
+        if wrong := [name for name in self.index.values() if not FILE.fullmatch(str(name))]:
+            raise ValueError(f"{wrong[0]!r} is no file of a state")
+        self._files = {name: safe_open(path / name, framework="pt") for name in set(self.index.values())}
+
+    def read(self, key: str) -> Tensor:
+        return self._files[self.index[key]].get_tensor(key)  # type: ignore[no-any-return]
+
+    def fits(self, key: str, like: Tensor) -> None:
+        """Raise ValueError unless it is there, in the shape and type of `like`."""
+        if key not in self.index:
+            raise ValueError(f"{key} is missing")
+        head = self._files[self.index[key]].get_slice(key)
+        shape, kind = tuple(head.get_shape()), head.get_dtype()
+        wanted = _DTYPES.get(like.dtype, kind)
+        if shape != tuple(like.shape) or kind != wanted:
+            raise ValueError(f"{key} is {kind} {list(shape)}, not {wanted} {list(like.shape)}")
+
+
+Restored = tuple[Callable[[Tensor], Any], str, Tensor]
+"""What takes a tensor, its name in the state, and a tensor of its shape and type."""
+
+
+def _expected(tensors: _Tensors, learner: Learner) -> Iterator[Restored]:
+    """Everything that a learner needs of a state, the stage's own tensors left out."""
+    learnt = {p for group in learner.optimizer.param_groups for p in group["params"]}
+    for name, parameter in learner.model.named_parameters():
+        yield parameter.copy_, f"weight.{name}", parameter
+        # a parameter that had no gradient yet has no moments
+        if parameter in learnt and any(f"optimizer.{kind}.{name}" in tensors.index for kind in MOMENTS):
+            own = learner.optimizer.state[parameter]
+            for kind in MOMENTS:
+                like = torch.zeros((), device=parameter.device) if kind == "step" else parameter
+                yield partial(own.__setitem__, kind), f"optimizer.{kind}.{name}", like
+        if name in learner.average:
+            yield learner.average[name].copy_, f"average.{name}", learner.average[name]
+    for name, buffer in buffers(learner.model):
+        yield buffer.copy_, f"buffer.{name}", buffer

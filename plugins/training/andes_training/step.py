@@ -45,6 +45,12 @@ class Loss(torch.nn.Module):
         loss, figures = self.stage.loss(self.model, batch)
         return loss if idle is None else loss + 0.0 * idle, figures
 
+    def idle_parameters(self, kinds: Collection[str]) -> list[torch.nn.Parameter]:
+        """What only items of other kinds than these pass through, where it runs for packs without them too."""
+        idle = [] if "image" in kinds or not self.complete else ["vision_encoder.", "mlp."]
+        idle += [f"modalities.{kind}." for kind in self.model.senses if self.complete and kind not in kinds]
+        return [p for name, p in self.model.named_parameters() if name.startswith(tuple(idle))] if idle else []
+
     def _idle(self) -> torch.Tensor:
         spec = self.model.vision
         patches = torch.zeros(spec.merge**2, 3 * spec.patch_size**2, device=self.model.device)
@@ -56,8 +62,12 @@ def freeze(model: torch.nn.Module, rates: Mapping[str, float]) -> list[tuple[str
     """Freeze what no prefix of `rates` names at a rate above zero, longest prefix first -> name, parameter, rate.
 
     Raises:
-        TrainingError: a prefix names nothing, or nothing trains.
+        TrainingError: a prefix names nothing, nothing trains, or a rate is negative or not finite.
     """
+    for prefix, rate in rates.items():
+        if not 0 <= rate < math.inf:
+            why, fix = "a rate is a finite number", "give one above 0; 0 freezes"
+            raise TrainingError(f"the learning rate is {rate}", who=prefix, why=why, fix=fix)
     learns: list[tuple[str, torch.nn.Parameter, float]] = []
     used: set[str] = set()
     for name, parameter in model.named_parameters():
@@ -120,37 +130,68 @@ def update(
     recipe: StageRecipe,
     step: int,
     autocast: Any,
+    progress: float = 0.0,
 ) -> dict[str, float]:
     """Forward, backward and step over this process's packs -> figures over all processes.
 
+    Args:
+        progress: share of the recipe's `epochs` that is done.
+
     Raises:
-        TrainingError: the loss is not finite.
+        TrainingError: the loss or a gradient is not finite; the weights are as they were.
     """
-    factor = recipe.scale(step)
+    factor = recipe.scale(step, progress)
     for group in optimizer.param_groups:
         group["lr"] = group["rate"] * factor
-    counts = processes.all((sum(b.tokens for b in batches), sum(b.samples for b in batches)))
-    tokens, samples = (sum(c[i] for c in counts) for i in (0, 1))
+    counts = processes.all([(b.tokens, b.samples, tuple(getattr(b, "media", {}))) for b in batches])
+    every = [one for own in counts for one in own]
+    tokens, samples = (sum(one[i] for one in every) for i in (0, 1))
     totals: dict[str, float] = {}
     for number, batch in enumerate(batches, 1):
         share = batch.tokens / max(tokens, 1)
         with processes.alone(module, number == len(batches)):
             with autocast():
                 loss, figures = module(batch.to(processes.device))
-            # DDP and FSDP divide by the number of processes; `share` has already
-            (loss * (share * processes.world)).backward()
+            if loss.requires_grad:  # a pack without pictures has nothing for a stage that trains the projector
+                # DDP and FSDP divide by the number of processes; `share` has already
+                (loss * (share * processes.world)).backward()
+        # where no token has a loss, such as answers that are all masked, figures are means over samples
+        part = share if tokens else batch.samples / max(samples, 1)
         for key, value in {"loss": float(loss.detach()), **figures}.items():
-            totals[key] = totals.get(key, 0.0) + value * share
+            totals[key] = totals.get(key, 0.0) + value * part
     totals = _sum(processes.all(totals))
     if not math.isfinite(totals["loss"]):
         raise TrainingError(
             f"the loss is {totals['loss']} at step {step + 1}", fix="lower the learning rate, or look at the data"
         )
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(whole(torch.nn.utils.clip_grad_norm_(trained, recipe.clip)))
+    _forget_idle(module, {kind for one in every for kind in one[2]})
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    total = torch.nn.utils.get_total_norm([p.grad for p in trained])
+    if not math.isfinite(norm := float(whole(total))):
+        name = next((n for n, p in module.named_parameters() if _is_bad(p.grad)), "the norm of all")
+        optimizer.zero_grad()
+        raise TrainingError(
+            f"a gradient is not finite at step {step + 1}",
+            who=name.removeprefix("module.").removeprefix("model."),
+            why=f"the loss is {totals['loss']:.4g}, the norm of the gradients {norm}",
+            fix="lower the learning rate, or look at the data; the last state is as it was",
+        )
+    torch.nn.utils.clip_grads_with_norm_(trained, recipe.clip, total)
     optimizer.step()
     optimizer.zero_grad()
     return {**totals, "gradient_norm": norm, "rate_factor": factor, "tokens": tokens, "samples": samples}
+
+
+def _forget_idle(module: torch.nn.Module, kinds: Collection[str]) -> None:
+    """Drop the zeros of what no pack of the step used, as one process has none: the optimizer then leaves it alone."""
+    loss = module.module if isinstance(module, torch.nn.parallel.DistributedDataParallel) else module
+    for parameter in loss.idle_parameters(kinds) if isinstance(loss, Loss) else ():
+        if parameter.grad is not None and not bool(whole(parameter.grad.abs().sum())):
+            parameter.grad = None
+
+
+def _is_bad(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and not bool(whole(gradient.sum()).isfinite())
 
 
 def _sum(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from andes_sdk.cli.console import Json, clean, print_json, stdout, table
+from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
 from andes_sdk.errors import TrainingError
 from andes_sdk.reading import parse_json
 
@@ -44,9 +45,9 @@ def _print_outlook(facts: dict[str, Any]) -> None:
     rows = [
         (
             s["stage"],
-            f"{s['steps']:,}",
+            f"{s['steps']:,}" if s["steps"] else f"of {s['epochs']} epochs",
             f"{s['samples']:,}",
-            f"{s['tokens']:,}",
+            f"{s['tokens']:,}" if s["tokens"] else "?",
             *(f"{s['trainable'][m]:,}" for m in modules),
             f"{s['memory_bytes']['total'] / 2**20:,.0f} MiB",
         )
@@ -71,10 +72,16 @@ def train(
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html to --out at the end; again: andes report FOLDER.")
     ] = False,
+    accept_changed_data: Annotated[
+        bool, typer.Option("--accept-changed-data", help="Go on although data files have changed since the last state.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and train nothing.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a RECIPE's stages. A run that was stopped goes on from its last state with identical numbers."""
+    """Train a RECIPE's stages. A run that was stopped goes on from its last state with identical numbers.
+
+    SIGTERM and Ctrl-C finish the step, save a state and exit with 143 or 130; a second one ends at once.
+    """
     if out is None and not dry_run:
         raise typer.BadParameter("--out FOLDER is needed to train")
     loaded, pipeline = open_recipe(recipe, change or [])
@@ -90,26 +97,44 @@ def train(
     from andes_training.processes import leave_processes
     from andes_training.progress import Progress
     from andes_training.report import need_matplotlib, write_report
+    from andes_training.stopping import Stopped, Stopping
 
     if report:
         need_matplotlib()
     first = os.environ.get("RANK", "0") == "0"
     console = None if as_json or not first else stdout()
-    with Progress(out, console, [s.log_every for s in loaded.stages]) as progress:
+    with Progress(out, console, [s.log_every for s in loaded.stages]) as progress, Stopping() as stopping:
         try:
-            model = pipeline.train(loaded, out, resume=resume, progress=progress)
+            model = pipeline.train(
+                loaded,
+                out,
+                resume=resume,
+                accept_changed_data=accept_changed_data,
+                progress=progress,
+                stopping=stopping,
+            )
+        except Stopped as stopped:
+            if first:
+                sets = [part for text in change or () for part in ("--set", text)]
+                again = shlex.join(["andes", "train", str(recipe), "--out", str(out), *sets])
+                stderr().print(f"{stopped.what}; to go on: {again}", markup=False, soft_wrap=True)
+            raise typer.Exit(128 + stopped.signal) from None
         finally:
             leave_processes()
     if not first:
         return
     if report:
         write_report(out)
+    adapters = [str(out / s.adapter) for s in loaded.stages if s.lora is not None and not s.lora.merge]
     if as_json:
         last = progress.path.read_text(encoding="utf-8").splitlines() if progress.path.exists() else []
-        done = {"recipe": loaded.name, "model": str(model), "metrics": str(progress.path)}
+        done = {"recipe": loaded.name, "model": str(model), "adapters": adapters, "metrics": str(progress.path)}
         print_json({**done, "steps": len(last), "last": parse_json(last[-1]) if last else None})
     elif console is not None:
-        console.print(f"trained model: {model}", markup=False, soft_wrap=True)
+        for adapter in dict.fromkeys(adapters):
+            console.print(f"trained adapter: {adapter}", markup=False, soft_wrap=True)
+        only = len(adapters) == len(loaded.stages)
+        console.print(f"{'its base, as it was' if only else 'trained model'}: {model}", markup=False, soft_wrap=True)
 
 
 @clean

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 FILE = "bad_samples.jsonl"
 REASONS = {
     "json": "the line or member cannot be read",
-    "shape": "no conversations in it",
+    "shape": "no conversations in it, or a key that nothing reads",
     "message": "a message that breaks the rules for messages",
-    "picture": "a picture that is missing, damaged, or not where the text says",
+    "picture": "a picture that is missing, damaged, not where the text says, or not shared by all conversations",
     "box": "a box outside its picture, or written wrongly",
     "think": "`think` and the text contradict each other",
-    "unsupervised": "no assistant text to learn from",
+    "unsupervised": "no assistant text to learn from: no answer, or blank ones",
     "tokens": "longer than the stage's `max_tokens` or the model's positions",
     "patches": "more patches than the stage's `max_patches`",
 }

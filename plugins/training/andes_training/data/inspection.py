@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, frozen
+from attrs import frozen
+from PIL import Image
 
 from andes_sdk.errors import InputError
 from andes_sdk.inputs.images import load_image
 from andes_sdk.inputs.messages import parse_messages
+from andes_sdk.types import Slot, Turn
 from andes_training.data.bad import BadSample
-from andes_training.data.rows import RowMaker, Thinking, check_thinking, conversations_of, read_conversations
+from andes_training.data.rows import (
+    APART,
+    DIFFERENT,
+    RowMaker,
+    Thinking,
+    check_answered,
+    check_thinking,
+    conversations_of,
+    read_conversations,
+)
+from andes_training.data.samples import whole
 from andes_training.reading import in_order
 
 if TYPE_CHECKING:
@@ -36,12 +48,6 @@ class Problem:
     what: str
     why: str
     fix: str
-
-
-def whole(samples: Samples) -> Samples:
-    """The same files, each sample once, with all its conversations and without random changes."""
-    plain: dict[str, Any] = {"questions": 0, "repeat": 1, "flip": False, "shift": 0.0, "rotate": 0.0}
-    return evolve(samples, sources=tuple(evolve(s, recipe=evolve(s.recipe, **plain)) for s in samples.sources))
 
 
 def problems(samples: Samples, maker: RowMaker | None = None, workers: int = 1) -> Iterator[Problem]:
@@ -74,16 +80,37 @@ def inspect(sample: Sample) -> list[list[Any]]:
     filled = read_conversations(sample, conversations_of, load_image, random.Random(0))
     check_thinking(sample, filled, PLAIN_THINKING)
     try:
-        turns = [parse_messages(conversation)[0] for conversation in filled]
+        turns, shown = zip(*(parse_messages(conversation) for conversation in filled), strict=True)
     except InputError as error:
         raise BadSample(
             error.what, reason="message", who=sample.where, why=f"{error.who}: {error.why}", fix=error.fix
         ) from error
-    if not any(turn.role == "assistant" for conversation in turns for turn in conversation):
-        raise BadSample(
-            "has no assistant text to learn from",
-            reason="unsupervised",
-            who=sample.where,
-            fix="add an assistant message",
-        )
+    check_answered(sample, filled)
+    if len(filled) > 1:
+        _check_shared(sample, turns, shown)
     return filled
+
+
+def _check_shared(sample: Sample, turns: Sequence[Sequence[Turn]], shown: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse conversations that show different pictures, or that differ before their last one."""
+    if any(_contents(one) != _contents(shown[0]) for one in shown[1:]):
+        what, why, fix = DIFFERENT
+    elif any(_head(one) != _head(turns[0]) or any(role == "assistant" for role, _ in _head(one)) for one in turns):
+        what, why, fix = APART
+    else:
+        return
+    raise BadSample(what, reason="picture", who=sample.where, why=why, fix=fix)
+
+
+def _contents(items: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Pictures as pixels, other items as they are."""
+    return {
+        kind: [(i.size, i.tobytes()) if isinstance(i, Image.Image) else i for i in some] for kind, some in items.items()
+    }
+
+
+def _head(turns: Sequence[Turn]) -> list[tuple[str, str | Slot]]:
+    """Role and part, up to the last that is no text."""
+    parts = [(turn.role, part) for turn in turns for part in turn.parts]
+    last = max((i for i, (_, part) in enumerate(parts) if not isinstance(part, str)), default=-1)
+    return parts[: last + 1]

@@ -15,7 +15,8 @@ from PIL import Image
 from andes_sdk.files import write_atomically
 from andes_training.data.bad import BadSample
 from andes_training.data.boxes import END, SCALE, START, Box, find_boxes
-from andes_training.data.inspection import inspect, whole
+from andes_training.data.inspection import inspect
+from andes_training.data.samples import whole
 
 if TYPE_CHECKING:
     from andes_training.data.samples import Samples

@@ -69,8 +69,6 @@ class Parquet:
             bounded(entry)
         except ValueError as error:
             raise BadSample("is not a sample", reason="json", who=self.where(index), why=str(error)) from None
-        if entry.get("image") is not None and entry.get("images") is None:
-            entry["images"] = [entry.pop("image")]
         return {key: value for key, value in entry.items() if value is not None}
 
     def _group(self, number: int) -> Any:

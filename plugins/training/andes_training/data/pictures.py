@@ -80,7 +80,9 @@ class Pictures:
         if kind not in ("image", "image_url"):
             return part
         reference = part.get(kind)
+        self._known(part, ("type", kind))
         if isinstance(reference, Mapping) and "url" in reference:
+            self._known(reference, ("url", "detail"))
             if reference.get("detail") not in (None, "auto"):
                 return part  # refused with its place by the rules for messages
             reference = reference["url"]
@@ -98,6 +100,15 @@ class Pictures:
             return {"type": "image", "image": self._picture(key, self._source(reference)[1])}
         used.add(index)
         return {"type": "image", "image": self._picture(("images", index), self._given[index][1])}
+
+    def _known(self, value: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+        """Refuse keys of a picture's part that nothing reads."""
+        others = [key for key, entry in value.items() if key not in keys and entry is not None]
+        if others:
+            why, fix = f"keys with a meaning: {', '.join(keys)}", 'write {"type": "image", "image": "path.png"}'
+            raise BadSample(
+                f"nothing reads {others[0]!r} of a picture", reason="message", who=self._sample.where, why=why, fix=fix
+            )
 
     def _picture(self, key: Any, source: Any) -> Any:
         """What `load` makes of a source; loaded once for each key."""

@@ -42,6 +42,16 @@ def conversations_of(entry: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
     raise TrainingError("is not a sample", fix='write {"messages": [...]} or {"conversations": [[...], ...]}')
 
 
+DIFFERENT = "its conversations have different pictures", "", "write one line per picture"
+APART = (
+    "its conversations differ before their last picture",
+    "pictures are read once for all conversations of a line, before what they differ in and before any answer",
+    "put the pictures first, or write one line per conversation",
+)
+UNSUPERVISED = "has no assistant text to learn from", "", "add an assistant message with text"
+"""What is wrong, why, and what to do."""
+
+
 @frozen
 class Thinking:
     """What stands before an answer when reasoning is asked for: as text and as ids; empty for a model without it."""
@@ -92,11 +102,15 @@ class RowMaker:
             prepared = [_unprompted(processor.prepare(c, generate=False), self.thinking) for c in filled]
         except InputError as error:
             raise _bad(sample, "message", error.what, f"{error.who}: {error.why}".strip(": "), error.fix) from error
-        if any(_sizes(p) != _sizes(prepared[0]) for p in prepared):
-            raise _bad(sample, "picture", "its conversations have different pictures", "", "write one line per picture")
+        check_answered(sample, filled)
+        if any(not _same_media(p, prepared[0]) for p in prepared):
+            raise _bad(sample, "picture", *DIFFERENT)
         if not any(bool(p.supervised.any()) for p in prepared if p.supervised is not None):
-            raise _bad(sample, "unsupervised", "has no assistant text to learn from", "", "add an assistant message")
+            raise _bad(sample, "unsupervised", *UNSUPERVISED)
         row = make_row(prepared)
+        for kind, media in row.media.items():
+            if int((row.ids == processor.tokenizer.placeholder(kind)).sum()) != sum(media.rows):
+                raise _bad(sample, "picture", *APART)
         self._check_size(sample, row, max(len(p.ids) for p in prepared))
         return row
 
@@ -154,6 +168,17 @@ def texts_of(message: Any) -> Iterator[str]:
             yield text
 
 
+def check_answered(sample: Sample, conversations: Sequence[Sequence[Any]]) -> None:
+    """Refuse a sample in which the assistant says nothing.
+
+    Raises:
+        BadSample: it does not.
+    """
+    spoken = (m for one in conversations for m in one if isinstance(m, Mapping) and m.get("role") == "assistant")
+    if not any(text.strip() for message in spoken for text in texts_of(message)):
+        raise _bad(sample, "unsupervised", *UNSUPERVISED)
+
+
 def check_thinking(sample: Sample, conversations: Sequence[Sequence[Any]], thinking: Thinking) -> None:
     """Refuse a sample whose `think` and whose last answer say different things.
 
@@ -191,8 +216,12 @@ def _unprompted(inputs: Inputs, thinking: Thinking) -> Inputs:
     return evolve(inputs, supervised=supervised)
 
 
-def _sizes(inputs: Inputs) -> dict[str, Any]:
-    return {kind: media.sizes for kind, media in inputs.media.items()}
+def _same_media(one: Inputs, other: Inputs) -> bool:
+    """Whether two conversations show the same, to the bit."""
+    if one.media.keys() != other.media.keys():
+        return False
+    pairs = [(media, other.media[kind]) for kind, media in one.media.items()]
+    return all(a.sizes == b.sizes and torch.equal(a.data, b.data) for a, b in pairs)
 
 
 def _bad(sample: Sample, reason: str, what: str, why: str = "", fix: str = "") -> BadSample:

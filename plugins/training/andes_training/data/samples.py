@@ -19,6 +19,7 @@ from attrs import evolve, field, frozen
 
 from andes_sdk.errors import TrainingError
 from andes_training.data.bad import BadSample
+from andes_training.data.entry import checked_entry
 from andes_training.data.shards import Shard, find_files, open_shard
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class Samples(Sequence[Sample]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         shard, place = self._locate(index)
-        return Sample(shard.entry(place), shard.where(place), shard.path.parent, self.source_of(index))
+        return _sample(shard, place, self.source_of(index))
 
     def source_of(self, index: int) -> DataRecipe:
         """The recipe of a sample's file, whether or not the sample can be read."""
@@ -191,7 +192,7 @@ class Samples(Sequence[Sample]):
         for index in rng.sample(range(source.count), min(PROBES, source.count)):
             shard, place = source.locate(index)
             try:
-                lengths.append(length(Sample(shard.entry(place), shard.where(place), shard.path.parent, source.recipe)))
+                lengths.append(length(_sample(shard, place, source.recipe)))
             except BadSample:  # counted when an epoch comes to it
                 continue
         if not lengths:
@@ -210,6 +211,17 @@ class Samples(Sequence[Sample]):
             | ({"mean_tokens": s.mean_tokens} if s.mean_tokens else {})
             for s, n in zip(self.sources, shares, strict=True)
         ]
+
+
+def _sample(shard: Shard, place: int, source: DataRecipe) -> Sample:
+    where = shard.where(place)
+    return Sample(checked_entry(shard.entry(place), where), where, shard.path.parent, source)
+
+
+def whole(samples: Samples) -> Samples:
+    """The same files, each sample once, with all its conversations and without random changes."""
+    plain: dict[str, Any] = {"questions": 0, "repeat": 1, "flip": False, "shift": 0.0, "rotate": 0.0}
+    return evolve(samples, sources=tuple(evolve(s, recipe=evolve(s.recipe, **plain)) for s in samples.sources))
 
 
 def stage_samples(recipes: Sequence[DataRecipe], folder: Path) -> Samples:

@@ -20,8 +20,9 @@ from andes_sdk.inputs.messages import parse_messages
 from andes_sdk.inputs.sources import ImageLimits, describe, read_source
 from andes_sdk.types import Inputs, Media, Slot
 from andes_training.data.bad import BadSample
-from andes_training.data.inspection import PLAIN_THINKING, whole
+from andes_training.data.inspection import PLAIN_THINKING
 from andes_training.data.rows import RowMaker, conversations_of, read_conversations, texts_of
+from andes_training.data.samples import whole
 from andes_training.packing import make_row
 from andes_training.reading import in_order
 
