@@ -181,9 +181,9 @@ class Rollouts:
 
     def _together(self, figures: Tensor) -> Tensor:
         """Their mean over all processes, each of which has as many answers."""
-        if self.run.world == 1:
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return figures
-        others: list[Tensor] = [figures] * self.run.world
+        others: list[Tensor] = [figures] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(others, figures)
         return torch.stack(others).mean(0)
 
