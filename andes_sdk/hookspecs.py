@@ -1,27 +1,29 @@
 """The contract on one page: every hook a plugin may implement.
 
-A plugin is one attrs class; its fields are options, its methods named `andes_*` are hooks. Hooks build objects, objects
-do the work: no hook runs per token or per layer. Import torch inside the hook, never at the top of the module.
+A plugin is one attrs class. Its fields are the options. Its methods named `andes_*` are hooks. Hooks build objects, and
+the objects do the work: no hook runs per token or per layer. Import torch inside the hook, never at the top of the
+module.
 
-Kinds of hook
-- slot: exactly one plugin of a pipeline owns it; two owners, or none where there is no default, is an error.
-- collection: every plugin may return named objects; two objects of one name are an error.
+Kinds of hook:
+- slot: exactly one plugin of a pipeline owns it. Two owners are an error; so is none, where there is no default.
+- collection: every plugin may return named objects. Two objects of one name are an error.
 - modules: every plugin may change the modules of a model.
 - check, observer: every plugin is asked, or told.
 
-Class attributes of a plugin
-- `contract`: the version it was written for, "1.1".
-- `testing`: options that make it tiny for the conformance kit, such as {"preset": "tiny"}; optional.
-- `companions`: plugins that the kit must put around it, such as [{"qwen3": {"preset": "tiny"}}]; optional.
-- `examples`: modality -> two items or more, of different sizes, which the kit packs.
-- `samples`: data lines that the kit gives to its training stages and rewards instead of the usual ones; optional.
-Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not
-be saved in an artefact's plan.
+Class attributes of a plugin:
+- `contract`: the version it was written for, `"1.1"`.
+- `testing`: options that make it tiny for the conformance kit, such as `{"preset": "tiny"}`. Optional.
+- `companions`: plugins that the kit must put around it, such as `[{"qwen3": {"preset": "tiny"}}]`. Optional.
+- `examples`: modality -> two items or more, of different sizes. The kit packs them.
+- `samples`: data lines for its training stages and rewards. The kit uses them instead of the usual ones. Optional.
 
-What a plugin may import of `andes_sdk` is listed in `docs/public.md`.
+Metadata of a field: `help` is one line for `andes plugins show`. `local=True` marks an option that must not be saved in
+an artefact's plan, such as a path.
 
-The major version of the contract stands in the entry-point group (`andes_sdk.v1.plugins`); a plugin states the version
-it was written for in the class attribute `contract`, and a core of another version refuses it.
+`docs/public.md` lists what a plugin may import of `andes_sdk`.
+
+The major version of the contract stands in the entry-point group (`andes_sdk.v1.plugins`). A plugin states its own
+version in the class attribute `contract`. A core refuses a plugin that was written for another version.
 """
 
 from __future__ import annotations
