@@ -77,11 +77,12 @@ class Hooks(Protocol):
     def andes_vision_encoder(self) -> types.VisionEncoder:
         """Slot. Build the vision encoder: an `nn.Module` with `.spec`, called with (patches, grids).
 
-        Patches (N, 3*p*p) in block order and one (rows, columns) grid per image -> features (N, Dv), same order;
-        attention never crosses images. Empty grids give (0, Dv); grids that do not fit raise `InputError`.
+        Patches (N, 3*p*p) in block order and one (rows, columns) grid per image -> features (N, Dv), in the same order.
+        Attention never crosses images. Empty grids give (0, Dv). Grids that do not fit raise `InputError`.
 
-        Build on torch's current default device. When a checkpoint brings the weights that device is "meta", and nothing
-        may be read or copied; otherwise a plugin may fill in weights of its own (raise `CheckpointError` if it cannot).
+        Build on torch's current default device. When a checkpoint brings the weights, that device is "meta": nothing
+        may be read or copied then. Otherwise a plugin may fill in weights of its own. It raises `CheckpointError` if it
+        cannot.
 
             @frozen(eq=False, kw_only=True)
             class Flat:
@@ -107,8 +108,8 @@ class Hooks(Protocol):
     def andes_language_model(self) -> types.LanguageModel:
         """Slot. Build the language model: an `nn.Module` with `.spec`, `embed`, `hidden_states`, `logits`.
 
-        `hidden_states(embeds, positions, attend, tap)` must call `attend(layer, q, k, v, scale)` for attention and
-        nothing else: masks, packing and the KV store belong to the runtime.
+        `hidden_states(embeds, positions, attend, tap)` must call `attend(layer, q, k, v, scale)` for attention, and
+        nothing else. Masks, packing and the KV store belong to the runtime.
 
             @hookimpl
             def andes_language_model(self):
@@ -120,10 +121,12 @@ class Hooks(Protocol):
     def andes_tokenizer(self, folder: Path | None, files: types.Files | None) -> types.Tokenizer:
         """Slot, normally owned by the language model's plugin. Build tokenizer and chat template.
 
-        `folder` is the checkpoint being loaded (read the tokenizer saved there), or None; `files` are the same files,
-        to be read by name, or None. Plugins that take `folder` get an artefact's files in a temporary folder, which is
-        deleted when the hook returns. Plugins that take `files` may read them at any time, such as a large vocabulary
-        when text is first tokenised.
+        `folder` is the checkpoint being loaded, or None: read the tokenizer saved there. `files` are the same files,
+        to be read by name, or None. Take the one that you need.
+
+        A plugin that takes `folder` gets an artefact's files in a temporary folder, which is deleted when the hook
+        returns. A plugin that takes `files` may read them at any time. So a large vocabulary can wait until text is
+        first tokenised.
 
             @hookimpl
             def andes_tokenizer(self, folder):
@@ -250,12 +253,14 @@ class Hooks(Protocol):
     def andes_modules(self, model: types.Model) -> Sequence[str]:
         """Change the modules of a model before its weights are read: adapters, fake quantisers, draft heads.
 
-        Every plugin of the list is asked, in order. The returned texts are prefixes of names of weights that a
-        checkpoint may lack; those keep the values given here. Values must follow from torch's seed alone.
+        Every plugin of the list is asked, in order. It returns prefixes of names of weights that a checkpoint may lack.
+        Those weights keep the values given here. Values must follow from torch's seed alone.
 
         The model's own weights may lie on the meta device: do not read them. Build new modules on torch's current
-        default device, which is "meta" too where only shapes are asked for. Weights that keep their names are read
-        from any checkpoint of the model; those that get others are read from what was saved with this plugin.
+        default device. It is "meta" too where only shapes are asked for.
+
+        Weights that keep their names are read from any checkpoint of the model. Weights that get other names are read
+        from what was saved with this plugin.
 
             @hookimpl
             def andes_modules(self, model):

@@ -131,7 +131,27 @@ def signature(owner: type, name: str) -> str:
     node = ast.parse(textwrap.dedent(inspect.getsource(getattr(owner, name)))).body[0]
     assert isinstance(node, ast.FunctionDef)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    return f"def {name}({ast.unparse(node.args)}){returns}"
+    return f"def {name}({arguments(node.args)}){returns}"
+
+
+def arguments(given: ast.arguments) -> str:
+    """Arguments as people write them: `name: type = default`."""
+    plain = [*given.posonlyargs, *given.args]
+    missing: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults))
+    parts = [_argument(*pair) for pair in zip(plain, [*missing, *given.defaults], strict=True)]
+    if given.vararg:
+        parts.append(f"*{_argument(given.vararg, None)}")
+    elif given.kwonlyargs:
+        parts.append("*")
+    parts += [_argument(*pair) for pair in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    return ", ".join(parts + ([f"**{_argument(given.kwarg, None)}"] if given.kwarg else []))
+
+
+def _argument(one: ast.arg, default: ast.expr | None) -> str:
+    kind = f": {ast.unparse(one.annotation)}" if one.annotation else ""
+    if default is None:
+        return f"{one.arg}{kind}"
+    return f"{one.arg}{kind}{' = ' if kind else '='}{ast.unparse(default)}"
 
 
 def types_page() -> str:
@@ -186,7 +206,7 @@ def _members(node: ast.ClassDef) -> str:
                 about = " ".join((ast.get_docstring(member) or "").split())
                 lines.append(f"{member.name}: {returns}" + (f"  # {about}" if about else ""))
             else:
-                lines.append(f"def {member.name}({ast.unparse(member.args)}) -> {returns}: ...")
+                lines.append(f"def {member.name}({arguments(member.args)}) -> {returns}: ...")
         elif lines and isinstance(member, ast.Expr) and isinstance(member.value, ast.Constant):
             lines[-1] += f"  # {member.value.value}"
     return "\n".join(lines)
