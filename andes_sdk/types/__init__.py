@@ -3,8 +3,8 @@
 A class that has the methods of a Protocol satisfies it; nothing has to be inherited. Nothing here imports torch at run
 time.
 
-Letters in shapes: N patches, T rows (tokens), V vocabulary, D width of the language model, Dv width of the vision
-encoder, Hq query heads, Hkv KV heads, d size of a head. An arrow leads from what is given to what comes back.
+Letters in shapes: N patches, T rows (tokens), V vocabulary, d size of a head. D is the width of the language model, Dv
+that of the vision encoder. Hq counts query heads, Hkv KV heads. An arrow leads from what is given to what comes back.
 """
 
 from __future__ import annotations
