@@ -200,6 +200,18 @@ def test_every_picture_that_a_page_shows_exists_and_is_small() -> None:
     assert made == {path for path in shown if path.suffix == ".svg"}
 
 
+def test_the_log_is_newest_first_and_each_title_has_a_verdict() -> None:
+    text = (DOCS / "log.md").read_text(encoding="utf-8")
+    days = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert days == sorted(days, reverse=True)
+    titles = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    assert titles
+    verdicts = re.findall(r"^\| \*\*(\w+)\*\* \|", text, re.MULTILINE)
+    assert not [title for title in titles if title.partition(":")[0] not in verdicts]
+    void = [part for part in text.split("\n### ") if part.startswith("Void:")]
+    assert all(re.search(r"\*Void by \[.*?\]\(#", part, re.DOTALL) for part in void)
+
+
 def test_every_first_party_plugin_has_a_page_with_all_its_options(generate: ModuleType) -> None:
     from andes_sdk.cli.plugins import describe
 
