@@ -1,27 +1,29 @@
 """The contract on one page: every hook a plugin may implement.
 
-A plugin is one attrs class; its fields are options, its methods named `andes_*` are hooks. Hooks build objects, objects
-do the work: no hook runs per token or per layer. Import torch inside the hook, never at the top of the module.
+A plugin is one attrs class. Its fields are the options. Its methods named `andes_*` are hooks. Hooks build objects, and
+the objects do the work: no hook runs per token or per layer. Import torch inside the hook, never at the top of the
+module.
 
-Kinds of hook
-- slot: exactly one plugin of a pipeline owns it; two owners, or none where there is no default, is an error.
-- collection: every plugin may return named objects; two objects of one name are an error.
+Kinds of hook:
+- slot: exactly one plugin of a pipeline owns it. Two owners are an error; so is none, where there is no default.
+- collection: every plugin may return named objects. Two objects of one name are an error.
 - modules: every plugin may change the modules of a model.
 - check, observer: every plugin is asked, or told.
 
-Class attributes of a plugin
-- `contract`: the version it was written for, "1.1".
-- `testing`: options that make it tiny for the conformance kit, such as {"preset": "tiny"}; optional.
-- `companions`: plugins that the kit must put around it, such as [{"qwen3": {"preset": "tiny"}}]; optional.
-- `examples`: modality -> two items or more, of different sizes, which the kit packs.
-- `samples`: data lines that the kit gives to its training stages and rewards instead of the usual ones; optional.
-Field metadata: `help` is one line for `andes plugins show`; `local=True` marks an option, such as a path, that must not
-be saved in an artefact's plan.
+Class attributes of a plugin:
+- `contract`: the version it was written for, `"1.1"`.
+- `testing`: options that make it tiny for the conformance kit, such as `{"preset": "tiny"}`. Optional.
+- `companions`: plugins that the kit must put around it, such as `[{"qwen3": {"preset": "tiny"}}]`. Optional.
+- `examples`: modality -> two items or more, of different sizes. The kit packs them.
+- `samples`: data lines for its training stages and rewards. The kit uses them instead of the usual ones. Optional.
 
-What a plugin may import of `andes_sdk` is listed in `docs/public.md`.
+Metadata of a field: `help` is one line for `andes plugins show`. `local=True` marks an option that must not be saved in
+an artefact's plan, such as a path.
 
-The major version of the contract stands in the entry-point group (`andes_sdk.v1.plugins`); a plugin states the version
-it was written for in the class attribute `contract`, and a core of another version refuses it.
+`docs/public.md` lists what a plugin may import of `andes_sdk`.
+
+The major version of the contract stands in the entry-point group (`andes_sdk.v1.plugins`). A plugin states its own
+version in the class attribute `contract`. A core refuses a plugin that was written for another version.
 """
 
 from __future__ import annotations
@@ -75,11 +77,12 @@ class Hooks(Protocol):
     def andes_vision_encoder(self) -> types.VisionEncoder:
         """Slot. Build the vision encoder: an `nn.Module` with `.spec`, called with (patches, grids).
 
-        Patches (N, 3*p*p) in block order and one (rows, columns) grid per image -> features (N, Dv), same order;
-        attention never crosses images. Empty grids give (0, Dv); grids that do not fit raise `InputError`.
+        Patches (N, 3*p*p) in block order and one (rows, columns) grid per image -> features (N, Dv), in the same order.
+        Attention never crosses images. Empty grids give (0, Dv). Grids that do not fit raise `InputError`.
 
-        Build on torch's current default device. When a checkpoint brings the weights that device is "meta", and nothing
-        may be read or copied; otherwise a plugin may fill in weights of its own (raise `CheckpointError` if it cannot).
+        Build on torch's current default device. When a checkpoint brings the weights, that device is "meta": nothing
+        may be read or copied then. Otherwise a plugin may fill in weights of its own. It raises `CheckpointError` if it
+        cannot.
 
             @frozen(eq=False, kw_only=True)
             class Flat:
@@ -105,9 +108,9 @@ class Hooks(Protocol):
     def andes_language_model(self, packed: bool) -> types.LanguageModel:
         """Slot. Build the language model: an `nn.Module` with `.spec`, `embed`, `hidden_states`, `logits`.
 
-        `hidden_states(embeds, positions, attend, tap)` must call `attend(layer, q, k, v, scale)` for attention and
-        nothing else: masks, packing and the KV store belong to the runtime. `packed` says that the weights stay in a
-        packed file and a backend computes with them: a plugin may then build a lighter module with the same weights.
+        `hidden_states(embeds, positions, attend, tap)` must call `attend(layer, q, k, v, scale)` for attention, and
+        nothing else. Masks, packing and the KV store belong to the runtime. `packed` says that the weights stay in a
+        packed file, and that a backend computes with them. A plugin may then build a lighter module of the same weights.
 
             @hookimpl
             def andes_language_model(self):
@@ -119,10 +122,12 @@ class Hooks(Protocol):
     def andes_tokenizer(self, folder: Path | None, files: types.Files | None) -> types.Tokenizer:
         """Slot, normally owned by the language model's plugin. Build tokenizer and chat template.
 
-        `folder` is the checkpoint being loaded (read the tokenizer saved there), or None; `files` are the same files,
-        to be read by name, or None. Plugins that take `folder` get an artefact's files in a temporary folder, which is
-        deleted when the hook returns. Plugins that take `files` may read them at any time, such as a large vocabulary
-        when text is first tokenised.
+        `folder` is the checkpoint being loaded, or None: read the tokenizer saved there. `files` are the same files,
+        to be read by name, or None. Take the one that you need.
+
+        A plugin that takes `folder` gets an artefact's files in a temporary folder, which is deleted when the hook
+        returns. A plugin that takes `files` may read them at any time. So a large vocabulary can wait until text is
+        first tokenised.
 
             @hookimpl
             def andes_tokenizer(self, folder):
@@ -249,12 +254,14 @@ class Hooks(Protocol):
     def andes_modules(self, model: types.Model) -> Sequence[str]:
         """Change the modules of a model before its weights are read: adapters, fake quantisers, draft heads.
 
-        Every plugin of the list is asked, in order. The returned texts are prefixes of names of weights that a
-        checkpoint may lack; those keep the values given here. Values must follow from torch's seed alone.
+        Every plugin of the list is asked, in order. It returns prefixes of names of weights that a checkpoint may lack.
+        Those weights keep the values given here. Values must follow from torch's seed alone.
 
         The model's own weights may lie on the meta device: do not read them. Build new modules on torch's current
-        default device, which is "meta" too where only shapes are asked for. Weights that keep their names are read
-        from any checkpoint of the model; those that get others are read from what was saved with this plugin.
+        default device. It is "meta" too where only shapes are asked for.
+
+        Weights that keep their names are read from any checkpoint of the model. Weights that get other names are read
+        from what was saved with this plugin.
 
             @hookimpl
             def andes_modules(self, model):

@@ -150,8 +150,9 @@ class Pipeline:
         backend gets them dequantised.
 
         Args:
-            source: a checkpoint folder with `andes.json` or a published `config.json`; a packed file (`andes pack`); a
-                file that a plugin opens, such as .gguf; or `owner/name[@revision]` on the Hugging Face Hub.
+            source: where the model is. A checkpoint folder has `andes.json` or a published `config.json`. A file may be
+                packed (`andes pack`), or one that a plugin opens, such as .gguf. `owner/name[@revision]` is a name on
+                the Hugging Face Hub. A path that exists comes before a name.
             plugins: more plugins for this pipeline (decoder, cache policy …).
             backend: its name, or {name: options of the plugin of that name}; None keeps the one it was saved with.
             formats: for a packed file, more formats than its plugins bring.
@@ -160,8 +161,9 @@ class Pipeline:
             verify: for a packed file, read everything once and compare the checksums.
 
         Raises:
-            CheckpointError: naming every tensor that is missing, extra, mis-shaped or truncated; a file that is
-            damaged or in formats that are not installed here; a model that cannot be fetched.
+            CheckpointError: every tensor that is missing, extra, mis-shaped or truncated, by name. Or a file that is
+                damaged or in formats that are not installed here. Or a model that cannot be fetched.
+            AssemblyError: plugins or options that do not fit, with the file that names them.
         """
         from andes_sdk.storage.opening import open_stored
 

@@ -1,6 +1,10 @@
-"""The parts of the documentation that are made from the code: a hook script of mkdocs.
+"""The parts of the documentation that are made from the code: a hook script of mkdocs, and a command.
 
-Two pages are made whole, `hooks.md` and `types.md`. In the others these markers are replaced:
+Two pages are made whole, `hooks.md` and `types.md`. They lie in the repository, so that they can be read there:
+
+    python docs/generate.py          # writes them anew; a test fails while they are stale
+
+mkdocs makes them again whenever it builds. In the other pages it replaces these markers:
 
     <!-- options -->       options of the plugin that the page is named after
     <!-- checks -->        the conformance kit's checks, by kind
@@ -27,6 +31,7 @@ SUBJECTS = (
     "modules", "model", "media", "text", "sessions", "backends", "training", "collections", "compression", "storage",
 )  # fmt: skip
 """Modules of `andes_sdk.types` as the page goes through them."""
+MADE = "<!-- Made by `python docs/generate.py`. Edit the docstrings, not this page. -->"
 KINDS = {"modules": "modules", "check": "check", "explain": "observer", "event": "observer"}
 
 
@@ -84,9 +89,10 @@ def hooks_page() -> str:
     intro = inspect.getdoc(hookspecs) or ""
     out = [
         "# Hooks",
-        "Made from `andes_sdk/hookspecs.py`: contract "
-        f"{'.'.join(map(str, hookspecs.CONTRACT))}, entry-point group `{hookspecs.GROUP}`. The types are described on "
-        "[their own page](types.md).",
+        MADE,
+        f"The contract is version {'.'.join(map(str, hookspecs.CONTRACT))}. Its entry-point group is "
+        f"`{hookspecs.GROUP}`. [Types](types.md) describes what hooks take and return. "
+        "[Write a plugin](write-a-plugin.md) shows a first one.",
         _listed(intro.partition("\n\n")[2]),
         _overview(),
     ]
@@ -103,9 +109,11 @@ def hooks_page() -> str:
 
 def _listed(text: str) -> str:
     """A module docstring's paragraphs and `- ` lists; a line that is not indented ends a list."""
-    marked = re.sub(r"\n(?=- )", "\n\n", re.sub(r"(\n- [^\n]*(?:\n  [^\n]*)*)\n(?=[^\s-])", r"\1\n\n", text))
+    ended = re.sub(r"(\n- [^\n]*(?:\n  [^\n]*)*)\n(?=[^\s-])", r"\1\n\n", text)
+    marked = re.sub(r"\n(?=- )", "\n\n", ended)
     blocks = [escaped(" ".join(block.split())) for block in re.split(r"\n\s*\n", marked)]
-    return "\n\n".join(blocks)
+    blocks = [block.replace("`docs/public.md`", "[Public modules](public.md)") for block in blocks]
+    return re.sub(r"\n\n(?=- )", "\n", "\n\n".join(blocks)).replace(":\n- ", ":\n\n- ")
 
 
 def _overview() -> str:
@@ -123,15 +131,42 @@ def signature(owner: type, name: str) -> str:
     node = ast.parse(textwrap.dedent(inspect.getsource(getattr(owner, name)))).body[0]
     assert isinstance(node, ast.FunctionDef)
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    return f"def {name}({ast.unparse(node.args)}){returns}"
+    return f"def {name}({arguments(node.args)}){returns}"
+
+
+def arguments(given: ast.arguments) -> str:
+    """Arguments as people write them: `name: type = default`."""
+    plain = [*given.posonlyargs, *given.args]
+    missing: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults))
+    parts = [_argument(*pair) for pair in zip(plain, [*missing, *given.defaults], strict=True)]
+    if given.vararg:
+        parts.append(f"*{_argument(given.vararg, None)}")
+    elif given.kwonlyargs:
+        parts.append("*")
+    parts += [_argument(*pair) for pair in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
+    return ", ".join(parts + ([f"**{_argument(given.kwarg, None)}"] if given.kwarg else []))
+
+
+def _argument(one: ast.arg, default: ast.expr | None) -> str:
+    kind = f": {ast.unparse(one.annotation)}" if one.annotation else ""
+    if default is None:
+        return f"{one.arg}{kind}"
+    return f"{one.arg}{kind}{' = ' if kind else '='}{ast.unparse(default)}"
 
 
 def types_page() -> str:
     """Every public class of `andes_sdk.types`, subject by subject, in the order of the source."""
-    out = ["# Types", prose(inspect.getdoc(types) or ""), "Made from `andes_sdk/types/`."]
-    for subject in SUBJECTS:
-        out += _types(ast.parse(inspect.getsource(import_module(f"andes_sdk.types.{subject}"))))
+    out = ["# Types", MADE, prose(inspect.getdoc(types) or "")]
+    sections = {s: _types(ast.parse(inspect.getsource(import_module(f"andes_sdk.types.{s}")))) for s in SUBJECTS}
+    rows = [(subject, _links(blocks)) for subject, blocks in sections.items()]
+    out += [table(("subject", "types"), rows), *(block for blocks in sections.values() for block in blocks)]
     return without_marks("\n\n".join(out) + "\n")
+
+
+def _links(blocks: list[str]) -> str:
+    """Links to the headings among these blocks."""
+    names = [block.removeprefix("## ") for block in blocks if block.startswith("## ")]
+    return ", ".join(f"[{name}](#{name.lower()})" for name in names)
 
 
 def _types(tree: ast.Module) -> list[str]:
@@ -171,7 +206,7 @@ def _members(node: ast.ClassDef) -> str:
                 about = " ".join((ast.get_docstring(member) or "").split())
                 lines.append(f"{member.name}: {returns}" + (f"  # {about}" if about else ""))
             else:
-                lines.append(f"def {member.name}({ast.unparse(member.args)}) -> {returns}: ...")
+                lines.append(f"def {member.name}({arguments(member.args)}) -> {returns}: ...")
         elif lines and isinstance(member, ast.Expr) and isinstance(member.value, ast.Constant):
             lines[-1] += f"  # {member.value.value}"
     return "\n".join(lines)
@@ -232,6 +267,12 @@ def without_marks(markdown: str) -> str:
 PAGES: dict[str, Callable[[], str]] = {"hooks.md": hooks_page, "types.md": types_page}
 
 
+def write() -> None:
+    """Write the pages that are made whole into this folder."""
+    for name, make in PAGES.items():
+        (HERE / name).write_text(make(), encoding="utf-8")
+
+
 def on_config(config: Any) -> Any:
     """Replace patterns in the navigation, such as `plugins/*.md`, by the files that are there."""
     for section in config.nav:
@@ -243,10 +284,12 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that are made whole."""
+    """Put the pages that are made whole in the place of those in the repository."""
     from mkdocs.structure.files import File
 
     for path, make in PAGES.items():
+        if (written := files.get_file_from_path(path)) is not None:
+            files.remove(written)
         files.append(File.generated(config, path, content=make()))
     return files
 
@@ -259,3 +302,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         if (mark := f"<!-- {marker} -->") in markdown:
             markdown = markdown.replace(mark, make())
     return without_marks(markdown)
+
+
+if __name__ == "__main__":
+    write()

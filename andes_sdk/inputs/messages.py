@@ -45,11 +45,15 @@ def parse_messages(
 ) -> tuple[list[Turn], dict[str, list[Any]]]:
     """Check messages and split text from the rest.
 
-    A message is `{"role": "system" | "user" | "assistant", "content": str | list of parts}`; a part is
-    `{"type": "text", "text": str}`, `{"type": "image_url", "image_url": {"url": str} or str}` or
-    `{"type": "image", "image": path, bytes or PIL image}`, or `{"type": kind, kind: item}` for the other `kinds`, the
-    names of modalities. What is no text stands in user messages only. A plain string is one user message. Keys with
-    the value None count as absent.
+    A message is `{"role": "system" | "user" | "assistant", "content": str | list of parts}`. A part is one of these:
+
+    - `{"type": "text", "text": str}`
+    - `{"type": "image_url", "image_url": {"url": str} or str}`
+    - `{"type": "image", "image": path, bytes or PIL image}`
+    - `{"type": kind, kind: item}` for the other `kinds`, the names of modalities
+
+    What is no text stands in user messages only. A plain string is one user message. Keys with the value None count as
+    absent.
 
     Returns:
         One turn per message, with slots where something else than text stands, and by kind what stands there, in order

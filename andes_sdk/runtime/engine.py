@@ -1,11 +1,11 @@
 """One engine decodes everything: decoders propose, it samples, verifies and commits.
 
 Conversations join and leave while others go on. Chunks of prompts, single tokens and trees of guesses of all of them
-share passes; each answer is what it would be alone. An error in one conversation ends that one only.
+share passes. Each answer is what it would be alone. An error in one conversation ends that one only.
 
-Verification (Leviathan et al. 2023, arXiv 2211.17192, with common random numbers instead of rejection): the token at a
-position is sampled from the model's own logits, with noise keyed by seed and position. A guess is accepted if it is
-that token. So the answer does not depend on what was proposed.
+Verification: the token at a position is sampled from the model's own logits, with noise keyed by seed and position. A
+guess is accepted if it is that token. So the answer does not depend on what was proposed. Source: Leviathan et al.
+2023, arXiv 2211.17192, with common random numbers instead of rejection.
 """
 
 from __future__ import annotations

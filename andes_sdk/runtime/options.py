@@ -60,16 +60,18 @@ class GenerationOptions:
     Attributes:
         max_tokens: longest answer.
         temperature: 0 decodes greedily, else 0.001 to 1000; published Thinking models use 0.6, top_k 20, top_p 0.95.
-        top_k: 0 for all. top_p, min_p: as in transformers.
-        repetition_penalty: over prompt and answer (CTRL), 0.01 to 100. presence_penalty: over the answer (OpenAI).
-        penalise_ends: whether penalties hold for end and padding tokens too, which earlier turns are full of.
-        stop: one string or several that end the answer; they are not part of it.
+        top_k: sample among so many of the likeliest tokens; 0 for all.
+        top_p, min_p: as in transformers.
+        repetition_penalty: over prompt and answer (CTRL), 0.01 to 100.
+        presence_penalty: over the answer (OpenAI), -100 to 100.
+        penalise_ends: whether penalties hold for end and padding tokens too. Earlier turns are full of these.
+        stop: one string or several that end the answer. They are not part of it.
         seed: keys the noise together with the position.
         think: prefill `<think>`; None leaves it to the language model's plugin.
         adapter: name of a LoRA adapter that `pipeline.add_adapter` attached; None: none.
         logprobs: how many of the most likely tokens to report beside each one chosen; None: no log-probabilities.
-        image_size: pixels; no picture of this request is larger in area than its square, but for rounding up to whole
-            blocks. None: as at load.
+        image_size: pixels. No picture of this request is larger in area than the square of this side, but for rounding
+            up to whole blocks. None: as at load.
         constraint: says which tokens may come next; an `andes_sdk.types.Constraint`.
     """
 

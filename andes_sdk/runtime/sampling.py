@@ -86,7 +86,7 @@ class Seen:
 class TokenSampler:
     """Constraint, then penalties, temperature, top-k, top-p and min-p, then noise.
 
-    Every token it gives is part of the answer, so it keeps what penalties need as it goes: a token costs the same
+    Every token it gives is part of the answer. So it keeps what penalties need as it goes. A token costs the same
     behind a long history as behind a short one.
 
     Args:

@@ -1,7 +1,10 @@
-"""What plugins build and what meets at the seams: small Protocols, and the plain data they exchange.
+"""What plugins build, and what they exchange: small Protocols and plain data.
 
-Shapes: N patches, T rows (tokens), V vocabulary, D language width, Dv vision width, Hq/Hkv heads, d head size.
-Nothing here imports torch at run time.
+A class that has the methods of a Protocol satisfies it; nothing has to be inherited. Nothing here imports torch at run
+time.
+
+Letters in shapes: N patches, T rows (tokens), V vocabulary, d size of a head. D is the width of the language model, Dv
+that of the vision encoder. Hq counts query heads, Hkv KV heads. An arrow leads from what is given to what comes back.
 """
 
 from __future__ import annotations

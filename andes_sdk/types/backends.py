@@ -55,15 +55,17 @@ class AdaptableCompiled(Protocol):
         """Make an adapter known to all sessions, open ones too.
 
         Raises:
-            DuplicateName: there is one of that name. ConfigError: a layer that this backend cannot adapt, matrices
-                that do not fit it, or a base of other numbers than the model's. Nothing has changed then.
+            DuplicateName: there is one of that name. Nothing has changed then.
+            ConfigError: a layer that this backend cannot adapt, matrices that do not fit it, or a base of other
+                numbers than the model's. Nothing has changed then.
         """
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter and free its matrices; the name may be used again.
 
         Raises:
-            ConfigError: there is none of that name. SessionError: open sessions use it. Nothing has changed then.
+            ConfigError: there is none of that name. Nothing has changed then.
+            SessionError: open sessions use it. Nothing has changed then.
         """
 
 

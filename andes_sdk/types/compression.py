@@ -47,7 +47,9 @@ class Range:
     """How the input of a matrix is rounded: code = round(x / scale) + zero, in `bits` bits.
 
     Attributes:
-        bits: 2 to 16. scale: above 0, a float32. zero: the code of 0.0, within `bits` bits of either sign.
+        bits: 2 to 16.
+        scale: above 0, a float32.
+        zero: the code of 0.0, within `bits` bits of either sign.
     """
 
     bits: int

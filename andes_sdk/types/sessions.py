@@ -63,11 +63,12 @@ class Cache:
     """Everything a policy decides over: all layers of one session at once.
 
     Attributes:
-        seen: rows committed so far. layers: each is read when it is looked at.
+        seen: rows committed so far.
+        layers: each is read when it is looked at.
         embeds: (seen, D) inputs of all rows, for policies that say `replays`; None otherwise.
         replay: runs (T, D) embeddings behind the rows that are stored, and forgets them; `look` gets their queries and
-            keys layer by layer. No logits are computed. T is at least 1; where fewer than T positions are left, the
-            rows stand at the model's last T, and more than the model has are refused.
+            keys layer by layer. No logits are computed. T is at least 1. Where fewer than T positions are left, the
+            rows stand at the model's last T. More rows than the model has positions are refused.
     """
 
     seen: int
@@ -99,8 +100,7 @@ class Keeper(Protocol):
 class CachePolicy(Protocol):
     """Decides which KV rows stay. The session moves the memory.
 
-    Attributes of the protocol: `name`, as `explain()` and errors show it; `window`, how many of the last queries
-    layers show (0: none); `taps`, layers whose input rows are scored when they are made; `replays`, whether it replays.
+    The policy is shared; each session has a keeper, which is the policy's memory of that session.
     """
 
     @property
@@ -154,8 +154,10 @@ class Rows:
     """What a step computed for the rows of one `Work`.
 
     Attributes:
-        logits: (n, V) of the last n rows, as the work asked. hidden: (T, D) after the last norm.
-        embeds: (T, D) inputs. features: (T, taps, D) rows entering the layers that the backend was asked to tap.
+        logits: (n, V) of the last n rows, as the work asked.
+        hidden: (T, D) after the last norm.
+        embeds: (T, D) inputs.
+        features: (T, taps, D) rows entering the layers that the backend was asked to tap.
     """
 
     logits: Tensor
@@ -248,8 +250,10 @@ class LowRank:
     """What an adapter adds to one linear layer: y += scale * b (a x), in float32.
 
     Attributes:
-        a: (rank, in) floats, or int8. b: (out, rank) floats, or int8.
-        a_scale: (rank,) and b_scale: (out,), one for each row of an int8 matrix; None for floats.
+        a: (rank, in) floats, or int8.
+        b: (out, rank) floats, or int8.
+        a_scale: (rank,), one for each row of an int8 matrix; None for floats.
+        b_scale: (out,), the same for `b`.
     """
 
     a: Tensor
@@ -284,8 +288,8 @@ class Proposal:
     """Tokens that may follow, as a tree.
 
     Attributes:
-        tokens: guesses. parents: index of each one's predecessor among them, -1 for the last token of the answer;
-            empty: a chain.
+        tokens: the guesses.
+        parents: index of each one's predecessor among them, -1 for the last token of the answer; empty: a chain.
     """
 
     tokens: tuple[int, ...] = ()

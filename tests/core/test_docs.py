@@ -21,7 +21,8 @@ from andes_sdk.testing import checks_of, counts, run_checks
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+GENERATED = ("hooks.md", "types.md")
+PAGES = [ROOT / "README.md", *sorted(p for p in DOCS.rglob("*.md") if p.name not in GENERATED)]
 FENCE = re.compile(r'^```(\w+)( no-run)?(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 RUNNABLE = {
     "README.md": 1, "index.md": 1, "start.md": 4, "running.md": 7, "checkpoints.md": 4, "data.md": 1, "training.md": 1,
@@ -178,6 +179,37 @@ def test_the_types_page_has_every_public_class(generate: ModuleType) -> None:
     named = re.findall(r"^## (\w+)$", generate.types_page(), re.MULTILINE)
     assert sorted(named) == types.__all__
     assert {"Session", "CachePolicy", "VisionEncoder"} <= set(named)
+
+
+def test_the_written_pages_are_what_the_generator_writes(generate: ModuleType) -> None:
+    assert sorted(generate.PAGES) == sorted(GENERATED)
+    stale = [n for n, make in generate.PAGES.items() if (DOCS / n).read_text(encoding="utf-8") != make()]
+    assert not stale, "run `python docs/generate.py`"
+
+
+def test_every_picture_that_a_page_shows_exists_and_is_small() -> None:
+    shown = {
+        (page.parent / target).resolve(): alt
+        for page in [*PAGES, *(DOCS / name for name in GENERATED)]
+        for alt, target in re.findall(r"!\[([^\]]*)\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    }
+    assert shown
+    assert not [path for path, alt in shown.items() if not path.is_file() or not alt]
+    assert not [path for path in shown if path.stat().st_size > 200_000]
+    made = set((DOCS / "pictures").glob("*.svg"))
+    assert made == {path for path in shown if path.suffix == ".svg"}
+
+
+def test_the_log_is_newest_first_and_each_title_has_a_verdict() -> None:
+    text = (DOCS / "log.md").read_text(encoding="utf-8")
+    days = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert days == sorted(days, reverse=True)
+    titles = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    assert titles
+    verdicts = re.findall(r"^\| \*\*(\w+)\*\* \|", text, re.MULTILINE)
+    assert not [title for title in titles if title.partition(":")[0] not in verdicts]
+    void = [part for part in text.split("\n### ") if part.startswith("Void:")]
+    assert all(re.search(r"\*Void by \[.*?\]\(#", part, re.DOTALL) for part in void)
 
 
 def test_every_first_party_plugin_has_a_page_with_all_its_options(generate: ModuleType) -> None:

@@ -93,7 +93,7 @@ def dtype(config: Mapping[str, Any], *, who: str) -> str:
             name = stated.removeprefix("torch.") if isinstance(stated, str) else stated
             if name not in DTYPES:
                 why = "it leaves the precision to the reader" if name == "auto" else ""
-                fix = f"write one of {', '.join(DTYPES)} there, or pass dtype="
+                fix = f"write one of {', '.join(DTYPES)} there"
                 raise CheckpointError(f"torch_dtype is {stated!r}", who=who, why=why, fix=fix)
             return str(name)
     return "float32"
