@@ -109,8 +109,10 @@ class Hooks(Protocol):
         """Slot. Build the language model: an `nn.Module` with `.spec`, `embed`, `hidden_states`, `logits`.
 
         `hidden_states(embeds, positions, attend, tap)` must call `attend(layer, q, k, v, scale)` for attention, and
-        nothing else. Masks, packing and the KV store belong to the runtime. `packed` says that the weights stay in a
-        packed file, and that a backend computes with them. A plugin may then build a lighter module of the same weights.
+        nothing else. Masks, packing and the KV store belong to the runtime.
+
+        `packed` says that the weights stay in a packed file, and that a backend computes with them. A plugin may then
+        build a lighter module of the same weights.
 
             @hookimpl
             def andes_language_model(self):
