@@ -17,7 +17,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
-from andes_sdk.errors import InputError, TrainingError
+from andes_sdk.errors import TrainingError
 from andes_sdk.runtime.generation import GenerationOptions
 
 # picture -> what the model is taught to answer
@@ -195,7 +195,7 @@ def test_prompts_that_cannot_be_used_are_named(taught: Path, tmp_path: Path) -> 
     prompts = tmp_path / "prompts.jsonl"
     for line, error, message in (
         ({"text": "?"}, TrainingError, "is not a prompt"),
-        ({"prompt": [{"role": "user", "content": "?"}]}, InputError, "neither 'exact' nor 'answer'"),
+        ({"prompt": [{"role": "user", "content": "?"}]}, TrainingError, "neither 'exact' nor 'answer'"),
     ):
         prompts.write_text(json.dumps(line) + "\n")
         builder = PairBuilder(pipeline(taught), prompts, tmp_path / f"{message}.jsonl", PairOptions(max_tokens=12))
