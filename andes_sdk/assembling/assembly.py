@@ -93,15 +93,18 @@ def assemble(items: Sequence[PluginItem], *, slots_required: bool = True, **run:
     return Assembly(manager, plan, collections)
 
 
+LIKE_THIS = 'write ["aimv2", "mlp", "qwen3"]'
+
+
 def listed(items: Sequence[PluginItem], errors: list[AndesError]) -> Iterable[tuple[str | object, Mapping[str, Any]]]:
     """A user's list -> (name or object, options); what is neither goes to `errors`."""
     try:
         bounded(items)
     except ValueError as error:
-        errors.append(ConfigError(f"the list of plugins holds {error}", fix='write ["aimv2", "mlp", "qwen3"]'))
+        errors.append(ConfigError(f"the list of plugins holds {error}", fix=LIKE_THIS))
         return
     if isinstance(items, str | Mapping) or not isinstance(items, Sequence):
-        errors.append(ConfigError(f"expected a list of plugins, got {items!r}", fix='write ["aimv2", "mlp", "qwen3"]'))
+        errors.append(ConfigError(f"expected a list of plugins, got {items!r}", fix=LIKE_THIS))
         return
     for index, item in enumerate(items):
         if isinstance(item, str):

@@ -40,7 +40,7 @@ QWEN3_DEFAULTS: dict[str, object] = {
 
 ENCODER_DEFAULTS: dict[str, dict[str, object]] = {
     "aimv2": {"interpolate_pe_method": "one_dim", "preserve_original_pe": False, "image_size": 224},
-    "siglip2": {"preserve_original_pe": False},
+    "siglip2": {},
 }
 """The same for encoders: the published class default. Other fields of other value would show in the tensors' shapes."""
 

@@ -75,7 +75,8 @@ def test_an_unknown_key_names_the_file_and_the_way_round_it(folder, part, owner)
     assert "novel_gating" in str(opened.explain().to_dict())
 
 
-def test_an_absent_table_is_what_the_publishing_class_means_by_it(folder):
+def test_an_absent_table_is_what_the_publishing_class_means_by_it(tmp_path):
+    folder = Pipeline.from_plugins(AIMV2, seed=3).save_pretrained(tmp_path / "published", layout="published")
     change(folder, "vision_config", preserve_original_pe=None)
     with pytest.raises(CheckpointError, match="pos_embed"):
         _ = Pipeline.from_pretrained(folder).model

@@ -324,7 +324,7 @@ def test_opening_checks_ranges_and_numbers(tmp_path: Path) -> None:
     good = {"bits": 8, "scale": 0.5, "zero": 0}
     for change, match in (
         ({"numbers": "x"}, "not a sha256"), ({"numbers": 1}, "expected str"),
-        ({"ranges": {QUERY: {**good, "scale": math.nan}}}, "scale is nan"),
+        ({"ranges": {QUERY: {**good, "scale": math.nan}}}, "finite number, got nan"),
         ({"ranges": {QUERY: {**good, "bits": 99}}}, "bits are 99"),
         ({"ranges": {QUERY: {**good, "bits": "8"}}}, "expected int"),
         ({"ranges": {"nowhere": good}}, "no such matrix"),
