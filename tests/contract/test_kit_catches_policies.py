@@ -180,10 +180,8 @@ class KeepsToItself(ReplayKeeper):
 class SharesMean(Scoring):
     """All its keepers are one."""
 
-    made = {}  # noqa: RUF012
-
     def open(self, state=None):
-        return self.made.setdefault(id(self), ScoreKeeper())
+        return self.__dict__.setdefault("one", ScoreKeeper())
 
 
 class ForksAreOne(Replaying):
