@@ -25,9 +25,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and not
 
 def stdout() -> Console:
     """A console on the stdout of this moment."""
-    # rich takes a pipe for 80 columns, too few for our tables
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(highlight=False, width=160 if piped else None)
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    # rich takes a pipe, and a terminal called "dumb" whatever COLUMNS says, for 80 columns: too few for our tables
+    columns = os.environ.get("COLUMNS", "")
+    return Console(highlight=False, width=int(columns) if columns.isdigit() else 160, height=40)
 
 
 def stderr() -> Console:
