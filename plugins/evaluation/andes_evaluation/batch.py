@@ -90,12 +90,8 @@ class BatchJob:
         found: set[int] = set()
 
         def done(row: Any) -> bool:
-            try:
-                index, key = row["line"] - 1, row["request"]
-                mine = 0 <= index < len(keys) and keys[index] == key
-            except (KeyError, TypeError):
-                raise self._foreign("a row of it is no answer") from None
-            if not mine:
+            index, key = row["line"] - 1, row["request"]
+            if not (0 <= index < len(keys) and keys[index] == key):
                 raise self._foreign("its lines, model or options were others")
             if "errors" not in row:
                 found.add(index)
@@ -104,7 +100,9 @@ class BatchJob:
         try:
             self.journal.keep(done)
         except InputError as error:
-            raise self._foreign(f"{error.who}: {error.why}" if error.who != str(self.out) else error.why) from None
+            if error.who == str(self.out):
+                raise
+            raise self._foreign(f"{error.who} {error.what}: {error.why}") from None
         return found
 
     def _foreign(self, why: str) -> InputError:
