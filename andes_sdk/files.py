@@ -180,13 +180,13 @@ class Journal:
         with open(self.path, "ab", buffering=0) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
 
-    def rows(self) -> list[Any]:
-        """Its whole lines; none if there is no such file.
+    def rows(self, wanted: Callable[[Any], bool] = lambda row: True) -> list[Any]:
+        """Its whole lines that are wanted; none if there is no such file.
 
         Raises:
-            InputError: it cannot be read, or holds a line that is not JSON.
+            InputError: it cannot be read, or holds a line that is not JSON, or lacks what `wanted` looks up.
         """
-        return [row for _, row in self._lines()]
+        return [row for _, row in self._lines(wanted)]
 
     def keep(self, wanted: Callable[[Any], bool]) -> list[Any]:
         """Drop every row that is not wanted, and a torn last line -> the rows kept, in order.
@@ -194,13 +194,13 @@ class Journal:
         Raises:
             InputError: as `rows`; the file stays as it is. OSError: it cannot be written.
         """
-        kept = [(line, row) for line, row in self._lines() if wanted(row)]
+        kept = list(self._lines(wanted))
         content = b"".join(line for line, _ in kept)
         if self.path.exists() and len(content) != self.path.stat().st_size:
             write_atomically(self.path, content)
         return [row for _, row in kept]
 
-    def _lines(self) -> Iterator[tuple[bytes, Any]]:
+    def _lines(self, wanted: Callable[[Any], bool]) -> Iterator[tuple[bytes, Any]]:
         try:
             whole = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         except OSError as error:
@@ -208,11 +208,17 @@ class Journal:
         for number, line in enumerate(whole, 1):
             if not line.endswith(b"\n"):
                 return
+            where, fix = f"{self.path}:{number}", "repair or remove the line"
             try:
-                yield line, parse_json(line)
+                row = parse_json(line)
+                kept = wanted(row)
             except ValueError as error:
-                where = f"{self.path}:{number}"
-                raise InputError("is no line of JSON", who=where, why=str(error), fix="repair or remove it") from None
+                raise InputError("is no line of JSON", who=where, why=str(error), fix=fix) from None
+            except (LookupError, TypeError) as error:
+                why = f"{type(error).__name__}: {error}"
+                raise InputError("is no line of this file", who=where, why=why, fix=fix) from None
+            if kept:
+                yield line, row
 
 
 def _sync(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import cast
 
 from andes_sdk.assembling.discovery import extensions, load_extension
 from andes_sdk.assembling.extending import BY_NAME
-from andes_sdk.errors import CheckpointError
+from andes_sdk.errors import AndesError, CheckpointError
 from andes_sdk.hookspecs import OPENERS
 from andes_sdk.plan import Plan, PluginPlan
 from andes_sdk.storage.hub import download
@@ -54,11 +54,18 @@ def open_stored(source: str | Path) -> Stored:
 
 def _opener(path: Path) -> Opener | None:
     """What opens a file, by its first bytes, or else by its suffix."""
-    openers = {suffix: cast("Opener", load_extension(OPENERS, suffix)) for suffix in extensions(OPENERS)}
+    own, openers, broken = path.suffix.removeprefix(".").lower(), dict[str, Opener](), dict[str, AndesError]()
+    for suffix in extensions(OPENERS):
+        try:
+            openers[suffix] = cast("Opener", load_extension(OPENERS, suffix))
+        except AndesError as error:  # one that is broken stops no other kind of file
+            broken[suffix] = error
     try:
         with open(path, "rb") as file:
             start = file.read(max((len(o.MAGIC) for o in openers.values()), default=0))
     except OSError as error:
         raise CheckpointError("cannot be read", who=str(path), why=str(error), fix="check its permissions") from error
     told = next((o for o in openers.values() if start.startswith(o.MAGIC)), None)
-    return told or openers.get(path.suffix.removeprefix(".").lower())
+    if told is None and own in broken:
+        raise broken[own]
+    return told or openers.get(own)

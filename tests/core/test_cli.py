@@ -112,7 +112,7 @@ def test_the_version_is_printed():
     ],
 )
 def test_wrong_usage_exits_with_two(arguments):
-    andes(*arguments, code=2)
+    assert "Usage: " in andes(*arguments, code=2).output
 
 
 # ---------------------------------------------------------------- plugins, models, explain

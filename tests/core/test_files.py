@@ -15,8 +15,8 @@ from attrs import field, frozen
 from andes_sdk import Pipeline, hookimpl
 from andes_sdk.assembling.assembly import assemble
 from andes_sdk.assembling.extending import open_tokenizer
-from andes_sdk.errors import CheckpointError
-from andes_sdk.files import FolderFiles, write_atomically
+from andes_sdk.errors import CheckpointError, InputError
+from andes_sdk.files import FolderFiles, Journal, write_atomically
 from andes_sdk.types import Files
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
@@ -128,3 +128,30 @@ def test_a_file_is_written_whole_readable_by_all_or_not_at_all(tmp_path: Path) -
     with pytest.raises(OSError, match="b"):  # a file cannot replace a folder
         write_atomically(tmp_path / "new" / "b", b"three")
     assert sorted(p.name for p in path.parent.iterdir()) == ["a.bin", "b"]
+
+
+def test_a_journal_keeps_what_is_wanted_and_drops_a_torn_last_line(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "deep" / "lines.jsonl")
+    assert (journal.rows(), journal.keep(lambda row: True)) == ([], [])
+    for number in range(4):
+        journal.add({"step": number})
+    with open(journal.path, "ab") as file:
+        file.write(b'{"step": 4')
+    assert [row["step"] for row in journal.rows()] == [0, 1, 2, 3]
+    assert [row["step"] for row in journal.keep(lambda row: row["step"] < 2)] == [0, 1]
+    assert journal.path.read_bytes() == b'{"step": 0}\n{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "says"), [(b"{oops\n", "no line of JSON"), (b'{"other": 1}\n', "no line of this file")]
+)
+def test_a_line_that_is_not_a_journals_is_named_and_stays(tmp_path: Path, line: bytes, says: str) -> None:
+    journal = Journal(tmp_path / "lines.jsonl")
+    journal.add({"step": 0})
+    with open(journal.path, "ab") as file:
+        file.write(line)
+    before = journal.path.read_bytes()
+    with pytest.raises(InputError, match=says) as caught:
+        journal.keep(lambda row: row["step"] < 9)
+    assert caught.value.who == f"{journal.path}:2"
+    assert journal.path.read_bytes() == before

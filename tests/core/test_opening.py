@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
-from andes_sdk.errors import AndesError, AssemblyError, CheckpointError
+from andes_sdk.errors import AndesError, AssemblyError, CheckpointError, PluginBroken
 from andes_sdk.runtime.generation import GenerationOptions
 from andes_sdk.storage.hub import WANTED, download
 
@@ -200,3 +200,22 @@ def test_generate_takes_the_same_texts(kind: str, pipeline: Pipeline, folder: Pa
     assert ran.exit_code == 0, ran.output
     wanted = Pipeline.from_pretrained(source).generate("hello", GenerationOptions(max_tokens=3))
     assert json.loads(ran.stdout)["tokens"] == list(wanted.tokens)
+
+
+def test_an_opener_that_is_broken_stops_no_other_kind_of_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from andes_sdk.storage import opening
+
+    load = opening.load_extension
+
+    def broken(group: str, name: str) -> object:
+        if name == "gguf":
+            raise PluginBroken("cannot be imported", who="gguf")
+        return load(group, name)
+
+    monkeypatch.setattr(opening, "load_extension", broken)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(PluginBroken, match="cannot be imported"):
+        opening.open_stored(tmp_path / "x.gguf")
+    (tmp_path / "x.andes").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="is no artefact"):
+        opening.open_stored(tmp_path / "x.andes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Self
 
@@ -32,7 +33,7 @@ Validator = Callable[[Any, "Attribute[Any]", Any], None]
 """Of a field of `VisionFields`."""
 
 
-class VisionFields:
+class VisionFields(ABC):
     """Base of a frozen attrs class with the fields of a published `vision_config`, among them those below.
 
     Attributes:
@@ -95,9 +96,9 @@ class VisionFields:
         return self.hidden_size // self.num_attention_heads
 
     @property
+    @abstractmethod
     def table_side(self) -> int:
         """Rows, and columns, of the learned position table."""
-        raise NotImplementedError
 
     def refusal(self, name: str, value: object, wanted: str) -> ConfigError:
         """The error for a field that does not hold what is wanted."""

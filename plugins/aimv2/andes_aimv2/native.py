@@ -5,6 +5,7 @@ Papers: NaViT packing (arXiv 2307.06304), AndesVL report (arXiv 2510.11496).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -52,7 +53,7 @@ def add_positions(x: Tensor, grids: Sequence[Grid], positions: Callable[[int, in
     return x + torch.cat([tables[grid] for grid in grids]).to(x.dtype)
 
 
-class NativeEncoder(nn.Module):
+class NativeEncoder(nn.Module, ABC):
     """Base of a `VisionEncoder`; `gradient_checkpointing` recomputes blocks in the backward pass."""
 
     config: VisionFields
@@ -61,9 +62,9 @@ class NativeEncoder(nn.Module):
         super().__init__()
         self.config, self.spec, self.gradient_checkpointing = config, spec, False
 
+    @abstractmethod
     def parts(self) -> tuple[nn.Module, nn.ModuleList, nn.Module]:
         """Embedding of (patches, grids), blocks of (rows, rotation, lengths of the images), last norm."""
-        raise NotImplementedError
 
     def forward(self, patches: Tensor, grids: Sequence[Grid]) -> Tensor:
         """(N, 3*p*p) normalised pixels in block order, one (rows, columns) grid per image -> (N, Dv), same order.

@@ -104,7 +104,9 @@ class BatchJob:
         try:
             self.journal.keep(done)
         except InputError as error:
-            raise self._foreign(f"{error.who}: {error.why}" if error.who != str(self.out) else error.why) from None
+            if error.who == str(self.out):
+                raise
+            raise self._foreign(f"{error.who} {error.what}: {error.why}") from None
         return found
 
     def _foreign(self, why: str) -> InputError:

@@ -1,25 +1,14 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
-
-settings.register_profile(
-    "andes",
-    max_examples=int(os.environ.get("ANDES_FUZZ", "60")),
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("andes")
+import torch
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """One torch thread, which also fixes the order of additions."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -134,10 +134,8 @@ class BadSamples:
             return
         self._seen, self._files = {}, Counter()
         journal = Journal(self.path)
-        rows = [row for row in journal.rows() if _place(row) < _now(position)]
-        if write:
-            rows = journal.keep(lambda row: _place(row) < _now(position))
-        for row in rows:
+        look = journal.keep if write else journal.rows
+        for row in look(lambda row: _place(row) < _now(position)):
             if row["stage"] == position.stage:
                 self._seen[row["where"], row["reason"]] = row
                 self._files[row["file"]] += 1
