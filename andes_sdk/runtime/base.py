@@ -208,6 +208,10 @@ class BaseSession(ABC):
         self.keeping.ask(self.length, reading, self.counts, self.heads, self._replay, self.evict)
         self.settle()
 
+    def due(self, rows: int) -> bool:
+        """Whether the cache policy chooses anew once so many uncommitted rows are committed."""
+        return self.keeping.due(self.length + rows, rows)
+
     def rollback(self) -> None:
         """Drop every uncommitted row."""
         self._check_open()

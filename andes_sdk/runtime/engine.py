@@ -275,7 +275,10 @@ class Engine:
                 self.leave(each, "error", error)
 
     def _verify(self, one: Conversation, work: Work, rows: Rows) -> None:
-        """Walk down the tree along the tokens that the model itself chooses."""
+        """Walk down the tree along the tokens that the model itself chooses.
+
+        Rows that stand behind an eviction saw what it removes. So the walk ends where one is due.
+        """
         parents = work.parents if work.parents is not None else range(-1, len(work.tokens) - 1)
         children: dict[tuple[int, int], int] = {}
         for row, parent in enumerate(parents):
@@ -284,7 +287,7 @@ class Engine:
         while True:
             ended = self._choose(one, rows.logits[path[-1]], start + len(path), commit=False)
             follower = children.get((path[-1], one.tokens[-1]))
-            if ended or follower is None:
+            if ended or follower is None or one.session.due(len(path)):
                 break
             path.append(follower)
         one.session.commit(path)

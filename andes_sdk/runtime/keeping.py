@@ -137,6 +137,11 @@ class Keeping:
 
     # ------------------------------------------------------------ eviction
 
+    def due(self, seen: int, rows: int) -> bool:
+        """Whether the policy chooses once `rows` more are committed and `seen` in all."""
+        held = self.held + rows * self._spec.layers * self._spec.kv_heads
+        return not self.plain and self.keeper.due(seen, held, False)
+
     def ask(
         self,
         seen: int,

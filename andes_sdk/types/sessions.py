@@ -212,6 +212,9 @@ class Session(Protocol):
         `reading`: more of a prompt follows, which the cache policy is told.
         """
 
+    def due(self, rows: int) -> bool:
+        """Whether the cache policy chooses anew once so many uncommitted rows are committed."""
+
     def rollback(self) -> None:
         """Drop every uncommitted row."""
 

@@ -16,6 +16,7 @@ from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.runtime.policy import KeepAll
 from andes_sdk.runtime.sampling import TokenSampler
 from andes_sdk.runtime.tree import Tree
+from andes_sdk.testing.reference import ReferencePolicy
 from andes_sdk.types import Inputs, Proposal, Rows, Work
 
 PROMPTS = [torch.tensor([5, 9, 70, 33, 120, 44, 9, 8]), torch.tensor([7, 3]), torch.arange(20, 43)]
@@ -113,6 +114,25 @@ def test_a_decoder_that_guesses_a_tree_changes_the_number_of_steps_but_not_the_t
     assert one.error is None
     assert list(one.tokens) == wanted
     assert steps < 8
+
+
+@pytest.mark.parametrize("slack", [0, 1, 4])
+@pytest.mark.parametrize("rows", [4, 9])
+def test_under_a_policy_that_evicts_a_decoder_changes_nothing_of_the_text_either(
+    pipeline: Pipeline, engine: Engine, rows: int, slack: int
+) -> None:
+    policy = evolve(ReferencePolicy(rows=rows, first=1).andes_cache_policy(model=pipeline.model), slack=slack)
+    evicting = evolve(engine, policy=policy)
+    options = GenerationOptions(max_tokens=24, temperature=1.0, seed=3)
+    wanted = alone(evicting, PROMPTS[0], options)
+    guessing = evolve(evicting, decoder=Branches(wanted))
+    one = guessing.join(Inputs(PROMPTS[0]), options)
+    steps = 0
+    while guessing.active:
+        guessing.step()
+        steps += 1
+    assert list(one.tokens) == wanted != alone(engine, PROMPTS[0], options)
+    assert (steps < 20) == (slack > 0)  # with room for one row more, guesses save steps
 
 
 class Raises:

@@ -256,12 +256,15 @@ def _remembers(subject: Subject) -> None:
         require(got == wanted, f"proposes {got} after reading in parts, {wanted} after reading at once")
 
 
-@check(KIND, "decodes under a policy that evicts")
+@check(KIND, "under a policy that evicts it gives the default decoder's text too")
 def _evicting(subject: Subject) -> None:
     if "andes_cache_policy" in subject.hooks:
         raise NotApplicable("the plugin brings its own cache policy")
-    pipe = subject.pipe
-    policy = ReferencePolicy(rows=16).andes_cache_policy(model=pipe.model)
-    engine = evolve(pipe.engine(), policy=policy, ends=())
-    (answer,) = _texts(engine, [(plain_inputs(pipe, 60), GenerationOptions(max_tokens=TOKENS))])
-    require(len(answer) == TOKENS, f"ends after {len(answer)} of {TOKENS} tokens")
+    policy = ReferencePolicy(rows=16).andes_cache_policy(model=subject.pipe.model)
+    jobs = [(plain_inputs(subject.pipe, 60), GenerationOptions(max_tokens=TOKENS))]
+    for slack in (0, 5):
+        wanted, got = (
+            _texts(evolve(p.engine(), policy=evolve(policy, slack=slack), ends=()), jobs)
+            for p in (subject.baseline(), subject.pipe)
+        )
+        require(got == wanted, f"it is {got}, with the default decoder {wanted}")
