@@ -141,6 +141,7 @@ class Pipeline:
         formats: Iterable[Format] = (),
         device: str = "cpu",
         dtype: str | None = None,
+        seed: int | None = None,
         image: Mapping[str, Any] | None = None,
         verify: bool = False,
     ) -> Pipeline:
@@ -157,6 +158,7 @@ class Pipeline:
             backend: its name, or {name: options of the plugin of that name}; None keeps the one it was saved with.
             formats: for a packed file, more formats than its plugins bring.
             dtype: None keeps a checkpoint's; a packed file that is dequantised runs in float32.
+            seed: of what is not stored; None keeps the one it was saved with.
             image: options of the preprocessor that replace those it was saved with, such as {"max_size": 448}.
             verify: for a packed file, read everything once and compare the checksums.
 
@@ -170,6 +172,7 @@ class Pipeline:
         stored = open_stored(source)
         plan, objects = extended(stored.plan, plugins, backend=backend)
         run: Any = {"device": device, "dtype": dtype or plan.dtype, "image": {**plan.image, **(image or {})}}
+        run["seed"] = plan.seed if seed is None else seed
         try:
             pipeline = cls.from_plan(attrs.evolve(plan, **run), objects=objects)
         except AssemblyError as group:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,13 +42,33 @@ def load_weights(model: VisionLanguageModel, folder: str | Path, *, device: str,
         PluginBroken: a buffer that no checkpoint stores, or a weight that may be lacking, stays without memory.
     """
     folder = Path(folder)
+    damaged = damaged_files(folder, Manifest.read(folder)) if (folder / MANIFEST).is_file() else []
+    entries, tied = check_weights(model, folder, damaged), aliases(model)
+    source = _sources(entries, tied)
+    filled: dict[str, torch.Tensor] = {}
+    for name, tensor in read_tensors({n: e for n, e in entries.items() if n in source}):
+        kind = dtype if tensor.is_floating_point() else tensor.dtype
+        filled[source[name]] = tensor.to(device=device, dtype=kind)
+    assign(model, filled, {name: first for name, first in tied.items() if first in filled})
+    if callable(tie := getattr(model.language_model, "tie_weights", None)):
+        tie()
+    model.to(device=device, dtype=dtype)  # moves the buffers that no checkpoint stores
+
+
+def check_weights(model: VisionLanguageModel, folder: Path, damaged: Sequence[str] = ()) -> Mapping[str, StoredTensor]:
+    """What of a checkpoint goes into a model on the meta device, by name. Of weights only the headers are read.
+
+    Args:
+        damaged: what is known to be wrong already.
+
+    Raises:
+        CheckpointError, PluginBroken: as `load_weights`.
+    """
     stored_plan(folder)
     tied, weights = aliases(model), scan(folder)
     wanted = needed(model, weights.entries)
-    problems = [*weights.problems, *_differences(wanted, tied, weights)]
-    if (folder / MANIFEST).is_file():
-        problems += damaged_files(folder, Manifest.read(folder))
     entries = {name: entry for name, entry in weights.entries.items() if name in wanted}
+    problems = [*weights.problems, *_differences(wanted, tied, weights), *damaged]
     if not problems:
         problems += _unequal(entries, tied)
     if problems:
@@ -57,16 +77,7 @@ def load_weights(model: VisionLanguageModel, folder: str | Path, *, device: str,
         fix = _moved(wanted, weights) or "fetch the checkpoint again, or load it with the plugins that it was made for"
         raise CheckpointError("these weights do not fit the model", who=str(folder), why=why, fix=fix)
     refuse_meta_buffers(model, wanted)
-    tied = {name: first for name, first in tied.items() if first in wanted}
-    source = _sources(entries, tied)
-    filled: dict[str, torch.Tensor] = {}
-    for name, tensor in read_tensors({n: e for n, e in entries.items() if n in source}):
-        kind = dtype if tensor.is_floating_point() else tensor.dtype
-        filled[source[name]] = tensor.to(device=device, dtype=kind)
-    assign(model, filled, tied)
-    if callable(tie := getattr(model.language_model, "tie_weights", None)):
-        tie()
-    model.to(device=device, dtype=dtype)  # moves the buffers that no checkpoint stores
+    return entries
 
 
 def needed(model: VisionLanguageModel, stored: Container[str]) -> dict[str, torch.Tensor]:

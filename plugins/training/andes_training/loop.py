@@ -21,7 +21,7 @@ from andes_training.feed import epoch_length, packed
 from andes_training.lora import Lora
 from andes_training.processes import Processes, divided_copy, gather, losing_others_is_told
 from andes_training.reading import check_stages, refuse_blind, stage_samples
-from andes_training.recipe import Recipe, StageRecipe
+from andes_training.recipe import Recipe, StageRecipe, check_start
 from andes_training.recompute import recomputed
 from andes_training.resume import check_saved
 from andes_training.run import StageRun
@@ -103,6 +103,7 @@ class Trainer:
             told = check_saved(saved, self.recipe, found[-1], accept_changed_data=accept_changed_data)
             position = saved.position
         check_stages(self.pipeline, self.recipe)
+        check_start(self.recipe, self.pipeline)
         if told:
             self._tell("resumed", position.step, {"state": found[-1].name, "changed": told})
         if self.pipeline.model.dtype != torch.float32:

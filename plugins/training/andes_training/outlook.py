@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from andes_sdk.runtime.attention import PackedAttention, Segment
+from andes_sdk.storage.checkpoint import check_weights
 from andes_sdk.types import Media
 from andes_training.changes import put_in_changes
 from andes_training.loss import CHUNK_LOGITS
 from andes_training.processes import blocks_of
 from andes_training.reading import check_stages, stage_samples
-from andes_training.recipe import Recipe, StageRecipe
+from andes_training.recipe import Recipe, StageRecipe, check_start
 from andes_training.recompute import recomputed
 from andes_training.step import freeze
 
@@ -32,10 +33,14 @@ def outlook(recipe: Recipe, pipeline: Pipeline) -> dict[str, Any]:
     """What a recipe would do, stage by stage, as plain data. Reads data files, no weights.
 
     Raises:
-        TrainingError: data that cannot be read, or rates that name nothing.
+        TrainingError: data that cannot be read, or rates that name nothing. CheckpointError: weights that do not fit.
     """
     check_stages(pipeline, recipe)
-    total = pipeline.meta_model().parameter_count()
+    check_start(recipe, pipeline)
+    hollow = pipeline.meta_model()
+    total = hollow.parameter_count()
+    if pipeline.weights is not None:
+        check_weights(hollow, pipeline.weights)
     return {"recipe": recipe.name, "parameters": total, "stages": [_stage(s, recipe, pipeline) for s in recipe.stages]}
 
 

@@ -8,14 +8,17 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import Attribute, field, frozen
 from attrs.validators import deep_iterable, ge, gt, in_, le, lt, min_len
 
-from andes_sdk.config import CONVERTER, structure
+from andes_sdk.config import CONVERTER, read_config, structure
 from andes_sdk.errors import TrainingError
 from andes_sdk.reading import parse_toml, value_of
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
 
 NAME = re.compile(r"[^\W_][\w.-]{0,99}")
 """What becomes the name of a file or folder: no path, nothing hidden."""
@@ -190,10 +193,11 @@ class Recipe:
 
     Attributes:
         pipeline: arguments of `Pipeline.from_plugins` (plugins, image, seed …); `{folder}` in a text is the recipe's.
+            With `start`, what it adds to the checkpoint or changes of it; see `open_pipeline`.
         stages: run one after another on the same weights.
         precision: 'no' (float32) or 'bf16' autocast.
         threads: CPU threads for torch; 0 leaves torch's choice.
-        start: checkpoint folder to start from, or empty for random weights.
+        start: checkpoint folder to start from, or owner/name on the Hub; empty for random weights.
         sharding: with several processes, 'none' keeps weights and optimizer whole in each (DDP), 'full' divides them
             (FSDP2). Decides where numbers lie, so a run may go on with another choice.
         timeout: seconds after which a process gives up waiting for the others.
@@ -201,8 +205,8 @@ class Recipe:
     """
 
     name: str
-    pipeline: dict[str, object]
     stages: list[StageRecipe]
+    pipeline: dict[str, object] = field(factory=dict)
     seed: int = 0
     precision: str = field(default="no", validator=in_(("no", "bf16")))
     threads: int = field(default=0, validator=ge(0))
@@ -277,6 +281,53 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         _override(data, override)
     data = _in_folder(data, str(path.parent.resolve()))
     return structure(Recipe, {**data, "folder": path.parent.resolve()}, path.name)
+
+
+def open_pipeline(recipe: Recipe) -> Pipeline:
+    """The pipeline of a recipe: the one that `start` was saved with and what `pipeline` adds, or that of `pipeline`.
+
+    Raises:
+        AssemblyError, CheckpointError: as `Pipeline.from_pretrained` and `from_plugins`. TrainingError: weights are
+        named twice, or plugins not at all.
+    """
+    from andes_sdk.pipeline import Pipeline
+
+    given = dict(recipe.pipeline)
+    if not recipe.start:
+        if "plugins" not in given:
+            fix = 'write [pipeline] plugins = [...], or start = "CHECKPOINT"'
+            raise TrainingError("names no plugins", who=recipe.name, why="it has no `start` either", fix=fix)
+        return Pipeline.from_config(given)
+    known = read_config({"plugins": [], **given})
+    if known.pop("weights") is not None:
+        raise TrainingError(
+            "names weights twice", who=recipe.name, why="both start and pipeline.weights", fix="keep `start`"
+        )
+    plugins = known["plugins"]
+    given = {key: value for key, value in known.items() if key in given}
+    return Pipeline.from_pretrained(_start(recipe), **{**given, "plugins": plugins})
+
+
+def _start(recipe: Recipe) -> Path | str:
+    """A path, relative to the recipe as its data files are, or a name on the Hub."""
+    path = recipe.folder / recipe.start
+    named = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", recipe.start)
+    return recipe.start if named and not path.exists() else path
+
+
+def check_start(recipe: Recipe, pipeline: Pipeline) -> None:
+    """Refuse a pipeline that does not hold the weights that the recipe starts from.
+
+    Raises:
+        TrainingError: it holds others.
+    """
+    if not recipe.start:
+        return
+    start, there = _start(recipe), pipeline.weights
+    if there is None or (isinstance(start, Path) and there.resolve() != start.resolve()):
+        why = f"the pipeline's are {'random' if there is None else f'from {there}'}"
+        fix = "make it with andes_training.recipe.open_pipeline(recipe)"
+        raise TrainingError(f"starts from {start}", who=recipe.name, why=why, fix=fix)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

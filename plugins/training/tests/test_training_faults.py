@@ -16,15 +16,17 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from andes_training import state, stopping
 from andes_training.cli.train import train as train_command
 from andes_training.data.inspection import problems
 from andes_training.data.samples import stage_samples
 from andes_training.progress import Progress
 from andes_training.reading import stage_maker
-from andes_training.recipe import DataRecipe, StageRecipe, load_recipe
+from andes_training.recipe import DataRecipe, StageRecipe, load_recipe, open_pipeline
 from andes_training.state import states
 from andes_training.step import freeze
+from attrs import evolve
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -650,3 +652,55 @@ def test_s10_the_only_copy_that_is_left_stays(tmp_path: Path) -> None:
     os.utime(old, (time.time() - 90_000,) * 2)
     write_atomically(tmp_path / "model.json", b"x")
     assert old.exists()
+
+
+# ---------------------------------------------------------------- start
+
+
+@pytest.fixture
+def started(recipe: Path, tmp_path: Path) -> Path:
+    """The recipe without a pipeline, from a checkpoint that lacks the stage's plugin."""
+    Pipeline.from_plugins(PLUGINS, seed=3).save_pretrained(tmp_path / "base")
+    text = recipe.read_text().replace('name = "faults"', 'name = "faults"\nstart = "base"')
+    whole = next(line for line in text.splitlines() if line.startswith("plugins = "))
+    recipe.write_text(text.replace(whole, "plugins = [{ sft = { rate = 1e-3 } }]"))
+    return recipe
+
+
+def test_c6_a_recipe_with_start_takes_the_checkpoints_pipeline_and_adds_to_it(started: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(started)
+    pipeline = open_pipeline(recipe)
+    assert pipeline.plan.names == ("aimv2", "mlp", "qwen3", "sft")
+    assert pipeline.weights == tmp_path / "base"
+    trained = pipeline.train(recipe, tmp_path / "out")
+    # what was trained knows its stage: nothing needs to be added
+    text = started.read_text().replace('start = "base"', f"start = {json.dumps(str(trained))}")
+    started.write_text("\n".join(line for line in text.splitlines() if not line.startswith(("plugins", "[pipeline]"))))
+    assert open_pipeline(load_recipe(started)).plan.names == ("aimv2", "mlp", "qwen3", "sft")
+
+
+def test_c6_a_recipe_of_neither_pipeline_nor_start_is_told_both(recipe: Path) -> None:
+    loaded = load_recipe(recipe)
+    with pytest.raises(TrainingError, match=r"(?s)names no plugins.*start = "):
+        open_pipeline(evolve(loaded, pipeline={}))
+    with pytest.raises(TrainingError, match="names weights twice"):
+        open_pipeline(evolve(loaded, start="base", pipeline={"weights": "base"}))
+
+
+def test_c6_a_dry_run_refuses_a_start_that_does_not_fit(started: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    save_file({**tensors, name: torch.ones(3, 5)}, weights)
+    app = typer.Typer()
+    app.command()(train_command)
+    result = CliRunner().invoke(app, [str(started), "--dry-run"])
+    assert result.exit_code == 1
+    assert f"{name}: " in " ".join(result.output.split())
+
+
+def test_c6_a_pipeline_without_the_weights_of_start_is_refused(started: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(started)
+    pipeline = Pipeline.from_plugins([*PLUGINS, "sft"])
+    with pytest.raises(TrainingError, match=r"(?s)starts from .*base.*are random.*open_pipeline"):
+        pipeline.train(recipe, tmp_path / "out")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
-from andes_sdk.errors import TrainingError
 from andes_sdk.reading import parse_json
 
 if TYPE_CHECKING:
@@ -24,20 +23,10 @@ def open_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, Pipeline]:
     Raises:
         TrainingError, AssemblyError, CheckpointError: what is wrong with either.
     """
-    from andes_sdk.config import read_config
-    from andes_sdk.pipeline import Pipeline
-    from andes_training.recipe import load_recipe
+    from andes_training.recipe import load_recipe, open_pipeline
 
     recipe = load_recipe(path, overrides)
-    arguments = read_config(recipe.pipeline)
-    if recipe.start:
-        if arguments["weights"] is not None:
-            raise TrainingError(
-                "names weights twice", who=str(path), why="both start and pipeline.weights", fix="keep `start`"
-            )
-        # relative to the recipe, as its data files are; an absolute path stays as it is
-        arguments["weights"] = str(recipe.folder / recipe.start)
-    return recipe, Pipeline.from_plugins(**arguments)
+    return recipe, open_pipeline(recipe)
 
 
 def _print_outlook(facts: dict[str, Any]) -> None:
