@@ -7,6 +7,7 @@ There is no random state: the loop seeds the generator anew before each step.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -147,7 +148,8 @@ def save_state(
         with appearing(target) as temporary:
             index = _write_shards(temporary, learner)
             _write_json(temporary / INDEX, index)
-            _write_json(temporary / "position.json", {**asdict(saved), "tensors": len(index)})
+            sums = {name: _checksum(temporary / name) for name in sorted({INDEX, *index.values()})}
+            _write_json(temporary / "position.json", {**asdict(saved), "sha256": sums})
         for old in states(folder)[:-keep]:
             if old.name not in spare:
                 shutil.rmtree(old)
@@ -180,6 +182,11 @@ def _write_shards(folder: Path, learner: Learner) -> dict[str, str]:
 def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
     _sync(path)
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -240,13 +247,15 @@ class _Tensors:
     """The tensors of a saved state, by name."""
 
     def __init__(self, path: Path) -> None:
-        self.index: dict[str, str] = parse_json((path / INDEX).read_text(encoding="utf-8"))
-        count = parse_json((path / "position.json").read_text(encoding="utf-8"))["tensors"]
-        if not isinstance(self.index, dict) or len(self.index) != count:
-            raise ValueError(f"it names {len(self.index)} tensors, not {count}")
-        if wrong := [name for name in self.index.values() if not FILE.fullmatch(str(name))]:
+        sums = parse_json((path / "position.json").read_text(encoding="utf-8"))["sha256"]
+        if wrong := [name for name in sums if name != INDEX and not FILE.fullmatch(name)]:
             raise ValueError(f"{wrong[0]!r} is no file of a state")
-        self._files = {name: safe_open(path / name, framework="pt") for name in set(self.index.values())}
+        if changed := [name for name, sum_ in sums.items() if _checksum(path / name) != sum_]:
+            raise ValueError(f"{', '.join(changed)}: not as written, the checksums differ")
+        self.index: dict[str, str] = parse_json((path / INDEX).read_text(encoding="utf-8"))
+        if wrong := sorted(set(self.index.values()) - set(sums)):
+            raise ValueError(f"{wrong[0]!r} is no file of this state")
+        self._files = {name: safe_open(path / name, framework="pt") for name in sums if name != INDEX}
 
     def read(self, key: str) -> Tensor:
         return self._files[self.index[key]].get_tensor(key)  # type: ignore[no-any-return]

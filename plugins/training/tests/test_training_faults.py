@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -599,8 +600,26 @@ def test_s3_a_state_that_does_not_fit_is_refused(recipe: Path, tmp_path: Path, c
     tensors = load_file(folder / "state-00000.safetensors")
     change(folder, tensors)
     save_file(tensors, folder / "state-00000.safetensors")
+    data = json.loads((folder / "position.json").read_text())
+    data["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in data["sha256"]}
+    (folder / "position.json").write_text(json.dumps(data))  # what is wrong is not the checksum
     with pytest.raises(TrainingError, match=r"state (is damaged|cannot be restored)"):
         train(recipe, out, "stages.0.steps=4")
+
+
+@pytest.mark.parametrize("name", ["state-00000.safetensors", "index.json"])
+def test_s3_a_byte_that_changed_in_a_state_is_found_and_nothing_is_trained(
+    recipe: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    train(recipe, out, "stages.0.steps=2")
+    path = states(out)[-1] / name
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match=rf"(?s)cannot be restored.*{name}: not as written"):
+        train(recipe, out, "stages.0.steps=4")
+    assert len(metrics(out)) == 2
 
 
 def test_s9_training_in_which_nothing_would_learn_is_refused_before_the_first_step(
