@@ -17,6 +17,7 @@ from andes_sdk.runtime.compiled import BaseCompiled, Pass
 from andes_sdk.runtime.lora import refuse_used
 
 from .affinity import tell_cpus
+from .cold import Waiting
 from .encoder import Vision, choose_vision
 from .few import forward_few
 from .lookup import look_up
@@ -113,7 +114,8 @@ def compiled(
     }
     formats = tuple(Tag("format", name) for name in packed.formats)
     tags = (Tag("isa", kernels), formats, Tag("mode", options.activations), Tag("kv", options.kv))
-    return CompiledNumba(model, packed, tags, options.kv, team, facts, vision, tuple(taps))
+    whole = Waiting(forward, options.compiling == "first")
+    return CompiledNumba(model, packed, tags, options.kv, team, facts, vision, whole, tuple(taps))
 
 
 def _told(formats: Sequence[str]) -> str:
@@ -135,6 +137,7 @@ class CompiledNumba(BaseCompiled):
     team: Team
     _facts: Mapping[str, str]
     vision: Vision
+    whole: Waiting
     taps: Sequence[int] = ()
 
     @property

@@ -164,7 +164,7 @@ class _Telling(Listener):
     def on_start(self, event: Event) -> None:
         """A function that is not in the cache."""
         unregister("numba:compile", self)
-        _LOG.warning("numba: compiling machine code, which may take a minute or two; later starts find it in the cache")
+        _LOG.warning("numba: compiling machine code, which may take a minute; later starts find it in the cache")
 
     def on_end(self, event: Event) -> None:
         """Nothing."""

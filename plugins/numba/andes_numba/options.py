@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from attrs import field, frozen
 from attrs.validators import ge, in_
 
 from .affinity import is_affinity
 
+COMPILING = "ANDES_NUMBA_COMPILING"
 FORMATS = ("w4_g32", "w4_g128", "w8", "f16", "ternary_g128", "nm14_w4", "nm28_w4", "nm14_w2")
 
 
@@ -40,6 +43,14 @@ class Options:
     )
     kv: str = field(
         default="f16", validator=in_(("f32", "f16", "int8")), metadata={"help": "keys and values: f32, f16 or int8"}
+    )
+    compiling: str = field(
+        factory=lambda: os.environ.get(COMPILING, "beside"),
+        validator=in_(("beside", "first")),
+        metadata={
+            "help": "machine code that is missing: beside compiles the most in another process, and answers meanwhile; "
+            f"first lets answers wait for all of it. The variable {COMPILING} sets the default"
+        },
     )
     vision: str = field(
         default="auto",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,24 +26,33 @@ STRIP = 256
 
 def run_passes(compiled: Compiled, passes: Sequence[Pass], embeds: Sequence[Tensor]) -> list[Rows]:
     """Rows of all sessions, in strips where one has many."""
-    longest = max(len(rows) for rows in embeds)
-    if longest <= STRIP:
-        wanted = [len(w.tokens) if w.logits is None else min(len(w.tokens), w.logits) for _, w, _ in passes]
-        return _run(compiled, [(s, w.reading) for s, w, _ in passes], [s for _, _, s in passes], embeds, wanted)
+    whole = compiled.whole
+    if compiled.taps or any(session.adapter is not None for session, _, _ in passes):
+        return _in_strips(compiled, passes, embeds, lambda: STRIP)
+    if not whole.ready and len(passes) > 1:
+        return [run_passes(compiled, [one], [rows])[0] for one, rows in zip(passes, embeds, strict=True)]
+    return _in_strips(compiled, passes, embeds, lambda: STRIP if whole.ready else FEW - 1)
+
+
+def _in_strips(
+    compiled: Compiled, passes: Sequence[Pass], embeds: Sequence[Tensor], size: Callable[[], int]
+) -> list[Rows]:
+    longest, stop = max(len(rows) for rows in embeds), 0
     parts: list[list[Rows]] = [[] for _ in passes]
-    for start in range(0, longest, STRIP):
+    while stop < longest:
+        start, stop = stop, min(stop + size(), longest)
         mine = [n for n, rows in enumerate(embeds) if start < len(rows)]
-        stops = [min(start + STRIP, len(embeds[n])) for n in mine]
+        stops = [min(stop, len(embeds[n])) for n in mine]
         wanted = []
-        for n, stop in zip(mine, stops, strict=True):
+        for n, end in zip(mine, stops, strict=True):
             work, total = passes[n][1], len(embeds[n])
             first = 0 if work.logits is None else total - work.logits
-            wanted.append(max(0, stop - max(start, first)))
+            wanted.append(max(0, end - max(start, first)))
         found = _run(
             compiled,
             [(passes[n][0], passes[n][1].reading) for n in mine],
-            [_strip(passes[n][2], start, stop) for n, stop in zip(mine, stops, strict=True)],
-            [embeds[n][start:stop] for n, stop in zip(mine, stops, strict=True)],
+            [_strip(passes[n][2], start, end) for n, end in zip(mine, stops, strict=True)],
+            [embeds[n][start:end] for n, end in zip(mine, stops, strict=True)],
             wanted,
         )
         for n, rows in zip(mine, found, strict=True):
@@ -53,6 +62,8 @@ def run_passes(compiled: Compiled, passes: Sequence[Pass], embeds: Sequence[Tens
 
 def _strip(step: Step, start: int, stop: int) -> Step:
     """Rows `start` to `stop` of a step, which see those before them as its own matrix says."""
+    if stop - start == len(step.positions):
+        return step
     if step.visible is None:
         visible = torch.ones(stop - start, stop, dtype=torch.bool).tril(start)
     else:
@@ -95,11 +106,13 @@ def _run(
     taps = np.array(list(compiled.taps), np.int64)
     seen = np.empty((len(taps), count, sizes.width), np.float32)
     contiguous = int(read[0]) == count - len(read)
+    many = (*compiled.tags, sizes, weights, lora, *arguments, read, taps, seen, out, threads)
+    compiled.whole.see(*many)
     with compiled.team.at_work():
         if count < FEW and contiguous and not len(lora.rows) and not len(taps):
             forward_few(*compiled.tags, sizes, weights, *arguments, int(read[0]), out, threads)
         else:
-            forward(*compiled.tags, sizes, weights, lora, *arguments, read, taps, seen, out, threads)
+            forward(*many)
     shaped = torch.from_numpy(queries).view(sizes.layers, count, sizes.q_heads, sizes.head) if window else None
     for (session, reading), stop, length in zip(sessions, ends, lengths, strict=True):
         part = slice(stop - length, stop)

@@ -1,3 +1,5 @@
+"""What all tests share, also those of one plugin that run alone."""
+
 from __future__ import annotations
 
 import os
@@ -13,11 +15,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("andes")
+# which kernels run must not depend on when a process in the background has ended
+os.environ.setdefault("ANDES_NUMBA_COMPILING", "first")
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """One torch thread, which also fixes the order of additions."""
+    """Two workers share two cores; one torch thread each also fixes the order of additions."""
     import torch
 
     before = torch.get_num_threads()
