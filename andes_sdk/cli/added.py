@@ -1,4 +1,4 @@
-"""Commands that other distributions add to `andes`."""
+"""Commands that distributions add to `andes`, this one and others."""
 
 from __future__ import annotations
 
