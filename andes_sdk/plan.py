@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from andes_sdk.config import CONVERTER
+from andes_sdk.config import CONVERTER, reasons
 from andes_sdk.errors import PlanError
 from andes_sdk.reading import bounded
 from andes_sdk.version import CONTRACT
@@ -78,8 +78,6 @@ class Plan:
             bounded(data)
             return CONVERTER.structure(data, cls)
         except Exception as error:
-            from andes_sdk.config import reasons
-
             raise PlanError(
                 "not a plan", why="; ".join(reasons(error, "plan")), fix="use the file `save_pretrained` wrote"
             ) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,7 @@ def parse_json(text: bytes | str) -> Any:
     Raises:
         ValueError: it is none, or nested too deeply.
     """
-    try:
-        found = json.loads(decoded(text))
-    except RecursionError:
-        raise ValueError(f"more than {MOST_LEVELS} lists and objects inside one another") from None
-    return _bounded(found, text)
+    return _parsed(json.loads, text, "objects")
 
 
 def parse_toml(text: bytes | str) -> dict[str, Any]:
@@ -31,11 +27,7 @@ def parse_toml(text: bytes | str) -> dict[str, Any]:
     Raises:
         ValueError: it is none, or nested too deeply.
     """
-    try:
-        found = tomllib.loads(decoded(text))
-    except RecursionError:
-        raise ValueError(f"more than {MOST_LEVELS} lists and tables inside one another") from None
-    _bounded(found, text)
+    found: dict[str, Any] = _parsed(tomllib.loads, text, "tables")
     return found
 
 
@@ -88,7 +80,11 @@ def bounded(found: Any) -> None:
     raise ValueError(f"more than {MOST_LEVELS} lists and tables inside one another")
 
 
-def _bounded(found: Any, text: bytes | str) -> Any:
+def _parsed(loads: Callable[[str], Any], text: bytes | str, tables: str) -> Any:
+    try:
+        found = loads(decoded(text))
+    except RecursionError:
+        raise ValueError(f"more than {MOST_LEVELS} lists and {tables} inside one another") from None
     opening: Any = (b"[", b"{", b".") if isinstance(text, bytes) else ("[", "{", ".")
     if sum(text.count(one) for one in opening) > MOST_LEVELS:
         bounded(found)

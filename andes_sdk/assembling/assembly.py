@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -32,11 +33,16 @@ PluginItem = str | Mapping[str, Mapping[str, Any]] | object
 
 @attrs.frozen(eq=False)
 class Assembly:
-    """A plugin manager of its own, and the plan that made it."""
+    """A plugin manager of its own, and the plan that made it.
+
+    Attributes:
+        collections: objects by collection and name. owners: which plugin brings each of them.
+    """
 
     manager: pluggy.PluginManager
     plan: Plan
     collections: Mapping[str, Mapping[str, Any]]
+    owners: Mapping[str, Mapping[str, str]]
 
     def slot(self, name: str, default: Callable[[], Any] | None = None, **arguments: Any) -> Any:
         """Ask the owner of a slot to build; `default` builds where a slot has one and nobody owns it."""
@@ -44,20 +50,23 @@ class Assembly:
         owner = self.plan.owner(hook)
         if not owner and default is not None:
             return default()
-        try:
+        with blaming(owner, hook):
             built = getattr(self.manager.hook, hook)(**arguments)
-        except AndesError:
-            raise
-        except Exception as error:
-            raise PluginBroken(
-                f"{hook} failed",
-                who=owner,
-                why=f"{type(error).__name__}: {error}",
-                fix="report it to the plugin's author",
-            ) from error
         if built is None:
             raise PluginBroken(f"{hook} returned nothing", who=owner, fix="return the object the hook's page describes")
         return built
+
+
+@contextmanager
+def blaming(plugin: str, hook: str) -> Iterator[None]:
+    """An error inside that is not one of ours becomes one that names the plugin whose hook this is."""
+    try:
+        yield
+    except AndesError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise PluginBroken(f"{hook} failed", who=plugin, why=why, fix="report it to the plugin's author") from error
 
 
 def assemble(items: Sequence[PluginItem], *, slots_required: bool = True, **run: Any) -> Assembly:
@@ -80,7 +89,7 @@ def assemble(items: Sequence[PluginItem], *, slots_required: bool = True, **run:
     incomplete = bool(errors)
     plan = Plan(plugins=tuple(plans), sdk=__version__, **run)
     errors += _slot_errors(plan, slots_required and not incomplete)
-    collections = _collect(manager, plan, errors)
+    collections, owners = _collect(manager, plan, errors)
     errors += [
         PluginBroken("cannot be the name of a modality", who=repr(name), fix="return a name such as 'audio'")
         for name in collections["modalities"]
@@ -90,7 +99,7 @@ def assemble(items: Sequence[PluginItem], *, slots_required: bool = True, **run:
         errors += _checks(manager, plan)
     if errors:
         raise AssemblyError("cannot assemble the pipeline", errors)
-    return Assembly(manager, plan, collections)
+    return Assembly(manager, plan, collections, owners)
 
 
 LIKE_THIS = 'write ["aimv2", "mlp", "qwen3"]'
@@ -160,11 +169,8 @@ def _register(
             )
         )
         return
-    plans.append(attrs.evolve(plan, hooks=_hooks_of(manager, plugin)))
-
-
-def _hooks_of(manager: pluggy.PluginManager, plugin: object) -> tuple[str, ...]:
-    return tuple(sorted(caller.name for caller in manager.get_hookcallers(plugin) or []))
+    hooks = tuple(sorted(caller.name for caller in manager.get_hookcallers(plugin) or []))
+    plans.append(attrs.evolve(plan, hooks=hooks))
 
 
 def _named(name: str, options: Mapping[str, Any]) -> tuple[object, PluginPlan]:
@@ -220,11 +226,13 @@ def _slot_errors(plan: Plan, required: bool) -> list[AndesError]:
     return errors
 
 
-def _collect(manager: pluggy.PluginManager, plan: Plan, errors: list[AndesError]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def _collect(
+    manager: pluggy.PluginManager, plan: Plan, errors: list[AndesError]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, str]]]:
+    found: dict[str, dict[str, Any]] = {collection: {} for collection in COLLECTIONS}
+    brought: dict[str, dict[str, str]] = {collection: {} for collection in COLLECTIONS}
     for collection, hook in COLLECTIONS.items():
-        owners: dict[str, str] = {}
-        objects = found.setdefault(collection, {})
+        objects, owners = found[collection], brought[collection]
         for plugin in (p.name for p in plan.plugins if hook in p.hooks):
             try:
                 made = list(getattr(manager.get_plugin(plugin), hook)())
@@ -243,7 +251,7 @@ def _collect(manager: pluggy.PluginManager, plan: Plan, errors: list[AndesError]
                     )
                 owners[name] = plugin
                 objects[name] = thing
-    return found
+    return found, brought
 
 
 def _checks(manager: pluggy.PluginManager, plan: Plan) -> list[AndesError]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from andes_sdk import config
+from andes_sdk.assembling.assembly import blaming
 from andes_sdk.errors import AndesError, AssemblyError, BackendUnavailable, ConfigError, PluginBroken
 
 if TYPE_CHECKING:
@@ -113,15 +114,9 @@ def _changed(assembly: Assembly, model: VisionLanguageModel) -> VisionLanguageMo
     hook = "andes_modules"
     prefixes: list[str] = []
     for name in (p.name for p in assembly.plan.plugins if hook in p.hooks):
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(assembly.plan.seed)
-                returned = getattr(assembly.manager.get_plugin(name), hook)(model=model)
-        except AndesError:
-            raise
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            raise PluginBroken(f"{hook} failed", who=name, why=why, fix="report it to the plugin's author") from error
+        with blaming(name, hook), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(assembly.plan.seed)
+            returned = getattr(assembly.manager.get_plugin(name), hook)(model=model)
         prefixes += _prefixes(name, returned, model)
     model.may_lack = tuple(prefixes)
     return model

@@ -64,17 +64,20 @@ def load_extension(group: str, name: str) -> Any:
         fix = f"{suggestion(name, extensions(group))} Or install the distribution that brings it."
         raise PluginNotFound(f"nothing installed adds {name!r} to {group}", who=name, fix=fix)
     if len(points) > 1:
-        owners = " and ".join(f"{p.dist.name} ({p.value})" if p.dist else p.value for p in points)
-        raise DuplicateName(f"{name!r} is added to {group} by {owners}", who=name, fix="uninstall one")
+        raise DuplicateName(f"{name!r} is added to {group} by {_owners(points)}", who=name, fix="uninstall one")
     try:
         return points[0].load()
     except Exception as error:
-        raise PluginBroken(
-            "cannot be imported",
-            who=f"{name} ({points[0].value})",
-            why=f"{type(error).__name__}: {error}",
-            fix="reinstall the distribution that brings it",
-        ) from error
+        raise _unloadable(points[0], error, "reinstall the distribution that brings it") from error
+
+
+def _unloadable(point: importlib.metadata.EntryPoint, error: Exception, fix: str) -> PluginBroken:
+    why = f"{type(error).__name__}: {error}"
+    return PluginBroken("cannot be imported", who=f"{point.name} ({point.value})", why=why, fix=fix)
+
+
+def _owners(points: list[importlib.metadata.EntryPoint]) -> str:
+    return " and ".join(f"{p.dist.name} ({p.value})" if p.dist else p.value for p in points)
 
 
 def exists(name: str) -> bool:
@@ -202,24 +205,15 @@ def load(name: str) -> tuple[type, str, str]:
             fix=f"{suggestion(name, known)}; `andes plugins` lists what is installed; else install what brings it",
         )
     if len(points) > 1:
-        owners = " and ".join(f"{p.dist.name} ({p.value})" if p.dist else p.value for p in points)
-        raise DuplicateName(
-            f"the plugin name {name!r} is registered by {owners}",
-            who=name,
-            fix="uninstall one, or pass its object instead",
-        )
+        what = f"the plugin name {name!r} is registered by {_owners(points)}"
+        raise DuplicateName(what, who=name, fix="uninstall one, or pass its object instead")
     dist = points[0].dist
     try:
         # stevedore remembers entry points per process and on disk; a plugin may have been installed since
         DriverManager.ENTRY_POINT_CACHE[GROUP] = points
         cls: Any = DriverManager(GROUP, name, on_load_failure_callback=_raise).driver
     except Exception as error:
-        raise PluginBroken(
-            "cannot be imported",
-            who=f"{name} ({points[0].value})",
-            why=f"{type(error).__name__}: {error}",
-            fix="reinstall the plugin, or leave it out of the list",
-        ) from error
+        raise _unloadable(points[0], error, "reinstall the plugin, or leave it out of the list") from error
     if not isinstance(cls, type):
         raise PluginBroken(f"its entry point is {cls!r}, not a class", who=name, fix="point it at the attrs class")
     check_contract(getattr(cls, "contract", None), name)

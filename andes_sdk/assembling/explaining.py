@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from andes_sdk.assembling.building import build_meta
-from andes_sdk.hookspecs import COLLECTIONS, SLOTS
+from andes_sdk.hookspecs import SLOTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
+    from torch import nn
 
     from andes_sdk.assembling.assembly import Assembly
     from andes_sdk.model import VisionLanguageModel
@@ -82,9 +83,7 @@ def explain(assembly: Assembly, tokenizer: Tokenizer, weights: str) -> Explanati
     for slot, hook in SLOTS.items():
         owner = plan.owner(hook)
         if slot in modules:
-            module = modules[slot]
-            count = sum(p.numel() for p in module.parameters())
-            rows.append(Part(slot, owner, f"{type(module).__name__}, {count:,} parameters"))
+            rows.append(Part(slot, owner, _sized(modules[slot])))
         elif slot == "tokenizer":
             rows.append(Part(slot, owner, f"{type(model.tokenizer).__name__}, {model.tokenizer.vocab_size:,} ids"))
         else:
@@ -100,35 +99,23 @@ def explain(assembly: Assembly, tokenizer: Tokenizer, weights: str) -> Explanati
 
 
 def _senses(assembly: Assembly, model: VisionLanguageModel) -> list[Part]:
-    owners, rows = _owners(assembly, "modalities"), []
-    for name, module in model.modalities.items():
-        count = sum(p.numel() for p in module.parameters())
-        rows.append(Part("modalities", owners[name], f"{name}: {type(module).__name__}, {count:,} parameters"))
-    return rows
+    owners = assembly.owners["modalities"]
+    return [Part("modalities", owners[n], f"{n}: {_sized(module)}") for n, module in model.modalities.items()]
+
+
+def _sized(module: nn.Module) -> str:
+    return f"{type(module).__name__}, {sum(p.numel() for p in module.parameters()):,} parameters"
 
 
 def _collections(assembly: Assembly) -> list[Part]:
-    plan = assembly.plan
-    backends = assembly.collections["backends"]
-    owners = _owners(assembly, "backends")
+    plan, owners = assembly.plan, assembly.owners["backends"]
     chosen = f"{plan.backend} on {plan.device}, {plan.dtype}"
     rows = [Part("backend", owners.get(plan.backend, "core"), chosen)]
-    rows += [Part("backend", owners[n], f"{n}: not chosen", "inactive") for n in backends if n != plan.backend]
-    for collection in COLLECTIONS:
+    rows += [Part("backend", owners[n], f"{n}: not chosen", "inactive") for n in owners if n != plan.backend]
+    for collection, brought in assembly.owners.items():
         if collection not in ("backends", "modalities"):
-            rows += [
-                Part(collection, owner, name, "available") for name, owner in _owners(assembly, collection).items()
-            ]
+            rows += [Part(collection, owner, name, "available") for name, owner in brought.items()]
     return rows
-
-
-def _owners(assembly: Assembly, collection: str) -> dict[str, str]:
-    """Name of each object of a collection -> the plugin that brings it."""
-    hook = COLLECTIONS[collection]
-    owners = {}
-    for plugin in (p.name for p in assembly.plan.plugins if hook in p.hooks):
-        owners.update({thing.name: plugin for thing in getattr(assembly.manager.get_plugin(plugin), hook)()})
-    return owners
 
 
 def _facts(assembly: Assembly) -> list[Part]:

@@ -13,22 +13,15 @@ from andes_sdk.assembling import assembly, discovery
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError, PlanError
 from andes_sdk.files import FolderFiles
 from andes_sdk.plan import Plan, PluginPlan
+from andes_sdk.types import Files
 
 if TYPE_CHECKING:
     from andes_sdk.assembling.assembly import Assembly, PluginItem
     from andes_sdk.types import Tokenizer
 
 
-class Copied(Protocol):
-    """Files inside another file, for `open_tokenizer`; an `andes_sdk.types.Files`."""
-
-    def __contains__(self, name: object) -> bool: ...
-
-    def where(self, name: str = "") -> str:
-        """Where a file lies."""
-
-    def read(self, name: str) -> bytes:
-        """Content of a file."""
+class Copied(Files, Protocol):
+    """Files inside another file, for `open_tokenizer`."""
 
     def copy(self, folder: Path) -> list[Path]:
         """Write all of them into a folder."""

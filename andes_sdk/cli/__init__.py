@@ -1,7 +1,7 @@
 """`andes`: the command line. Starting it imports neither torch nor any plugin; each command imports what it needs.
 
-Other distributions add commands by entry points (`andes_sdk.v1.commands`); theirs are imported when they are called, or
-when `andes --help` shows what they do.
+Entry points (`andes_sdk.v1.commands`) add the commands of other distributions, and `andes new`. These are imported when
+they are called, or when `andes --help` shows what they do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from andes_sdk import CONTRACT, __version__
-from andes_sdk.cli import chat, explain, export, generate, new, plugins
+from andes_sdk.cli import explain, export, plugins
 from andes_sdk.cli.added import WithAdded
 from andes_sdk.cli.console import tolerate
 
@@ -25,10 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(plugins.app, name="plugins")
 app.command("explain")(explain.explain)
-app.command("chat")(chat.chat)
-app.command("generate")(generate.generate)
 app.command("export")(export.export)
-app.command("new")(new.new)
 
 
 def _version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""Commands that other distributions add to `andes`."""
+"""Commands that distributions add to `andes`, this one and others."""
 
 from __future__ import annotations
 
@@ -8,27 +8,42 @@ import typer
 from typer.core import TyperGroup
 
 from andes_sdk.assembling.discovery import extensions, load_extension
-from andes_sdk.errors import AndesError
+from andes_sdk.errors import AndesError, PluginNotFound
 from andes_sdk.hookspecs import COMMANDS
+
+OURS = {
+    "andes-chat": ("chat", "generate"),
+    "andes-compression": ("bpw", "compress", "pack"),
+    "andes-curation": ("curate",),
+    "andes-evaluation": ("batch", "eval"),
+    "andes-numba": ("warmup",),
+    "andes-training": ("adapters", "data", "report", "train"),
+}
+"""Distributions of ours, and the commands that they bring: for those who call one that is not installed."""
 
 
 class WithAdded(TyperGroup):
-    """The core's own commands, then those of other distributions. A broken one is told of, and stops no other."""
+    """The commands of all distributions in one order. A broken one is told of, and stops no other."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names; nothing is imported."""
-        own = super().list_commands(ctx)
-        return [*own, *(name for name in extensions(COMMANDS) if name not in own)]
+        return sorted({*super().list_commands(ctx), *extensions(COMMANDS)})
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, imported now if another distribution brings it."""
+        """The command of that name, imported now if an entry point names it."""
         own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in extensions(COMMANDS):
+        if own is not None:
             return own
-        try:
-            return _command(cmd_name, load_extension(COMMANDS, cmd_name))
-        except AndesError as error:
-            return _broken(cmd_name, error)
+        if cmd_name in extensions(COMMANDS):
+            try:
+                return _command(cmd_name, load_extension(COMMANDS, cmd_name))
+            except AndesError as error:
+                return _broken(cmd_name, error)
+        for distribution, names in OURS.items():
+            if cmd_name in names:
+                what = f"{distribution}, which brings this command, is not installed"
+                return _broken(cmd_name, PluginNotFound(what, who=cmd_name, fix=f"pip install {distribution}"))
+        return None
 
 
 def _command(name: str, added: Any) -> Any:

@@ -87,6 +87,4 @@ def report(error: AndesError | AssemblyError, *, as_json: bool = False) -> None:
 
 def errors_of(error: AndesError | AssemblyError) -> Sequence[AndesError]:
     """The errors of a group, or the one."""
-    if isinstance(error, AssemblyError):
-        return [one for one in error.exceptions if isinstance(one, AndesError)]
-    return [error]
+    return error.problems if isinstance(error, AssemblyError) else [error]

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from andes_sdk.assembling import discovery
 from andes_sdk.cli.console import Json, clean, print_json, stdout, table
 from andes_sdk.cli.loading import Plugins, with_options
 from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
-    from andes_sdk.pipeline import Pipeline
     from andes_sdk.types import Exporter
 
 Set = Annotated[
@@ -26,7 +26,6 @@ def exporter_named(name: str, given: list[str]) -> Exporter:
     Raises:
         ConfigError: neither plugin is installed or brings an exporter, or options that it does not have.
     """
-    from andes_sdk.assembling import discovery
     from andes_sdk.assembling.assembly import assemble
 
     installed = {info.name for info in discovery.installed()}
@@ -36,15 +35,6 @@ def exporter_named(name: str, given: list[str]) -> Exporter:
             found: dict[str, Exporter] = dict(assemble(items, slots_required=False).collections["exporters"])
             return found[name] if name in found else next(iter(found.values()))
     raise ConfigError(f"no exporter {name!r}", who="NAME", fix="see `andes plugins`: exporters have the kind exporters")
-
-
-def opened(model: str, plugins: list[str]) -> Pipeline:
-    """A configuration of `Pipeline.from_plugins`, or what `Pipeline.from_pretrained` opens, with torch's weights."""
-    from andes_sdk.pipeline import Pipeline
-
-    if model.endswith((".toml", ".json")):
-        return Pipeline.from_config(model)
-    return Pipeline.from_pretrained(model, plugins=plugins, backend="torch")
 
 
 @clean
@@ -60,22 +50,25 @@ def export(
 
     The exporter comes from the plugin NAME, or from NAME-export.
     """
+    from andes_sdk.pipeline import Pipeline
+
     exporter = exporter_named(name, change or [])
-    report = dict(exporter.export(opened(model, plugin or []), out))
+    if model.endswith((".toml", ".json")):
+        pipeline = Pipeline.from_config(model)
+    else:
+        pipeline = Pipeline.from_pretrained(model, plugins=plugin or [], backend="torch")
+    report = dict(exporter.export(pipeline, out))
     if as_json:
         print_json(report)
         return
     console = stdout()
-    rows: list[dict[str, Any]] = next((v for v in report.values() if isinstance(v, list) and v and _is_row(v[0])), [])
+    lists = [value for value in report.values() if isinstance(value, list)]
+    rows: list[dict[str, Any]] = next((rows for rows in lists if rows and isinstance(rows[0], dict)), [])
     if rows:
         console.print(table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows], out.name))
     for key, value in report.items():
         if value is not rows:
             console.print(f"{key}: {_cell(value)}", markup=False, soft_wrap=True)
-
-
-def _is_row(value: object) -> bool:
-    return isinstance(value, dict)
 
 
 def _cell(value: object) -> str:

@@ -11,8 +11,11 @@ import attrs
 import typer
 from attrs import frozen
 
-from andes_sdk.config import suggestion
+from andes_sdk.assembling.discovery import extensions, load_extension
+from andes_sdk.cli.console import stderr
+from andes_sdk.config import read_config, structure, suggestion
 from andes_sdk.errors import ConfigError
+from andes_sdk.hookspecs import FAMILIES
 from andes_sdk.reading import value_of
 
 if TYPE_CHECKING:
@@ -43,29 +46,6 @@ Options = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
 Backend = Annotated[str | None, typer.Option(help="What runs the model; torch is built in, numba is a plugin.")]
-AdapterOption = Annotated[
-    str | None, typer.Option("--adapter", metavar="NAME=FOLDER", help="Answer with a LoRA adapter that peft saved.")
-]
-Remote = Annotated[bool, typer.Option("--allow-remote", help="Fetch pictures from http(s) addresses.")]
-Images = Annotated[list[str] | None, typer.Option("--image", "-i", help="A picture; repeatable, order is kept.")]
-Think = Annotated[
-    bool | None, typer.Option("--think/--no-think", help="Thinking mode; without it the model's own default.")
-]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest answer. [default: 512]")]
-Temperature = Annotated[float | None, typer.Option(help="0 decodes greedily. [default: 0]")]
-TopK = Annotated[int | None, typer.Option(help="Sample among the best K; 0 for all. [default: 0]")]
-TopP = Annotated[float | None, typer.Option(help="Sample among the most likely this share. [default: 1]")]
-MinP = Annotated[float | None, typer.Option(help="Leave out what is this much less likely than the best. [default: 0]")]
-Repetition = Annotated[float | None, typer.Option("--repetition-penalty", help="Over prompt and answer. [default: 1]")]
-Presence = Annotated[float | None, typer.Option("--presence-penalty", help="Over the answer. [default: 0]")]
-Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; repeatable.")]
-Seed = Annotated[int | None, typer.Option(help="Of the sampling noise. [default: 0]")]
-ImageSize = Annotated[
-    int | None, typer.Option("--image-size", help="No picture is larger than a square of this side in pixels.")
-]
-Logprobs = Annotated[
-    int | None, typer.Option("--logprobs", help="Report each token's log-probability and this many of the best.")
-]
 
 
 @frozen(kw_only=True)
@@ -91,26 +71,35 @@ class Opening:
 class Request(Opening):
     """The options of commands that answer: also how answers are decoded."""
 
-    image: Images = None
+    image: Annotated[list[str] | None, typer.Option("--image", "-i", help="A picture; repeatable, in order.")] = None
     plugin: Plugins = None
-    adapter: AdapterOption = None
-    think: Think = None
-    max_tokens: MaxTokens = None
-    temperature: Temperature = None
-    top_k: TopK = None
-    top_p: TopP = None
-    min_p: MinP = None
-    repetition_penalty: Repetition = None
-    presence_penalty: Presence = None
-    stop: Stop = None
-    seed: Seed = None
-    image_size: ImageSize = None
-    logprobs: Logprobs = None
-    allow_remote: Remote = False
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", metavar="NAME=FOLDER", help="Answer with a LoRA adapter that peft saved.")
+    ] = None
+    think: Annotated[
+        bool | None, typer.Option("--think/--no-think", help="Thinking mode; without it the model's own default.")
+    ] = None
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer. [default: 512]")] = None
+    temperature: Annotated[float | None, typer.Option(help="0 decodes greedily. [default: 0]")] = None
+    top_k: Annotated[int | None, typer.Option(help="Sample among the best K; 0 for all. [default: 0]")] = None
+    top_p: Annotated[float | None, typer.Option(help="Sample among the most likely this share. [default: 1]")] = None
+    min_p: Annotated[
+        float | None, typer.Option(help="Leave out what is this much less likely than the best. [default: 0]")
+    ] = None
+    repetition_penalty: Annotated[float | None, typer.Option(help="Over prompt and answer. [default: 1]")] = None
+    presence_penalty: Annotated[float | None, typer.Option(help="Over the answer. [default: 0]")] = None
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; repeatable.")] = None
+    seed: Annotated[int | None, typer.Option(help="Of the sampling noise. [default: 0]")] = None
+    image_size: Annotated[
+        int | None, typer.Option(help="No picture is larger than a square of this side in pixels.")
+    ] = None
+    logprobs: Annotated[
+        int | None, typer.Option(help="Report each token's log-probability and this many of the best.")
+    ] = None
+    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Fetch pictures from http(s) addresses.")] = False
 
     def generation(self) -> GenerationOptions:
         """Sampling options as checked data; what was not given (None) keeps its default."""
-        from andes_sdk.config import structure
         from andes_sdk.runtime.generation import GenerationOptions
 
         names = {f.name for f in attrs.fields(GenerationOptions)}
@@ -171,9 +160,6 @@ def family_member(name: str) -> list[PluginItem] | None:
     Raises:
         ConfigError: the family has no such member.
     """
-    from andes_sdk.assembling.discovery import extensions, load_extension
-    from andes_sdk.hookspecs import FAMILIES
-
     family, _, member = name.lower().partition("-")
     if not member or family not in extensions(FAMILIES):
         return None
@@ -236,7 +222,6 @@ def open_pipeline(
     Raises:
         ConfigError: neither was given and no model is shipped here. AssemblyError, CheckpointError: as `Pipeline`.
     """
-    from andes_sdk.config import read_config
     from andes_sdk.pipeline import Pipeline
 
     if model is not None and config is not None:
@@ -246,29 +231,19 @@ def open_pipeline(
         arguments["plugins"] = with_options([*arguments["plugins"], *(plugins or ())], options or ())
         chosen = {"device": device, "dtype": dtype, "backend": backend}
         return Pipeline.from_plugins(**{**arguments, **{k: v for k, v in chosen.items() if v is not None}})
-    path = model or _shipped()
+    if not model and not SHIPPED.is_dir():
+        why = f"there is no {SHIPPED} in this folder either"
+        fix = "pass --model FOLDER (a checkpoint) or --config FILE (a list of plugins)"
+        raise ConfigError("no model was given", who="--model", why=why, fix=fix)
     names = list(plugins or ())
     if backend is not None and backend not in names and any(o.startswith(f"{backend}.") for o in options or ()):
         names.append(backend)  # so that --option finds it
-    more = plugin_items(names, options or ())
-    return Pipeline.from_pretrained(path, plugins=more, backend=backend, device=device or "cpu", dtype=dtype)
+    more, source = plugin_items(names, options or ()), model or str(SHIPPED)
+    return Pipeline.from_pretrained(source, plugins=more, backend=backend, device=device or "cpu", dtype=dtype)
 
 
 def ready(pipeline: Pipeline) -> Pipeline:
     """The same pipeline with its weights read, so that the first answer's times are those of the answer alone."""
-    from andes_sdk.cli.console import stderr
-
     with stderr().status("reading the model"):
         _ = pipeline.compiled, pipeline.processor, pipeline.policy, pipeline.decoder
     return pipeline
-
-
-def _shipped() -> str:
-    if SHIPPED.is_dir():
-        return str(SHIPPED)
-    raise ConfigError(
-        "no model was given",
-        who="--model",
-        why=f"there is no {SHIPPED} in this folder either",
-        fix="pass --model FOLDER (a checkpoint) or --config FILE (a list of plugins)",
-    )

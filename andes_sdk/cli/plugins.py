@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import attrs
 import typer
-from rich.progress import Progress
 
 from andes_sdk.assembling import discovery
-from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
-from andes_sdk.errors import AndesError, PluginBroken, PluginNotFound
+from andes_sdk.cli.console import Json, clean, print_json, stdout, table
+from andes_sdk.errors import PluginBroken
 
 COLUMNS = ("name", "kind", "distribution", "version", "contract", "status")
 
@@ -106,56 +105,6 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Run the conformance kit. Exit code 1 if a check fails."""
-    wanted = list(dict.fromkeys(names or [info.name for info in discovery.installed()]))
-    reports = []
-    with Progress(console=stderr(), disable=as_json, transient=True) as bar:
-        task = bar.add_task("checking", total=len(wanted))
-        for name in wanted:
-            bar.update(task, description=f"checking {name}")
-            reports.append(summary(name, _checked(name)))
-            bar.advance(task)
-    if as_json:
-        print_json(reports)
-    else:
-        _print_reports(reports)
-    if any(r["failed"] for r in reports):
-        raise typer.Exit(1)
+    from andes_sdk.testing.command import check_all
 
-
-def _checked(name: str) -> list[Any]:
-    """The results of one plugin; one that is broken is a failed check, so that the others are still checked."""
-    from andes_sdk.testing import CheckResult, run_checks
-
-    try:
-        return run_checks(name)
-    except PluginNotFound:
-        raise
-    except AndesError as error:
-        return [CheckResult(id="general: loads", kind="general", status="failed", reason=str(error), seconds=0.0)]
-
-
-def summary(name: str, results: list[Any]) -> dict[str, Any]:
-    """Counts and rows of one plugin's checks; `run` counts those that had something to check."""
-    count = {status: sum(r.status == status for r in results) for status in ("passed", "failed", "not applicable")}
-    return {
-        "name": name,
-        "run": count["passed"] + count["failed"],
-        "passed": count["passed"],
-        "failed": count["failed"],
-        "not_applicable": count["not applicable"],
-        "seconds": round(sum(r.seconds for r in results), 3),
-        "checks": [
-            {"id": r.id, "kind": r.kind, "status": r.status, "reason": r.reason, "seconds": round(r.seconds, 4)}
-            for r in results
-        ],
-    }
-
-
-def _print_reports(reports: list[dict[str, Any]]) -> None:
-    console = stdout()
-    columns = ("name", "run", "passed", "failed", "not_applicable", "seconds")
-    console.print(table(columns, [[r[c] for c in columns] for r in reports]))
-    for report in reports:
-        for row in report["checks"]:
-            if row["status"] == "failed":
-                console.print(f"{report['name']} · {row['id']}: {row['reason']}", markup=False, soft_wrap=True)
+    check_all(names or [info.name for info in discovery.installed()], as_json=as_json)

@@ -55,8 +55,7 @@ class ImageLimits:
 def describe(source: object) -> str:
     """A source in a few characters, for messages: long URLs are shortened, bytes are counted."""
     if isinstance(source, str | os.PathLike):
-        text = os.fspath(source)
-        text = text if isinstance(text, str) else os.fsdecode(text)
+        text = os.fsdecode(source)
         return repr(text) if len(text) <= 120 else f"{text[:48]!r}… ({len(text)} characters)"
     if isinstance(source, bytes | bytearray | memoryview):
         return f"{len(source)} bytes"

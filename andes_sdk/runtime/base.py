@@ -241,7 +241,7 @@ class BaseSession(ABC):
 
     def close(self) -> None:
         """Free the KV store."""
-        self._tree.clear()
+        self._tree.cut(0)
         self.release()
         self._closed = True
 
@@ -325,7 +325,7 @@ class BaseSession(ABC):
     def _drop(self, rows: Sequence[int]) -> None:
         self.keep_pending(rows)
         self.keeping.commit(rows, self.pending)
-        self._tree.clear()
+        self._tree.cut(0)
 
     def _replay(self, embeds: Tensor, look: Look) -> None:
         """Run rows behind those that are stored, show `look` their queries and keys, and forget them.

@@ -198,11 +198,6 @@ class Keeping:
         if there != wanted:
             raise ValueError(f"it has {there} rows, images and inputs, not {wanted}")
 
-    @property
-    def layers(self) -> int:
-        """Layers of the model."""
-        return self._spec.layers
-
 
 class Layers(Sequence[Layer]):
     """The layers of a cache, each read when it is looked at."""
@@ -211,7 +206,7 @@ class Layers(Sequence[Layer]):
         self._keeping, self._heads = keeping, heads
 
     def __len__(self) -> int:
-        return self._keeping.layers
+        return len(self._keeping.windows)
 
     def __getitem__(self, index: int) -> Layer:  # type: ignore[override]
         if not -len(self) <= index < len(self):

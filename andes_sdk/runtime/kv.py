@@ -56,12 +56,9 @@ class Group:
         """Of the rows after `base` keep these, in this order; drop the others."""
         if rows and list(rows) != list(range(len(rows))):
             index = torch.tensor(rows, device=self.keys.device) + base
-            for x in self._all():
+            for x in (self.keys, self.values, self.positions):
                 x[:, base : base + len(rows)] = x.index_select(1, index)
         self.count = base + len(rows)
-
-    def _all(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.keys, self.values, self.positions
 
 
 def gathered(sources: Sequence[tuple[Group, int]], kept: Sequence[Tensor]) -> Group:

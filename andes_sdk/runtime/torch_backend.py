@@ -108,7 +108,9 @@ class CompiledTorch(BaseCompiled):
             hidden = self.model.hidden_states(rows, positions, attend, self._tap(seen))
         entering = [seen[t] for t in self.taps]
         features = torch.stack(entering, dim=1) if entering else hidden.new_empty(len(rows), 0, hidden.shape[1])
-        return _rows(passes, lengths, self._logits(passes, hidden, lengths), hidden, rows, features)
+        logits = self._logits(passes, hidden, lengths)
+        parts = zip(logits, *(x.split(lengths) for x in (hidden, rows, features)), strict=True)
+        return [Rows(logits=a, hidden=b, embeds=c, features=d) for a, b, c, d in parts]
 
     def _tap(self, seen: dict[int, Tensor]) -> Tap | None:
         wanted = frozenset(self.taps)
@@ -135,17 +137,3 @@ class CompiledTorch(BaseCompiled):
             "threads": str(torch.get_num_threads()),
             "attention": "torch scaled_dot_product_attention, per sequence",
         }
-
-
-def _rows(
-    passes: Sequence[Pass],
-    lengths: Sequence[int],
-    logits: Sequence[Tensor],
-    hidden: Tensor,
-    embeds: Tensor,
-    features: Tensor,
-) -> list[Rows]:
-    if len(passes) == 1:
-        return [Rows(logits=logits[0], hidden=hidden, embeds=embeds, features=features)]
-    parts = zip(logits, *(x.split(list(lengths)) for x in (hidden, embeds, features)), strict=True)
-    return [Rows(logits=a, hidden=b, embeds=c, features=d) for a, b, c, d in parts]

@@ -99,7 +99,3 @@ class Tree:
     def cut(self, rows: int) -> None:
         """Forget all but the first `rows` rows."""
         del self.parents[rows:], self.depths[rows:], self.sights[rows:]
-
-    def clear(self) -> None:
-        """Forget every row."""
-        self.parents, self.depths, self.sights = [], [], []

@@ -1,17 +1,19 @@
 import json
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+import typer
 from typer.testing import CliRunner
 
 from andes_sdk import Pipeline, __version__
-from andes_sdk.cli import app
-from andes_sdk.cli.chat import Conversation, converse
-from andes_sdk.cli.loading import with_options
+from andes_sdk.cli import added, app
+from andes_sdk.cli.loading import open_pipeline, with_options
 from andes_sdk.errors import ConfigError
+from andes_sdk.hookspecs import COMMANDS
 from andes_sdk.runtime.generation import GenerationOptions
 
 TINY = """\
@@ -54,6 +56,11 @@ def andes(*arguments, code=0, **options):
     return result
 
 
+def app_names():
+    group = typer.main.get_command(app)
+    return group.list_commands(typer.Context(group))
+
+
 def loads(*arguments, **options):
     return json.loads(andes(*arguments, **options).stdout)
 
@@ -61,7 +68,10 @@ def loads(*arguments, **options):
 # ---------------------------------------------------------------- starting
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["plugins", "--json"], ["new", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["plugins"], ["plugins", "--json"], ["plugins", "check", "--help"], ["new", "--help"]],
+)
 def test_starting_and_listing_import_neither_torch_nor_transformers_nor_plugins(arguments):
     code = f"""
 import sys
@@ -72,7 +82,7 @@ try:
 except SystemExit as left:
     assert not left.code, left.code
 loaded = {{m.partition(".")[0] for m in sys.modules}}
-heavy = loaded & {{"torch", "transformers", "numpy", "PIL"}}
+heavy = loaded & {{"torch", "transformers", "numpy", "PIL"}} | sys.modules.keys() & {{"andes_sdk.testing"}}
 plugins = {{m for m in loaded if m.startswith("andes_") and m != "andes_sdk"}}
 every = sorted(heavy | plugins)
 print("loaded:", *every, file=sys.stderr)
@@ -81,6 +91,7 @@ print("loaded:", *every, file=sys.stderr)
     # the help shows what commands of other distributions do, which their modules say
     added = [
         "andes_andesvl",
+        "andes_chat",
         "andes_compression",
         "andes_curation",
         "andes_evaluation",
@@ -95,18 +106,39 @@ def test_the_version_is_printed():
     assert andes("--version").stdout == f"andes_sdk {__version__} (contract 1.1)\n"
 
 
+def test_help_lists_all_commands_in_one_order():
+    names = app_names()
+    assert names == sorted(names)
+    assert {"chat", "explain", "generate", "new", "plugins", "train"} <= {*names}
+
+
+def test_a_command_of_ours_that_is_not_installed_names_its_distribution(monkeypatch):
+    monkeypatch.setattr(added, "extensions", lambda group: [])
+    told = andes("chat", "hello", "--model", "x", code=1).stderr
+    assert told == (
+        "error chat: andes-chat, which brings this command, is not installed\n  do this: pip install andes-chat\n"
+    )
+    assert "No such command" in andes("nonsense", code=2).output
+
+
+def test_the_distributions_of_ours_bring_what_the_core_says_of_them():
+    brought = {}
+    for path in (Path(__file__).parents[2] / "plugins").glob("*/pyproject.toml"):
+        project = tomllib.loads(path.read_text())["project"]
+        if commands := project.get("entry-points", {}).get(COMMANDS):
+            brought[project["name"]] = tuple(sorted(commands))
+    del brought["andes-andesvl"]  # the core names no family
+    assert brought == added.OURS
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["nonsense"],
         ["plugins", "--json", "check"],
-        ["generate"],
-        ["generate", "a", "--messages", "b"],
         ["batch", "a"],
         ["batch", "a", "b", "--image", "c"],
-        ["generate", "--messages", "a", "--image", "b"],
-        ["chat", "--json"],
-        ["chat", "a", "--model", "b", "--config", "c"],
+        ["explain", "a", "--model", "b", "--config", "c"],
         ["train", "recipe.toml"],
         ["new", "a", "--kind", "b"],
     ],
@@ -210,83 +242,17 @@ def test_values_of_options_are_toml_and_plain_text_otherwise():
             with_options([{"a": {"x": 1}}], [wrong])
 
 
-# ---------------------------------------------------------------- chat and generate
-
-
-def test_generate_gives_text_tokens_and_times(config):
-    one = loads("generate", "hello", "--config", config, "--max-tokens", 4, "--json")
-    assert one["finish"] in ("stop", "length")
-    assert 1 <= len(one["tokens"]) <= 4
-    assert one["prompt_tokens"] > 5
-    assert {"prefill", "decode", "first_token"} <= set(one["seconds"])
-    # the parts of the first token, and next to nothing else: reading the model is not among them
-    parts = sum(one["seconds"][k] for k in ("preprocess", "vision", "projector", "prefill"))
-    assert 0 < one["time_to_first_token"] < parts + 0.5
-    assert one["tokens_per_second"] >= 0
-    messages = json.dumps([{"role": "user", "content": "hello"}])
-    piped = loads("generate", "--messages", "-", "--config", config, "--max-tokens", 4, "--json", input=messages)
-    assert piped["tokens"] == one["tokens"]
-    assert andes("generate", "hello", "--config", config, "--max-tokens", 4).stdout == one["text"] + "\n"
-
-
-def test_chat_answers_one_question_as_generate_does(config, tmp_path):
-    Image.new("RGB", (28, 28), "red").save(tmp_path / "red.png")
-    asked = ["what?", "--image", "red.png", "--config", config, "--max-tokens", 6, "--temperature", 0.8, "--seed", 5]
-    whole = loads("generate", *asked, "--json")
-    result = andes("chat", *asked, "--stats")
-    assert result.stdout == whole["text"] + "\n"
-    assert "first token" in result.stderr
-    assert loads("chat", *asked, "--json")["tokens"] == whole["tokens"]
-
-
-def test_sampling_options_that_do_not_fit_are_our_errors(config):
-    result = andes("generate", "a", "--config", config, "--temperature", -1, "--max-tokens", 0, "--json", code=1)
-    assert len(json.loads(result.stderr)["errors"]) == 2
-
-
-def test_without_a_model_the_error_says_what_to_pass():
-    result = andes("chat", "hello", code=1)
-    assert "examples/first_light/model" in result.stderr
-    assert "--model FOLDER" in result.stderr
+# ---------------------------------------------------------------- what --model and --config open
 
 
 def test_a_saved_model_is_loaded_with_more_plugins(config, tmp_path):
     Pipeline.from_config(config).save_pretrained(tmp_path / "model")
-    plain = loads("generate", "hello", "--config", config, "--max-tokens", 3, "--json")
-    saved = loads("generate", "hello", "--model", "model", "--plugin", "pretraining", "--max-tokens", 3, "--json")
-    assert saved["tokens"] == plain["tokens"]
+    options = GenerationOptions(max_tokens=3)
+    plain = open_pipeline(None, Path(config)).generate("hello", options)
+    saved = open_pipeline("model", None, plugins=["pretraining"]).generate("hello", options)
+    assert saved.tokens == plain.tokens
     rows = loads("explain", "pretraining", "-o", "pretraining.encoder_rate=0.1", "--model", "model", "--json")["rows"]
     assert any(r["part"] == "plugin" and "encoder_rate=0.1" in r["value"] for r in rows)
-
-
-def test_a_conversation_keeps_its_history_and_survives_errors(config, tmp_path, capsys):
-    Image.new("RGB", (28, 28), "red").save(tmp_path / "red.png")
-    conversation = Conversation(Pipeline.from_config(config), GenerationOptions(max_tokens=3))
-    lines = iter(["hello", "/image red.png", "and this?", "/image nothing.png", "without it", "", "again", "/help"])
-
-    def read():
-        line = next(lines, None)
-        if line is None:
-            raise EOFError
-        return line
-
-    converse(conversation, read)
-    shown = capsys.readouterr()
-    assert "nothing.png" in shown.err
-    assert "/reset" in shown.err
-    roles = [m["role"] for m in conversation.messages]
-    assert roles == ["user", "assistant"] * 4
-    assert [p["type"] for p in conversation.messages[2]["content"]] == ["image", "text"]
-    assert [p["type"] for p in conversation.messages[4]["content"]] == ["text"]  # told at once, and left out
-    assert conversation.command("/reset")
-    assert conversation.messages == []
-    assert not conversation.command("/quit")
-
-
-def test_a_conversation_reads_lines_from_a_pipe_until_they_end(config):
-    result = andes("chat", "--config", config, "--max-tokens", 2, input="hello\n/quit\nnever asked\n")
-    assert len(result.stdout.splitlines()) >= 1
-    assert "never asked" not in result.output
 
 
 # ---------------------------------------------------------------- train and new
@@ -341,24 +307,12 @@ def artefact(config, tmp_path):
 
 
 def test_a_packed_model_answers_as_its_pipeline_does(artefact, config):
-    rows = [
-        loads("generate", "hello", *given, "--max-tokens", 4, "--json")["tokens"]
-        for given in (["--model", artefact], ["--model", artefact, "--backend", "torch", "--dtype", "float32"])
-    ]
-    answer = Pipeline.from_pretrained(artefact).generate("hello", GenerationOptions(max_tokens=4))
-    assert rows[0] == rows[1] == list(answer.tokens)
+    opened = (
+        open_pipeline(str(artefact), None),
+        open_pipeline(str(artefact), None, backend="torch", dtype="float32"),
+        Pipeline.from_pretrained(artefact),
+    )
+    rows = [pipe.generate("hello", GenerationOptions(max_tokens=4)).tokens for pipe in opened]
+    assert rows[0] == rows[1] == rows[2]
     said = loads("explain", "--model", artefact, "--json")["rows"]
     assert next(r["value"] for r in said if r["part"] == "weights") == str(artefact)
-
-
-def test_an_adapter_is_attached_and_used(config, tmp_path):
-    from safetensors.torch import save_file
-
-    random = torch.Generator().manual_seed(0)
-    pair = {"A": torch.randn(2, 96, generator=random), "B": torch.randn(48, 2, generator=random)}
-    layer = "base_model.model.model.layers.1.mlp.down_proj"
-    save_file({f"{layer}.lora_{k}.weight": v for k, v in pair.items()}, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 64}')
-    ask = ["generate", "hello there", "--config", config, "--max-tokens", 6, "--json"]
-    assert loads(*ask, "--adapter", f"mine={tmp_path}")["tokens"] != loads(*ask)["tokens"]
-    assert "NAME=FOLDER" in json.loads(andes(*ask, "--adapter", "mine", code=1).stderr)["errors"][0]["fix"]

@@ -7,11 +7,8 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
-from andes_sdk.cli import app
-from andes_sdk.cli.chat import checked_picture
 from andes_sdk.config import structure
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError, InputError, NotFinite
 from andes_sdk.reading import json_lines, parse_json, parse_toml
@@ -83,7 +80,7 @@ def test_a2_a_full_context_ends_the_answer_and_keeps_its_text():
 # ---------------------------------------------------------------- A3: the size of pictures
 
 
-def test_a3_pictures_have_their_size_at_load_per_request_and_on_the_command_line(pipe, picture, tmp_path):
+def test_a3_pictures_have_their_size_at_load_and_per_request(pipe, picture, tmp_path):
     asked = [{"role": "user", "content": [{"type": "image", "image": str(picture)}]}]
     with pytest.raises(InputError, match="image_size"):
         Pipeline.from_plugins(
@@ -98,9 +95,6 @@ def test_a3_pictures_have_their_size_at_load_per_request_and_on_the_command_line
     folder = pipe.save_pretrained(tmp_path / "model")
     opened = Pipeline.from_pretrained(folder, image={"min_size": 28, "max_size": 112})
     assert opened.prepare(asked).media["image"].rows[0] == small
-    command = ["generate", "what?", "-m", str(folder), "-i", str(picture), "--max-tokens", "1", "--json"]
-    told = [json.loads(CliRunner().invoke(app, [*command, *more]).stdout) for more in ([], ["--image-size", "112"])]
-    assert told[0]["prompt_tokens"] - told[1]["prompt_tokens"] == wide - small
 
 
 # ---------------------------------------------------------------- A4, A6: options
@@ -163,7 +157,7 @@ def test_a5_what_is_nested_too_deeply_is_no_json(read):
         read()
 
 
-# ---------------------------------------------------------------- A8, A10: the terminal
+# ---------------------------------------------------------------- A8, A10: the terminal, and parts of messages
 
 
 def test_a8_a_terminal_without_unicode_gets_what_it_can_show(tmp_path):
@@ -183,17 +177,6 @@ def test_a8_json_stays_whole_in_a_terminal_without_unicode():
         [sys.executable, "-c", code], capture_output=True, env={"PYTHONIOENCODING": "latin-1", "PATH": "/usr/bin:/bin"}
     )
     assert json.loads(done.stdout) == {"text": "\U0001f600"}, done.stderr
-
-
-def test_a10_pictures_are_looked_at_when_they_are_named(picture, monkeypatch):
-    with pytest.raises(InputError, match="does not exist"):
-        checked_picture("nothing.png")
-    monkeypatch.setenv("HOME", str(picture.parent))
-    for typed in (
-        str(picture), f"'{picture}'", f'"{picture}" ', str(picture).replace(" ", "\\ "), "~/my photo.png",
-        picture.as_uri(),
-    ):  # fmt: skip
-        assert checked_picture(typed)
 
 
 def test_a10_a_part_in_another_library_s_form_says_what_was_meant(pipe):
@@ -238,15 +221,6 @@ def test_reasoning_stands_apart_from_the_answer(text, reasoning, content):
     answer = Answer(text=text, tokens=(1,), finish="stop", prompt_tokens=1, seconds={"first_token": 1.0}, kv_bytes=0)
     assert (answer.reasoning, answer.content) == (reasoning, content)
     assert answer.to_dict()["reasoning"] == reasoning
-
-
-def test_log_probabilities_come_on_the_command_line(tmp_path):
-    config = tmp_path / "tiny.toml"
-    config.write_text('plugins = [{ aimv2 = { preset = "tiny" } }, "mlp", { qwen3 = { preset = "tiny" } }]\n')
-    command = ["generate", "hello", "--config", str(config), "--max-tokens", "3", "--logprobs", "2", "--json"]
-    told = json.loads(CliRunner().invoke(app, command).stdout)
-    assert [one["token"] for one in told["logprobs"]] == told["tokens"]
-    assert all(len(one["top"]) == 2 and one["logprob"] <= 0 for one in told["logprobs"])
 
 
 def test_the_module_runs_as_the_command():

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
+from andes_sdk.cli.loading import open_pipeline
 from andes_sdk.errors import AndesError, AssemblyError, CheckpointError, PluginBroken
 from andes_sdk.runtime.generation import GenerationOptions
 from andes_sdk.storage.hub import WANTED, download
@@ -192,14 +193,16 @@ def test_nonsense_says_what_it_may_be(source: str, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("kind", ["folder", "packed", "hub"])
-def test_generate_takes_the_same_texts(kind: str, pipeline: Pipeline, folder: Path, hub: Path, tmp_path: Path) -> None:
+def test_commands_take_the_same_texts(kind: str, pipeline: Pipeline, folder: Path, hub: Path, tmp_path: Path) -> None:
     packed = tmp_path / "model.andes"
     pack_model(pipeline.model, default_recipe(pipeline.model, "f16"), packed, plan=pipeline.plan)
     source = {"folder": str(folder), "packed": str(packed), "hub": "ours/tiny"}[kind]
-    ran = CliRunner().invoke(app, ["generate", "hello", "--model", source, "--max-tokens", "3", "--json"])
+    ran = CliRunner().invoke(app, ["explain", "--model", source, "--json"])
     assert ran.exit_code == 0, ran.output
-    wanted = Pipeline.from_pretrained(source).generate("hello", GenerationOptions(max_tokens=3))
-    assert json.loads(ran.stdout)["tokens"] == list(wanted.tokens)
+    assert json.loads(ran.stdout) == json.loads(json.dumps(Pipeline.from_pretrained(source).explain().to_dict()))
+    options = GenerationOptions(max_tokens=3)
+    wanted = Pipeline.from_pretrained(source).generate("hello", options)
+    assert open_pipeline(source, None).generate("hello", options).tokens == wanted.tokens
 
 
 def test_an_opener_that_is_broken_stops_no_other_kind_of_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

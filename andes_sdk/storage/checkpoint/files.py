@@ -87,10 +87,8 @@ def layout(folder: Path) -> tuple[list[str], dict[str, str] | None, dict[str, An
             mapping, metadata = _index(index)
             absent = [name for name in sorted(set(mapping.values())) if not (folder / name).is_file()]
             if absent:
-                fix = "fetch the checkpoint again"
-                raise CheckpointError(
-                    "the index names files that are absent", who=str(index), why=", ".join(absent), fix=fix
-                )
+                what, why = "the index names files that are absent", ", ".join(absent)
+                raise CheckpointError(what, who=str(index), why=why, fix=AGAIN)
             return sorted(set(mapping.values())), mapping, metadata
         if (folder / single).is_file():
             return [single], None, None

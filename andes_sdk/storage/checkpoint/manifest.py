@@ -15,6 +15,8 @@ from andes_sdk.config import CONVERTER, reasons
 from andes_sdk.errors import CheckpointError
 from andes_sdk.files import confined, regular
 from andes_sdk.plan import Plan, PluginPlan
+from andes_sdk.storage.checkpoint.files import layout, read_json
+from andes_sdk.storage.checkpoint.published import layout_of
 
 MANIFEST = "andes.json"
 CONFIG = "config.json"
@@ -57,8 +59,6 @@ class Manifest:
         Raises:
             CheckpointError: damaged, edited by hand, or of a later version. PlanError: its plan is none.
         """
-        from andes_sdk.storage.checkpoint.files import read_json
-
         path = folder / MANIFEST
         body = read_json(path)
         version = body.get("format")
@@ -118,8 +118,6 @@ def stored_plan(folder: str | Path) -> Plan:
     Raises:
         CheckpointError: with the reason.
     """
-    from andes_sdk.storage.checkpoint.files import layout
-
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file, not a checkpoint folder" if folder.exists() else "no such folder"
@@ -134,19 +132,15 @@ def stored_plan(folder: str | Path) -> Plan:
 
 def _describe(folder: Path) -> tuple[Plan, str]:
     """Plan and dtype of a checkpoint."""
-
-    from andes_sdk.storage.checkpoint.files import read_json
-    from andes_sdk.storage.checkpoint.published import layout_of
-
     if (folder / MANIFEST).is_file():
         manifest = Manifest.read(folder)
         return manifest.plan, manifest.dtype
     if (folder / CONFIG).is_file():
         config = read_json(folder / CONFIG)
-        layout = layout_of(config, who=str(folder / CONFIG))
-        items = layout.plugin_items(config, who=str(folder / CONFIG))
+        published = layout_of(config, who=str(folder / CONFIG))
+        items = published.plugin_items(config, who=str(folder / CONFIG))
         plugins = tuple(PluginPlan(name=n, options=o, distribution=BY_NAME) for item in items for n, o in item.items())
-        return Plan(plugins=plugins), layout.dtype(config, who=str(folder / CONFIG))
+        return Plan(plugins=plugins), published.dtype(config, who=str(folder / CONFIG))
     raise CheckpointError(
         "is no checkpoint", who=str(folder), why=f"neither {MANIFEST} nor {CONFIG} is there", fix="check the path"
     )

@@ -52,8 +52,8 @@ def test_a_batch_answers_what_it_can_and_a_second_run_tries_only_what_failed(con
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r["line"] for r in rows] == [1, 2, 3, 4]
     assert rows[2]["errors"][0]["who"] == "messages[0].role"
-    alone = loads("generate", "two", "--config", config, "--max-tokens", 3, "--json")
-    assert rows[1]["text"] == alone["text"]
+    alone = Pipeline.from_config(config).generate("two", GenerationOptions(max_tokens=3))
+    assert rows[1]["text"] == alone.text
     again = andes(*command, "--json", code=1)
     assert json.loads(again.stdout) == {"lines": 4, "skipped": 3, "answered": 0, "failed": 1}
     assert sorted(json.loads(line)["line"] for line in out.read_text().splitlines()) == [1, 2, 3, 4]

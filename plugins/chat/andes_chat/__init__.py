@@ -1,0 +1,1 @@
+"""Questions in the terminal: a conversation with a model, or one answer for programs."""
