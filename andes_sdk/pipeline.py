@@ -15,7 +15,7 @@ from andes_sdk.assembling import assembly as _assembly
 from andes_sdk.assembling import discovery
 from andes_sdk.assembling.building import build, build_meta, build_processor, run_errors
 from andes_sdk.assembling.extending import extended, open_tokenizer
-from andes_sdk.errors import AndesError, AssemblyError, ConfigError, PlanError
+from andes_sdk.errors import AndesError, AssemblyError, ConfigError, MethodNotFound, PlanError
 from andes_sdk.hookspecs import METHODS
 from andes_sdk.plan import Plan
 from andes_sdk.storage.stored import Folder, PackedStored, Random
@@ -42,6 +42,11 @@ if TYPE_CHECKING:
         Session,
         Tokenizer,
     )
+
+_BROUGHT = {
+    "train": "andes-training", "evaluate": "andes-evaluation", "compress": "andes-compression",
+}  # fmt: skip
+"""Methods that distributions of ours add -> the distribution, which is named where it is not installed."""
 
 
 def _placed(problems: Sequence[AndesError], stored: Stored) -> list[AndesError]:
@@ -406,10 +411,15 @@ class Pipeline:
     # ------------------------------------------------------------ what other distributions add
 
     def __getattr__(self, name: str) -> Any:
-        """What a distribution adds to pipelines, such as `pipe.train(...)` of andes-training."""
+        """What a distribution adds to pipelines, such as `pipe.train(...)` of andes-training.
+
+        Raises:
+            MethodNotFound: none that is installed does.
+        """
         if name.startswith("_") or name not in discovery.extensions(METHODS):
-            advice = "; andes-training brings it" if name == "train" else ""
-            raise AttributeError(f"a pipeline has no {name!r}{advice}")
+            owner = _BROUGHT.get(name)
+            advice = {"why": f"{owner}, which brings it, is not installed", "fix": f"pip install {owner}"}
+            raise MethodNotFound(f"a pipeline has no {name!r}", **advice if owner else {})
         return MethodType(discovery.load_extension(METHODS, name), self)
 
     def __dir__(self) -> list[str]:
