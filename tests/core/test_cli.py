@@ -80,6 +80,7 @@ print("loaded:", *every, file=sys.stderr)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # the help shows what commands of other distributions do, which their modules say
     added = [
+        "andes_adapters",
         "andes_andesvl",
         "andes_compression",
         "andes_curation",
@@ -362,3 +363,16 @@ def test_an_adapter_is_attached_and_used(config, tmp_path):
     ask = ["generate", "hello there", "--config", config, "--max-tokens", 6, "--json"]
     assert loads(*ask, "--adapter", f"mine={tmp_path}")["tokens"] != loads(*ask)["tokens"]
     assert "NAME=FOLDER" in json.loads(andes(*ask, "--adapter", "mine", code=1).stderr)["errors"][0]["fix"]
+
+
+def test_an_adapter_without_the_distribution_that_reads_it_is_told(config, tmp_path, monkeypatch):
+    from andes_sdk.assembling import discovery
+
+    found = discovery._entry_points
+    without = lambda *group: [p for p in found(*group) if not p.value.startswith("andes_adapters")]  # noqa: E731
+    monkeypatch.setattr(discovery, "_entry_points", without)
+    ask = ["generate", "hello", "--config", config, "--adapter", f"mine={tmp_path}", "--json"]
+    (error,) = json.loads(andes(*ask, code=1).stderr)["errors"]
+    assert error["what"] == "a pipeline has no 'add_adapter'"
+    assert error["why"] == "andes-adapters, which brings it, is not installed"
+    assert error["fix"] == "pip install andes-adapters"
