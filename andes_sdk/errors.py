@@ -49,6 +49,10 @@ class PluginNotFound(AndesError):
     """A name that no installed distribution registers."""
 
 
+class MethodNotFound(PluginNotFound, AttributeError):
+    """A method that no installed distribution adds to pipelines; for Python a missing attribute as any other."""
+
+
 class PluginBroken(AndesError):
     """A named plugin that cannot be imported, or is not a plugin."""
 

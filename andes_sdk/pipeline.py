@@ -15,11 +15,11 @@ from andes_sdk.assembling import assembly as _assembly
 from andes_sdk.assembling import discovery
 from andes_sdk.assembling.building import build, build_meta, build_processor, run_errors
 from andes_sdk.assembling.extending import extended, open_tokenizer
-from andes_sdk.errors import AndesError, AssemblyError, ConfigError, PlanError
+from andes_sdk.errors import AndesError, AssemblyError, ConfigError, MethodNotFound, PlanError
 from andes_sdk.hookspecs import METHODS
 from andes_sdk.plan import Plan
 from andes_sdk.storage.stored import Folder, PackedStored, Random
-from andes_sdk.types import AdaptableCompiled, DeviceBackend, PackedBackend
+from andes_sdk.types import DeviceBackend, PackedBackend
 
 if TYPE_CHECKING:
     from andes_sdk.assembling.assembly import Assembly, PluginItem
@@ -42,6 +42,12 @@ if TYPE_CHECKING:
         Session,
         Tokenizer,
     )
+
+_BROUGHT = {
+    "train": "andes-training", "evaluate": "andes-evaluation", "compress": "andes-compression",
+    "add_adapter": "andes-adapters", "remove_adapter": "andes-adapters",
+}  # fmt: skip
+"""Methods that distributions of ours add -> the distribution, which is named where it is not installed."""
 
 
 def _placed(problems: Sequence[AndesError], stored: Stored) -> list[AndesError]:
@@ -331,38 +337,6 @@ class Pipeline:
         ends = frozenset((self.tokenizer.eos, self.tokenizer.pad))
         return Engine(self.compiled, self.policy, self.decoder, ends, self.model.text.max_positions)
 
-    def add_adapter(self, name: str, folder: str | Path, *, any_base: bool = False) -> None:
-        """Attach a LoRA adapter that peft saved; `session.adapter` and `GenerationOptions.adapter` take its name.
-
-        Nothing is merged or rebuilt; sessions with different adapters share the weights, in one batch too.
-
-        Args:
-            any_base: attach it to other weights than it was trained on, too.
-
-        Raises:
-            CheckpointError: files that are damaged, or do not fit the language model. ConfigError: a feature of peft
-            that is not computed, another base, or a backend without adapters. DuplicateName: there is one of this name.
-        """
-        from andes_sdk.runtime.adapters import read_adapter
-
-        adapter = read_adapter(name, folder, self.model.language_model)
-        self._adaptable().add_adapter(attrs.evolve(adapter, base="") if any_base else adapter)
-
-    def remove_adapter(self, name: str) -> None:
-        """Forget an adapter and free its matrices.
-
-        Raises:
-            ConfigError: there is none of that name, or a backend without adapters. SessionError: open sessions use it.
-        """
-        self._adaptable().remove_adapter(name)
-
-    def _adaptable(self) -> AdaptableCompiled:
-        compiled = self.compiled
-        if not isinstance(compiled, AdaptableCompiled):
-            fix = 'use backend="torch"'
-            raise ConfigError("takes no adapters", who=f"backend {self.plan.backend!r}", fix=fix)
-        return compiled
-
     def prepare(
         self, messages: Any, *, think: bool | None = None, allow_remote: bool = False, image_size: int | None = None
     ) -> Inputs:
@@ -409,10 +383,15 @@ class Pipeline:
     # ------------------------------------------------------------ what other distributions add
 
     def __getattr__(self, name: str) -> Any:
-        """What a distribution adds to pipelines, such as `pipe.train(...)` of andes-training."""
+        """What a distribution adds to pipelines, such as `pipe.train(...)` of andes-training.
+
+        Raises:
+            MethodNotFound: none that is installed does.
+        """
         if name.startswith("_") or name not in discovery.extensions(METHODS):
-            advice = "; andes-training brings it" if name == "train" else ""
-            raise AttributeError(f"a pipeline has no {name!r}{advice}")
+            owner = _BROUGHT.get(name)
+            advice = {"why": f"{owner}, which brings it, is not installed", "fix": f"pip install {owner}"}
+            raise MethodNotFound(f"a pipeline has no {name!r}", **advice if owner else {})
         return MethodType(discovery.load_extension(METHODS, name), self)
 
     def __dir__(self) -> list[str]:

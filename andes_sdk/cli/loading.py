@@ -110,9 +110,11 @@ class Request(Opening):
 
     def pipeline(self) -> Pipeline:
         """The pipeline with its weights read and its adapter attached, so that an answer's times are its own."""
-        pipeline = ready(self.opened(self.plugin))
-        if self.adapter is not None:
-            pipeline.add_adapter(*self._adapter())
+        pipeline = self.opened(self.plugin)
+        attach = None if self.adapter is None else pipeline.add_adapter  # its absence is told before weights are read
+        ready(pipeline)
+        if attach is not None:
+            attach(*self._adapter())
         return pipeline
 
     def _adapter(self) -> tuple[str, str]:

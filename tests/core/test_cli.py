@@ -90,6 +90,7 @@ print("loaded:", *every, file=sys.stderr)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # the help shows what commands of other distributions do, which their modules say
     added = [
+        "andes_adapters",
         "andes_andesvl",
         "andes_chat",
         "andes_compression",

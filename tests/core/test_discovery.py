@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from andes_sdk import Pipeline, pipeline
 from andes_sdk.assembling import discovery
-from andes_sdk.errors import ContractMismatch, DuplicateName, PluginBroken, PluginNotFound
+from andes_sdk.errors import ContractMismatch, DuplicateName, MethodNotFound, PluginBroken, PluginNotFound
+from andes_sdk.hookspecs import METHODS
 
 GOOD = """
 from attrs import frozen, field
@@ -117,3 +120,26 @@ def test_contracts_that_the_core_does_not_speak_are_refused(contract) -> None:
 
 def test_the_own_contract_is_accepted() -> None:
     discovery.check_contract("1.1", "someone")
+
+
+def test_a_method_that_is_not_installed_is_a_missing_attribute_that_names_who_brings_it(
+    tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = Pipeline.from_plugins(tiny)
+    monkeypatch.setattr(discovery, "_entry_points", lambda *_: [])
+    assert not hasattr(pipe, "train")
+    with pytest.raises(MethodNotFound, match="no 'train'") as caught:
+        pipe.train({})
+    assert caught.value.why == "andes-training, which brings it, is not installed"
+    assert caught.value.fix == "pip install andes-training"
+    with pytest.raises(AttributeError, match="a pipeline has no 'trein'") as caught:
+        _ = pipe.trein
+    assert caught.value.fix == ""
+
+
+def test_the_methods_that_the_advice_names_are_those_of_our_distributions() -> None:
+    found = {}
+    for path in Path(__file__).parents[2].glob("plugins/*/pyproject.toml"):
+        project = tomllib.loads(path.read_text())["project"]
+        found |= dict.fromkeys(project.get("entry-points", {}).get(METHODS, ()), project["name"])
+    assert found == pipeline._BROUGHT

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
+from andes_sdk.assembling import discovery
 from andes_sdk.cli import app
 from andes_sdk.errors import InputError
 from andes_sdk.runtime.generation import GenerationOptions
@@ -210,3 +211,16 @@ def test_a10_pictures_are_looked_at_when_they_are_named(tmp_path: Path, monkeypa
         picture.as_uri(),
     ):  # fmt: skip
         assert checked_picture(typed)
+
+
+def test_an_adapter_without_the_distribution_that_reads_it_is_told(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = discovery._entry_points
+    without = lambda *group: [p for p in found(*group) if not p.value.startswith("andes_adapters")]  # noqa: E731
+    monkeypatch.setattr(discovery, "_entry_points", without)
+    ask = ["generate", "hello", "--config", config, "--adapter", f"mine={tmp_path}", "--json"]
+    (error,) = json.loads(andes(*ask, code=1).stderr)["errors"]
+    assert error["what"] == "a pipeline has no 'add_adapter'"
+    assert error["why"] == "andes-adapters, which brings it, is not installed"
+    assert error["fix"] == "pip install andes-adapters"

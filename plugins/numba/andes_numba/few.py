@@ -160,8 +160,8 @@ def _together(
 ):  # fmt: skip
     for n in prange(threads):
         _work(
-            np.int64(n), counters, isa, formats, mode, kv, sizes, weights, store, x, count, cos, sin, queries, first, logits,
-            qkv, mixed, gated, scratch, a, b, c, d, e, room, threads,
+            np.int64(n), counters, isa, formats, mode, kv, sizes, weights, store, x, count, cos, sin, queries, first,
+            logits, qkv, mixed, gated, scratch, a, b, c, d, e, room, threads,
         )  # fmt: skip
 
 

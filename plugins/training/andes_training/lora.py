@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from andes_adapters.reading import BASE, CONFIG, WEIGHTS
 from attrs import define, field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,6 @@ from andes_sdk.errors import TrainingError
 from andes_sdk.files import appearing
 from andes_sdk.numbers import numbers_of, weights_of
 from andes_sdk.reading import parse_json
-from andes_sdk.runtime.adapters import BASE, WEIGHTS
 
 if TYPE_CHECKING:
     from andes_sdk.types import Model
@@ -92,7 +92,7 @@ class Lora:
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt", **named})
             config.save_pretrained(str(temporary))
             if self.base and not named:
-                path = temporary / "adapter_config.json"
+                path = temporary / CONFIG
                 fields = parse_json(path.read_bytes()) | {BASE: self.base}
                 path.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
 

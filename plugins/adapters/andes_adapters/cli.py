@@ -1,4 +1,4 @@
-"""`andes adapters`: what training leaves beside a model."""
+"""`andes adapters`: what becomes of the adapters that peft, or `andes train`, saved."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Add ADAPTER to the weights of MODEL and write the sum to OUT. The sum is taken in float32."""
+    from andes_adapters.merging import merge_adapter
     from andes_sdk.pipeline import Pipeline
-    from andes_training.merging import merge_adapter
 
     pipeline = Pipeline.from_pretrained(model)
     before = pipeline.plan.dtype

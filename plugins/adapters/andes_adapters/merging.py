@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from andes_sdk.errors import CheckpointError, ConfigError, TrainingError
+from andes_adapters.reading import WEIGHTS, base_of
+from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.numbers import numbers_of, weights_of
-from andes_sdk.runtime.adapters import WEIGHTS, base_of
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -22,14 +22,14 @@ def merge_adapter(model: VisionLanguageModel, folder: Path, *, any_base: bool = 
         any_base: merge it into other weights than it was trained on, too.
 
     Raises:
-        TrainingError: peft is not installed. CheckpointError: it cannot be read, or does not fit. ConfigError: the
-            model is not its base, or is compressed.
+        CheckpointError: it cannot be read, or does not fit. ConfigError: peft is not installed, or the model is not
+            its base, or is compressed.
     """
     try:
         from peft import PeftModel
     except ImportError as error:
-        fix = "pip install 'andes-training[lora]'"
-        raise TrainingError("merging needs peft", who="adapters", why=str(error), fix=fix) from None
+        fix = "pip install 'andes-adapters[merge]'"
+        raise ConfigError("merging needs peft", who="adapters", why=str(error), fix=fix) from None
     if model.numbers or numbers_of(model):
         fix = "attach it with --adapter, or merge into the model that was compressed"
         raise ConfigError("a compressed model cannot take an adapter in", who=str(folder), fix=fix)

@@ -1,0 +1,1 @@
+"""LoRA adapters that peft saved: read, attached to pipelines, merged into weights."""
