@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent
 PLUGINS = sorted(p.parent.name for p in ROOT.glob("plugins/*/pyproject.toml"))
 THIRD_PARTY = "examples/third_party_plugin"
 PROJECTS = [".", *(f"plugins/{p}" for p in PLUGINS), THIRD_PARTY]
-PIP = ("--quiet", "--disable-pip-version-check")
+PIP = ("--quiet", "--disable-pip-version-check", "--no-compile")
 LOCKED = {"PIP_CONSTRAINT": "constraints.txt", "PIP_BUILD_CONSTRAINT": "constraints.txt"}
 """The lock as pip's environment, so that it also holds for what builds our packages."""
 
@@ -109,8 +109,9 @@ def downstream(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("name", PLUGINS)
 def plugin(session: nox.Session, name: str) -> None:
-    """One plugin with only its declared dependencies, pytest, and what its tests say they need of ours."""
-    session.install(*PIP, ".[testing]", *(f"./plugins/{p}" for p in needed(name, testing=True)), env=LOCKED)
+    """One plugin with only its declared dependencies, and what its tests declare (the extra `testing`)."""
+    others = (f"./plugins/{p}" for p in needed(name, testing=True) if p != name)
+    session.install(*PIP, ".[testing]", f"./plugins/{name}[testing]", *others, env=LOCKED)
     session.run("python", "-m", "pip", "check")
     session.run("pytest", "-c", "pyproject.toml", f"plugins/{name}")
 
@@ -132,10 +133,10 @@ def minimum(session: nox.Session) -> None:
     """All tests on the lowest versions we declare."""
     projects = [".", *(f"plugins/{p}" for p in PLUGINS)]
     pins = sorted({pin for project in projects for pin in lowest(project)})
-    session.install(*PIP, *pins, TORCH, "scikit-learn", "easy-vqa")
+    session.install(*PIP, *pins, TORCH, "scikit-learn", "easy-vqa", "pytest-xdist")
     session.install(*PIP, "-e", ".[testing]", *editable(f"./plugins/{p}" for p in PLUGINS), *pins, TORCH)
     session.run("python", "-m", "pip", "list")
-    session.run("pytest", "tests", "plugins", "-m", "not slow", "-W", "default")
+    session.run("pytest", "tests", "plugins", "-n", "2", "-m", "not slow", "-W", "default")
 
 
 @nox.session

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from andes_sdk import CONTRACT, __version__
-from andes_sdk.cli import explain, export, plugins
+from andes_sdk.cli import explain, plugins
 from andes_sdk.cli.added import WithAdded
 from andes_sdk.cli.console import tolerate
 
@@ -25,7 +25,6 @@ app = typer.Typer(
 )
 app.add_typer(plugins.app, name="plugins")
 app.command("explain")(explain.explain)
-app.command("export")(export.export)
 
 
 def _version(wanted: bool) -> None:

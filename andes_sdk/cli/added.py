@@ -12,12 +12,13 @@ from andes_sdk.errors import AndesError, PluginNotFound
 from andes_sdk.hookspecs import COMMANDS
 
 OURS = {
+    "andes-adapters": ("adapters",),
     "andes-chat": ("chat", "generate"),
-    "andes-compression": ("bpw", "compress", "pack"),
+    "andes-compression": ("bpw", "compress", "export", "pack"),
     "andes-curation": ("curate",),
     "andes-evaluation": ("batch", "eval"),
     "andes-numba": ("warmup",),
-    "andes-training": ("adapters", "data", "report", "train"),
+    "andes-training": ("data", "report", "train"),
 }
 """Distributions of ours, and the commands that they bring: for those who call one that is not installed."""
 

@@ -24,18 +24,21 @@ def floors() -> ModuleType:
     return module
 
 
-LEFT = {"circles": 0, "upward_imports": 0, "private_imports_by_plugins": 0}
-"""Offences that are still there. They only become fewer: whoever mends one lowers its number."""
-
+RULES = ("circles", "upward_imports", "private_imports_by_plugins")
+LINES = 9_500
+"""What the core may have, without its kit and scaffolds."""
 
 NAMED = 12
 """Texts of the core, most of them help and errors, that name a family; they only become fewer, too."""
 
 
-@pytest.mark.parametrize("rule", LEFT)
-def test_no_more_offences_than_are_known(floors: ModuleType, rule: str) -> None:
-    found = floors.offences()[rule]
-    assert len(found) == LEFT[rule], "\n".join(map(str, found))
+@pytest.mark.parametrize("rule", RULES)
+def test_no_rule_is_broken(floors: ModuleType, rule: str) -> None:
+    assert floors.offences()[rule] == []
+
+
+def test_the_core_stays_small(floors: ModuleType) -> None:
+    assert floors.core_lines() <= LINES
 
 
 def test_what_is_public_exists(floors: ModuleType) -> None:

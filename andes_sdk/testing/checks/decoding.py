@@ -260,7 +260,7 @@ def _remembers(subject: Subject) -> None:
 def _evicting(subject: Subject) -> None:
     if "andes_cache_policy" in subject.hooks:
         raise NotApplicable("the plugin brings its own cache policy")
-    policy = ReferencePolicy(rows=16).andes_cache_policy(model=subject.pipe.model)
+    policy: Any = ReferencePolicy(rows=16).andes_cache_policy(model=subject.pipe.model)
     jobs = [(plain_inputs(subject.pipe, 60), GenerationOptions(max_tokens=TOKENS))]
     for slack in (0, 5):
         wanted, got = (
