@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,12 @@ from attrs import evolve
 
 from andes_adapters.reading import read_adapter
 from andes_sdk.errors import ConfigError
+from andes_sdk.numbers import weights_of
 from andes_sdk.types import AdaptableCompiled
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
+    from andes_sdk.types import Adapter
 
 
 def add_adapter(pipeline: Pipeline, name: str, folder: str | Path, *, any_base: bool = False) -> None:
@@ -29,6 +32,16 @@ def add_adapter(pipeline: Pipeline, name: str, folder: str | Path, *, any_base: 
     """
     adapter = read_adapter(name, folder, pipeline.model.language_model)
     _adaptable(pipeline).add_adapter(evolve(adapter, base="") if any_base else adapter)
+    if not any_base and (why := _unchecked(adapter, pipeline)):
+        logging.getLogger("andes_adapters").warning("adapter %r: its base was not checked: %s", name, why)
+
+
+def _unchecked(adapter: Adapter, pipeline: Pipeline) -> str:
+    """Why nobody could tell whether the adapter was trained on these weights, or nothing."""
+    if not adapter.base:
+        return "it does not say what it was trained on"
+    hidden = adapter.base.startswith("weights:") and not pipeline.model.numbers
+    return "the model's weights stay in a packed file" if hidden and not weights_of(pipeline.model) else ""
 
 
 def remove_adapter(pipeline: Pipeline, name: str) -> None:

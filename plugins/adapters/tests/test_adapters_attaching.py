@@ -53,3 +53,11 @@ def test_a_backend_without_adapters_says_so(pipeline: Any, tmp_path: Path) -> No
     for attempt in (lambda: pipeline.add_adapter("a", adapter(tmp_path, "")), lambda: pipeline.remove_adapter("a")):
         with pytest.raises(ConfigError, match="backend 'torch': takes no adapters"):
             attempt()
+
+
+def test_an_adapter_that_names_no_base_is_told_of(pipeline: Any, tmp_path: Path, caplog: Any) -> None:
+    pipeline.add_adapter("silent", adapter(tmp_path, ""))
+    assert "adapter 'silent': its base was not checked: it does not say" in caplog.text
+    caplog.clear()
+    pipeline.add_adapter("asked", tmp_path, any_base=True)
+    assert caplog.text == ""
