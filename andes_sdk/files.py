@@ -29,6 +29,14 @@ def absolute(path: Path) -> Path:
     return path.absolute()
 
 
+def at_home(path: str | Path) -> Path:
+    """A path whose `~` or `~user` is that user's folder; where there is no such user it is a name like any other."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def regular(path: Path) -> Path:
     """The same path, of a plain file: to open a device or a pipe may never end.
 
@@ -57,7 +65,7 @@ class FolderFiles:
     folder: Path = field(converter=absolute)
 
     def __contains__(self, name: object) -> bool:
-        return confined(name) and (self.folder / str(name)).is_file()
+        return confined(name) and os.path.isfile(self.folder / str(name))
 
     def where(self, name: str = "") -> str:
         """Path of a file, or of the folder."""
