@@ -10,6 +10,8 @@ from typing import Any
 
 MOST_LEVELS = 64
 """Lists and tables inside one another. What follows a value down, such as structuring it, has no limit of its own."""
+MOST_BITS = 14_000
+"""Of a whole number: about as many as Python takes in decimal digits."""
 
 
 def parse_json(text: bytes | str) -> Any:
@@ -36,6 +38,7 @@ def parse_toml(text: bytes | str) -> dict[str, Any]:
     except RecursionError:
         raise ValueError(f"more than {MOST_LEVELS} lists and tables inside one another") from None
     _bounded(found, text)
+    _short(found)
     return found
 
 
@@ -86,6 +89,14 @@ def bounded(found: Any) -> None:
         inner = (value.values() if isinstance(value, Mapping) else value for value in nested)
         level = list({id(value): value for values in inner for value in values}.values())  # of a circle each once
     raise ValueError(f"more than {MOST_LEVELS} lists and tables inside one another")
+
+
+def _short(value: Any) -> None:
+    """Refuse whole numbers that Python does not write out: TOML has hexadecimal ones of any length, JSON has none."""
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ValueError(f"a number of {value.bit_length()} bits")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _short(inner)
 
 
 def _bounded(found: Any, text: bytes | str) -> Any:
