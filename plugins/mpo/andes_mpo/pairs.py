@@ -140,8 +140,8 @@ class PairBuilder:
         samples = stage_samples([DataRecipe(path=self.prompts.resolve())], Path())
         progress = _Progress(Journal(self.out.with_name(f"{self.out.name}.progress")), self._digest())
         done = progress.read()
-        if len(done) > len(samples):
-            why, fix = f"{len(done)} results for {len(samples)} prompts", "delete it"
+        if [result.get("prompt") for result in done] != list(range(min(len(done), len(samples)))):
+            why, fix = f"{len(done)} results for {len(samples)} prompts, or not in their order", "delete it"
             raise TrainingError("the progress file is damaged", who=str(progress.journal.path), why=why, fix=fix)
         for start in range(len(done), len(samples), self.options.batch):
             numbers = range(start, min(start + self.options.batch, len(samples)))
@@ -176,7 +176,7 @@ class PairBuilder:
             extra = {"id": prompt.entry["id"]} if "id" in prompt.entry else {}
             meta = {"made": reason, "reward": self.options.reward, "prompt": prompt.number}
             pairs = [{"prompt": shown, "chosen": a, "rejected": b, "meta": meta, **extra} for a, b in chosen]
-            yield {"reason": reason, "pairs": pairs}
+            yield {"prompt": prompt.number, "reason": reason, "pairs": pairs}
 
     def _pairs(self, prompt: Prompt, answers: Sequence[Answer]) -> tuple[str, list[tuple[str, str]]]:
         """What becomes of a prompt with its answers, and its pairs of texts."""
@@ -272,9 +272,14 @@ def _written(row: Any) -> bool:
     """True for a row of a progress file. Raises LookupError, TypeError: it is none."""
     if isinstance(row, dict) and row.keys() == {"made_with"}:
         return True
-    reason, pairs = row["reason"], row["pairs"]
-    if reason not in [*REASONS] or not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
-        raise TypeError("a reason that is not known, or pairs that are none")
+    number, reason, pairs = row["prompt"], row["reason"], row["pairs"]
+    if (
+        type(number) is not int
+        or reason not in [*REASONS]
+        or not isinstance(pairs, list)
+        or not all(isinstance(pair, dict) for pair in pairs)
+    ):
+        raise TypeError("no number of a prompt, a reason that is not known, or pairs that are none")
     return True
 
 
