@@ -6,7 +6,7 @@ nox -s minimum      all tests on the lowest versions we declare
 nox -s newest       lint, tests, conformance and docs on the newest versions within our bounds
 nox -s pythons      the tests on each installed Python from 3.11
 nox -s lock         constraints.txt anew, from the bounds in every pyproject.toml
-nox -s thorough     2 000 fuzzed configurations and checkpoints, torch.compile with Inductor
+nox -s thorough     2 000 fuzzed cases of every kind of file, torch.compile with Inductor
 nox -s first_light  train the shipped model again (under an hour on two cores) and score it
 
 `nox -db uv` installs with uv, if it is there, in a tenth of the time.

@@ -13,6 +13,7 @@ import cattrs
 from cattrs.strategies import configure_union_passthrough
 
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError
+from andes_sdk.files import regular
 from andes_sdk.reading import bounded, parse_json, parse_toml
 
 T = TypeVar("T")
@@ -168,7 +169,7 @@ def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         path = Path(source)
         who = path.name
         try:
-            data = (parse_json if path.suffix == ".json" else parse_toml)(path.read_bytes())
+            data = (parse_json if path.suffix == ".json" else parse_toml)(regular(path).read_bytes())
         except (OSError, ValueError) as error:
             raise ConfigError(
                 "cannot be read", who=str(path), why=str(error), fix="write a TOML or JSON file"

@@ -29,6 +29,14 @@ def absolute(path: Path) -> Path:
     return path.absolute()
 
 
+def at_home(path: str | Path) -> Path:
+    """A path whose `~` or `~user` is that user's folder; where there is no such user it is a name like any other."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def regular(path: Path) -> Path:
     """The same path, of a plain file: to open a device or a pipe may never end.
 
@@ -57,7 +65,7 @@ class FolderFiles:
     folder: Path = field(converter=absolute)
 
     def __contains__(self, name: object) -> bool:
-        return confined(name) and (self.folder / str(name)).is_file()
+        return confined(name) and os.path.isfile(self.folder / str(name))
 
     def where(self, name: str = "") -> str:
         """Path of a file, or of the folder."""
@@ -202,12 +210,10 @@ class Journal:
 
     def _lines(self, wanted: Callable[[Any], bool]) -> Iterator[tuple[bytes, Any]]:
         try:
-            whole = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+            whole = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
         except OSError as error:
             raise InputError("cannot be read", who=str(self.path), why=str(error), fix="check the path") from None
-        for number, line in enumerate(whole, 1):
-            if not line.endswith(b"\n"):
-                return
+        for number, line in enumerate(whole, 1):  # only a line feed ends one: what a disk makes of a byte does not
             where, fix = f"{self.path}:{number}", "repair or remove the line"
             try:
                 row = parse_json(line)
@@ -218,7 +224,7 @@ class Journal:
                 why = f"{type(error).__name__}: {error}"
                 raise InputError("is no line of this file", who=where, why=why, fix=fix) from None
             if kept:
-                yield line, row
+                yield line + b"\n", row
 
 
 def _sync(path: Path) -> None:

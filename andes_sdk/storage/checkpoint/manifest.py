@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,8 @@ def stored_plan(folder: str | Path) -> Plan:
         CheckpointError: with the reason.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file, not a checkpoint folder" if folder.exists() else "no such folder"
+    if not os.path.isdir(folder):
+        what = "is a file, not a checkpoint folder" if os.path.exists(folder) else "no such folder"
         raise CheckpointError(what, who=str(folder), fix="give the folder of a checkpoint")
     try:
         plan, dtype = _describe(folder)

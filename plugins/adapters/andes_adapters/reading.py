@@ -23,6 +23,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "andes_base"
 """Our own field of `adapter_config.json`: the numbers of the model that the adapter was trained on."""
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types that need no scales; floats of fewer bits do."""
+
 _NOTED = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", BASE,
 })  # fmt: skip
@@ -62,7 +65,7 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
         match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)(?:\.default)?\.weight", key)
         if match is None:
             problems.append(f"{key}: no matrix of a linear layer's LoRA")
-        elif not tensor.is_floating_point():
+        elif tensor.dtype not in _FLOATS:
             problems.append(f"{key}: {tensor.dtype} without scales")
         elif not bool(torch.isfinite(tensor).all()):
             problems.append(f"{key}: numbers that are not finite")

@@ -209,7 +209,7 @@ def _write(run: _Run, recipe: CurationRecipe, out: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with appearing_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with appearing_file(path) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

@@ -40,7 +40,7 @@ def normalised(text: str) -> str:
 
 def digest(text: str) -> str:
     """Short name of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def perceptual_hashes(sample: Mapping[str, Any]) -> list[str]:

@@ -87,19 +87,22 @@ class BatchJob:
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
     def _answered(self, keys: Mapping[int, str]) -> set[int]:
-        """Lines that need no work; a torn last row and rows of errors are removed from `out`."""
+        """Lines that need no work; a torn last row, rows of errors and second answers are removed from `out`."""
         found: set[int] = set()
 
         def done(row: Any) -> bool:
             try:
                 number, mine = row["line"], keys.get(row["line"]) == row["request"]
+                if type(number) is not int or not ("errors" in row or isinstance(row["text"], str)):
+                    raise TypeError("no number of a line, or no text")
             except (KeyError, TypeError):
                 raise self._foreign("a row of it is no answer") from None
             if not mine:
                 raise self._foreign("its lines, model or options were others")
-            if "errors" not in row:
-                found.add(number)
-            return "errors" not in row
+            if "errors" in row or number in found:
+                return False
+            found.add(number)
+            return True
 
         try:
             self.journal.keep(done)

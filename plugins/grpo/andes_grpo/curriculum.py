@@ -90,6 +90,8 @@ def measure(pipeline: Pipeline, data: Path, out: Path, how: Measurement, *, drop
     samples = stage_samples([DataRecipe(path=Path(data.name))], data.parent)
     log = Journal(out.with_name(f".{out.name}.measured"))
     rates = _known(log, _digest(data, pipeline, how))
+    if len(rates) > len(samples) or not all(isinstance(rate, int | float) for rate in rates):
+        raise TrainingError("holds what no measurement of this data left", who=str(log.path), fix="delete the file")
     for _, rate in pass_rates(pipeline, samples, how, start=len(rates)):
         rates.append(rate)
         log.add(rate)
@@ -105,9 +107,16 @@ def _digest(data: Path, pipeline: Pipeline, how: Measurement) -> str:
     return hashlib.sha256(repr((data.read_bytes(), weights, how)).encode()).hexdigest()
 
 
+def _written(row: Any) -> bool:
+    """True for a row of a measurement: its digest, or a rate. Raises TypeError: it is none."""
+    if not isinstance(row, str) and (type(row) not in (int, float) or not 0 <= row <= 1):
+        raise TypeError(f"{str(row)[:80]} is no share of answers")
+    return True
+
+
 def _known(log: Journal, digest: str) -> list[float]:
     """Rates that a stopped measurement has left."""
-    head, *rates = log.keep(lambda row: True) or [None]
+    head, *rates = log.keep(_written) or [None]
     if head is None:
         log.add(digest)
     elif head != digest:

@@ -54,8 +54,9 @@ def entries(
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """JSON Lines; the file appears whole or not at all."""
-    write_atomically(path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines).encode())
+    """JSON Lines, lone surrogates as escapes; the file appears whole or not at all."""
+    text = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines)
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -79,8 +80,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def question_of(line: Mapping[str, Any]) -> str:
-    """What tells one prompt from another."""
-    return json.dumps(line["messages"], sort_keys=True)
+    """What tells one prompt from another; "null" for a line without messages."""
+    return json.dumps(line.get("messages"), sort_keys=True)
 
 
 def _option(text: str) -> tuple[str, Any]:

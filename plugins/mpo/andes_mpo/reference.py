@@ -193,6 +193,8 @@ def _read(path: Path) -> _File:
     try:
         with safe_open(path, "pt") as file:
             facts, keys, logps = file.metadata(), file.get_tensor("keys"), file.get_tensor("logps")
+        if facts["sha256"] != _sum(facts["model"], facts["done"], keys, logps):
+            raise ValueError("its checksum differs")
         known = {k.tobytes(): (p[0], p[1]) for k, p in zip(keys.numpy(), logps.tolist(), strict=True)}
         return _File(facts["model"], int(facts["done"]), known)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -203,7 +205,16 @@ def _read(path: Path) -> _File:
 def _write(path: Path, file: _File) -> None:
     keys = torch.tensor([list(key) for key in file.known], dtype=torch.uint8).reshape(-1, 32)
     logps = torch.tensor(list(file.known.values()), dtype=torch.float32).reshape(-1, 2)
-    _save({"keys": keys, "logps": logps}, path, {"model": file.model, "done": str(file.done)})
+    facts = {"model": file.model, "done": str(file.done)}
+    _save({"keys": keys, "logps": logps}, path, {**facts, "sha256": _sum(*facts.values(), keys, logps)})
+
+
+def _sum(model: str, done: str, keys: Tensor, logps: Tensor) -> str:
+    """sha256 of all that a file says: nothing else would tell other log-probabilities from the right ones."""
+    found = hashlib.sha256(f"{model} {done} {keys.shape} {logps.shape} {logps.dtype}".encode())
+    for tensor in (keys, logps):
+        found.update(tensor.contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from attrs.validators import deep_iterable, ge, gt, in_, le, lt, min_len
 
 from andes_sdk.config import CONVERTER, read_config, structure
 from andes_sdk.errors import TrainingError
+from andes_sdk.files import regular
 from andes_sdk.reading import parse_toml, value_of
 
 if TYPE_CHECKING:
@@ -312,7 +314,7 @@ def _start(recipe: Recipe) -> Path | str:
     """A path, relative to the recipe as its data files are, or a name on the Hub."""
     path = recipe.folder / recipe.start
     named = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", recipe.start)
-    return recipe.start if named and not path.exists() else path
+    return recipe.start if named and not os.path.exists(path) else path
 
 
 def check_start(recipe: Recipe, pipeline: Pipeline) -> None:
@@ -337,7 +339,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         TrainingError: it cannot be read.
     """
     try:
-        return parse_toml(path.read_bytes())
+        return parse_toml(regular(path).read_bytes())
     except (OSError, ValueError) as error:
         fix = "write it as TOML"
         raise TrainingError("the recipe cannot be read", who=str(path), why=str(error), fix=fix) from None

@@ -73,12 +73,21 @@ def _stages(path: Path) -> list[list[Figures]]:
     if not path.is_file():
         raise TrainingError("no metrics of a run", who=str(path), fix="give its --out folder")
     stages: dict[int, list[Figures]] = {}
-    for row in Journal(path).rows():
+    for row in Journal(path).rows(_written):
         seconds = row.get("seconds") or math.nan
         stages.setdefault(row["index"], []).append({**row, "speed": row.get("tokens", 0) / seconds})
     if not stages:
         raise TrainingError("holds no step", who=str(path), fix="wait for the first one")
     return [stages[index] for index in sorted(stages)]
+
+
+def _written(row: Any) -> bool:
+    """True for a row of metrics. Raises LookupError, TypeError: it is none."""
+    numbers = {key: row[key] for key in ("index", "step", "loss", "tokens", "seconds")}
+    wrong = [key for key, value in numbers.items() if type(value) not in (int, float)]
+    if wrong or type(row["index"]) is not int or type(row["step"]) is not int or not isinstance(row["stage"], str):
+        raise TypeError(f"no metrics of a step: {', '.join(wrong) or 'index, step or stage'}")
+    return True
 
 
 def _title(rows: Sequence[Figures]) -> str:

@@ -113,7 +113,7 @@ def best_states(out: Path) -> dict[int, tuple[int, float, str]]:
             data: Any = parse_json(path.read_bytes())
             number = int(path.stem.removeprefix("best-"))
             found[number] = int(data["step"]), float(data["validation_loss"]), str(data["state"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError("is damaged", who=str(path), why=str(error), fix="delete it") from None
     return found
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
-from andes_sdk.reading import parse_json
+from andes_sdk.files import Journal
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
@@ -116,9 +116,9 @@ def train(
         write_report(out)
     adapters = [str(out / s.adapter) for s in loaded.stages if s.lora is not None and not s.lora.merge]
     if as_json:
-        last = progress.path.read_text(encoding="utf-8").splitlines() if progress.path.exists() else []
+        rows = Journal(progress.path).rows()
         done = {"recipe": loaded.name, "model": str(model), "adapters": adapters, "metrics": str(progress.path)}
-        print_json({**done, "steps": len(last), "last": parse_json(last[-1]) if last else None})
+        print_json({**done, "steps": len(rows), "last": rows[-1] if rows else None})
     elif console is not None:
         for adapter in dict.fromkeys(adapters):
             console.print(f"trained adapter: {adapter}", markup=False, soft_wrap=True)

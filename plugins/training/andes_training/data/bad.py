@@ -135,7 +135,7 @@ class BadSamples:
         self._seen, self._files = {}, Counter()
         journal = Journal(self.path)
         look = journal.keep if write else journal.rows
-        for row in look(lambda row: _place(row) < _now(position)):
+        for row in look(lambda row: _whole(row) < _now(position)):
             if row["stage"] == position.stage:
                 self._seen[row["where"], row["reason"]] = row
                 self._files[row["file"]] += 1
@@ -143,6 +143,13 @@ class BadSamples:
 
 def _place(row: dict[str, Any]) -> tuple[int, int, int]:
     return row["stage"], row["epoch"], row["offset"]
+
+
+def _whole(row: dict[str, Any]) -> tuple[int, int, int]:
+    """The place of a row that was read. Raises KeyError, TypeError: it is no row of this file."""
+    if wrong := [key for key in ("file", "where", "reason") if not isinstance(row[key], str)]:
+        raise TypeError(f"{', '.join(wrong)}: no text")
+    return _place(row)
 
 
 def _now(position: Position) -> tuple[int, int, int]:

@@ -49,7 +49,8 @@ def _with_system(entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if not isinstance(talk := found.get(key), list):
             continue
         many = talk if key == "conversations" else [talk]
-        if any(isinstance(m, Mapping) and m.get("role") == "system" for one in many for m in one or ()):
+        lists = [one for one in many if isinstance(one, list)]
+        if any(isinstance(m, Mapping) and m.get("role") == "system" for one in lists for m in one):
             raise BadSample("has `system` and a system message", who=where, fix="keep one of them")
         made = [[first, *one] if isinstance(one, list) else one for one in many]
         found[key] = made if key == "conversations" else made[0]

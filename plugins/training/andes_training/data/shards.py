@@ -7,6 +7,7 @@ than memory, and the order of an epoch is a permutation of indices whatever the 
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from andes_training.data.lines import JsonLines
 from andes_training.data.tar import Tar
 
 SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".tar")
+MOST_CHARACTERS = 4096
+"""Of a path. Taken for a pattern, a much longer text may keep Python busy for hours."""
 _WILD = frozenset("*?[")
 
 
@@ -46,9 +49,12 @@ def find_files(path: Path) -> list[Path]:
     Raises:
         TrainingError: there is none, or a folder mixes formats.
     """
-    if _WILD & set(str(path)) and not path.exists():
+    if len(str(path)) > MOST_CHARACTERS:
+        why = f"it has {len(str(path))} characters"
+        raise TrainingError("is no path", who=f"{str(path)[:80]}…", why=why, fix="correct the recipe")
+    if _WILD & set(str(path)) and not os.path.exists(path):  # of a name that is too long, `Path` raises
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-    elif path.is_dir():
+    elif os.path.isdir(path):
         found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
         if len({p.suffix for p in found}) > 1:
             raise TrainingError(
@@ -84,7 +90,7 @@ def open_shard(path: Path) -> Shard:
             raise TrainingError(
                 "the format of the data is unknown", who=str(path), why=f"known: {', '.join(SUFFIXES)}", fix=fix
             )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise TrainingError(
             "the data cannot be read", who=str(path), why=str(error), fix="make it, or correct its path"
         ) from None
