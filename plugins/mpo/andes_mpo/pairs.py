@@ -273,12 +273,8 @@ def _written(row: Any) -> bool:
     if isinstance(row, dict) and row.keys() == {"made_with"}:
         return True
     number, reason, pairs = row["prompt"], row["reason"], row["pairs"]
-    if (
-        type(number) is not int
-        or reason not in [*REASONS]
-        or not isinstance(pairs, list)
-        or not all(isinstance(pair, dict) for pair in pairs)
-    ):
+    texts = [pair[key] for pair in pairs for key in ("chosen", "rejected")]
+    if type(number) is not int or reason not in [*REASONS] or not all(isinstance(text, str) for text in texts):
         raise TypeError("no number of a prompt, a reason that is not known, or pairs that are none")
     return True
 
