@@ -206,7 +206,7 @@ def _write(path: Path, file: _File) -> None:
     keys = torch.tensor([list(key) for key in file.known], dtype=torch.uint8).reshape(-1, 32)
     logps = torch.tensor(list(file.known.values()), dtype=torch.float32).reshape(-1, 2)
     facts = {"model": file.model, "done": str(file.done)}
-    _save({"keys": keys, "logps": logps}, path, {**facts, "sha256": _sum(*facts.values(), keys, logps)})
+    _save({"keys": keys, "logps": logps}, path, {**facts, "sha256": _sum(facts["model"], facts["done"], keys, logps)})
 
 
 def _sum(model: str, done: str, keys: Tensor, logps: Tensor) -> str:
