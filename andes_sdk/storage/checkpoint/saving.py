@@ -53,7 +53,7 @@ def save(
         dtype: of the written floating-point tensors; None keeps them.
 
     Raises:
-        CheckpointError: `folder` holds something else, cannot be written, or the layout cannot describe the modules.
+        CheckpointError: `folder` holds anything else, cannot be written, or the layout cannot describe the modules.
         ConfigError: no such layout or dtype.
     """
     from andes_sdk.assembling.building import DTYPES
@@ -81,15 +81,26 @@ def save(
 
 
 def _check_target(target: Path) -> None:
-    if target.is_dir():
-        ours = any((target / name).is_file() for name in (MANIFEST, CONFIG))
-        if ours or not any(target.iterdir()):
-            return
-    elif not target.exists() and not target.is_symlink():
+    """Refuse a folder or file that would be lost: what is no checkpoint, or holds what is no part of it."""
+    if not target.exists() and not target.is_symlink():
         return
-    raise CheckpointError(
-        "is there already, and is no checkpoint", who=str(target), why="it would be lost", fix="choose another folder"
-    )
+    try:
+        found = {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_symlink() or not p.is_dir()}
+        strange = sorted(found - _own_files(target)) if found or not target.is_dir() else []
+    except (AndesError, OSError) as error:
+        what, why = "is there already, and is no checkpoint", f"it would be lost; {error}"
+    else:
+        if not strange:
+            return
+        what, why = "holds what is no part of a checkpoint", f"it would be lost: {', '.join(strange[:5])}"
+    raise CheckpointError(what, who=str(target), why=why, fix="choose another folder")
+
+
+def _own_files(folder: Path) -> set[str]:
+    if (folder / MANIFEST).is_file():
+        return {MANIFEST, *Manifest.read(folder).files}
+    weights = (path for kind in ("safetensors", "bin", "index.json") for path in folder.glob(f"*.{kind}"))
+    return {path.name for path in (*_side_files(folder), *weights)}
 
 
 @attrs.frozen
