@@ -94,6 +94,20 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says while a file is written, as one of our errors.
+
+    Raises:
+        InputError: naming the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        fix = "make room there, or choose another place"
+        raise InputError("cannot be written", who=str(path), why=error.strerror or str(error), fix=fix) from None
+
+
+@contextlib.contextmanager
 def appearing_file(path: Path) -> Iterator[Path]:
     """A name beside `path` for a file that takes its place, readable by all, when the block ends without an error.
 
@@ -182,11 +196,23 @@ class Journal:
     path: Path
 
     def add(self, row: Any) -> None:
-        """Add a line, at once: nothing is held back. Lone surrogates are written as escapes."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(row, ensure_ascii=False, default=str) + "\n"
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
+        """Add a line, at once: nothing is held back. Lone surrogates are written as escapes.
+
+        Raises:
+            InputError: it cannot be written; the rows before it stay, whole.
+        """
+        content = (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode("utf-8", "backslashreplace")
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab", buffering=0) as file:
+                whole = os.fstat(file.fileno()).st_size
+                try:
+                    while content:  # a disk that is almost full takes a part, and says so the next time
+                        content = content[file.write(content) :]
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        file.truncate(whole)
+                    raise
 
     def rows(self, wanted: Callable[[Any], bool] = lambda row: True) -> list[Any]:
         """Its whole lines that are wanted; none if there is no such file.
@@ -200,12 +226,13 @@ class Journal:
         """Drop every row that is not wanted, and a torn last line -> the rows kept, in order.
 
         Raises:
-            InputError: as `rows`; the file stays as it is. OSError: it cannot be written.
+            InputError: as `rows`, or it cannot be written; the file stays as it is.
         """
         kept = list(self._lines(wanted))
         content = b"".join(line for line, _ in kept)
         if self.path.exists() and len(content) != self.path.stat().st_size:
-            write_atomically(self.path, content)
+            with writing(self.path):
+                write_atomically(self.path, content)
         return [row for _, row in kept]
 
     def _lines(self, wanted: Callable[[Any], bool]) -> Iterator[tuple[bytes, Any]]:

@@ -1,12 +1,18 @@
 """What a fresh reader met: folders that were lost, rows that were torn, arguments of other kinds."""
 
 import json
+import os
+import resource
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 
 from andes_sdk import Pipeline
-from andes_sdk.errors import CheckpointError
+from andes_sdk.errors import CheckpointError, InputError
+from andes_sdk.files import Journal
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 
@@ -52,3 +58,71 @@ def test_a_checkpoint_that_was_edited_is_not_taken_for_ours(pipeline, saved, tmp
     (folder / "andes.json").write_text("{}")
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         pipeline.save_pretrained(folder)
+
+
+# ---------------------------------------------------------------- full disks
+
+
+def limited(source, *arguments, room):
+    """Run Python where no file may grow beyond `room` bytes, as on a disk that is full."""
+
+    def full():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    command = [sys.executable, "-c", source, *map(str, arguments)]
+    return subprocess.run(command, preexec_fn=full, capture_output=True, text=True, check=False)
+
+
+def test_a_row_that_a_full_disk_tears_is_an_error_and_is_cut_off_again(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    Journal(path).add({"number": 1})
+    whole = path.read_bytes()
+    program = """
+import sys
+from pathlib import Path
+from andes_sdk.errors import InputError
+from andes_sdk.files import Journal
+try:
+    Journal(Path(sys.argv[1])).add("x" * 100)
+except InputError as error:
+    print(error)
+"""
+    done = limited(program, path, room=len(whole) + 20)
+    assert "rows.jsonl: cannot be written" in done.stdout, done.stderr
+    assert "make room" in done.stdout
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
+def test_a_full_device_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "rows.jsonl").symlink_to("/dev/full")
+    with pytest.raises(InputError, match="cannot be written") as caught:
+        Journal(tmp_path / "rows.jsonl").add(1)
+    assert caught.value.who.endswith("rows.jsonl")
+
+
+def test_a_place_where_nothing_can_be_written_is_an_error_of_ours(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        Journal(tmp_path / "file" / "rows.jsonl").add(1)
+
+
+def test_rows_that_cannot_be_rewritten_stay(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps("x" * 50) + "\n" for _ in range(3)))
+    program = """
+import sys
+from pathlib import Path
+from andes_sdk.errors import InputError
+from andes_sdk.files import Journal
+rows = iter([True, True, False])
+try:
+    Journal(Path(sys.argv[1])).keep(lambda row: next(rows))
+except InputError as error:
+    print(error)
+"""
+    done = limited(program, path, room=60)
+    assert "rows.jsonl: cannot be written" in done.stdout, done.stderr
+    assert len(path.read_text().splitlines()) == 3
+    assert os.listdir(tmp_path) == ["rows.jsonl"]

@@ -32,7 +32,7 @@ from attrs import asdict, evolve, field, frozen
 from attrs.validators import ge, gt, le
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.files import Journal, write_atomically
+from andes_sdk.files import Journal, write_atomically, writing
 from andes_sdk.runtime.engine import raise_errors
 from andes_sdk.runtime.options import GenerationOptions
 
@@ -150,7 +150,8 @@ class PairBuilder:
                 done.append(result)
                 self.show(len(done), len(samples))
         lines = [json.dumps(pair, ensure_ascii=False) for result in done for pair in result["pairs"]]
-        write_atomically(self.out, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+        with writing(self.out):
+            write_atomically(self.out, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
         counts = Counter(result["reason"] for result in done)
         return {**{reason: counts[reason] for reason in REASONS}, "pairs": len(lines)}
 
