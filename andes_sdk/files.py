@@ -114,9 +114,11 @@ def appearing_file(path: Path) -> Iterator[Path]:
     Folders above it are made. On any error what stood at `path` stays, and nothing is left beside it.
 
     Raises:
-        OSError: it cannot be written, or `path` is a folder.
+        OSError: it cannot be written, or `path` is a folder or a device.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # the name of a device must stay one
+        regular(path)
     temporary = path.with_name(f".{path.name}.partial-{_mark(path)}")
     try:
         yield temporary
@@ -237,7 +239,7 @@ class Journal:
 
     def _lines(self, wanted: Callable[[Any], bool]) -> Iterator[tuple[bytes, Any]]:
         try:
-            whole = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
+            whole = regular(self.path).read_bytes().split(b"\n")[:-1] if self.path.exists() else []
         except OSError as error:
             raise InputError("cannot be read", who=str(self.path), why=str(error), fix="check the path") from None
         for number, line in enumerate(whole, 1):  # only a line feed ends one: what a disk makes of a byte does not

@@ -12,7 +12,7 @@ import pytest
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import CheckpointError, InputError
-from andes_sdk.files import Journal
+from andes_sdk.files import Journal, write_atomically
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 
@@ -82,7 +82,7 @@ def test_a_row_that_a_full_disk_tears_is_an_error_and_is_cut_off_again(tmp_path)
 import sys
 from pathlib import Path
 from andes_sdk.errors import InputError
-from andes_sdk.files import Journal
+from andes_sdk.files import Journal, write_atomically
 try:
     Journal(Path(sys.argv[1])).add("x" * 100)
 except InputError as error:
@@ -115,7 +115,7 @@ def test_rows_that_cannot_be_rewritten_stay(tmp_path):
 import sys
 from pathlib import Path
 from andes_sdk.errors import InputError
-from andes_sdk.files import Journal
+from andes_sdk.files import Journal, write_atomically
 rows = iter([True, True, False])
 try:
     Journal(Path(sys.argv[1])).keep(lambda row: next(rows))
@@ -126,3 +126,10 @@ except InputError as error:
     assert "rows.jsonl: cannot be written" in done.stdout, done.stderr
     assert len(path.read_text().splitlines()) == 3
     assert os.listdir(tmp_path) == ["rows.jsonl"]
+
+
+def test_a_file_that_appears_does_not_take_the_place_of_a_device(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no regular file"):
+        write_atomically(tmp_path / "pipe", b"content")
+    assert os.listdir(tmp_path) == ["pipe"]
