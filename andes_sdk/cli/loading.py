@@ -117,6 +117,11 @@ class Request(Opening):
             attach(*self._adapter())
         return pipeline
 
+    @property
+    def adapter_folder(self) -> Path | None:
+        """Where the adapter lies, if one was named."""
+        return None if self.adapter is None else Path(self._adapter()[1])
+
     def _adapter(self) -> tuple[str, str]:
         name, _, folder = str(self.adapter).partition("=")
         if not (name and folder):

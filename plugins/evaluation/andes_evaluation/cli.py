@@ -56,7 +56,8 @@ def batch(
     if request.image:
         raise typer.BadParameter("messages hold their own pictures: leave --image out")
     options = request.generation()
-    job = BatchJob(request.pipeline(), options, source, out, together, request.allow_remote)
+    pipeline, folder = request.pipeline(), request.adapter_folder
+    job = BatchJob(pipeline, options, source, out, together, request.allow_remote, folder)
     done = job.run(console=None if as_json else stderr())
     if as_json:
         print_json(done)
