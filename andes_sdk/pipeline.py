@@ -360,7 +360,8 @@ class Pipeline:
         """Answer several conversations together, with options for all or for each; each is what it would be alone."""
         from andes_sdk.runtime.generation import GenerationOptions, generate_batch
 
-        return generate_batch(self, conversations, options or GenerationOptions(), allow_remote=allow_remote)
+        options = GenerationOptions() if options is None else options
+        return generate_batch(self, conversations, options, allow_remote=allow_remote)
 
     def stream(
         self, messages: Any, options: GenerationOptions | None = None, *, allow_remote: bool = False
@@ -371,7 +372,8 @@ class Pipeline:
         """
         from andes_sdk.runtime.generation import GenerationOptions, stream
 
-        return stream(self, messages, options or GenerationOptions(), allow_remote=allow_remote)
+        options = GenerationOptions() if options is None else options
+        return stream(self, messages, options, allow_remote=allow_remote)
 
     def chat(self, text: str, images: Sequence[Any] = (), **options: Any) -> str:
         """Answer one question about pictures; options as in `GenerationOptions`."""

@@ -9,10 +9,12 @@ import subprocess
 import sys
 
 import pytest
+from attrs import evolve
 
 from andes_sdk import Pipeline
-from andes_sdk.errors import CheckpointError, InputError
+from andes_sdk.errors import CheckpointError, ConfigError, InputError
 from andes_sdk.files import Journal, write_atomically
+from andes_sdk.runtime.options import GenerationOptions
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 
@@ -83,6 +85,7 @@ import sys
 from pathlib import Path
 from andes_sdk.errors import InputError
 from andes_sdk.files import Journal, write_atomically
+from andes_sdk.runtime.options import GenerationOptions
 try:
     Journal(Path(sys.argv[1])).add("x" * 100)
 except InputError as error:
@@ -116,6 +119,7 @@ import sys
 from pathlib import Path
 from andes_sdk.errors import InputError
 from andes_sdk.files import Journal, write_atomically
+from andes_sdk.runtime.options import GenerationOptions
 rows = iter([True, True, False])
 try:
     Journal(Path(sys.argv[1])).keep(lambda row: next(rows))
@@ -133,3 +137,35 @@ def test_a_file_that_appears_does_not_take_the_place_of_a_device(tmp_path):
     with pytest.raises(OSError, match="no regular file"):
         write_atomically(tmp_path / "pipe", b"content")
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+# ---------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize("stop", [">", "<think>", "think>\n"])
+def test_a_stop_string_in_the_prefilled_think_does_not_end_the_answer(pipeline, stop):
+    options = GenerationOptions(max_tokens=6, think=True)
+    free = pipeline.generate("hi", options)
+    assert free.text.startswith("<think>")
+    stopped = pipeline.generate("hi", evolve(options, stop=stop))
+    assert stopped.text.startswith("<think>")
+    assert free.text.startswith(stopped.text)
+    assert "".join(pipeline.stream("hi", evolve(options, stop=stop))) == stopped.text
+
+
+@pytest.mark.parametrize("conversations", ["hey", {"role": "user", "content": "hey"}, 3, None])
+def test_what_is_no_list_of_conversations_is_refused(pipeline, conversations):
+    with pytest.raises(InputError, match="expected a list of conversations"):
+        pipeline.generate_batch(conversations, GenerationOptions(max_tokens=1))
+
+
+def test_no_options_for_two_conversations_are_told(pipeline):
+    with pytest.raises(ConfigError, match="0 options for 2 conversations"):
+        pipeline.generate_batch(["a", "b"], [])
+
+
+@pytest.mark.parametrize("options", [{"max_tokens": 2}, {}, "greedy", 3])
+def test_options_of_another_kind_are_refused_by_name(pipeline, options):
+    for ask in (pipeline.generate, lambda *a: list(pipeline.stream(*a))):
+        with pytest.raises(ConfigError, match="options: expected GenerationOptions"):
+            ask("hi", options)
