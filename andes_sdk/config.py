@@ -177,14 +177,19 @@ def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     return attrs.asdict(structure(PipelineConfig, data, who), recurse=False)
 
 
+def _table(_: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected a table of options, got {value!r}")
+
+
 @attrs.frozen(kw_only=True)
 class PipelineConfig:
-    """The arguments of `Pipeline.from_plugins` as a file holds them."""
+    """The arguments of `Pipeline.from_plugins` as plain data."""
 
     plugins: list[object]
     weights: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
     backend: str = "torch"
-    seed: int = 0
-    image: dict[str, object] = attrs.field(factory=dict)
+    seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    image: Any = attrs.field(factory=dict, validator=_table)

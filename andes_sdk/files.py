@@ -20,7 +20,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from andes_sdk.errors import CheckpointError, InputError
+from andes_sdk.errors import CheckpointError, ConfigError, InputError
 from andes_sdk.reading import parse_json
 
 
@@ -29,8 +29,14 @@ def absolute(path: Path) -> Path:
     return path.absolute()
 
 
-def at_home(path: str | Path) -> Path:
-    """A path whose `~` or `~user` is that user's folder; where there is no such user it is a name like any other."""
+def at_home(path: str | os.PathLike[str], who: str = "path") -> Path:
+    """A path whose `~` or `~user` is that user's folder; where there is no such user it is a name like any other.
+
+    Raises:
+        ConfigError: it is no path; `who` is the argument that should be one.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"expected a path, got {path!r}", who=who, fix="give a text or a pathlib.Path")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -93,16 +94,21 @@ class Pipeline:
         Raises:
             AssemblyError: everything that is wrong with the list and the arguments, before any weight is read.
         """
-        errors: list[AndesError] = []
+        place = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
+        image = {} if image is None else image
+        given = {"device": device, "dtype": dtype, "backend": backend, "seed": seed, "image": image}
+        fitting, wrong = config.problems(config.PipelineConfig, {"plugins": [], "weights": place, **given}, "pipeline")
+        errors, run = list[AndesError](wrong), config.PipelineConfig(**fitting)  # the rest is checked all the same
+        device, dtype, backend, image = run.device, run.dtype, run.backend, dict(run.image)
         try:
             assembled: Assembly | None = _assembly.assemble(
-                plugins, device=device, dtype=dtype, backend=backend, seed=seed, image=dict(image or {})
+                plugins, device=device, dtype=dtype, backend=backend, seed=run.seed, image=image
             )
         except AssemblyError as group:
             errors += group.problems
             assembled = None
         chosen = None if assembled is None else assembled.collections["backends"].get(backend)
-        errors += run_errors(device, dtype, image or {}, chosen.devices if isinstance(chosen, DeviceBackend) else ())
+        errors += run_errors(device, dtype, image, chosen.devices if isinstance(chosen, DeviceBackend) else ())
         if assembled is not None and backend != "torch" and backend not in assembled.collections["backends"]:
             known = ["torch", *assembled.collections["backends"]]
             errors.append(ConfigError(f"no backend {backend!r}", who="backend", fix=config.suggestion(backend, known)))
@@ -177,7 +183,9 @@ class Pipeline:
 
         stored = open_stored(source)
         plan, objects = extended(stored.plan, plugins, backend=backend)
-        run: Any = {"device": device, "dtype": dtype or plan.dtype, "image": {**plan.image, **(image or {})}}
+        run: Any = {"device": device, "dtype": dtype or plan.dtype, "image": plan.image if image is None else image}
+        if isinstance(image, Mapping):
+            run["image"] = {**plan.image, **image}
         run["seed"] = plan.seed if seed is None else seed
         try:
             pipeline = cls.from_plan(attrs.evolve(plan, **run), objects=objects)

@@ -31,7 +31,7 @@ def open_stored(source: str | Path) -> Stored:
     Raises:
         CheckpointError: it is none of these, cannot be read or fetched.
     """
-    path = at_home(source)
+    path = at_home(source, "source")
     if os.path.isdir(path):  # of a name that cannot be, such as one that is too long, `Path` raises
         return Folder.open(path)
     if not os.path.exists(path) and isinstance(source, str) and (match := HUB.fullmatch(source)):

@@ -9,10 +9,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from attrs import evolve
 
 from andes_sdk import Pipeline
-from andes_sdk.errors import CheckpointError, ConfigError, InputError
+from andes_sdk.errors import AssemblyError, CheckpointError, ConfigError, InputError, SessionError
 from andes_sdk.files import Journal, write_atomically
 from andes_sdk.runtime.options import GenerationOptions
 
@@ -169,3 +170,77 @@ def test_options_of_another_kind_are_refused_by_name(pipeline, options):
     for ask in (pipeline.generate, lambda *a: list(pipeline.stream(*a))):
         with pytest.raises(ConfigError, match="options: expected GenerationOptions"):
             ask("hi", options)
+
+
+# ---------------------------------------------------------------- arguments of another kind
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", 1.5), ("seed", "a"), ("seed", True), ("seed", -1), ("seed", 2**70), ("seed", None),
+        ("image", "chat"), ("image", 3), ("device", 3), ("device", None), ("backend", ["torch"]), ("backend", 1),
+        ("dtype", 16), ("weights", 3),
+    ],
+)  # fmt: skip
+def test_every_argument_of_from_plugins_is_checked_beside_the_list(name, value):
+    with pytest.raises(AssemblyError) as caught:
+        Pipeline.from_plugins([*TINY, "nonsense"], **{name: value})
+    found = [str(one) for one in caught.value.problems]
+    assert any(name in text for text in found), found
+    assert any("nonsense" in text for text in found), found
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", 1.5), ("seed", -1), ("image", "chat"), ("device", 3)])
+def test_every_argument_of_from_pretrained_is_checked(saved, name, value):
+    with pytest.raises(AssemblyError) as caught:
+        Pipeline.from_pretrained(saved, **{name: value})
+    assert name in str(caught.value)
+
+
+def test_the_largest_seed_that_is_taken_can_be_saved_and_opened(tmp_path):
+    seed = (1 << 63) - 1
+    pipeline = Pipeline.from_plugins(TINY, seed=seed)
+    assert Pipeline.from_pretrained(pipeline.save_pretrained(tmp_path / "m")).plan.seed == seed
+
+
+def test_what_is_no_path_is_refused_by_the_name_of_its_argument(pipeline):
+    with pytest.raises(ConfigError, match="source: expected a path, got None"):
+        Pipeline.from_pretrained(None)
+    with pytest.raises(ConfigError, match="folder: expected a path, got 3"):
+        pipeline.save_pretrained(3)
+    with pytest.raises(ConfigError, match="folder: expected a path, got 3"):
+        pipeline.add_adapter("a", 3)
+    with pytest.raises(ConfigError, match="name: expected a text, got 3"):
+        pipeline.add_adapter(3, "folder")
+
+
+class Rule:
+    """A constraint that gives what it is told to, or raises it."""
+
+    def __init__(self, gives):
+        self.gives = gives
+
+    def allowed(self, answer):
+        if isinstance(self.gives, Exception):
+            raise self.gives
+        return self.gives
+
+
+def test_a_constraint_that_is_none_raises_or_gives_no_tensor_is_named(pipeline):
+    with pytest.raises(ConfigError, match="expected an object with a method `allowed`, got 3"):
+        GenerationOptions(constraint=3)
+    with pytest.raises(SessionError, match=r"constraint Rule: failed[\s\S]*KeyError: 'x'"):
+        pipeline.generate("hi", GenerationOptions(max_tokens=1, constraint=Rule(KeyError("x"))))
+    with pytest.raises(SessionError, match="constraint Rule: gives list"):
+        pipeline.generate("hi", GenerationOptions(max_tokens=1, constraint=Rule([True])))
+    with pytest.raises(SessionError, match="constraint Rule: allows 1 of 1 tokens"):
+        pipeline.generate("hi", GenerationOptions(max_tokens=1, constraint=Rule(torch.tensor(True))))
+
+
+@pytest.mark.parametrize("tokens", [[1.5], ["a"], [None], 3])
+def test_what_is_no_list_of_ids_is_refused_by_a_session(pipeline, tokens):
+    session = pipeline.session()
+    with pytest.raises(SessionError, match="tokens: no ids of tokens"):
+        session.extend(tokens)
+    session.close()

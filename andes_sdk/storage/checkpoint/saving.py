@@ -13,7 +13,7 @@ import attrs
 from andes_sdk import config as configuration
 from andes_sdk.assembling import discovery
 from andes_sdk.errors import AndesError, CheckpointError, ConfigError
-from andes_sdk.files import appearing
+from andes_sdk.files import appearing, at_home
 from andes_sdk.reading import parse_json
 from andes_sdk.storage.checkpoint import files
 from andes_sdk.storage.checkpoint.load import aliases
@@ -62,7 +62,7 @@ def save(
         raise ConfigError(f"no layout {layout!r}", who="layout", fix=configuration.suggestion(str(layout), LAYOUTS))
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"no dtype {dtype!r}", who="dtype", fix=configuration.suggestion(str(dtype), DTYPES))
-    target = Path(folder).expanduser().absolute()
+    target = at_home(folder, "folder").absolute()
     _check_target(target)
     job = _Job(model, plan, source, dtype or str(model.dtype).removeprefix("torch."), dtype is not None)
     try:
