@@ -69,7 +69,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(known)}" if known else "it takes no options"
+    return f"known: {', '.join(known)}" if known else "there is none here"
 
 
 def reasons(error: BaseException, path: str) -> list[str]:
@@ -92,9 +92,9 @@ def problems(cls: type, options: Mapping[str, Any], who: str) -> tuple[dict[str,
     fields = {f.name: f for f in attrs.fields(attrs.resolve_types(cls)) if f.init}
     errors: list[ConfigError] = []
     values: dict[str, Any] = {}
-    for name in options:
-        if name not in fields:
-            errors.append(ConfigError(f"unknown option {name!r}", who=who, fix=suggestion(str(name), fields)))
+    for name in (name for name in options if name not in fields):
+        fix = suggestion(str(name), fields) if fields else "it takes no options"
+        errors.append(ConfigError(f"unknown option {name!r}", who=who, fix=fix))
     for name, f in fields.items():
         if name not in options:
             if f.default is attrs.NOTHING:

@@ -110,8 +110,9 @@ class Pipeline:
         chosen = None if assembled is None else assembled.collections["backends"].get(backend)
         errors += run_errors(device, dtype, image, chosen.devices if isinstance(chosen, DeviceBackend) else ())
         if assembled is not None and backend != "torch" and backend not in assembled.collections["backends"]:
-            known = ["torch", *assembled.collections["backends"]]
-            errors.append(ConfigError(f"no backend {backend!r}", who="backend", fix=config.suggestion(backend, known)))
+            known = {"torch", *assembled.collections["backends"], *discovery.bringing("backends")}
+            fix = "add its plugin to the list" if backend in known else config.suggestion(backend, known)
+            errors.append(ConfigError(f"no backend {backend!r}", who="backend", fix=fix))
         if errors or assembled is None:
             raise AssemblyError("cannot assemble the pipeline", errors)
         return cls(assembled, None if weights is None else Folder.open(Path(weights)))
@@ -316,10 +317,10 @@ class Pipeline:
         """
         objects = self.collection(collection)
         if name not in objects:
-            raise ConfigError(
-                f"no plugin of this pipeline brings {name!r} to {collection}",
-                fix=f"{config.suggestion(name, objects)} Add its plugin to the list.",
-            )
+            what = f"no plugin of this pipeline brings {name!r} to {collection}"
+            more = ", ".join(discovery.bringing(collection)) or "none is installed"
+            fix = f"{config.suggestion(name, objects)}; or add a plugin that brings it ({more})"
+            raise ConfigError(what, fix=fix)
         return objects[name]
 
     def tell(self, event: Event) -> None:

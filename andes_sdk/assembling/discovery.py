@@ -61,7 +61,7 @@ def load_extension(group: str, name: str) -> Any:
     """
     points = [point for point in _entry_points(group) if point.name == name]
     if not points:
-        fix = f"{suggestion(name, extensions(group))} Or install the distribution that brings it."
+        fix = f"{suggestion(name, extensions(group))}; or install the distribution that brings it."
         raise PluginNotFound(f"nothing installed adds {name!r} to {group}", who=name, fix=fix)
     if len(points) > 1:
         raise DuplicateName(f"{name!r} is added to {group} by {_owners(points)}", who=name, fix="uninstall one")
@@ -90,6 +90,11 @@ def installed() -> list[PluginInfo]:
     points = _entry_points()
     names = [p.name for p in points]
     return [_inspect(p, duplicate=names.count(p.name) > 1) for p in points]
+
+
+def bringing(collection: str) -> list[str]:
+    """Names of the installed plugins that bring something to a collection; nothing is imported."""
+    return [one.name for one in installed() if collection in one.kind.split(", ")]
 
 
 def _inspect(point: importlib.metadata.EntryPoint, *, duplicate: bool) -> PluginInfo:

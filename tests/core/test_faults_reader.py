@@ -11,8 +11,10 @@ import sys
 import pytest
 import torch
 from attrs import evolve
+from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
+from andes_sdk.cli import app
 from andes_sdk.errors import AssemblyError, CheckpointError, ConfigError, InputError, SessionError
 from andes_sdk.files import Journal, write_atomically
 from andes_sdk.runtime.options import GenerationOptions
@@ -244,3 +246,45 @@ def test_what_is_no_list_of_ids_is_refused_by_a_session(pipeline, tokens):
     with pytest.raises(SessionError, match="tokens: no ids of tokens"):
         session.extend(tokens)
     session.close()
+
+
+# ---------------------------------------------------------------- commands
+
+
+def andes(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+@pytest.mark.parametrize("name", ["qwen3", "mlp"])
+def test_options_of_a_models_own_plugins_reach_them(saved, name):
+    told = andes("generate", "-m", saved, "hi", "-o", f"{name}.foo=1", code=1).stderr
+    assert "unknown option 'foo'" in told
+    told = andes("generate", "-m", saved, "hi", "-o", "qwen4.foo=1", code=1).stderr
+    assert "did you mean 'qwen3'" in told
+    assert "it takes no options" not in told
+
+
+def test_a_backend_that_is_not_there_is_told_with_those_that_are_installed(saved):
+    told = andes("generate", "-m", saved, "hi", "--backend", "banana", code=1).stderr
+    assert "numba" in told
+    assert "torch" in told
+
+
+@pytest.mark.parametrize("command", [["eval", "{}", "banana"], ["compress", "{}", "banana", "--out", "{}.z"]])
+def test_what_no_plugin_brings_is_told_without_talk_of_options(saved, command):
+    told = andes(*(str(part).format(saved) for part in command), code=1).stderr
+    assert "no plugin of this pipeline brings 'banana'" in told
+    assert "takes no options" not in told
+    assert "there is none here; or add a plugin that brings it" in told
+
+
+def test_a_plugin_beside_a_list_in_a_file_is_not_ignored(tmp_path):
+    (tmp_path / "list.toml").write_text(
+        'plugins = [{ aimv2 = { preset = "tiny" } }, "mlp", { qwen3 = { preset = "tiny" } }]'
+    )
+    told = andes(
+        "export", "gguf", tmp_path / "list.toml", tmp_path / "x.gguf", "--plugin", "nonexistent", code=1
+    ).stderr
+    assert "no installed plugin is named 'nonexistent'" in told
