@@ -171,9 +171,8 @@ def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         try:
             data = (parse_json if path.suffix == ".json" else parse_toml)(regular(path).read_bytes())
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                "cannot be read", who=str(path), why=str(error), fix="write a TOML or JSON file"
-            ) from None
+            what = "cannot be read"
+            raise ConfigError(what, who=str(path), why=str(error), fix="write a TOML or JSON file") from None
     return attrs.asdict(structure(PipelineConfig, data, who), recurse=False)
 
 

@@ -84,9 +84,8 @@ class FolderFiles:
                 raise OSError("the name leaves the folder")
             return regular(self.folder / name).read_bytes()
         except OSError as error:
-            raise CheckpointError(
-                "cannot be read", who=self.where(name), why=str(error), fix="check the path"
-            ) from error
+            what = "cannot be read"
+            raise CheckpointError(what, who=self.where(name), why=str(error), fix="check the path") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

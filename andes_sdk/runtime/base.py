@@ -142,12 +142,9 @@ class BaseSession(ABC):
         """What the session holds and has spent; uncommitted rows do not count."""
         return SessionStats(
             kv_bytes=self.kv_bytes(),
-            rows=tuple(tuple(int(n) - self.pending for n in layer) for layer in self.counts()),
-            committed=self.length,
-            accepted=self._accepted,
-            proposed=self.proposed,
-            seconds=dict(self._seconds),
-        )
+            rows=tuple(tuple(int(n) - self.pending for n in layer) for layer in self.counts()), committed=self.length,
+            accepted=self._accepted, proposed=self.proposed, seconds=dict(self._seconds),
+        )  # fmt: skip
 
     def chunks(self, inputs: Inputs) -> Iterator[Work]:
         """The parts in which to read a prompt, its media encoded; commit each before asking for the next.

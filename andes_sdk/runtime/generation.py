@@ -164,14 +164,9 @@ class _Request:
         seconds = {**stats.seconds, "decode": one.last - one.first, "first_token": first}
         one.session.close()
         return Answer(
-            text=self.text.text,
-            tokens=tuple(one.tokens),
-            finish=one.finish,
-            prompt_tokens=len(one.inputs.ids),
-            seconds=seconds,
-            kv_bytes=stats.kv_bytes,
-            logprobs=tuple(one.sampler.logprobs),
-        )
+            text=self.text.text, tokens=tuple(one.tokens), finish=one.finish, prompt_tokens=len(one.inputs.ids),
+            seconds=seconds, kv_bytes=stats.kv_bytes, logprobs=tuple(one.sampler.logprobs),
+        )  # fmt: skip
 
 
 class Runs(Protocol):

@@ -71,12 +71,8 @@ def save(
     except AndesError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            "cannot be written",
-            who=str(target),
-            why=f"{type(error).__name__}: {error}",
-            fix="nothing was changed there",
-        ) from error
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError("cannot be written", who=str(target), why=why, fix="nothing was changed there") from error
     return target
 
 
@@ -145,11 +141,8 @@ def _write_published(job: _Job, folder: Path) -> None:
     dtype, convert = job.dtype, job.convert
     config, published = _published(job)
     if config is None:
-        raise CheckpointError(
-            "the published layout cannot describe these modules",
-            who=", ".join(job.plan.names),
-            fix='save with layout="andes"',
-        )
+        what = "the published layout cannot describe these modules"
+        raise CheckpointError(what, who=", ".join(job.plan.names), fix='save with layout="andes"')
     tensors = stored_tensors(job.model)
     placed, metadata = shards(tensors, dtype, convert), None
     tied = aliases(job.model)
@@ -207,11 +200,9 @@ def _side_files(folder: Path) -> Sequence[Path]:
 
 
 def _as_safetensors(name: str) -> str:
-    return (
-        name
-        if name.endswith(".safetensors")
-        else name.replace("pytorch_model", "model").removesuffix(".bin") + ".safetensors"
-    )
+    if name.endswith(".safetensors"):
+        return name
+    return name.replace("pytorch_model", "model").removesuffix(".bin") + ".safetensors"
 
 
 def _json(data: Mapping[str, Any]) -> bytes:
