@@ -58,6 +58,7 @@ class BatchJob:
         Raises:
             InputError: a line that is not JSON, or an `out` that holds answers to other requests.
         """
+        check_out(self.out)
         lines = self._lines()
         base, seen = self._base(), dict[str, str]()
         keys = {number: _hash([base, text, self._pictures(asked, seen)]) for number, text, asked in lines}
@@ -149,6 +150,17 @@ class BatchJob:
             # one bad line must not cost its neighbours their answers
             return [row for one in conversations for row in self._answer([one])]
         return [answer.to_dict() for answer in answers]
+
+
+def check_out(out: Path) -> None:
+    """Refuse what is there and is no file, such as a folder or a device: answers are read again to go on.
+
+    Raises:
+        InputError: naming it.
+    """
+    if out.exists() and not out.is_file():
+        why, fix = "what it holds is read again to go on", "name a file, or one that is not there yet"
+        raise InputError("is no regular file", who=str(out), why=why, fix=fix)
 
 
 def _files(folder: Path | None, patterns: Sequence[str]) -> list[list[str]]:

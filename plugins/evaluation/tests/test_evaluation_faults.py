@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from typer.testing import CliRunner
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
 from andes_sdk.errors import InputError
+from andes_sdk.files import Journal
 from andes_sdk.runtime.generation import GenerationOptions
 
 TINY = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
@@ -97,19 +97,16 @@ app()
     assert not rows or rows.endswith(b"\n")
 
 
-def test_an_out_that_is_a_pipe_is_refused_instead_of_read_for_ever(tmp_path, model):
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_an_out_that_is_no_file_is_refused_instead_of_read_for_ever(tmp_path, kind):
     (tmp_path / "in.jsonl").write_text('"one"\n')
+    out = tmp_path / "o"
+    {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda path: path.symlink_to("/dev/zero")}[kind](out)
+    told = andes("batch", tmp_path / "in.jsonl", out, "-m", tmp_path / "no model is read", code=1).stderr
+    assert "o: is no regular file" in told
+
+
+def test_a_journal_that_is_a_pipe_is_not_read_for_ever(tmp_path):
     os.mkfifo(tmp_path / "o")
-    job = BatchJob(Pipeline.from_pretrained(model), GenerationOptions(), tmp_path / "in.jsonl", tmp_path / "o")
-    found = []
-
-    def run():
-        try:
-            job.run()
-        except InputError as error:
-            found.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(60)
-    assert "no regular file" in found[0].why
+    with pytest.raises(InputError, match="cannot be read"):
+        Journal(tmp_path / "o").rows()
