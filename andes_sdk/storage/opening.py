@@ -38,7 +38,7 @@ def open_stored(source: str | Path) -> Stored:
         return Folder.open(download(match["name"], match["revision"]))
     opener = _opener(path) if os.path.isfile(path) else None
     if opener is None:
-        why = "it is of no kind that is known here" if os.path.exists(path) else "there is no such file or folder"
+        why = "it is a file of no known kind" if os.path.exists(path) else "there is no such file or folder"
         kinds = ", ".join(f".{suffix}" for suffix in extensions(OPENERS)) or "no such plugin is installed"
         fix = f"give a checkpoint folder (with andes.json or config.json), a file that a plugin opens ({kinds}), "
         fix += "or owner/name[@revision] on the Hugging Face Hub"
