@@ -69,7 +69,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(known)}" if known else "it takes no options"
+    return f"known: {', '.join(known)}" if known else "there is none here"
 
 
 def reasons(error: BaseException, path: str) -> list[str]:
@@ -92,9 +92,9 @@ def problems(cls: type, options: Mapping[str, Any], who: str) -> tuple[dict[str,
     fields = {f.name: f for f in attrs.fields(attrs.resolve_types(cls)) if f.init}
     errors: list[ConfigError] = []
     values: dict[str, Any] = {}
-    for name in options:
-        if name not in fields:
-            errors.append(ConfigError(f"unknown option {name!r}", who=who, fix=suggestion(str(name), fields)))
+    for name in (name for name in options if name not in fields):
+        fix = suggestion(str(name), fields) if fields else "it takes no options"
+        errors.append(ConfigError(f"unknown option {name!r}", who=who, fix=fix))
     for name, f in fields.items():
         if name not in options:
             if f.default is attrs.NOTHING:
@@ -171,20 +171,24 @@ def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         try:
             data = (parse_json if path.suffix == ".json" else parse_toml)(regular(path).read_bytes())
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                "cannot be read", who=str(path), why=str(error), fix="write a TOML or JSON file"
-            ) from None
+            what = "cannot be read"
+            raise ConfigError(what, who=str(path), why=str(error), fix="write a TOML or JSON file") from None
     return attrs.asdict(structure(PipelineConfig, data, who), recurse=False)
+
+
+def _table(_: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected a table of options, got {value!r}")
 
 
 @attrs.frozen(kw_only=True)
 class PipelineConfig:
-    """The arguments of `Pipeline.from_plugins` as a file holds them."""
+    """The arguments of `Pipeline.from_plugins` as plain data."""
 
     plugins: list[object]
     weights: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
     backend: str = "torch"
-    seed: int = 0
-    image: dict[str, object] = attrs.field(factory=dict)
+    seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    image: Any = attrs.field(factory=dict, validator=_table)

@@ -149,7 +149,9 @@ def test_an_error_in_one_conversation_leaves_the_others_alone(engine: Engine) ->
     long = engine.join(Inputs(torch.ones(5000, dtype=torch.int64)), OPTIONS[0])
     engine.run()
     assert [list(c.tokens) for c in good] == wanted
-    assert (bad.finish, type(bad.error), len(bad.tokens)) == ("error", ValueError, 2)
+    assert (bad.finish, type(bad.error), len(bad.tokens)) == ("error", SessionError, 2)
+    assert bad.error is not None
+    assert type(bad.error.__cause__) is ValueError
     assert (long.finish, type(long.error)) == ("error", SessionError)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from andes_sdk.errors import CheckpointError, ConfigError
-from andes_sdk.files import regular
+from andes_sdk.files import at_home, regular
 from andes_sdk.reading import parse_json
 from andes_sdk.types import Adapter, LowRank
 
@@ -51,7 +51,9 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
         ConfigError: a feature of peft that is not supported. CheckpointError: files that are missing or damaged, names
         that the model lacks, or matrices of other shapes.
     """
-    folder = Path(folder)
+    if not isinstance(name, str):
+        raise ConfigError(f"expected a text, got {name!r}", who="name", fix="give the name that requests use")
+    folder = at_home(folder, "folder")
     config = _config(folder)
     try:
         tensors = load_file(regular(folder / WEIGHTS))

@@ -23,6 +23,7 @@ from attrs import frozen
 
 from andes_sdk.errors import AndesError, TrainingError
 from andes_sdk.files import Journal
+from andes_sdk.numbers import numbers_of, weights_of
 
 from .gym import write_lines
 from .prompts import PromptMaker, seed_of
@@ -102,9 +103,11 @@ def measure(pipeline: Pipeline, data: Path, out: Path, how: Measurement, *, drop
 
 
 def _digest(data: Path, pipeline: Pipeline, how: Measurement) -> str:
-    """What the measured rates depend on, but for weights that were given no folder."""
-    weights = str(pipeline.weights and pipeline.weights.resolve())
-    return hashlib.sha256(repr((data.read_bytes(), weights, how)).encode()).hexdigest()
+    """What the measured rates depend on: contents, wherever they lie."""
+    packed, model = pipeline.artefact, pipeline.model
+    weights = packed.digest if packed else numbers_of(model) + weights_of(model, exact=True)
+    plan = json.dumps(pipeline.plan.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(repr((data.read_bytes(), weights, plan, how)).encode()).hexdigest()
 
 
 def _written(row: Any) -> bool:

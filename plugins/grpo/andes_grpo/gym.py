@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from andes_sdk.errors import AndesError, ConfigError, InputError, TrainingError
-from andes_sdk.files import write_atomically
+from andes_sdk.files import write_atomically, writing
 from andes_sdk.reading import json_lines, parse_json
 
 
@@ -56,7 +56,8 @@ def entries(
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """JSON Lines, lone surrogates as escapes; the file appears whole or not at all."""
     text = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines)
-    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+    with writing(path):
+        write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ from attrs import asdict, evolve, field, frozen
 from attrs.validators import ge, gt, le
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.files import Journal, write_atomically
+from andes_sdk.files import Journal, write_atomically, writing
+from andes_sdk.numbers import numbers_of, weights_of
 from andes_sdk.runtime.engine import raise_errors
 from andes_sdk.runtime.options import GenerationOptions
 
@@ -150,7 +151,8 @@ class PairBuilder:
                 done.append(result)
                 self.show(len(done), len(samples))
         lines = [json.dumps(pair, ensure_ascii=False) for result in done for pair in result["pairs"]]
-        write_atomically(self.out, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
+        with writing(self.out):
+            write_atomically(self.out, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
         counts = Counter(result["reason"] for result in done)
         return {**{reason: counts[reason] for reason in REASONS}, "pairs": len(lines)}
 
@@ -160,9 +162,8 @@ class PairBuilder:
         # how many are answered together changes nothing
         facts = {**asdict(self.options), "batch": 0, "plan": self.pipeline.plan.to_dict()}
         found.update(json.dumps(facts, sort_keys=True, default=str).encode())
-        for name, parameter in self.pipeline.model.named_parameters():
-            found.update(name.encode())
-            found.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        packed, model = self.pipeline.artefact, self.pipeline.model
+        found.update((packed.digest if packed else numbers_of(model) + weights_of(model, exact=True)).encode())
         return found.hexdigest()
 
     def _results(self, prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:

@@ -78,7 +78,16 @@ class Lora:
         return found
 
     def save(self, model: Model, folder: Path) -> None:
-        """Write the adapter as peft does; the folder appears whole or not at all."""
+        """Write the adapter as peft does; the folder appears whole or not at all.
+
+        Raises:
+            TrainingError: files in the folder are no part of an adapter, and would be lost.
+        """
+        strange = sorted(p.name for p in folder.iterdir() if p.name not in (WEIGHTS, CONFIG)) if folder.is_dir() else []
+        if strange:
+            what, why = "holds what is no part of an adapter", f"it would be lost: {', '.join(strange[:5])}"
+            fix = "move it away; the same command goes on from the last state"
+            raise TrainingError(what, who=str(folder), why=why, fix=fix)
         tensors = {
             f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": p.detach().contiguous()
             for name, p in model.named_parameters()

@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import Any
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.files import Journal, write_atomically
+from andes_sdk.files import Journal, write_atomically, writing
 from andes_training.progress import METRICS
 
 CURVES = {
@@ -64,7 +64,8 @@ def write_report(folder: Path) -> Path:
         parts += [_figure(rows, key, title) for key, title in {**CURVES, **own}.items()]
     head = f'<!doctype html><meta charset="utf-8"><title>{escape(folder.resolve().name)}</title><style>{STYLE}</style>'
     path = folder / "report.html"
-    write_atomically(path, "\n".join([head, *parts]).encode())
+    with writing(path):
+        write_atomically(path, "\n".join([head, *parts]).encode())
     return path
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from andes_sdk.files import write_atomically
+from andes_sdk.files import write_atomically, writing
 from andes_training.data.bad import BadSample
 from andes_training.data.boxes import END, SCALE, START, Box, find_boxes
 from andes_training.data.inspection import inspect
@@ -46,7 +46,8 @@ def write_page(samples: Samples, out: Path, *, count: int = 20, seed: int = 0) -
     body = "\n".join(_article(samples, index) for index in chosen)
     title = escape(f"{len(chosen)} of {len(samples)} samples")
     page = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>\n'
-    write_atomically(out, f"{page}<h1>{title}</h1>\n{body}\n</html>\n".encode(errors="replace"))
+    with writing(out):
+        write_atomically(out, f"{page}<h1>{title}</h1>\n{body}\n</html>\n".encode(errors="replace"))
     return len(chosen)
 
 
