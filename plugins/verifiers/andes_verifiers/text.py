@@ -15,11 +15,8 @@ from attrs import frozen
 from andes_sdk.errors import InputError
 
 from .answers import final_answer, misfit, truth
+from .numerals import values_of
 
-_NUMBER = re.compile(
-    r"(?<![\w.])[-+−]?\s?[$€£¥]?\s?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:(?<=\d)\.\d*|\.\d+)?(?:[eE][-+]?\d+)?"
-    r"(?:\s?/\s?\d+(?:\.\d+)?)?\s?%?"
-)
 _SURROUNDINGS = string.punctuation + string.whitespace + "。，、！？：；“”‘’（）"
 _LETTER = re.compile(r"\(?([A-Z])(?:\)|[.):,](?:\s.*)?|\)\s.*)?", re.DOTALL)
 _NAMED = re.compile(r"\b(?:option|choice|answer)(?:\s+is)?\s*:?\s*\(?([A-Z])\b(?!')", re.IGNORECASE)
@@ -51,38 +48,42 @@ class Exact:
 class Numeric:
     """1.0 where the last number of the final answer is the truth within a share of it.
 
-    Reads thousands separators, currency signs, exponents, fractions `1/2` and per cent (`50%` is 0.5 on both sides).
+    Reads `1,200`, `1 200`, `$3`, `1/2`, `3 1/2`, `1½`, `10²`, `10^2`, `6e3`, `6 × 10^3`, the same in LaTeX, and per
+    cent: `50%` is 0.5 on both sides. A sign belongs to a number if it stands directly before it, and no word or number
+    directly before the sign. What is not one number (`3-4`, `2 + 3`, `12:30`, `3,14`, `3 or 4`, `√2`, `2π`, `1.2.3`)
+    has no value, so it scores 0.0 where it stands last. Numbers after "not" do not count.
     """
 
     tolerance: float = 1e-6
     name: str = "numeric"
 
     def score(self, sample: Mapping[str, Any], answer: str) -> float:
-        """The sample's own `tolerance` goes before the plugin's."""
-        right = truth(sample, self.name)
-        numbers = [float(right)] if isinstance(right, int | float) else numbers_of(str(right))
+        """The sample's own `tolerance` goes before the plugin's.
+
+        Raises:
+            InputError: the truth is not one finite number, or the tolerance is no share.
+        """
+        wanted, share = self._wanted(truth(sample, self.name)), self._share(sample.get("tolerance"))
+        said = list(values_of(final_answer(answer)))
+        # a few units of rounding are no error, even where the tolerance is 0
+        return float(bool(said) and math.isclose(said[-1], wanted, rel_tol=1e-12, abs_tol=share * abs(wanted)))
+
+    def _wanted(self, right: Any) -> float:
+        try:
+            numbers = [float(right)] if isinstance(right, int | float) else list(values_of(str(right)))
+        except OverflowError:
+            numbers = []
         if isinstance(right, bool) or len(numbers) != 1 or not math.isfinite(numbers[0]):
             raise misfit(self.name, right, "one number")
-        said = numbers_of(final_answer(answer))
-        share = float(sample.get("tolerance", self.tolerance))
-        # a few units of rounding are no error, even where the tolerance is 0
-        return float(bool(said) and math.isclose(said[-1], numbers[0], rel_tol=1e-12, abs_tol=share * abs(numbers[0])))
+        return numbers[0]
 
-
-def numbers_of(text: str) -> list[float]:
-    """Every finite number in a text, in order."""
-    found = []
-    for match in _NUMBER.finditer(unicodedata.normalize("NFKC", text).replace("\u2044", "/")):
-        raw = re.sub(r"[\s,$€£¥]", "", match[0]).replace("−", "-")
-        if not any(c.isdigit() for c in raw):
-            continue
-        top, _, bottom = raw.rstrip("%").partition("/")
-        if bottom and float(bottom) == 0.0:
-            continue
-        value = float(top) / float(bottom or 1) / (100 if raw.endswith("%") else 1)
-        if math.isfinite(value):
-            found.append(value)
-    return found
+    def _share(self, own: Any) -> float:
+        if own is None:
+            return self.tolerance
+        if not isinstance(own, int | float) or isinstance(own, bool) or not 0 <= own < math.inf:
+            what = f"the sample's tolerance is {repr(own)[:80]}"
+            raise InputError(what, who=self.name, fix="write a share of the truth, such as 0.05, or leave it out")
+        return float(own)
 
 
 @frozen

@@ -24,3 +24,73 @@ def test_format_refuses_a_think_that_is_no_truth_value(think: object) -> None:
 def test_format_takes_null_for_its_default() -> None:
     assert score("format", {"think": None}, "<think>so</think>4") == score("format", {}, "<think>so</think>4") == 1.0
     assert score("format", {"think": None}, "4") == score("format", {}, "4") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        # fractions of one sign, and whole numbers before fractions
+        ("1½", 1.5, 5.5), ("½", 0.5, 2), ("-½", -0.5, 0.5), ("2¾ cups", 2.75, 0.75), ("1 ½", 1.5, 0.5),
+        ("3 1/2", 3.5, 0.5), ("-3 1/2", -3.5, -2.5), ("11/2", 5.5, 1.5), ("1¹⁄₂", 1.5, 5.5), ("1⁄2", 0.5, 2),
+        (r"\frac{1}{2}", 0.5, 2), (r"3\frac{1}{2}", 3.5, 0.5), (r"\frac12", 0.5, 12),
+        # powers, and factors of powers of ten
+        ("10²", 100, 102), ("10^2", 100, 2), ("2**3", 8, 3), ("10⁻²", 0.01, 2), ("10²³", 1e23, 1023),
+        ("6.02×10²³", 6.02e23, 1023), ("6 x 10^3", 6000, 3), (r"3 \times 10^{8}", 3e8, 8), ("2*10^3", 2000, 10),
+        # units keep their exponent to themselves
+        ("5 m²", 5, 2), ("12 m^2", 12, 2), ("9.81 m/s^2", 9.81, 2), ("CO₂: 4", 4, 2), ("-5°C", -5, 5),
+        ("70 km/h", 70, 0),
+        # signs and currencies
+        ("–5", -5, 5), ("−5", -5, 5), ("x = - 5", -5, 5), ("x=-5", -5, 5), ("-$5", -5, 5), ("-₹5", -5, 5),
+        ("US$5", 5, -5), ("是-5", -5, 5), ("答案是5", 5, 0),
+        # separators
+        ("1 000 000", 1e6, 0), ("1'000", 1000, 0), ("1_000", 1000, 1), ("1{,}000", 1000, 0), (r"1\,000", 1000, 0),
+        # shares
+        ("50 percent", 0.5, 50), ("50 per cent", 0.5, 50), (r"50\%", 0.5, 50), ("５０％", 0.5, 50), ("5‰", 0.005, 5),
+        # what stands around
+        ("**5**", 5, 0), ("_5_", 5, 0), ("$5$", 5, 0), ("It is 5!", 5, 120), ("Step 1: 5", 5, 1), ("1. 5", 5, 1.5),
+        ("8 - 3 = 5", 5, 3), ("5, not 6", 5, 6), ("6 rather than 7", 6, 7), ("It isn't 6 but 7", 7, 6),
+    ],
+)  # fmt: skip
+def test_numeric_reads_numbers_as_people_write_them(answer: str, right: float, wrong: float) -> None:
+    assert score("numeric", {"answer": right}, answer) == 1.0
+    assert score("numeric", {"answer": str(right)}, answer) == 1.0
+    assert score("numeric", {"answer": wrong}, answer) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "tempting"),
+    [
+        ("5-3", [5, 3, -3, 2]), ("8 - 3", [8, 3, -3, 5]), ("5 = 8 - 3", [3, -3]), ("2 + 3", [2, 3]), ("5 x 3", [5, 3]),
+        ("3 or 4", [3, 4]), ("3-4", [3, 4]), ("2020-12-31", [2020, 31, -31]), ("12/31/2020", [2020, 31]),
+        ("12:30", [12, 30]), ("3,14", [3, 14, 3.14]), ("1,2,3", [1, 3, 123]), ("12,345,67", [67, 1234567]),
+        ("1.2.3", [1.2, 3]), ("192.168.1.1", [192.168, 1]), ("5 ± 1", [5, 1, 6]), ("±5", [5, -5]), ("√2", [2]),
+        (r"\sqrt{2}", [2]), (r"2\sqrt{3}", [2, 3]), ("2π", [2]), (r"2\pi", [2]), (r"\frac{\pi}{2}", [2]), ("x/2", [2]),
+        ("(1/2)^2", [2, 0.5]), ("2^x", [2]), ("101₂", [101, 1012]), ("0x1F", [0, 1]), ("5'10", [5, 10]),
+        ("Total - 5", [5, -5]), ("Result:\n- 5", [5, -5]), ("x-5", [5, -5]), ("--5", [5, -5]), ("1-1/2", [0.5, 1.5]),
+        ("1 11/2", [5.5, 6.5]), ("it is not 6", [6]), ("H₂O", [2]), ("x²", [2]), ("v1.2", [1.2, 2]),
+        ("2^3^2", [2, 9, 64]), ("5 and then 1e999", [5]),
+    ],
+)  # fmt: skip
+def test_numeric_takes_no_part_of_what_is_not_one_number(answer: str, tempting: list[float]) -> None:
+    assert [score("numeric", {"answer": right}, answer) for right in tempting] == [0.0] * len(tempting)
+
+
+@pytest.mark.parametrize("right", ["2020-12-31", "3 or 4", "2π", "1 2", 10**400])
+def test_numeric_refuses_a_truth_that_is_part_of_something_larger(right: object) -> None:
+    with pytest.raises(InputError, match="truth cannot be used"):
+        score("numeric", {"answer": right}, "1")
+
+
+@pytest.mark.parametrize("tolerance", ["wide", "0.1", -1, float("nan"), float("inf"), True, [0.1]])
+def test_numeric_refuses_a_tolerance_that_is_no_share(tolerance: object) -> None:
+    with pytest.raises(InputError, match="tolerance is"):
+        score("numeric", {"answer": 1, "tolerance": tolerance}, "1")
+
+
+def test_numeric_takes_no_tolerance_for_the_plugins_own() -> None:
+    assert score("numeric", {"answer": 100, "tolerance": None}, "104", tolerance=0.05) == 1.0
+
+
+@pytest.mark.parametrize("text", ["1 ", "1-", "1,", "- ", "1/", "10^", "√", r"\frac{", "x1", "^{", "_", "."])
+def test_numeric_reads_long_nonsense_in_time(text: str) -> None:
+    assert score("numeric", {"answer": 7}, text * (20_000 // len(text))) == 0.0
