@@ -6,7 +6,6 @@ import functools
 import math
 import re
 import string
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,8 @@ from andes_sdk.errors import InputError
 
 from .answers import final_answer, misfit, truth
 from .numerals import values_of
+from .surroundings import bare
 
-_SURROUNDINGS = string.punctuation + string.whitespace + "。，、！？：；“”‘’（）"
 _LETTER = re.compile(r"\(?([A-Z])(?:\)|[.):,](?:\s.*)?|\)\s.*)?", re.DOTALL)
 _NAMED = re.compile(r"\b(?:option|choice|answer)(?:\s+is)?\s*:?\s*\(?([A-Z])\b(?!')", re.IGNORECASE)
 _BRACKETED = re.compile(r"\(([A-Z])\)")
@@ -25,22 +24,27 @@ _BRACKETED = re.compile(r"\(([A-Z])\)")
 
 @frozen
 class Exact:
-    """1.0 where the final answer equals the truth, or one of several, but for space, width and outer punctuation."""
+    """1.0 where the final answer equals the truth, or one of several, but for case, space, width and its surroundings.
+
+    Surroundings are sentence punctuation (`red.` `: red`), a pair of quotes, brackets or Markdown around all of it
+    (`"red"` `(red)` `**red**` `$5$`), and a lone closing bracket. Everything else is meant: signs and points before
+    (`-5` `.5` `#5` `$5`), signs after (`50%` `C++` `5!`), raised digits, and brackets around a list, such as `(0, 1]`.
+    All dashes of the width of a hyphen or minus sign are one character, and so are straight and curly quotes.
+    """
 
     ignore_case: bool = True
     name: str = "exact"
 
     def score(self, sample: Mapping[str, Any], answer: str) -> float:
-        """The truth is a text or number, or a list of those that are right."""
+        """The truth is a text or number, or a list of those that are right. No answer is never right."""
         right = truth(sample, self.name)
         options = right if isinstance(right, Sequence) and not isinstance(right, str) else [right]
         said = self.normalised(final_answer(answer))
-        return float(any(said == self.normalised(str(option)) for option in options))
+        return float(bool(said) and any(said == self.normalised(str(option)) for option in options))
 
     def normalised(self, text: str) -> str:
-        """NFKC, one space between words, no punctuation around them; what is punctuation alone stays."""
-        text = " ".join(unicodedata.normalize("NFKC", text).split())
-        text = text.strip(_SURROUNDINGS) or text
+        """What of a text is compared."""
+        text = bare(text)
         return text.casefold() if self.ignore_case else text
 
 

@@ -94,3 +94,53 @@ def test_numeric_takes_no_tolerance_for_the_plugins_own() -> None:
 @pytest.mark.parametrize("text", ["1 ", "1-", "1,", "- ", "1/", "10^", "√", r"\frac{", "x1", "^{", "_", "."])
 def test_numeric_reads_long_nonsense_in_time(text: str) -> None:
     assert score("numeric", {"answer": 7}, text * (20_000 // len(text))) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("-5", "5"), (".5", "5"), ("50%", "50"), ("C++", "C"), ("C#", "C"), ("A+", "A"), ("A-", "A"), ("A*", "A"),
+        ("O-", "O+"), ("Na+", "Na"), ("$5", "5"), ("#5", "5"), ("5!", "5"), ("f'", "f"), ("5'", "5"), ('5"', "5"),
+        ("<5", "5"), (">5", "<5"), ("~5", "5"), ("10²", "102"), ("1½", "11⁄2"), ("H₂O", "H2O"), ("(0,1)", "[0,1]"),
+        ("(0, 1]", "[0, 1)"), ("__init__", "init"), ("*args", "args"), ("**kwargs", "kwargs"), ("@user", "user"),
+        ("/path", "path"), (".NET", "NET"), ("\\alpha", "alpha"), ("|5|", "5"), ("|-5|", "5"), ("-x", "x"),
+        ("-5", "- 5"), ("5", "- 5"), ("+5", "5"), ("?", "!"), ("", "."), ("&", "and"), ("~/a", "/a"), ("a/", "a"),
+        ("x_", "x"), ("(a)(b)", "a)(b"), ("5!", "5."), ("(1,2)", "1,2"), ("[1, 2]", "1, 2"), ("-5", "5."),
+        ("−5", "5"), ("5°", "5"), ("5€", "5"), ("∞", "-∞"), ("==", "="), ("a;b", "a"), ("{1,2}", "(1,2)"),
+        ("का", "क"), ("किताब", "कताब"), ("é", "e"), ("5‰", "5%"), ("x'", "x''"), ('"', "'"), ("dark red", "red"),
+    ],
+)  # fmt: skip
+def test_exact_tells_apart_what_differs_in_a_sign_that_is_meant(one: str, other: str) -> None:
+    assert score("exact", {"answer": one}, other) == score("exact", {"answer": other}, one) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("right", "answer"),
+    [
+        ("red", "red."), ("red", "Red!"), ("red", '"red"'), ("red", "“red”"), ("red", "(red)"), ("red", "**red**"),
+        ("red", "*red*"), ("red", "`red`"), ("red", "_red_"), ("5", "$5$"), ("5", "\\(5\\)"), ("5", "\\[ 5 \\]"),
+        ("red", "- red"), ("red", "* red"), ("red", ": red"), ("red", "**The answer is: red**"),
+        ("red", "**The answer is:** red"), ("red", "The answer is **red**."), ("red", "(The answer is red)"),
+        ("red", 'He said "the answer is red"'), ("red", "red..."), ("red", "red…"), ("it's", "it’s"), ("-5", "−5"),
+        ("-5", "–5"), ("-5", "**-5**"), ("-5", "-5."), (".5", ".5."), ("50%", "50%."), ("C++", "**C++**"),
+        ("C++", "C++."), ("50%", "５０％"), ("$5", "$5."), ("(0, 1]", "(0, 1]."), ("[1, 2]", "[1, 2]"), ("5", "= 5"),
+        ("5", "(5)"), ("5", "[5]"), ("5!", "5!"), ("f(x)", "f(x)."), ("f(x)", "f(x)"), ("(a)(b)", "(a)(b)"),
+        ("new york", "new\n york"), ("red.", "red"), ("U.S.", "U.S"), ("ﬁne", "fine"), ("红", "红。"), ("红", "“红”"),
+        ("红", "（红）"), ("红", "《红》"), ("__init__", "`__init__`"), ("what?", "what"), ("10²", "10²"), ("½", "½"),
+        ("A*", "A*"), ("?", "?"), ("5", "\n5\n"), ("5", "\\boxed{5}"), ("e.g.", "e.g."), ("Crimson", "crimson!"),
+        ("12", "１２"), ("1–2", "1-2"), ("5'", "5’"), ("rock 'n' roll", "rock ’n’ roll"), ("'tis", "’tis"),
+        ("'a' and 'b'", "'a' and 'b'"), ("A", "**A**"), ("(a, b)", "**(a, b)**"), ("C++", "The answer is C++"),
+        ("कि", "कि।"),
+    ],
+)  # fmt: skip
+def test_exact_takes_the_same_text_in_other_surroundings(right: str, answer: str) -> None:
+    assert score("exact", {"answer": right}, answer) == 1.0
+
+
+def test_exact_gives_nothing_for_no_answer() -> None:
+    assert score("exact", {"answer": ""}, "<think>so") == score("exact", {"answer": ["", "4"]}, " ") == 0.0
+
+
+@pytest.mark.parametrize("text", ["(", "[", "*", ". ", "- ", "(a)", "**a**", "= ", "a!", " **", "??", "\\("])
+def test_exact_reads_long_nonsense_in_time(text: str) -> None:
+    assert score("exact", {"answer": "red"}, text * (100_000 // len(text))) == 0.0
