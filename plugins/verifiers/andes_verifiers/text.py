@@ -14,12 +14,9 @@ from attrs import frozen
 from andes_sdk.errors import InputError
 
 from .answers import final_answer, misfit, truth
+from .letters import chosen
 from .numerals import values_of
 from .surroundings import bare
-
-_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.):,](?:\s.*)?|\)\s.*)?", re.DOTALL)
-_NAMED = re.compile(r"\b(?:option|choice|answer)(?:\s+is)?\s*:?\s*\(?([A-Z])\b(?!')", re.IGNORECASE)
-_BRACKETED = re.compile(r"\(([A-Z])\)")
 
 
 @frozen
@@ -92,38 +89,32 @@ class Numeric:
 
 @frozen
 class Choice:
-    """1.0 where the answer chooses the right letter of a multiple-choice question.
+    """1.0 where the answer chooses the right letter of a multiple-choice question, and no other.
 
-    Understands `B`, `(B)`, `B. a dog`, "option B", and the text of an option where the sample lists its `choices`.
-    An answer that names several options in brackets chooses none.
+    First what stands alone or at the beginning counts: `B`, `(B)`, `B. a dog`, `B, because …`. Then what is called the
+    answer: "answer: B", "I choose B", "it is B", "B is correct", a letter on a line of its own. Then "option B" and
+    `(B)` anywhere. Last the text of an option, where the sample lists its `choices`. `A` and `I` are letters only where
+    they cannot be words. Options that are denied ("not B", "B is wrong") do not count. An answer that names several
+    others, or a letter with another option's text, chooses none.
     """
 
     name: str = "choice"
 
     def score(self, sample: Mapping[str, Any], answer: str) -> float:
-        """The truth is a letter A-Z; `choices` in the sample are the options' texts from A on."""
-        right = str(truth(sample, self.name)).strip().upper()
-        if not re.fullmatch("[A-Z]", right):
-            raise misfit(self.name, right, "one letter from A to Z")
-        return float(self.chosen(final_answer(answer), sample.get("choices", ())) == right)
+        """The truth is a letter A-Z; `choices` in the sample are the options' texts from A on.
 
-    def chosen(self, text: str, choices: Sequence[str] = ()) -> str:
-        """The letter that a text chooses, or nothing."""
-        text = text.strip().strip("*").strip()
-        if len(text) == 1:
-            text = text.upper()
-        letters = set(_BRACKETED.findall(text))
-        if len(letters) > 1:
-            return ""
-        if match := _LETTER.fullmatch(text):
-            return match[1]
-        if named := _NAMED.findall(text):
-            return str(named[-1]).upper()
-        if letters:
-            return str(letters.pop())
-        plain = Exact().normalised
-        same = [i for i, choice in enumerate(choices) if plain(str(choice)) == plain(text)]
-        return string.ascii_uppercase[same[0]] if len(same) == 1 else ""
+        Raises:
+            InputError: the truth is no letter, or none of the choices, or these are no list of up to 26.
+        """
+        choices = sample.get("choices") or ()
+        if isinstance(choices, str) or not isinstance(choices, Sequence) or len(choices) > 26:
+            why, fix = f"{repr(choices)[:80]} is no list of up to 26 texts", "write a list, or leave it out"
+            raise InputError("the sample's choices cannot be used", who=self.name, why=why, fix=fix)
+        right = str(truth(sample, self.name)).strip().upper()
+        letters = string.ascii_uppercase[: len(choices) or 26]
+        if len(right) != 1 or right not in letters:
+            raise misfit(self.name, right, f"one letter from A to {letters[-1]}")
+        return float(chosen(final_answer(answer), choices) == right)
 
 
 @frozen

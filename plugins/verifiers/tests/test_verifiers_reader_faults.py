@@ -144,3 +144,82 @@ def test_exact_gives_nothing_for_no_answer() -> None:
 @pytest.mark.parametrize("text", ["(", "[", "*", ". ", "- ", "(a)", "**a**", "= ", "a!", " **", "??", "\\("])
 def test_exact_reads_long_nonsense_in_time(text: str) -> None:
     assert score("exact", {"answer": "red"}, text * (100_000 // len(text))) == 0.0
+
+
+CHOICES = ["the cat", "a dog", "a fish", "none"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("I will answer a tricky question: (C)", "C"), ("Answer: a dog (B)", "B"),
+        ("The choice a person makes is C", "C"), ("I, for one, think it is B", "B"), ("option B, not option A", "B"),
+        ("not option A but option B", "B"), ("not A but B", "B"), ("B", "B"), ("b", "B"), ("(b)", "B"), ("b)", "B"),
+        ("[B]", "B"), ('"B"', "B"), ("'B'", "B"), ("B.", "B"), ("**B.** a dog", "B"), ("**(B)** a dog", "B"),
+        ("B. a dog", "B"), ("B) a dog", "B"), ("(B) a dog", "B"), ("B: a dog", "B"), ("B - a dog", "B"),
+        ("B – a dog", "B"), ("b. a dog", "B"), ("B\n\nBecause it barks.", "B"), ("It barks.\n\nB", "B"),
+        ("It barks.\n\n**(B)**", "B"), ("B because it barks", "B"), ("B, because it barks", "B"),
+        ("B is correct", "B"), ("(B) is the answer", "B"), ("A is correct", "A"), ("Option A is right", "A"),
+        ("I choose B", "B"), ("I pick option C.", "C"), ("I would go with D.", "D"), ("It must be D.", "D"),
+        ("It's C", "C"), ("answer: b", "B"), ("option b", "B"), ("Answer: A", "A"), ("Answer: A, as it purrs", "A"),
+        ("Answer: A (the cat)", "A"), ("Answer: (D)", "D"), ("Answer: option C", "C"), ("Answer is B", "B"),
+        ("The correct answer would be B.", "B"), ("clearly (A)", "A"), ("（Ｂ）", "B"), ("选B", "B"), ("答案：B", "B"),
+        ("答案是B。", "B"), ("选项B", "B"), ("\\text{B}", "B"), ("The options (A) and (B) are close. Answer: B", "B"),
+        ("(A) is wrong, so (B)", "B"), ("Option A is wrong. I choose option B.", "B"), ("(B), not (A)", "B"),
+        ("all but not (A): (B)", "B"), ("A is incorrect; B is correct", "B"), ("Answer: a dog", "B"),
+        ("Answer: A dog", "B"), ("a dog", "B"), ("A dog.", "B"), ("The answer is a dog", "B"), ("the cat", "A"),
+        ("none", "D"), ("I think the dog, option B, is right", "B"), ("My choice: C", "C"),
+        ("Answer: I think (C)", "C"), ("Choice A makes sense", "A"), ("B?", "B"), ("Final answer: B", "B"),
+        ("Answer: **B**", "B"), ("I'd say (B).", "B"), ("It is (B)", "B"), ("a", "A"),
+        ("B\n\nA is wrong: it purrs.", "B"), ("B. a dog, not (A)", "B"),
+    ],
+)  # fmt: skip
+def test_choice_finds_the_one_letter_that_is_chosen(answer: str, letter: str) -> None:
+    scores = {right: score("choice", {"answer": right, "choices": CHOICES}, answer) for right in "ABCD"}
+    assert scores == {right: float(right == letter) for right in "ABCD"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "B/c", "(A) or (B)", "A or B", "A and B", "B or C", "B/C", "B, C", "B and C", "Answer: B or C",
+        "option B or C", "option B or option C", "Options A, B and C", "(A) the cat (B) a dog",
+        "A. the cat\nB. a dog", "Option B? No, option C.", "Answer: B. Wait, answer: C", "A. a dog", "a dog (A)",
+        "Answer: a dog (A)", "(A) a fish", "not B", "Not (B)", "It is not option B", "It isn't (B)", "all except (B)",
+        "anything other than (B)", "(B) is wrong", "Option B is not right", "B is wrong", "B is incorrect",
+        "I think so", "I am a fish", "A person", "I", "I'm sure", "The best is C++", "grade E", "f(A)", "P(A) = 1",
+        "A dog or a fish", "", "A cat", "U.S.", "e.g. a bird", "Vitamin C", "C++", "B-52", "Neither A nor B",
+        "I cannot answer a question", "The answer I give", "an option I like", "a choice a man makes",
+        "What is A dog?", "Is it A? No.", "E", "Answer: E", "(I) think", "both (A) and B", "either option A or (B)",
+        "rule out (A)", "AB", "A B", "A, B", "A. B.", "It is B or C", "Answer: B and C", "B. C.", "A+", "(B)\n(C)",
+    ],
+)  # fmt: skip
+def test_choice_finds_none_where_there_is_none_or_more_than_one(answer: str) -> None:
+    assert [score("choice", {"answer": right, "choices": CHOICES}, answer) for right in "ABCD"] == [0.0] * 4
+
+
+@pytest.mark.parametrize("answer", ["I, for one, think so", "I think so", "A person", "I am", "Answer: I think so"])
+def test_choice_takes_no_word_for_a_letter_where_no_choices_are_listed(answer: str) -> None:
+    assert [score("choice", {"answer": right}, answer) for right in "AI"] == [0.0, 0.0]
+
+
+def test_choice_knows_the_text_of_an_option_with_and_without_its_label() -> None:
+    sample = {"answer": "B", "choices": ["A. the cat", "B. a dog"]}
+    assert [score("choice", sample, text) for text in ("a dog", "B. a dog", "the cat", "A. the cat")] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("choices", ["abc", 3, {"A": "x"}, ["x"] * 27])
+def test_choice_refuses_choices_that_are_no_list_of_options(choices: object) -> None:
+    with pytest.raises(InputError, match="choices cannot be used"):
+        score("choice", {"answer": "A", "choices": choices}, "A")
+
+
+def test_choice_refuses_a_truth_that_is_none_of_the_choices() -> None:
+    with pytest.raises(InputError, match="truth cannot be used") as caught:
+        score("choice", {"answer": "C", "choices": ["x", "y"]}, "C")
+    assert "from A to B" in caught.value.why
+
+
+@pytest.mark.parametrize("text", ["(", "A ", "(A", "is ", "B or ", "answer: ", "A, ", "not ", "B.", "' ", "A\n"])
+def test_choice_reads_long_nonsense_in_time(text: str) -> None:
+    assert score("choice", {"answer": "C"}, text * (20_000 // len(text))) == 0.0
