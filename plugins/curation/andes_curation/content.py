@@ -13,7 +13,8 @@ from andes_curation.references import answers, messages, pictures, text_of, text
 from andes_sdk.errors import InputError
 from andes_sdk.inputs.images import load_image
 
-from .table import Table, digest, far, normalised, perceptual_hashes
+from .table import Table, digest, far, perceptual_hashes
+from .words import normalised
 
 
 @frozen
@@ -53,7 +54,7 @@ class Duplicates(Table):
 
     distance: int
     name = "duplicates"
-    version = "duplicates/1"
+    version = "duplicates/2"
 
     def describe(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
         """Digest of the text, hashes of the pictures."""
