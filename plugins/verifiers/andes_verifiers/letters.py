@@ -18,7 +18,7 @@ _END = (
 _NO_WORD = r"(?![A-Za-z0-9'’+#*_-])"
 _ANY = rf"[\(\[]?(?P<{{0}}>[B-HJ-Z]{_NO_WORD}|[AI]{_NO_WORD}{_END})[\)\]]?"
 _SURE = rf"[\(\[]?(?P<{{0}}>[A-Z]){_NO_WORD}{_END}[\)\]]?"
-_SMALL = rf"[\(\[]?(?P<{{0}}>[a-z]){_NO_WORD}(?=\s*(?:$|[.,;:!?)\]。，、\n]))[\)\]]?"
+_SMALL = rf"[\(\[]?(?P<{{0}}>[a-z]){_NO_WORD}(?=\s*(?:$|[.,;:!?)\]。，、\n]|(?:is|because|since)\b))[\)\]]?"
 _IS = r"(?:\s*(?:is|would be|must be|should be|was)\b|\s*[:=]|\s*(?:是|为|應為|应为)){0,2}\s*[:：]?\s*"
 _ALONE = re.compile(r"[\s(\[{'.,:]*([A-Za-z])[\s)\]}'.,:;!?。，、]*")
 _LABEL = re.compile(
@@ -31,7 +31,7 @@ _VERDICTS = [
     for p in (
         rf"(?i:\b(?:answer|solution))(?i:{_IS})(?i:(?:option|choice)\s+)?(?:{_ANY.format('a')}|{_SMALL.format('b')})",
         rf"(?:答案|选择|选|選)(?:{_IS})(?:选项)?{_ANY.format('a')}",
-        rf"(?i:\b(?:is|be|it['’]s|choose|chose|pick|select|going with|go with|but)\s*:?\s*)"
+        rf"(?i:\b(?:is|be|it['’]s|choose|chose|pick|select|going with|go with|but|so|thus|hence|therefore),?\s*:?\s*)"
         rf"(?i:(?:option|choice)\s+)?{_SURE.format('a')}",
         rf"(?<![\w'’]){_SURE.format('a')}\s+(?i:is|was|seems)\s+(?i:the\s+)?(?i:correct|right|best|answer)\b",
         rf"(?m:^)\s*{_SURE.format('a')}\s*[.。]?\s*(?m:$)",

@@ -172,6 +172,8 @@ CHOICES = ["the cat", "a dog", "a fish", "none"]
         ("Answer: I think (C)", "C"), ("Choice A makes sense", "A"), ("B?", "B"), ("Final answer: B", "B"),
         ("Answer: **B**", "B"), ("I'd say (B).", "B"), ("It is (B)", "B"), ("a", "A"),
         ("B\n\nA is wrong: it purrs.", "B"), ("B. a dog, not (A)", "B"),
+        ("A dog is shown, so B.", "B"), ("It barks; therefore, (B).", "B"), ("Option b is correct", "B"),
+        ("I see a fish. So the correct option is C.", "C"), ("The answer is option B: a dog", "B"),
     ],
 )  # fmt: skip
 def test_choice_finds_the_one_letter_that_is_chosen(answer: str, letter: str) -> None:
@@ -190,7 +192,8 @@ def test_choice_finds_the_one_letter_that_is_chosen(answer: str, letter: str) ->
         "I think so", "I am a fish", "A person", "I", "I'm sure", "The best is C++", "grade E", "f(A)", "P(A) = 1",
         "A dog or a fish", "", "A cat", "U.S.", "e.g. a bird", "Vitamin C", "C++", "B-52", "Neither A nor B",
         "I cannot answer a question", "The answer I give", "an option I like", "a choice a man makes",
-        "What is A dog?", "Is it A? No.", "E", "Answer: E", "(I) think", "both (A) and B", "either option A or (B)",
+        "What is A dog?", "Is it A? No.", "E", "Answer: E", "(I) think", "both (A) and B",
+        "So A dog or I", "option a man has", "either option A or (B)",
         "rule out (A)", "AB", "A B", "A, B", "A. B.", "It is B or C", "Answer: B and C", "B. C.", "A+", "(B)\n(C)",
     ],
 )  # fmt: skip
