@@ -104,6 +104,16 @@ def text_of(message: Mapping[str, Any]) -> str:
     return "".join(str(p.get("text") or "") for p in parts if isinstance(p, Mapping))
 
 
+def texts(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Every text of a sample that a model may learn from: its messages, and both answers of a preference pair."""
+    yield from map(text_of, messages(entry))
+    for key in ("chosen", "rejected"):
+        said = entry.get(key)
+        if isinstance(said, str):
+            yield said
+        yield from (text_of(m) for m in said if isinstance(m, Mapping)) if isinstance(said, list) else ()
+
+
 def answers(entry: Mapping[str, Any]) -> str:
     """All assistant text of a sample, and what a preference pair's line chose."""
     said = [text_of(m) for m in messages(entry) if m.get("role") == "assistant"]
