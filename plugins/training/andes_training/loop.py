@@ -188,7 +188,7 @@ class Trainer:
         for change in changes:
             if isinstance(change, Lora) and change.recipe.chain:
                 change.load(model, self.out / change.folder)
-        if recipe.lora is None or recipe.lora.merge:
+        if recipe.changes_weights:
             model.numbers = ""  # its weights will no longer be those that it was opened with
         decaying = decayed(model)  # before the model is copied: copies of parameters lose their attributes
         divided = self.recipe.sharding == "full" and self.processes.world > 1

@@ -6,7 +6,9 @@ The layers are peft's, and so is the folder that is written: `adapter_config.jso
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,14 +37,12 @@ class Lora:
 
     Attributes:
         folder: where it is saved, relative to the run's.
-        base: the numbers, or the weights, of the model that it was put into, which the saved adapter names.
     """
 
     recipe: LoraRecipe
     folder: str
     targets: tuple[str, ...] = field(default=(), init=False)
     tuner: Any = field(default=None, init=False)
-    base: str = field(default="", init=False)
 
     def put_in(self, model: Model) -> None:
         """Add the adapter to a model, in place; B is zero, so nothing changes yet.
@@ -56,8 +56,7 @@ class Lora:
             raise TrainingError(
                 "LoRA needs peft", who="stages.lora", why=str(error), fix="pip install 'andes-training[lora]'"
             ) from None
-        recipe, weights = self.recipe, cast("nn.Module", model)
-        self.base = model.numbers or numbers_of(weights) or weights_of(weights)
+        recipe = self.recipe
         self.targets = targets_of(model, recipe.targets)
         if not self.targets:
             raise TrainingError(
@@ -78,7 +77,13 @@ class Lora:
         return found
 
     def save(self, model: Model, folder: Path) -> None:
-        """Write the adapter as peft does; the folder appears whole or not at all."""
+        """Write the adapter as peft does; the folder appears whole or not at all.
+
+        It names the model as it is now, without the adapter: what else learnt beside it is part of its base.
+        """
+        weights = cast("nn.Module", model)
+        with _without(weights, self.targets):
+            base = model.numbers or numbers_of(weights) or weights_of(weights)
         tensors = {
             f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": p.detach().contiguous()
             for name, p in model.named_parameters()
@@ -88,12 +93,12 @@ class Lora:
         config.inference_mode = True
         with appearing(folder) as temporary:
             # peft warns of fields that it does not know, so weights, which it can use, are named beside the tensors
-            named = {BASE: self.base} if self.base.startswith("weights:") else {}
+            named = {BASE: base} if base.startswith("weights:") else {}
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt", **named})
             config.save_pretrained(str(temporary))
-            if self.base and not named:
+            if base and not named:
                 path = temporary / CONFIG
-                fields = parse_json(path.read_bytes()) | {BASE: self.base}
+                fields = parse_json(path.read_bytes()) | {BASE: base}
                 path.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
 
     def load(self, model: Model, folder: Path) -> None:
@@ -118,6 +123,19 @@ class Lora:
             self.tuner.merge_and_unload()
         else:
             self.tuner.unload()
+
+
+@contextlib.contextmanager
+def _without(model: nn.Module, targets: Sequence[str]) -> Iterator[None]:
+    """Within this, a model has its own layers under their own names, and no adapter."""
+    layers = {name: model.get_submodule(name) for name in targets}
+    for name, layer in layers.items():
+        model.set_submodule(name, cast("nn.Module", layer.base_layer))
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            model.set_submodule(name, layer)
 
 
 def targets_of(model: Model, kinds: list[str]) -> tuple[str, ...]:

@@ -184,6 +184,11 @@ class StageRecipe:
         return self.floor + (1 - self.floor) * shape
 
     @property
+    def changes_weights(self) -> bool:
+        """Whether anything but an adapter beside the weights learns."""
+        return self.lora is None or self.lora.merge or any(rate > 0 for rate in self.rates.values())
+
+    @property
     def adapter(self) -> str:
         """Where the adapter is saved, relative to the run's folder; empty without one."""
         return "" if self.lora is None else f"adapters/{self.lora.name or self.stage}"

@@ -122,8 +122,22 @@ def train(
     elif console is not None:
         for adapter in dict.fromkeys(adapters):
             console.print(f"trained adapter: {adapter}", markup=False, soft_wrap=True)
-        only = len(adapters) == len(loaded.stages)
-        console.print(f"{'its base, as it was' if only else 'trained model'}: {model}", markup=False, soft_wrap=True)
+        console.print(f"{_model_is(loaded, pipeline)}: {model}", markup=False, soft_wrap=True)
+
+
+def _model_is(recipe: Recipe, pipeline: Pipeline) -> str:
+    """What the saved model is, beside the adapters of a run."""
+    from andes_sdk.types import ModelChange
+
+    changed = [
+        s.changes_weights or isinstance(pipeline.pick("training_stages", s.stage), ModelChange) for s in recipe.stages
+    ]
+    last = recipe.stages[-1]
+    if not any(changed):
+        return "its base, as it was"
+    if last.lora is None or last.lora.merge or (changed[-1] and not last.changes_weights):
+        return "trained model"
+    return "the last adapter's base" + (", with what was trained beside it" if changed[-1] else "")
 
 
 @clean

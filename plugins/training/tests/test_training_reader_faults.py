@@ -1,0 +1,93 @@
+"""Faults that a reader of the documentation found by following it; each test's name says the fault."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from andes_training.cli.train import train as train_command
+from andes_training.progress import Progress
+from andes_training.recipe import load_recipe
+from PIL import Image
+from typer.testing import CliRunner
+
+from andes_sdk import Pipeline
+from andes_sdk.cli import app
+from andes_sdk.errors import TrainingError
+
+
+def talk(question: str, answer: str, picture: str = "") -> dict[str, Any]:
+    parts: list[Any] = [{"type": "image_url", "image_url": {"url": picture}}] if picture else []
+    user = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+    return {"messages": [user, {"role": "assistant", "content": answer}]}
+
+
+def lines(path: Path, *entries: Any) -> Path:
+    path.write_text("".join(e if isinstance(e, str) else json.dumps(e) + "\n" for e in entries))
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """Four steps on four samples, two of them with a picture."""
+    Image.new("RGB", (28, 28), "red").save(tmp_path / "red.png")
+    lines(tmp_path / "data.jsonl", *(talk(f"what is {i}?", f"it is {i}", "red.png" * (i % 2)) for i in range(4)))
+    path = tmp_path / "r.toml"
+    path.write_text("""
+name = "t"
+threads = 1
+[pipeline]
+plugins = [{ aimv2 = { preset = "tiny" } }, "mlp", { qwen3 = { preset = "tiny" } }, { sft = { rate = 1e-3 } }]
+[[stages]]
+stage = "sft"
+steps = 4
+log_every = 1
+max_tokens = 128
+data = [{ path = "data.jsonl" }]
+""")
+    return path
+
+
+def train(recipe: Path, out: Path, *overrides: str, **options: Any) -> Pipeline:
+    loaded = load_recipe(recipe, overrides)
+    pipeline = Pipeline.from_plugins(**loaded.pipeline)
+    pipeline.train(loaded, out, progress=Progress(out), **options)
+    return pipeline
+
+
+def invoke(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+# ---------------------------------------------------------------- adapters
+
+
+def test_an_adapter_was_refused_on_the_model_that_was_saved_with_it_where_the_projector_learnt_beside_it(
+    recipe: Path, tmp_path: Path, capsys: Any
+) -> None:
+    pytest.importorskip("peft")
+    out = tmp_path / "out"
+    before = Pipeline.from_plugins(**load_recipe(recipe).pipeline).model.state_dict()
+    given = ["stages.0.rates={mlp = 1e-2}", "stages.0.lora={rank = 2, alpha = 4}"]
+    train_command(recipe, out, given)
+    opened = Pipeline.from_pretrained(out / "model")
+    opened.add_adapter("own", out / "adapters" / "sft")
+    changed = {n.partition(".")[0] for n, p in opened.model.state_dict().items() if not torch.equal(p, before[n])}
+    assert changed == {"mlp"}
+    told = capsys.readouterr().out
+    assert "as it was" not in told
+    assert f"the last adapter's base, with what was trained beside it: {out / 'model'}" in told
+
+
+def test_an_adapter_was_refused_after_an_earlier_stage_of_its_run(recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("peft")
+    out, text = tmp_path / "out", recipe.read_text()
+    recipe.write_text(f"{text}\n{text[text.index('[[stages]]') :]}[stages.lora]\nrank = 2\n")
+    train_command(recipe, out)
+    Pipeline.from_pretrained(out / "model").add_adapter("own", out / "adapters" / "sft")
+    assert f"the last adapter's base: {out / 'model'}" in capsys.readouterr().out
