@@ -25,7 +25,17 @@ from andes_training.recipe import Recipe, StageRecipe, check_start
 from andes_training.recompute import recomputed
 from andes_training.resume import check_saved
 from andes_training.run import StageRun
-from andes_training.state import Learner, Saved, load_state, read_saved, save_state, saving, states
+from andes_training.state import (
+    Learner,
+    Saved,
+    drop_states,
+    load_state,
+    read_saved,
+    save_state,
+    saving,
+    state_name,
+    states,
+)
 from andes_training.step import Loss, decayed, freeze, make_optimizer, seed_step, update
 from andes_training.stopping import Stopped, Stopping
 from andes_training.validation import Validation, best_states
@@ -112,7 +122,8 @@ class Trainer:
             self._agree(position)
             for index in range(position.stage, len(self.recipe.stages)):
                 state = found[-1] if found and index == position.stage else None
-                self._stage(index, position if state else Position(stage=index), state)
+                untold = saved.untold if state else {}
+                self._stage(index, position if state else Position(stage=index), state, untold)
             return self._save(self.out / "model")
 
     def _agree(self, position: Position) -> None:
@@ -125,7 +136,7 @@ class Trainer:
                     fix="put the folder on a file system that all of them share",
                 )
 
-    def _stage(self, index: int, position: Position, state: Path | None) -> None:
+    def _stage(self, index: int, position: Position, state: Path | None, untold: Mapping[str, float]) -> None:
         seed_step(self.recipe, index, -1, 0)
         work = self._prepare(index)
         if state is not None:
@@ -135,40 +146,65 @@ class Trainer:
         validation = Validation(run, self.recipe.folder) if work.recipe.validation else None
         facts = self.recipe.facts(), fingerprints(work.recipe.data, self.recipe.folder)
         start = {"stage": work.recipe.stage, "steps": work.recipe.steps, "samples": len(run.samples)}
-        self._tell("stage-start", position.step, start)
+        self._tell("stage-start", position.step - bool(untold), start)
         with recomputed(work.learner.model, work.recipe.recompute):
             if validation is not None and not position.step:
                 validation.loss(work.loss, packs=1)  # a loss that needs more than samples fails here, not later
             before = kept = done = position
-            for done in self._steps(work, run, position, validation):
+            if untold:
+                self._look(work, validation, done, untold)
+                self._keep_best(validation, done)
+            for done, values in self._steps(work, run, position):
+                due = done.step % work.recipe.checkpoint_every == 0 or done.step == work.recipe.steps
+                if due and validation is not None and validation.due(done.step):  # which may fail
+                    figures = {name: value if type(value) is int else float(value) for name, value in values.items()}
+                    self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1], untold=figures))
+                    kept = done
+                self._look(work, validation, done, values)
                 moved = (done.epoch, done.offset) != (before.epoch, before.offset)  # not within a rollout
                 stop = moved and self._signal()
-                better = validation is not None and validation.better
-                if stop or better or done.step % work.recipe.checkpoint_every == 0:
-                    self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]), validation)
+                if kept != done and (stop or due or (validation is not None and validation.better)):
+                    self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]))
                     kept = done
+                self._keep_best(validation, done)
+                if kept == done:
+                    self._tell("checkpoint", done.step, {})
                 if stop:
                     raise _stopped(stop, self.out, done)
                 before = done
             if kept != done:
-                self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]), validation)
+                self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]))
+                self._tell("checkpoint", done.step, {})
         self._finish(work)
         if skipped := run.bad.finish(done):
             self._tell("bad-samples", done.step, skipped)
         self._tell("stage-end", done.step, {"stage": work.recipe.stage})
 
-    def _keep(self, work: _Work, saved: Saved, validation: Validation | None) -> None:
-        better = validation is not None and validation.better
-        best = best_states(self.out)
-        spare = {name for stage, (_, _, name) in best.items() if not (better and stage == work.index)}
-        first = self.processes.first
-        name = save_state(self.out, work.learner, saved, keep=self.recipe.keep_states, spare=spare, write=first)
-        if validation is not None and validation.better:
-            validation.better = False
-            if first:
-                with saving(self.out):
-                    validation.keep(saved.position.step, name)
-        self._tell("checkpoint", saved.position.step, {})
+    def _look(
+        self, work: _Work, validation: Validation | None, position: Position, values: Mapping[str, float]
+    ) -> None:
+        """Validate where that is due, and tell a step."""
+        if validation is not None and validation.due(position.step):
+            loss = self.processes.all(validation.loss(work.loss))[0]
+            validation.note(loss)
+            values = {**values, "validation_loss": loss}
+        self._tell("step", position.step, values)
+
+    def _keep(self, work: _Work, saved: Saved) -> None:
+        spare = {name for _, _, name in best_states(self.out).values()}
+        keep, first = self.recipe.keep_states, self.processes.first
+        save_state(self.out, work.learner, saved, keep=keep, spare=spare, write=first)
+
+    def _keep_best(self, validation: Validation | None, position: Position) -> None:
+        """Name the state at a position as the best one, if it is; the one before need not stay then."""
+        if validation is None or not validation.better:
+            return
+        validation.better = False
+        if self.processes.first:
+            with saving(self.out):
+                validation.keep(position.step, state_name(position))
+                spare = {name for _, _, name in best_states(self.out).values()}
+                drop_states(self.out, self.recipe.keep_states, spare)
 
     def _signal(self) -> int:
         """The signal that asked any process to stop, or 0."""
@@ -222,10 +258,8 @@ class Trainer:
             ),
         )
 
-    def _steps(
-        self, work: _Work, run: StageRun, position: Position, validation: Validation | None
-    ) -> Iterator[Position]:
-        """Train -> the position after each step."""
+    def _steps(self, work: _Work, run: StageRun, position: Position) -> Iterator[tuple[Position, dict[str, float]]]:
+        """Train -> the position after each step, and its figures."""
         recipe, learner = work.recipe, work.learner
         length = epoch_length(run) if recipe.epochs else 0
         groups = work.stage.feed(run) if isinstance(work.stage, FeedingStage) else packed(run)
@@ -251,11 +285,7 @@ class Trainer:
             update_average(learner.average, learner.model, recipe.ema, position.step)
             if recipe.epochs:
                 values["epoch"] = min(1.0, _progress(recipe, position, length)) * recipe.epochs
-            if validation is not None and validation.due(position.step):
-                values["validation_loss"] = self.processes.all(validation.loss(work.loss))[0]
-                validation.note(values["validation_loss"])
-            self._tell("step", position.step, values)
-            yield position
+            yield position, values
         if (close := getattr(groups, "close", None)) is not None:
             close()
 

@@ -11,6 +11,7 @@ import torch
 from andes_training.cli.train import train as train_command
 from andes_training.progress import Progress
 from andes_training.recipe import load_recipe
+from andes_training.state import states
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -91,3 +92,28 @@ def test_an_adapter_was_refused_after_an_earlier_stage_of_its_run(recipe: Path, 
     train_command(recipe, out)
     Pipeline.from_pretrained(out / "model").add_adapter("own", out / "adapters" / "sft")
     assert f"the last adapter's base: {out / 'model'}" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- validation
+
+
+def figures(out: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_a_validation_that_failed_took_the_steps_before_it_with_it(recipe: Path, tmp_path: Path) -> None:
+    good = [talk(f"what is {i}?", "it is so, and this is a rather long answer " * 2) for i in range(20, 24)]
+    lines(tmp_path / "val.jsonl", *good, talk("x", "y", "gone.png"))
+    given = ['stages.0.validation=[{path = "val.jsonl"}]', "stages.0.checkpoint_every=3", "stages.0.max_tokens=64"]
+    out = tmp_path / "out"
+    with pytest.raises(TrainingError, match=r"gone\.png"):
+        train(recipe, out, *given)
+    assert [s.name for s in states(out)] == ["state-00-00000003"]
+    lines(tmp_path / "val.jsonl", *good)
+    train(recipe, out, *given)
+    train(recipe, tmp_path / "whole", *given)
+    assert figures(out) == figures(tmp_path / "whole")
+    assert [step for step, row in enumerate(figures(out), 1) if "validation_loss" in row] == [3, 4]
+    best = [json.loads((folder / "best-00.json").read_text()) for folder in (out, tmp_path / "whole")]
+    assert best[0] == best[1]
