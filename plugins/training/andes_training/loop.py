@@ -143,13 +143,15 @@ class Trainer:
             load_state(state, work.learner)
         run = self._describe(work, position)
         refuse_blind(cast("VisionLanguageModel", work.learner.model), run.samples, work.recipe.stage)
-        validation = Validation(run, self.recipe.folder) if work.recipe.validation else None
+        validation = self._validation(work, run) if work.recipe.validation else None
         facts = self.recipe.facts(), fingerprints(work.recipe.data, self.recipe.folder)
         start = {"stage": work.recipe.stage, "steps": work.recipe.steps, "samples": len(run.samples)}
         self._tell("stage-start", position.step - bool(untold), start)
         with recomputed(work.learner.model, work.recipe.recompute):
             if validation is not None and not position.step:
-                validation.loss(work.loss, packs=1)  # a loss that needs more than samples fails here, not later
+                validation.loss(
+                    work.loss, position, packs=1
+                )  # a loss that needs more than samples fails here, not later
             before = kept = done = position
             if untold:
                 self._look(work, validation, done, untold)
@@ -176,16 +178,21 @@ class Trainer:
                 self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]))
                 self._tell("checkpoint", done.step, {})
         self._finish(work)
-        if skipped := run.bad.finish(done):
-            self._tell("bad-samples", done.step, skipped)
+        for bad in (run.bad, *([validation.bad] if validation is not None else [])):
+            if skipped := bad.finish(done):
+                self._tell("bad-samples", done.step, skipped)
         self._tell("stage-end", done.step, {"stage": work.recipe.stage})
+
+    def _validation(self, work: _Work, run: StageRun) -> Validation:
+        bad = BadSamples.open(self.out, run.position, write=self.processes.first, validation=True)
+        return Validation(run, stage_samples(work.recipe.validation, self.recipe.folder), bad)
 
     def _look(
         self, work: _Work, validation: Validation | None, position: Position, values: Mapping[str, float]
     ) -> None:
         """Validate where that is due, and tell a step."""
         if validation is not None and validation.due(position.step):
-            loss = self.processes.all(validation.loss(work.loss))[0]
+            loss = self.processes.all(validation.loss(work.loss, position))[0]
             validation.note(loss)
             values = {**values, "validation_loss": loss}
         self._tell("step", position.step, values)

@@ -68,6 +68,12 @@ class DataRecipe:
     max_errors: int = field(default=1000, validator=ge(0))
 
 
+_CHANGING: Mapping[str, Any] = {
+    "flip": False, "shift": 0.0, "rotate": 0.0, "questions": 0, "repeat": 1, "weight": 0.0, "tokens": 0,
+}  # fmt: skip
+"""Options of a data file that validation, which must compare like with like, cannot honour -> what leaves them out."""
+
+
 @frozen(kw_only=True)
 class LoraRecipe:
     """Low-rank adapters of a stage, through peft (LoRA, arXiv 2106.09685).
@@ -122,7 +128,8 @@ class StageRecipe:
         recompute: compute activations of each layer again in the backward pass: less memory, more time.
         lora: train low-rank adapters instead of the weights.
         checkpoint_every, log_every: steps.
-        validation: data that is not learnt from; its mean loss is told as `validation_loss`.
+        validation: data that is not learnt from; its mean loss is told as `validation_loss`. Of a file's options
+            `path`, `samples` (at most so many, the same each time), `on_error` and `max_errors` hold for it.
         validate_every: steps between two validations; 0 for `checkpoint_every`. The state with the smallest loss is
             kept beside the newest ones.
     """
@@ -162,6 +169,11 @@ class StageRecipe:
             raise ValueError(f"a horizon of {self.horizon} lies before the last of {self.steps} steps")
         if self.validate_every and not self.validation:
             raise ValueError("validate_every needs data: give validation")
+        for source in self.validation:
+            if given := [n for n, idle in _CHANGING.items() if getattr(source, n) != idle]:
+                raise ValueError(
+                    f"validation shows each sample of {source.path} once, as it is: leave out {', '.join(given)}"
+                )
         if self.decay and self.schedule != "wsd":
             raise ValueError(f"decay belongs to the schedule 'wsd', not to {self.schedule!r}")
         if self.decay and self.decay > (self.horizon or self.steps) - self.warmup:

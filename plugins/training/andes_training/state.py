@@ -218,8 +218,9 @@ def read_saved(path: Path) -> Saved:
     """
     try:
         data: Any = parse_json((path / "position.json").read_text(encoding="utf-8"))
-        untold = data["untold"] if "untold" in data else {}
-        saved = Saved(position=Position(**data["position"]), recipe=data["recipe"], data=data["data"], untold=untold)
+        position = Position(**data["position"])
+        untold = data.get("untold", {})
+        saved = Saved(position=position, recipe=data["recipe"], data=data["data"], untold=untold)
         numbers = asdict(saved.position)
         if wrong := {k: v for k, v in numbers.items() if type(v) is not int or v < 0}:
             raise ValueError(f"it stands at {wrong}")

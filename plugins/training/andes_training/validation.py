@@ -15,12 +15,13 @@ from attrs import define, field
 from andes_sdk.errors import InputError, TrainingError
 from andes_sdk.files import write_atomically
 from andes_sdk.reading import parse_json
-from andes_training.data.bad import BadSample
-from andes_training.data.samples import whole
+from andes_training.data.bad import BadSample, BadSamples
 from andes_training.packing import Batch, Row, collate, pack
-from andes_training.reading import in_order, stage_maker, stage_samples
+from andes_training.reading import in_order, stage_maker
 
 if TYPE_CHECKING:
+    from andes_sdk.types import Position
+    from andes_training.data.samples import Samples
     from andes_training.run import StageRun
 
 
@@ -29,11 +30,13 @@ class Validation:
     """The validation of one stage.
 
     Attributes:
-        folder: of its data. best: the smallest loss so far. better: whether that was the last one.
+        samples: of its data. bad: counts those that cannot be used.
+        best: the smallest loss so far. better: whether that was the last one.
     """
 
     run: StageRun
-    folder: Path
+    samples: Samples
+    bad: BadSamples
     best: float = field(default=math.inf, init=False)
     better: bool = field(default=False, init=False)
 
@@ -48,22 +51,23 @@ class Validation:
         return step % (recipe.validate_every or recipe.checkpoint_every) == 0 or step == recipe.steps
 
     @torch.no_grad()
-    def loss(self, module: torch.nn.Module, *, packs: int = 0) -> float:
+    def loss(self, module: torch.nn.Module, position: Position, *, packs: int = 0) -> float:
         """The mean loss over all samples, each once and unchanged, weighted by their supervised tokens.
 
         Every process goes through all of them, so that all get the same.
 
         Args:
-            module: the stage's loss. packs: stop after so many; 0 for all.
+            module: the stage's loss. position: where the stage stands. packs: stop after so many; 0 for all.
 
         Raises:
-            TrainingError: a sample that cannot be used, or none, or a stage whose loss needs more than samples.
+            TrainingError: a sample that cannot be used where its file's `on_error` is "fail", more of them than
+                `max_errors`, or no other; or a stage whose loss needs more than samples.
         """
         total = tokens = 0.0
         training = module.training
         module.eval()
         try:
-            for number, batch in enumerate(self._batches(), 1):
+            for number, batch in enumerate(self._batches(position), 1):
                 with self.run.autocast():
                     value, _ = module(batch.to(self.run.device))
                 total, tokens = total + float(value) * batch.tokens, tokens + batch.tokens
@@ -87,22 +91,27 @@ class Validation:
         content = {"step": step, "validation_loss": self.best, "state": state}
         write_atomically(_path(self.run.out, self.run.index), json.dumps(content).encode())
 
-    def _batches(self) -> Iterator[Batch]:
-        run = self.run
-        maker = stage_maker(run.pipeline, run.recipe, run.stage)
-        samples = whole(stage_samples(run.recipe.validation, self.folder))
-
-        def make(index: int) -> Row | None:
-            try:
-                return maker.row(samples[index], random.Random(0))
-            except BadSample:
-                if samples.source_of(index).on_error == "fail":
-                    raise
-                return None
-
-        rows = (row for row in in_order(make, range(len(samples)), run.recipe.workers) if row is not None)
-        for group in pack(rows, max_tokens=run.recipe.max_tokens, max_patches=run.recipe.max_patches):
+    def _batches(self, position: Position) -> Iterator[Batch]:
+        recipe = self.run.recipe
+        for group in pack(self._rows(position), max_tokens=recipe.max_tokens, max_patches=recipe.max_patches):
             yield collate(group)
+
+    def _rows(self, position: Position) -> Iterator[Row]:
+        run, order = self.run, self.samples.once(self.run.seed)
+        maker = stage_maker(run.pipeline, run.recipe, run.stage)
+
+        def make(index: int) -> Row | BadSample:
+            try:
+                return maker.row(self.samples[index], random.Random(0))
+            except BadSample as error:
+                return error
+
+        for index, made in zip(order, in_order(make, order, run.recipe.workers), strict=True):
+            if isinstance(made, BadSample):  # it stands before `position`, or a state there would not cover it
+                source = self.samples.source_of(index)
+                self.bad.take(made, source, epoch=position.epoch, offset=position.offset - 1)
+            else:
+                yield made
 
 
 def best_states(out: Path) -> dict[int, tuple[int, float, str]]:

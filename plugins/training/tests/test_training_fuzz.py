@@ -59,7 +59,7 @@ RECIPE: dict[str, Any] = {
          "data": [{"path": "data.jsonl", "weight": 1.0}, {"path": "{folder}/data.jsonl", "weight": 2.0, "flip": True}],
          "lora": {"rank": 4, "targets": ["mlp"], "name": "x"}, "image": {"max_size": 28}},
         {"stage": "b", "epochs": 1, "data": [{"path": "data.jsonl", "samples": 2}], "lora": {"name": "x2"},
-         "validation": [{"path": "data.jsonl", "repeat": 2}], "validate_every": 1},
+         "validation": [{"path": "data.jsonl", "samples": 2}], "validate_every": 1},
     ],
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
-from andes_sdk.errors import TrainingError
+from andes_sdk.errors import AssemblyError, TrainingError
 
 
 def talk(question: str, answer: str, picture: str = "") -> dict[str, Any]:
@@ -117,3 +117,47 @@ def test_a_validation_that_failed_took_the_steps_before_it_with_it(recipe: Path,
     assert [step for step, row in enumerate(figures(out), 1) if "validation_loss" in row] == [3, 4]
     best = [json.loads((folder / "best-00.json").read_text()) for folder in (out, tmp_path / "whole")]
     assert best[0] == best[1]
+
+
+def test_options_of_validation_data_were_ignored(recipe: Path, tmp_path: Path) -> None:
+    good = [talk(f"what is {i}?", f"it is {i}") for i in range(20, 24)]
+    lines(tmp_path / "val.jsonl", *good, talk("x", "y", "gone.png"), "{\n", *good)
+    told: list[Any] = []
+
+    class Shown:
+        def show(self, event: Any) -> None:
+            told.append(event)
+
+    def trained(out: str, options: str) -> Path:
+        given = [f'stages.0.validation=[{{path = "val.jsonl"{options}}}]', "stages.0.checkpoint_every=2"]
+        loaded = load_recipe(recipe, given)
+        Pipeline.from_plugins(**loaded.pipeline).train(loaded, tmp_path / out, progress=Shown())
+        return tmp_path / out
+
+    out = trained("skip", ', on_error = "skip"')
+    (bad,) = [e.values for e in told if e.kind == "bad-samples"]
+    assert (bad["skipped"], bad["reasons"], bad["validation"]) == (2, {"picture": 1, "json": 1}, True)
+    rows = [json.loads(line) for line in (out / "bad_samples.jsonl").read_text().splitlines()]
+    assert [(r["where"].rpartition("/")[2], r["validation"]) for r in rows] == [
+        ("val.jsonl:5", True),
+        ("val.jsonl:6", True),
+    ]
+    with pytest.raises(TrainingError, match="max_errors is 1"):
+        trained("most", ', on_error = "skip", max_errors = 1')
+    lines(tmp_path / "val.jsonl", *good)
+    losses = []
+    for name, options in (("all", ""), ("two", ", samples = 2"), ("more", ", samples = 9")):
+        told.clear()
+        trained(name, options)
+        losses.append({e.step: e.values.get("validation_loss") for e in told if e.kind == "step"})
+    assert losses[0] == losses[2] != losses[1]
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["flip = true", "shift = 0.1", "rotate = 5.0", "questions = 1", "repeat = 2", "weight = 1.0", "tokens = 9"],
+)
+def test_options_that_validation_cannot_honour_were_taken(recipe: Path, option: str) -> None:
+    with pytest.raises(AssemblyError) as refused:
+        load_recipe(recipe, [f'stages.0.validation=[{{path = "data.jsonl", {option}}}]'])
+    assert f"once, as it is: leave out {option.split()[0]}" in str(refused.value)
