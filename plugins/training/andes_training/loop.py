@@ -38,7 +38,7 @@ from andes_training.state import (
 )
 from andes_training.step import Loss, decayed, freeze, make_optimizer, seed_step, update
 from andes_training.stopping import Stopped, Stopping
-from andes_training.validation import Validation, best_states
+from andes_training.validation import Validation, best_states, data_hash
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -185,7 +185,11 @@ class Trainer:
 
     def _validation(self, work: _Work, run: StageRun) -> Validation:
         bad = BadSamples.open(self.out, run.position, write=self.processes.first, validation=True)
-        return Validation(run, stage_samples(work.recipe.validation, self.recipe.folder), bad)
+        given, folder = work.recipe.validation, self.recipe.folder
+        validation = Validation(run, stage_samples(given, folder), bad, data_hash(given, folder))
+        if validation.anew:
+            self._tell("validation-anew", run.position.step, {"stage": work.recipe.stage})
+        return validation
 
     def _look(
         self, work: _Work, validation: Validation | None, position: Position, values: Mapping[str, float]
@@ -198,7 +202,7 @@ class Trainer:
         self._tell("step", position.step, values)
 
     def _keep(self, work: _Work, saved: Saved) -> None:
-        spare = {name for _, _, name in best_states(self.out).values()}
+        spare = {best[2] for best in best_states(self.out).values()}
         keep, first = self.recipe.keep_states, self.processes.first
         save_state(self.out, work.learner, saved, keep=keep, spare=spare, write=first)
 
@@ -210,7 +214,7 @@ class Trainer:
         if self.processes.first:
             with saving(self.out):
                 validation.keep(position.step, state_name(position))
-                spare = {name for _, _, name in best_states(self.out).values()}
+                spare = {best[2] for best in best_states(self.out).values()}
                 drop_states(self.out, self.recipe.keep_states, spare)
 
     def _signal(self) -> int:

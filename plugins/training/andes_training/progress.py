@@ -89,6 +89,8 @@ class Progress:
             self._print(f"skipped {event.values['skipped']} {kind} ({listed}): {event.values['file']}")
         elif event.kind == "resumed":
             self._print(f"going on from {event.values['state']}; changed: {'; '.join(event.values['changed'])}")
+        elif event.kind == "validation-anew":
+            self._print(f"validation of {event.values['stage']}: other data than before, its smallest loss starts anew")
         elif event.kind == "stage-end":
             self._end()
 

@@ -406,7 +406,7 @@ def test_fuzz_metrics(folder, number, data):
 @CASES
 @given(data=st.data())
 def test_fuzz_best_states(folder, data):
-    whole = {"step": 3, "validation_loss": 0.5, "state": "state-00-00000003"}
+    whole = {"step": 3, "validation_loss": 0.5, "state": "state-00-00000003", "data": "ab"}
     raw = (
         json.dumps(data.draw(altered(whole))).encode()
         if data.draw(st.booleans())
@@ -417,5 +417,4 @@ def test_fuzz_best_states(folder, data):
         found = best_states(folder)
     except OURS:
         return
-    step, loss, name = found[0]
-    assert (type(step), type(loss), type(name)) == (int, float, str)
+    assert [*map(type, found[0])] == [int, float, str, str]

@@ -161,3 +161,24 @@ def test_options_that_validation_cannot_honour_were_taken(recipe: Path, option: 
     with pytest.raises(AssemblyError) as refused:
         load_recipe(recipe, [f'stages.0.validation=[{{path = "data.jsonl", {option}}}]'])
     assert f"once, as it is: leave out {option.split()[0]}" in str(refused.value)
+
+
+def test_the_best_state_was_the_one_with_the_easiest_validation_data(recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    lines(tmp_path / "hard.jsonl", *(talk(f"{i}?", "qzx jvk wpy " * i) for i in range(1, 4)))
+    out = tmp_path / "out"
+    given = ["stages.0.checkpoint_every=2", "stages.0.rates={language_model = 1e-2}"]
+    train(recipe, out, *given, 'stages.0.validation=[{path = "data.jsonl"}]')
+    first = json.loads((out / "best-00.json").read_text())
+    capsys.readouterr()
+    train_command(
+        recipe, out, [*given, 'stages.0.validation=[{path = "hard.jsonl"}]', "stages.0.steps=8", 'name="more"']
+    )
+    second = json.loads((out / "best-00.json").read_text())
+    assert second["step"] > 4
+    assert second["validation_loss"] > first["validation_loss"]
+    assert "validation of sft: other data than before, its smallest loss starts anew" in capsys.readouterr().out
+    train_command(
+        recipe, out, [*given, 'stages.0.validation=[{path = "hard.jsonl"}]', "stages.0.steps=10", 'name="more"']
+    )
+    assert "anew" not in capsys.readouterr().out
+    assert {s.name for s in states(out)} >= {json.loads((out / "best-00.json").read_text())["state"]}
