@@ -18,6 +18,7 @@ from andes_training.data.bad import BadSamples
 from andes_training.data.fingerprint import fingerprints
 from andes_training.ema import start_average, swap_average, update_average
 from andes_training.feed import epoch_length, packed
+from andes_training.lock import locked
 from andes_training.lora import Lora
 from andes_training.processes import Processes, divided_copy, gather, losing_others_is_told
 from andes_training.reading import check_stages, refuse_blind, stage_samples
@@ -28,6 +29,7 @@ from andes_training.run import StageRun
 from andes_training.state import (
     Learner,
     Saved,
+    drop_leftovers,
     drop_states,
     load_state,
     read_saved,
@@ -97,11 +99,19 @@ class Trainer:
             accept_changed_data: go on although the data files are not those that the state was saved with.
 
         Raises:
-            TrainingError: bad data, a state of another recipe or of other data, a loss or a gradient that is not
-                finite, a process that failed, a full disk. Stopped: a signal asked to stop, and a state is saved.
+            TrainingError: another run in the folder, bad data, a state of another recipe or of other data, a loss or a
+                gradient that is not finite, a process that failed, a full disk. Stopped: a signal asked to stop, and a
+                state is saved.
         """
         with saving(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
+        if not self.processes.first:
+            return self._run(resume, accept_changed_data)
+        with locked(self.out):
+            drop_leftovers(self.out)
+            return self._run(resume, accept_changed_data)
+
+    def _run(self, resume: bool, accept_changed_data: bool) -> Path:
         if self.recipe.threads:
             torch.set_num_threads(self.recipe.threads)
         found = states(self.out)

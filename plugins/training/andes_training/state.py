@@ -143,8 +143,6 @@ def save_state(
         for _, tensor in learner.tensors():
             whole(tensor)
         return target.name
-    for left in folder.glob(".state-*"):  # by a run that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
     with saving(target):
         with appearing(target) as temporary:
             index = _write_shards(temporary, learner)
@@ -153,6 +151,12 @@ def save_state(
             _write_json(temporary / "position.json", {**asdict(saved), "sha256": sums})
         drop_states(folder, keep, spare)
     return target.name
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Delete what a run that was killed while it wrote a state has left; only for the one that holds the folder."""
+    for left in folder.glob(".state-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def state_name(position: Position) -> str:

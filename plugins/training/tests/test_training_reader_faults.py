@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +185,42 @@ def test_the_best_state_was_the_one_with_the_easiest_validation_data(recipe: Pat
     )
     assert "anew" not in capsys.readouterr().out
     assert {s.name for s in states(out)} >= {json.loads((out / "best-00.json").read_text())["state"]}
+
+
+# ---------------------------------------------------------------- one folder, two runs
+
+SECOND = """
+import sys
+from pathlib import Path
+from andes_sdk import Pipeline
+from andes_training.progress import Progress
+from andes_training.recipe import load_recipe
+recipe = load_recipe(Path(sys.argv[1]))
+class Slow(Progress):
+    def show(self, event):
+        super().show(event)
+        if event.kind == "step" and event.step == 1:
+            print("begun", flush=True)
+            sys.stdin.readline()
+Pipeline.from_plugins(**recipe.pipeline).train(recipe, sys.argv[2], progress=Slow(sys.argv[2]))
+"""
+
+
+def test_two_runs_in_one_folder_broke_each_other(recipe: Path, tmp_path: Path) -> None:
+    out, text = tmp_path / "out", subprocess.PIPE
+    command = [sys.executable, "-c", SECOND, str(recipe), str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdin=text, stdout=text, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "begun\n"
+        writing = out / ".state-00-00000002.partial-00000000-1-00000000"
+        writing.mkdir()
+        with pytest.raises(TrainingError, match=rf"(?s)another run is at work.*process {first.pid} trains in it"):
+            train(recipe, out)
+        assert writing.is_dir()
+        first.communicate("go on\n")
+    assert first.returncode == 0
+    assert [row["step"] for row in figures(out)] == [1, 2, 3, 4]
+    train(recipe, out, "stages.0.steps=5")
+    assert not writing.exists()
+    assert len(figures(out)) == 5
