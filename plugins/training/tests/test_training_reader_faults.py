@@ -224,3 +224,70 @@ def test_two_runs_in_one_folder_broke_each_other(recipe: Path, tmp_path: Path) -
     train(recipe, out, "stages.0.steps=5")
     assert not writing.exists()
     assert len(figures(out)) == 5
+
+
+# ---------------------------------------------------------------- andes data
+
+
+def second_stage(recipe: Path) -> None:
+    text = recipe.read_text()
+    recipe.write_text(f"{text}\n{text[text.index('[[stages]]') :]}")
+
+
+def checked(*arguments: object) -> dict[str, Any]:
+    code, out, err = invoke("data", "check", *arguments, "--json")
+    assert code in (0, 1), err
+    return json.loads(out)  # type: ignore[no-any-return]
+
+
+def test_check_did_not_read_validation_data(recipe: Path, tmp_path: Path) -> None:
+    lines(tmp_path / "val.jsonl", talk("x", "y", "gone.png"))
+    recipe.write_text(recipe.read_text() + 'validation = [{ path = "val.jsonl" }]\n')
+    found = checked("--recipe", recipe)
+    assert (found["samples"], found["reasons"]) == (5, {"picture": 1})
+
+
+def test_check_counted_a_file_twice_that_two_stages_use(recipe: Path, tmp_path: Path) -> None:
+    second_stage(recipe)
+    assert checked("--recipe", recipe)["samples"] == 4
+    assert checked(tmp_path / "data.jsonl", tmp_path / "data.jsonl")["samples"] == 4
+
+
+def test_check_ignored_the_stage_of_a_recipe_or_blamed_none(recipe: Path, tmp_path: Path) -> None:
+    second_stage(recipe)
+    lines(tmp_path / "other.jsonl", talk("a", "b"))
+    recipe.write_text('other.jsonl"'.join(recipe.read_text().rsplit('data.jsonl"', 1)))
+    assert [checked("--recipe", recipe, "--stage", n)["samples"] for n in (0, 1)] == [4, 1]
+    code, _, err = invoke("data", "check", "--recipe", recipe, "--stage", "7")
+    assert (code, "no stage 7" in err) == (1, True)
+    code, _, err = invoke("data", "check", tmp_path / "data.jsonl", "--stage", "7")
+    assert (code, "--recipe" in err, "None" in err) == (2, True, False)
+
+
+def test_check_refused_every_line_of_a_stage_that_makes_its_own_batches(recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("andes_grpo")
+    picture = {"type": "image_url", "image_url": {"url": "gone.png"}}
+    lines(
+        tmp_path / "data.jsonl",
+        {"messages": [{"role": "user", "content": "1 + 1?"}], "answer": "2"},
+        {"messages": [{"role": "user", "content": [picture]}], "answer": "2"},
+        {"messages": [{"role": "owner", "content": "?"}], "answer": "2"},
+        {"messages": [], "answer": "2"},
+    )
+    grpo = '"verifiers", { grpo = { rewards = { exact = 1.0 }, group = 2, prompts_per_step = 2, max_answer = 4 } }'
+    recipe.write_text(recipe.read_text().replace("{ sft = { rate = 1e-3 } }", grpo).replace('"sft"', '"grpo"'))
+    found = checked("--recipe", recipe)
+    assert [p["where"][-1] for p in found["problems"]] == ["2", "3", "4"]
+    (facts,) = json.loads(invoke("data", "stats", "--recipe", recipe, "--json")[1])
+    assert sum(facts["unusable"].values()) == 3
+
+
+def test_stats_called_usable_what_check_refuses(recipe: Path, tmp_path: Path) -> None:
+    bad = [talk("x", " "), talk("x", "y" * 400), {**talk("x", "y"), "think": "no"}, talk("x", "y", "gone.png")]
+    Image.new("RGB", (1400, 1400), "red").save(tmp_path / "large.png")
+    path = lines(tmp_path / "bad.jsonl", *bad, talk("x", "y", "large.png"), talk("x", "y"))
+    recipe.write_text(recipe.read_text() + "max_patches = 64\nimage = { max_size = 1400 }\n")
+    for recipes in ((), ("--recipe", recipe)):
+        (facts,) = json.loads(invoke("data", "stats", path, *recipes, "--json")[1])
+        assert facts["unusable"] == checked(path, *recipes)["reasons"]
+        assert facts["conversations"] == (1 if recipes else 3)
