@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from andes_training.cli.train import train as train_command
+from andes_training.data.bad import BadSample
+from andes_training.data.shards import open_shard
 from andes_training.progress import Progress
 from andes_training.recipe import load_recipe
 from andes_training.state import states
@@ -191,8 +195,11 @@ def test_the_best_state_was_the_one_with_the_easiest_validation_data(recipe: Pat
 
 SECOND = """
 import sys
+import tarfile
 from pathlib import Path
 from andes_sdk import Pipeline
+from andes_training.data.bad import BadSample
+from andes_training.data.shards import open_shard
 from andes_training.progress import Progress
 from andes_training.recipe import load_recipe
 recipe = load_recipe(Path(sys.argv[1]))
@@ -291,3 +298,32 @@ def test_stats_called_usable_what_check_refuses(recipe: Path, tmp_path: Path) ->
         (facts,) = json.loads(invoke("data", "stats", path, *recipes, "--json")[1])
         assert facts["unusable"] == checked(path, *recipes)["reasons"]
         assert facts["conversations"] == (1 if recipes else 3)
+
+
+# ---------------------------------------------------------------- data that was lost
+
+
+def shard(path: Path, **members: bytes) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name.replace("__", "."))
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_captions_of_another_encoding_were_learnt_with_marks_in_them(tmp_path: Path) -> None:
+    path = shard(
+        tmp_path / "a.tar", a__png=b"", a__txt="caf\u00e9".encode("latin-1"), b__png=b"", b__txt="caf\u00e9".encode()
+    )
+    opened = open_shard(path)
+    with pytest.raises(BadSample, match="caption is no UTF-8"):
+        opened.entry(0)
+    assert opened.entry(1)["messages"][1]["content"] == "caf\u00e9"
+
+
+@pytest.mark.parametrize("names", [("a__PNG", "a__png"), ("a__json", "a__JSON")])
+def test_the_second_of_two_members_that_differ_by_case_replaced_the_first(tmp_path: Path, names: Any) -> None:
+    path = shard(tmp_path / "a.tar", **dict.fromkeys(names, b"{}"), a__txt=b"x")
+    with pytest.raises(BadSample, match=r"(?s)cannot be unpacked.*two members are named"):
+        open_shard(path).entry(0)
