@@ -15,9 +15,10 @@ import pytest
 import torch
 from andes_training.cli.train import train as train_command
 from andes_training.data.bad import BadSample
-from andes_training.data.shards import open_shard
+from andes_training.data.samples import stage_samples
+from andes_training.data.shards import find_files, open_shard
 from andes_training.progress import Progress
-from andes_training.recipe import load_recipe
+from andes_training.recipe import DataRecipe, load_recipe
 from andes_training.state import states
 from PIL import Image
 from typer.testing import CliRunner
@@ -199,9 +200,10 @@ import tarfile
 from pathlib import Path
 from andes_sdk import Pipeline
 from andes_training.data.bad import BadSample
-from andes_training.data.shards import open_shard
+from andes_training.data.samples import stage_samples
+from andes_training.data.shards import find_files, open_shard
 from andes_training.progress import Progress
-from andes_training.recipe import load_recipe
+from andes_training.recipe import DataRecipe, load_recipe
 recipe = load_recipe(Path(sys.argv[1]))
 class Slow(Progress):
     def show(self, event):
@@ -327,3 +329,22 @@ def test_the_second_of_two_members_that_differ_by_case_replaced_the_first(tmp_pa
     path = shard(tmp_path / "a.tar", **dict.fromkeys(names, b"{}"), a__txt=b"x")
     with pytest.raises(BadSample, match=r"(?s)cannot be unpacked.*two members are named"):
         open_shard(path).entry(0)
+
+
+def test_a_folder_of_shards_left_out_files_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "fold"
+    folder.mkdir()
+    for name in ("a.jsonl", "c.JSONL"):
+        lines(folder / name, talk("a", "b"))
+    for name in (".hidden.json", "x.PNG", "README.md"):
+        (folder / name).write_bytes(b"")
+    (folder / "pictures").mkdir()
+    samples = stage_samples([DataRecipe(path=folder)], Path())
+    assert [shard.path.name for shard in samples.sources[0].shards] == ["a.jsonl", "c.JSONL"]
+    stage_samples([DataRecipe(path=folder)], Path())
+    assert [record.getMessage() for record in caplog.records] == [f"{folder}: not read as data: README.md"]
+    (folder / "more").mkdir()
+    for name in ("b.jsonl.gz", "d.json", "more/e.jsonl"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"(?s)holds data that is not read.*b\.jsonl\.gz, d\.json, more"):
+        find_files(folder)
