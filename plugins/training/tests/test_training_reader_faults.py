@@ -15,6 +15,7 @@ import pytest
 import torch
 from andes_training.cli.train import train as train_command
 from andes_training.data.bad import BadSample
+from andes_training.data.inspection import problems
 from andes_training.data.samples import stage_samples
 from andes_training.data.shards import find_files, open_shard
 from andes_training.progress import Progress
@@ -200,6 +201,7 @@ import tarfile
 from pathlib import Path
 from andes_sdk import Pipeline
 from andes_training.data.bad import BadSample
+from andes_training.data.inspection import problems
 from andes_training.data.samples import stage_samples
 from andes_training.data.shards import find_files, open_shard
 from andes_training.progress import Progress
@@ -348,3 +350,24 @@ def test_a_folder_of_shards_left_out_files_in_silence(tmp_path: Path, caplog: py
         (folder / name).write_bytes(b"")
     with pytest.raises(TrainingError, match=r"(?s)holds data that is not read.*b\.jsonl\.gz, d\.json, more"):
         find_files(folder)
+
+
+def test_a_line_with_messages_and_conversations_lost_its_messages(tmp_path: Path) -> None:
+    one = talk("a", "b")["messages"]
+    path = lines(
+        tmp_path / "both.jsonl", {"messages": one, "conversations": [one]}, {"messages": one, "conversations": None}
+    )
+    (problem,) = problems(stage_samples([DataRecipe(path=path)], Path()))
+    assert (problem.where, problem.reason, problem.what) == (f"{path}:1", "shape", "has `messages` and `conversations`")
+
+
+def test_the_last_of_two_equal_keys_was_taken_in_silence(tmp_path: Path) -> None:
+    line = json.dumps(talk("a", "b"))
+    path = lines(
+        tmp_path / "twice.jsonl", line[:-1] + ', "messages": []}\n', line.replace('"content"', '"role"') + "\n", line
+    )
+    found = list(problems(stage_samples([DataRecipe(path=path)], Path())))
+    assert [(p.where[-1], p.reason, p.why) for p in found] == [
+        ("1", "json", "the key 'messages' stands twice in one object"),
+        ("2", "json", "the key 'role' stands twice in one object"),
+    ]

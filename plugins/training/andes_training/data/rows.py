@@ -36,7 +36,9 @@ def conversations_of(entry: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
     Raises:
         TrainingError: it is neither.
     """
-    many = entry.get("conversations", [entry["messages"]] if "messages" in entry else None)
+    many = entry.get("conversations")
+    if many is None and "messages" in entry:
+        many = [entry["messages"]]
     if isinstance(many, list) and many and all(isinstance(m, list) and m for m in many):
         return many
     raise TrainingError("is not a sample", fix='write {"messages": [...]} or {"conversations": [[...], ...]}')
