@@ -155,7 +155,8 @@ class Trainer:
         refuse_blind(cast("VisionLanguageModel", work.learner.model), run.samples, work.recipe.stage)
         validation = self._validation(work, run) if work.recipe.validation else None
         facts = self.recipe.facts(), fingerprints(work.recipe.data, self.recipe.folder)
-        start = {"stage": work.recipe.stage, "steps": work.recipe.steps, "samples": len(run.samples)}
+        label = _label([stage.stage for stage in self.recipe.stages], index)
+        start = {"stage": work.recipe.stage, "label": label, "steps": work.recipe.steps, "samples": len(run.samples)}
         self._tell("stage-start", position.step - bool(untold), start)
         with recomputed(work.learner.model, work.recipe.recompute):
             if validation is not None and not position.step:
@@ -359,6 +360,15 @@ def _progress(recipe: StageRecipe, position: Position, length: int) -> float:
     if recipe.epochs:
         return (position.epoch + min(1.0, position.offset / length)) / recipe.epochs
     return position.step / recipe.steps
+
+
+def _label(names: Sequence[str], index: int) -> str:
+    """A stage's name, which tells it from all others of its recipe: a later one of the same name has its number."""
+    label = names[index]
+    if label not in names[:index]:
+        return label
+    label = f"{label}-{index:02d}"
+    return f"{label}-again" if label in names else label
 
 
 def _stopped(number: int, out: Path, position: Position) -> Stopped:
