@@ -142,7 +142,7 @@ class StageRecipe:
     schedule: str = field(default="cosine", validator=in_(("cosine", "linear", "constant", "wsd")))
     decay: int = field(default=0, validator=ge(0))
     horizon: int = field(default=0, validator=ge(0))
-    floor: float = field(default=0.0, validator=[ge(0.0), lt(math.inf)])
+    floor: float = field(default=0.0, validator=[ge(0.0), le(1.0)])
     rates: dict[str, float] = field(factory=dict, validator=_rates)
     max_tokens: int = field(default=4096, validator=ge(1))
     max_patches: int = field(default=4096, validator=ge(1))
@@ -167,6 +167,8 @@ class StageRecipe:
             raise ValueError("decay and horizon are numbers of steps: give steps, not epochs")
         if self.horizon and self.horizon < self.steps:
             raise ValueError(f"a horizon of {self.horizon} lies before the last of {self.steps} steps")
+        if self.steps and self.warmup > (end := self.horizon or self.steps):
+            raise ValueError(f"a warmup of {self.warmup} steps does not end within {end}: lower it")
         if self.validate_every and not self.validation:
             raise ValueError("validate_every needs data: give validation")
         for source in self.validation:
@@ -224,7 +226,7 @@ class Recipe:
     """
 
     name: str
-    stages: list[StageRecipe]
+    stages: list[StageRecipe] = field(validator=min_len(1))
     pipeline: dict[str, object] = field(factory=dict)
     seed: int = 0
     precision: str = field(default="no", validator=in_(("no", "bf16")))

@@ -18,7 +18,7 @@ from andes_training.data.inspection import inspect
 from andes_training.data.rows import RowMaker
 from andes_training.data.samples import stage_samples
 from andes_training.data.statistics import statistics
-from andes_training.recipe import DataRecipe, Recipe, load_recipe, open_pipeline
+from andes_training.recipe import DataRecipe, Recipe, StageRecipe, load_recipe, open_pipeline
 from andes_training.report import _stages, _table
 from andes_training.resume import check_saved
 from andes_training.state import Learner, Saved, load_state, read_saved, save_state
@@ -299,7 +299,7 @@ def check_state(folder: Path, files: dict[str, bytes], *, exact: bool) -> None:
     try:
         saved = read_saved(path)
         assert json.loads(json.dumps(saved.recipe)) == saved.recipe or "NaN" in json.dumps(saved.recipe)
-        check_saved(saved, Recipe(name="r", stages=[], folder=folder), path)
+        check_saved(saved, Recipe(name="r", stages=[StageRecipe(stage="s", data=[], steps=9)], folder=folder), path)
     except TrainingError:
         pass
     fresh = learner(2)

@@ -371,3 +371,20 @@ def test_the_last_of_two_equal_keys_was_taken_in_silence(tmp_path: Path) -> None
         ("1", "json", "the key 'messages' stands twice in one object"),
         ("2", "json", "the key 'role' stands twice in one object"),
     ]
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("stages.0.warmup=1000", "a warmup of 1000 steps does not end within 4"),
+        ("stages.0.floor=50.0", "floor"),
+        ("stages=[]", "stages"),
+    ],
+)
+def test_a_recipe_that_cannot_be_meant_was_accepted(recipe: Path, option: str, message: str) -> None:
+    with pytest.raises(AssemblyError) as refused:
+        load_recipe(recipe, [option])
+    assert message in str(refused.value)
