@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from andes_mpo.pairs import PairBuilder, PairOptions
 from andes_training.recipe import load_recipe
 from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
-from andes_sdk.errors import TrainingError
+from andes_sdk.errors import AndesError, TrainingError
 
 
 def pair(number: int, **more: Any) -> str:
@@ -59,3 +60,21 @@ def test_references_were_missing_after_another_limit_before_the_first_step(recip
     with pytest.raises(TrainingError, match="is too long"):
         train(recipe, tmp_path / "out")
     train(recipe, tmp_path / "out", "stages.0.max_tokens=400")
+
+
+def test_pairs_found_out_after_all_work_that_they_have_no_reward_or_no_place(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": "1?"}], "answer": "1"}))
+    pipeline = Pipeline.from_plugins([{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}, "verifiers"])
+
+    def nothing(*_: Any) -> Any:
+        raise AssertionError("answers are made")
+
+    pipeline.generate_batch = nothing  # type: ignore[method-assign]
+    for out, reward, message in (
+        ("pairs.jsonl", "banana", "brings 'banana' to rewards"),
+        (".", "exact", "is a folder"),
+        ("prompts.jsonl/pairs.jsonl", "exact", "cannot be written"),
+    ):
+        builder = PairBuilder(pipeline, tmp_path / "prompts.jsonl", tmp_path / out, PairOptions(reward=reward))
+        with pytest.raises(AndesError, match=message):
+            builder.run()
