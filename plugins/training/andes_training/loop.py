@@ -22,7 +22,7 @@ from andes_training.lock import locked
 from andes_training.lora import Lora
 from andes_training.processes import Processes, divided_copy, gather, losing_others_is_told
 from andes_training.reading import check_stages, refuse_blind, stage_samples
-from andes_training.recipe import Recipe, StageRecipe, check_start
+from andes_training.recipe import Recipe, StageRecipe, check_start, load_recipe
 from andes_training.recompute import recomputed
 from andes_training.resume import check_saved
 from andes_training.run import StageRun
@@ -387,7 +387,7 @@ def _sees(model: VisionLanguageModel) -> bool:
 
 def train(
     pipeline: Pipeline,
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     out: str | Path,
     *,
     resume: bool = True,
@@ -400,9 +400,15 @@ def train(
     Afterwards the pipeline holds its weights in float32.
 
     Args:
+        recipe: what `load_recipe` read, or the path of its file.
         resume: go on with the run in `out`. accept_changed_data: although its data files have changed since.
         progress: shows events (`andes_training.progress.Progress`). stopping: notes signals to stop.
     """
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(Path(recipe))
+    if not isinstance(recipe, Recipe):
+        fix = "give the path of a TOML file, or what andes_training.recipe.load_recipe read"
+        raise TrainingError("is no recipe", who="recipe", why=f"it is a {type(recipe).__name__}", fix=fix)
     pipeline.refuse_packed("trained")
     trainer = Trainer(pipeline, recipe, Path(out), progress, stopping)
     return trainer.run(resume=resume, accept_changed_data=accept_changed_data)
