@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from andes_training.cli.train import train as train_command
 from andes_training.data.bad import BadSample
 from andes_training.data.inspection import problems
@@ -20,7 +22,9 @@ from andes_training.data.samples import stage_samples
 from andes_training.data.shards import find_files, open_shard
 from andes_training.progress import Progress
 from andes_training.recipe import DataRecipe, load_recipe
+from andes_training.report import write_report
 from andes_training.state import states
+from andes_training.stopping import Stopping
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -388,3 +392,51 @@ def test_a_recipe_that_cannot_be_meant_was_accepted(recipe: Path, option: str, m
     with pytest.raises(AssemblyError) as refused:
         load_recipe(recipe, [option])
     assert message in str(refused.value)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_the_path_of_a_recipe_could_not_be_trained(recipe: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline.from_plugins(**load_recipe(recipe).pipeline)
+    assert (pipeline.train(str(recipe), tmp_path / "out") / "andes.json").is_file()
+    with pytest.raises(TrainingError, match=r"(?s)is no recipe.*it is a dict"):
+        pipeline.train({"name": "x"}, tmp_path / "b")
+
+
+def test_preview_had_no_json_and_failed_raw_where_nothing_can_be_written(recipe: Path, tmp_path: Path) -> None:
+    page, data = tmp_path / "p.html", tmp_path / "data.jsonl"
+    assert json.loads(invoke("data", "preview", data, "-o", page, "--json")[1]) == {"samples": 4, "page": str(page)}
+    for out in (data / "p.html", tmp_path):
+        code, _, err = invoke("data", "preview", data, "-o", out)
+        assert (code, "cannot be written" in err) == (1, True)
+
+
+def test_report_failed_raw_where_nothing_can_be_written(recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    train(recipe, tmp_path / "out", "stages.0.steps=2")
+    (tmp_path / "out" / "report.html").mkdir()
+    with pytest.raises(TrainingError, match="cannot be written"):
+        write_report(tmp_path / "out")
+
+
+def test_a_run_that_was_stopped_told_programs_nothing_and_people_half(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def stop(self: Stopping) -> Stopping:
+        self.signal = signal.SIGINT
+        return self
+
+    monkeypatch.setattr(Stopping, "__enter__", stop)
+    again = f"andes train {recipe} --out {tmp_path / 'out'} --set stages.0.steps=3 --accept-changed-data"
+    for as_json in (True, False):
+        given: dict[str, Any] = {"accept_changed_data": True, "as_json": as_json}
+        with pytest.raises(typer.Exit) as left:
+            train_command(recipe, tmp_path / "out", ["stages.0.steps=3"], **given)
+        assert left.value.exit_code == 130
+        told = capsys.readouterr()
+        if as_json:
+            found = json.loads(told.out)
+            assert (found["stopped"], found["again"]) == ("SIGINT", f"{again} --json")
+        else:
+            assert told.err.strip().endswith(again)

@@ -178,6 +178,7 @@ def preview(
     out: Annotated[Path, typer.Option("-o", "--out", help="The HTML page to write.")] = Path("preview.html"),
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples of each PATH.")] = 20,
     seed: Annotated[int, typer.Option(help="Which samples are drawn.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page that shows samples: pictures with their boxes, and the text."""
     from andes_training.data.page import write_page
@@ -189,7 +190,10 @@ def preview(
     shown = write_page(
         stage_samples([DataRecipe(path=p.absolute()) for p in paths], Path()), out, count=count, seed=seed
     )
-    stdout().print(f"{shown} samples: {out}", markup=False, soft_wrap=True)
+    if as_json:
+        print_json({"samples": shown, "page": str(out)})
+    else:
+        stdout().print(f"{shown} samples: {out}", markup=False, soft_wrap=True)
 
 
 app.command("check")(check)

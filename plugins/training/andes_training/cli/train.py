@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,8 +106,14 @@ def train(
         except Stopped as stopped:
             if first:
                 sets = [part for text in change or () for part in ("--set", text)]
-                again = shlex.join(["andes", "train", str(recipe), "--out", str(out), *sets])
-                stderr().print(f"{stopped.what}; to go on: {again}", markup=False, soft_wrap=True)
+                given = {"--report": report, "--accept-changed-data": accept_changed_data, "--json": as_json}
+                options = [*sets, *(option for option, said in given.items() if said)]
+                again = shlex.join(["andes", "train", str(recipe), "--out", str(out), *options])
+                if as_json:
+                    name = signal.Signals(stopped.signal).name
+                    print_json({"recipe": loaded.name, "stopped": name, "what": stopped.what, "again": again})
+                else:
+                    stderr().print(f"{stopped.what}; to go on: {again}", markup=False, soft_wrap=True)
             raise typer.Exit(128 + stopped.signal) from None
         finally:
             leave_processes()
