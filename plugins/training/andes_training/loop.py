@@ -330,12 +330,20 @@ class Trainer:
             change.take_out(model)
 
     def _export(self, work: _Work, name: str) -> None:
-        """Write averaged weights beside the run's own: what was learnt through changes, or a whole checkpoint."""
+        """Write averaged weights beside the run's own: a whole checkpoint, or the adapter that learnt in their place.
+
+        An adapter whose base is averaged too has it beside itself, as `model`.
+        """
         if not work.changes:
             self._save(self.out / name)
-        for change in work.changes if self.processes.first else ():
-            with saving(folder := (self.out / change.folder).with_name(name)):
-                change.save(self.pipeline.model, folder)
+        for change in work.changes:
+            folder = self.out / name if isinstance(change, Lora) else (self.out / change.folder).with_name(name)
+            if self.processes.first:
+                with saving(folder):
+                    change.save(self.pipeline.model, folder)
+            if isinstance(change, Lora) and work.recipe.changes_weights:
+                with change.beside(self.pipeline.model):
+                    self._save(folder / "model")
 
     def _save(self, folder: Path) -> Path:
         if self.processes.first:

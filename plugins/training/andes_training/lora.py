@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -82,7 +82,7 @@ class Lora:
         It names the model as it is now, without the adapter: what else learnt beside it is part of its base.
         """
         weights = cast("nn.Module", model)
-        with _without(weights, self.targets):
+        with self.beside(model):
             base = model.numbers or numbers_of(weights) or weights_of(weights)
         tensors = {
             f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": p.detach().contiguous()
@@ -100,6 +100,19 @@ class Lora:
                 path = temporary / CONFIG
                 fields = parse_json(path.read_bytes()) | {BASE: base}
                 path.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
+
+    @contextlib.contextmanager
+    def beside(self, model: Model) -> Iterator[None]:
+        """Within this, a model has its own layers under their own names, and no adapter."""
+        weights = cast("nn.Module", model)
+        layers = {name: weights.get_submodule(name) for name in self.targets}
+        for name, layer in layers.items():
+            weights.set_submodule(name, cast("nn.Module", layer.base_layer))
+        try:
+            yield
+        finally:
+            for name, layer in layers.items():
+                weights.set_submodule(name, layer)
 
     def load(self, model: Model, folder: Path) -> None:
         """Go on with a saved adapter.
@@ -123,19 +136,6 @@ class Lora:
             self.tuner.merge_and_unload()
         else:
             self.tuner.unload()
-
-
-@contextlib.contextmanager
-def _without(model: nn.Module, targets: Sequence[str]) -> Iterator[None]:
-    """Within this, a model has its own layers under their own names, and no adapter."""
-    layers = {name: model.get_submodule(name) for name in targets}
-    for name, layer in layers.items():
-        model.set_submodule(name, cast("nn.Module", layer.base_layer))
-    try:
-        yield
-    finally:
-        for name, layer in layers.items():
-            model.set_submodule(name, layer)
 
 
 def targets_of(model: Model, kinds: list[str]) -> tuple[str, ...]:

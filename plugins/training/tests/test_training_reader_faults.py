@@ -440,3 +440,16 @@ def test_a_run_that_was_stopped_told_programs_nothing_and_people_half(
             assert (found["stopped"], found["again"]) == ("SIGINT", f"{again} --json")
         else:
             assert told.err.strip().endswith(again)
+
+
+@pytest.mark.parametrize("rates", ["", "mlp = 1e-2"])
+def test_an_averaged_adapter_lay_elsewhere_and_its_base_nowhere(recipe: Path, tmp_path: Path, rates: str) -> None:
+    pytest.importorskip("peft")
+    out = tmp_path / "out"
+    given = ["stages.0.lora={rank = 2}", f"stages.0.rates={{{rates}}}", "stages.0.ema=0.5"]
+    train(recipe, out, *given, 'stages.0.ema_export="beside"')
+    assert [path.name for path in (out / "adapters").iterdir()] == ["sft"]
+    base = out / "ema-00" / "model" if rates else out / "model"
+    Pipeline.from_pretrained(base).add_adapter("averaged", out / "ema-00")
+    Pipeline.from_pretrained(out / "model").add_adapter("last", out / "adapters" / "sft")
+    assert (out / "ema-00" / "model").exists() == bool(rates)
