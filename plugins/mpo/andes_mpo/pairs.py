@@ -28,6 +28,7 @@ from andes_training.data.pictures import Pictures
 from andes_training.data.samples import Sample, stage_samples
 from andes_training.recipe import DataRecipe
 from andes_training.rewards import reward_of
+from andes_training.writing import writing
 from attrs import asdict, evolve, field, frozen
 from attrs.validators import ge, gt, le
 
@@ -136,8 +137,13 @@ class PairBuilder:
         """Make the pairs, or go on with a run that was stopped -> prompts by what became of them, and `pairs`.
 
         Raises:
-            TrainingError: prompts that cannot be used, or a progress file of other options, prompts or weights.
+            TrainingError: prompts that cannot be used, a progress file of other options, prompts or weights, or an
+                output that cannot be written. ConfigError: no such reward.
         """
+        if self.options.reward:
+            self.pipeline.pick("rewards", self.options.reward)
+        if self.out.is_dir():
+            raise TrainingError("is a folder", who=str(self.out), fix="give a file, such as pairs.jsonl")
         samples = stage_samples([DataRecipe(path=self.prompts.resolve())], Path())
         progress = _Progress(Journal(self.out.with_name(f"{self.out.name}.progress")), self._digest())
         done = progress.read()
@@ -295,7 +301,8 @@ class _Progress:
         """
         head, *results = self.journal.keep(_written) or [None]
         if head is None:
-            self.journal.add({"made_with": self.digest})
+            with writing(self.journal.path):
+                self.journal.add({"made_with": self.digest})
         elif head != {"made_with": self.digest}:
             why, fix = "other options, prompts, plugins or weights", "delete it, or choose another output"
             who = str(self.journal.path)
@@ -304,4 +311,5 @@ class _Progress:
 
     def append(self, result: Mapping[str, Any]) -> None:
         """One more line."""
-        self.journal.add(result)
+        with writing(self.journal.path):
+            self.journal.add(result)

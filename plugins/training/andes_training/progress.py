@@ -85,9 +85,12 @@ class Progress:
             self._step(step, event.values)
         elif event.kind == "bad-samples":
             listed = ", ".join(f"{reason}: {count}" for reason, count in event.values["reasons"].items())
-            self._print(f"skipped {event.values['skipped']} samples ({listed}): {event.values['file']}")
+            kind = "validation samples" if event.values.get("validation") else "samples"
+            self._print(f"skipped {event.values['skipped']} {kind} ({listed}): {event.values['file']}")
         elif event.kind == "resumed":
             self._print(f"going on from {event.values['state']}; changed: {'; '.join(event.values['changed'])}")
+        elif event.kind == "validation-anew":
+            self._print(f"validation of {event.values['stage']}: other data than before, its smallest loss starts anew")
         elif event.kind == "stage-end":
             self._end()
 

@@ -68,6 +68,12 @@ class DataRecipe:
     max_errors: int = field(default=1000, validator=ge(0))
 
 
+_CHANGING: Mapping[str, Any] = {
+    "flip": False, "shift": 0.0, "rotate": 0.0, "questions": 0, "repeat": 1, "weight": 0.0, "tokens": 0,
+}  # fmt: skip
+"""Options of a data file that validation, which must compare like with like, cannot honour -> what leaves them out."""
+
+
 @frozen(kw_only=True)
 class LoraRecipe:
     """Low-rank adapters of a stage, through peft (LoRA, arXiv 2106.09685).
@@ -122,7 +128,8 @@ class StageRecipe:
         recompute: compute activations of each layer again in the backward pass: less memory, more time.
         lora: train low-rank adapters instead of the weights.
         checkpoint_every, log_every: steps.
-        validation: data that is not learnt from; its mean loss is told as `validation_loss`.
+        validation: data that is not learnt from; its mean loss is told as `validation_loss`. Of a file's options
+            `path`, `samples` (at most so many, the same each time), `on_error` and `max_errors` hold for it.
         validate_every: steps between two validations; 0 for `checkpoint_every`. The state with the smallest loss is
             kept beside the newest ones.
     """
@@ -135,7 +142,7 @@ class StageRecipe:
     schedule: str = field(default="cosine", validator=in_(("cosine", "linear", "constant", "wsd")))
     decay: int = field(default=0, validator=ge(0))
     horizon: int = field(default=0, validator=ge(0))
-    floor: float = field(default=0.0, validator=[ge(0.0), lt(math.inf)])
+    floor: float = field(default=0.0, validator=[ge(0.0), le(1.0)])
     rates: dict[str, float] = field(factory=dict, validator=_rates)
     max_tokens: int = field(default=4096, validator=ge(1))
     max_patches: int = field(default=4096, validator=ge(1))
@@ -160,8 +167,15 @@ class StageRecipe:
             raise ValueError("decay and horizon are numbers of steps: give steps, not epochs")
         if self.horizon and self.horizon < self.steps:
             raise ValueError(f"a horizon of {self.horizon} lies before the last of {self.steps} steps")
+        if self.steps and self.warmup > (end := self.horizon or self.steps):
+            raise ValueError(f"a warmup of {self.warmup} steps does not end within {end}: lower it")
         if self.validate_every and not self.validation:
             raise ValueError("validate_every needs data: give validation")
+        for source in self.validation:
+            if given := [n for n, idle in _CHANGING.items() if getattr(source, n) != idle]:
+                raise ValueError(
+                    f"validation shows each sample of {source.path} once, as it is: leave out {', '.join(given)}"
+                )
         if self.decay and self.schedule != "wsd":
             raise ValueError(f"decay belongs to the schedule 'wsd', not to {self.schedule!r}")
         if self.decay and self.decay > (self.horizon or self.steps) - self.warmup:
@@ -182,6 +196,11 @@ class StageRecipe:
             done = min(1.0, (step - self.warmup) / max(1, end - self.warmup) if end else progress)
             shape = 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1 - done
         return self.floor + (1 - self.floor) * shape
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether anything but an adapter beside the weights learns."""
+        return self.lora is None or self.lora.merge or any(rate > 0 for rate in self.rates.values())
 
     @property
     def adapter(self) -> str:
@@ -207,7 +226,7 @@ class Recipe:
     """
 
     name: str
-    stages: list[StageRecipe]
+    stages: list[StageRecipe] = field(validator=min_len(1))
     pipeline: dict[str, object] = field(factory=dict)
     seed: int = 0
     precision: str = field(default="no", validator=in_(("no", "bf16")))

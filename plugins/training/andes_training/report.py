@@ -14,6 +14,7 @@ from typing import Any
 from andes_sdk.errors import TrainingError
 from andes_sdk.files import Journal, write_atomically, writing
 from andes_training.progress import METRICS
+from andes_training.writing import writing
 
 CURVES = {
     "loss": "loss",
@@ -52,7 +53,7 @@ def write_report(folder: Path) -> Path:
     """Read `folder/metrics.jsonl` and write `folder/report.html`.
 
     Raises:
-        TrainingError: there are no metrics, or matplotlib is not installed.
+        TrainingError: there are no metrics, matplotlib is not installed, or the file cannot be written.
     """
     need_matplotlib()
     stages = _stages(folder / METRICS)

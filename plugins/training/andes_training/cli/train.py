@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,8 +106,14 @@ def train(
         except Stopped as stopped:
             if first:
                 sets = [part for text in change or () for part in ("--set", text)]
-                again = shlex.join(["andes", "train", str(recipe), "--out", str(out), *sets])
-                stderr().print(f"{stopped.what}; to go on: {again}", markup=False, soft_wrap=True)
+                given = {"--report": report, "--accept-changed-data": accept_changed_data, "--json": as_json}
+                options = [*sets, *(option for option, said in given.items() if said)]
+                again = shlex.join(["andes", "train", str(recipe), "--out", str(out), *options])
+                if as_json:
+                    name = signal.Signals(stopped.signal).name
+                    print_json({"recipe": loaded.name, "stopped": name, "what": stopped.what, "again": again})
+                else:
+                    stderr().print(f"{stopped.what}; to go on: {again}", markup=False, soft_wrap=True)
             raise typer.Exit(128 + stopped.signal) from None
         finally:
             leave_processes()
@@ -122,8 +129,22 @@ def train(
     elif console is not None:
         for adapter in dict.fromkeys(adapters):
             console.print(f"trained adapter: {adapter}", markup=False, soft_wrap=True)
-        only = len(adapters) == len(loaded.stages)
-        console.print(f"{'its base, as it was' if only else 'trained model'}: {model}", markup=False, soft_wrap=True)
+        console.print(f"{_model_is(loaded, pipeline)}: {model}", markup=False, soft_wrap=True)
+
+
+def _model_is(recipe: Recipe, pipeline: Pipeline) -> str:
+    """What the saved model is, beside the adapters of a run."""
+    from andes_sdk.types import ModelChange
+
+    changed = [
+        s.changes_weights or isinstance(pipeline.pick("training_stages", s.stage), ModelChange) for s in recipe.stages
+    ]
+    last = recipe.stages[-1]
+    if not any(changed):
+        return "its base, as it was"
+    if last.lora is None or last.lora.merge or (changed[-1] and not last.changes_weights):
+        return "trained model"
+    return "the last adapter's base" + (", with what was trained beside it" if changed[-1] else "")
 
 
 @clean

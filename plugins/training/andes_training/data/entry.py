@@ -32,6 +32,9 @@ def checked_entry(entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if key in UNREAD or close:
             fix = f"did you mean {close[0]!r}?" if close else "write it into the messages, or leave it out"
             raise BadSample(f"nothing reads {key!r}", who=where, why=f"keys with a meaning: {', '.join(KEYS)}", fix=fix)
+    if entry.get("messages") is not None and entry.get("conversations") is not None:
+        fix = "keep one of them; `conversations` are several about the same pictures"
+        raise BadSample("has `messages` and `conversations`", who=where, fix=fix)
     if entry.get("image") is not None:
         if entry.get("images") is not None:
             raise BadSample("has `image` and `images`", reason="picture", who=where, fix="keep `images`")

@@ -17,6 +17,7 @@ from andes_training.data.bad import BadSample
 from andes_training.data.boxes import END, SCALE, START, Box, find_boxes
 from andes_training.data.inspection import inspect
 from andes_training.data.samples import whole
+from andes_training.writing import writing
 
 if TYPE_CHECKING:
     from andes_training.data.samples import Samples
@@ -40,6 +41,9 @@ def write_page(samples: Samples, out: Path, *, count: int = 20, seed: int = 0) -
     """Write a page of `count` samples drawn with `seed`, in the order of the files -> how many it shows.
 
     A sample that cannot be used is shown with what is wrong with it. A box is drawn on the picture before it.
+
+    Raises:
+        TrainingError: `out` cannot be written.
     """
     samples = whole(samples)
     chosen = sorted(random.Random(seed).sample(range(len(samples)), min(count, len(samples))))
