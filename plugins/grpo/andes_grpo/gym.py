@@ -57,7 +57,7 @@ def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """JSON Lines, lone surrogates as escapes; the file appears whole or not at all.
 
     Raises:
-        TrainingError: it cannot be written.
+        InputError: it cannot be written.
     """
     text = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines)
     with writing(path):

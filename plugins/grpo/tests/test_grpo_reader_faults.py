@@ -16,7 +16,7 @@ from andes_training.recipe import DataRecipe
 from attrs import evolve
 
 from andes_sdk import Pipeline
-from andes_sdk.errors import TrainingError
+from andes_sdk.errors import InputError, TrainingError
 
 MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}, "verifiers"]
 THOUGHT, PLAIN = "<think>so</think>4", "4"
@@ -123,7 +123,7 @@ def test_a_stopped_measurement_with_rates_still_keeps_other_settings_out(pipe: P
 def test_a_result_that_cannot_be_written_is_an_error_of_ours(pipe: Pipeline, tmp_path: Path) -> None:
     lines_of(tmp_path, {})
     (tmp_path / "out.jsonl").mkdir()
-    with pytest.raises(TrainingError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be written"):
         measure(pipe, tmp_path / "data.jsonl", tmp_path / "out.jsonl", Measurement(samples=1, max_answer=2))
 
 

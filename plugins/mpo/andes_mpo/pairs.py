@@ -28,7 +28,6 @@ from andes_training.data.pictures import Pictures
 from andes_training.data.samples import Sample, stage_samples
 from andes_training.recipe import DataRecipe
 from andes_training.rewards import reward_of
-from andes_training.writing import writing
 from attrs import asdict, evolve, field, frozen
 from attrs.validators import ge, gt, le
 
@@ -301,8 +300,7 @@ class _Progress:
         """
         head, *results = self.journal.keep(_written) or [None]
         if head is None:
-            with writing(self.journal.path):
-                self.journal.add({"made_with": self.digest})
+            self.journal.add({"made_with": self.digest})
         elif head != {"made_with": self.digest}:
             why, fix = "other options, prompts, plugins or weights", "delete it, or choose another output"
             who = str(self.journal.path)
@@ -311,5 +309,4 @@ class _Progress:
 
     def append(self, result: Mapping[str, Any]) -> None:
         """One more line."""
-        with writing(self.journal.path):
-            self.journal.add(result)
+        self.journal.add(result)

@@ -14,7 +14,6 @@ from typing import Any
 from andes_sdk.errors import TrainingError
 from andes_sdk.files import Journal, write_atomically, writing
 from andes_training.progress import METRICS
-from andes_training.writing import writing
 
 CURVES = {
     "loss": "loss",

@@ -30,7 +30,7 @@ from typer.testing import CliRunner
 
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
-from andes_sdk.errors import AssemblyError, TrainingError
+from andes_sdk.errors import AssemblyError, InputError, TrainingError
 
 
 def talk(question: str, answer: str, picture: str = "") -> dict[str, Any]:
@@ -416,7 +416,7 @@ def test_report_failed_raw_where_nothing_can_be_written(recipe: Path, tmp_path: 
     pytest.importorskip("matplotlib")
     train(recipe, tmp_path / "out", "stages.0.steps=2")
     (tmp_path / "out" / "report.html").mkdir()
-    with pytest.raises(TrainingError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be written"):
         write_report(tmp_path / "out")
 
 

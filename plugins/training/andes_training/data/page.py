@@ -17,7 +17,6 @@ from andes_training.data.bad import BadSample
 from andes_training.data.boxes import END, SCALE, START, Box, find_boxes
 from andes_training.data.inspection import inspect
 from andes_training.data.samples import whole
-from andes_training.writing import writing
 
 if TYPE_CHECKING:
     from andes_training.data.samples import Samples
