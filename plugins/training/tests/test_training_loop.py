@@ -344,7 +344,7 @@ def test_schedules_by_hand() -> None:
 
 
 def test_a_recipe_keeps_its_digest_when_it_moves() -> None:
-    common = {"name": "x", "stages": []}
+    common = {"name": "x", "stages": [StageRecipe(stage="s", data=[], steps=1)]}
     here = Recipe(**common, pipeline={"tokenizer": "/a/b/t"}, folder=Path("/a/b"))
     there = Recipe(**common, pipeline={"tokenizer": "/c/t"}, folder=Path("/c"))
     assert here.digest() == there.digest()
