@@ -106,7 +106,7 @@ def problems(cls: type, options: Mapping[str, Any], who: str) -> tuple[dict[str,
             if f.validator is not None:
                 f.validator(None, f, value)
         except ConfigError as error:
-            errors.append(error)
+            errors.append(as_config_error(error, f"{who}.{name}"))
         except Exception as error:
             for reason in reasons(error, f"{who}.{name}"):
                 errors.append(ConfigError(reason, who=who, fix=f.metadata.get("help", "")))
@@ -134,10 +134,8 @@ def structure(cls: type[T], options: Mapping[str, Any], who: str) -> T:
 
 def as_config_error(error: Exception, who: str) -> ConfigError:
     """A plugin's own complaint about its options, as one of our errors."""
-    if isinstance(error, ConfigError):
-        return error
     if isinstance(error, AndesError):
-        return ConfigError(error.what, who=error.who, why=error.why, fix=error.fix)
+        return ConfigError(error.what, who=error.who or who, why=error.why, fix=error.fix)
     return ConfigError(f"{type(error).__name__}: {error}", who=who, fix="check the options of this plugin")
 
 

@@ -412,11 +412,11 @@ def train(
         resume: go on with the run in `out`. accept_changed_data: although its data files have changed since.
         progress: shows events (`andes_training.progress.Progress`). stopping: notes signals to stop.
     """
+    pipeline.refuse_packed("trained")
     if isinstance(recipe, str | Path):
         recipe = load_recipe(Path(recipe))
     if not isinstance(recipe, Recipe):
         fix = "give the path of a TOML file, or what andes_training.recipe.load_recipe read"
         raise TrainingError("is no recipe", who="recipe", why=f"it is a {type(recipe).__name__}", fix=fix)
-    pipeline.refuse_packed("trained")
     trainer = Trainer(pipeline, recipe, Path(out), progress, stopping)
     return trainer.run(resume=resume, accept_changed_data=accept_changed_data)
