@@ -12,6 +12,7 @@ import numpy as np
 from numba.extending import overload
 
 from .activations import address, exp, inline
+from .apart import apart
 from .simd import (
     EIGHT,
     ONE,
@@ -155,7 +156,7 @@ def query(queries, layer, t):
     return queries[min(layer, len(queries) - 1), min(t, queries.shape[1] - 1)]
 
 
-@inline
+@apart
 def place(kv, layer, store, t, head, qkv, heads, norms, cos, sin, eps, queries):
     """Norms and positions for new row t of one KV head: its queries stay in `qkv`, key and value go to the store."""
     q_heads, kv_heads, size = heads
@@ -252,7 +253,7 @@ def weigh(kv, width, values, scales, start, committed, visible, size, scores, co
     store_f(outs[1] + 4 * column, 64, mul_f(right, splat_f(second)))
 
 
-@inline
+@apart
 def look(kv, layer, store, t, head, qkv, heads, scores, out):
     """Attention of new row t over the stored rows it sees of one KV head, into `out` (Hq * d,).
 

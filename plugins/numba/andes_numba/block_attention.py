@@ -17,6 +17,7 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from .activations import address, bare, inline
+from .apart import apart
 from .attention import load_kv, look, place, query, row_bytes, row_scale, score, softmax
 from .crew import LINE, claim, finish, first_stage, meet, no_stages
 from .simd import (
@@ -309,7 +310,7 @@ def _weigh_behind(kv, values, scales, row, marks, seen, size, weights, stored, f
             n += 1
 
 
-@inline
+@apart
 def look_together(kv, layer, store, group, sight, head, qkv, heads, keys, desk, out):
     """`attention.look` of a group of rows, of one KV head."""
     q_heads, kv_heads, size = heads
@@ -344,7 +345,7 @@ def look_together(kv, layer, store, group, sight, head, qkv, heads, keys, desk, 
             store_f(to + 4 * j, 0, mul_f(load_f(ONE, sums + 4 * j, 0), splat_f(inverses[i])))
 
 
-@inline
+@apart
 def _attend(
     counters, kv, layer, store, qkv, count, groups, sight, heads, keys, norms, cos, sin, eps, queries, desk, out
 ):  # fmt: skip

@@ -9,12 +9,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from .activations import address, bare, from_row, inline, space, take
+from .activations import address, bare, from_row, inline, space
+from .apart import apart
 from .attention import look, place, query
 from .crew import LINE, claim, finish, first_stage, meet, no_stages, piece, pieces
 from .machine import kept
 from .product import gate, multiply_blocks
-from .step import norm_row
+from .step import norm_row, ready_row
 
 FEW = 12
 """Rows below which this is faster."""
@@ -40,16 +41,6 @@ def _gate(isa, fmt, runs, size, x, count, y, stride, first, last):
     gate(isa, fmt, runs[0, 0], runs[1, 0], size, x, count, y, stride, first, last)
 
 
-@bare
-def _ready(mode, fmt, source, weight, eps, scratch, x, slot):
-    """Row `slot` of x from numbers at an address, normalised first if there are weights."""
-    if weight.size:
-        norm_row(source, address(weight), address(scratch), weight.size, eps)
-        take(mode, fmt, address(scratch), x, slot)
-    else:
-        take(mode, fmt, source, x, slot)
-
-
 @inline
 def _project(n, stage, isa, mode, fmt, runs, size, x, source, weight, eps, scratch, y, kind, threads):
     """Rows `source` -> activations x -> products in y; two stages. `weight` is empty, or of a norm that comes first."""
@@ -57,7 +48,7 @@ def _project(n, stage, isa, mode, fmt, runs, size, x, source, weight, eps, scrat
     if count > 1:
         item = claim(stage)
         while item < count:
-            _ready(mode, fmt, address(source[item]), weight, eps, scratch, x, item)
+            ready_row(mode, fmt, address(source[item]), weight, eps, address(scratch), x, item)
             finish(stage)
             item = claim(stage)
         meet(stage, count)
@@ -65,7 +56,7 @@ def _project(n, stage, isa, mode, fmt, runs, size, x, source, weight, eps, scrat
     stage, parts, blocks = stage + LINE, pieces(threads), runs[0, 1] if kind == GATE else runs[:, 1].sum()
     item = claim(stage)
     if item < parts and count == 1:
-        _ready(mode, fmt, address(source), weight, eps, scratch, x, n)
+        ready_row(mode, fmt, address(source), weight, eps, address(scratch), x, n)
     while item < parts:
         first, last = piece(item, blocks, threads)
         if kind == GATE:
@@ -102,7 +93,7 @@ def _attend(stage, kv, layer, store, qkv, count, heads, norms, cos, sin, eps, qu
         meet(stage + LINE, items)
 
 
-@bare
+@apart
 def _work(
     n, counters, isa, formats, mode, kv, sizes, weights, store, x, count, cos, sin, queries, first, logits, qkv, mixed,
     gated, scratch, a, b, c, d, e, room, threads,

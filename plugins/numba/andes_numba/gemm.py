@@ -19,6 +19,7 @@ from numba.extending import overload
 
 from . import product
 from .activations import activate, address, bare, silu
+from .apart import apart
 from .crew import claim, first_stage, no_stages
 from .machine import kept
 from .simd import (
@@ -151,7 +152,7 @@ def _tile_half(vectors):
     return halves
 
 
-@bare
+@apart
 def strip(isa, fmt, columns, weights, size, x, count, y, stride, add, buffer):
     """Some row blocks for all activation rows; y is the address of their first output."""
     codes = prepare(isa, fmt, columns, weights, size, x[1], buffer)

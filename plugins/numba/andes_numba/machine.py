@@ -19,6 +19,7 @@ from numba.core.event import Event, Listener, register, unregister
 from andes_sdk.errors import BackendUnavailable, SessionError
 
 from .affinity import cpus_named, listed, tell_cpus
+from .apart import rebuilt, reduced
 
 if TYPE_CHECKING:
     from .options import Options
@@ -195,15 +196,5 @@ def kept(function: Callable[..., Any]) -> Any:
     compiled._cache._cache_file._source_stamp = _sources()
     # told apart before anything is unpickled: an index of other sources may name classes that are gone
     compiled._cache._cache_file._version = " ".join(_sources())
-    compiled._cache._impl.reduce = _machine_code
+    compiled._cache._impl.reduce, compiled._cache._impl.rebuild = reduced, rebuilt
     return compiled
-
-
-def _machine_code(result: Any) -> Any:
-    """A compiled function as it is kept: of LLVM's code only the names, by which Numba finds the machine code."""
-    (name, kind, (machine_code, bitcode)), *rest = result._reduce()
-    module = llvmlite.binding.parse_bitcode(bitcode)
-    functions = (f'define void @"{f.name}"() {{ ret void }}' for f in module.functions if not f.is_declaration)
-    variables = (f'@"{v.name}" = global i8 0' for v in module.global_variables if not v.is_declaration)
-    names = llvmlite.binding.parse_assembly("\n".join([*functions, *variables]))
-    return (name, kind, (machine_code, names.as_bitcode())), *rest

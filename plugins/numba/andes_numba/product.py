@@ -15,7 +15,8 @@ from andes_packing.formats import FORMATS, Half, Integer, OneOfFour, TwoOfEight
 from numba import njit, prange
 from numba.extending import overload
 
-from .activations import activate, address, inline, silu
+from .activations import activate, address, silu
+from .apart import apart
 from .isa import dot4, look_up, pick4, pick8
 from .machine import kept
 from .simd import (
@@ -285,7 +286,7 @@ def _block_half():
 # ---------------------------------------------------------------- whole matrices
 
 
-@inline
+@apart
 def multiply_blocks(isa, fmt, weights, size, x, count, y, stride, add, first, last):
     """Outputs of the row blocks `first` to `last` for all `count` activation rows, four at a time.
 
@@ -319,7 +320,7 @@ def multiply(isa, fmt, runs, size, x, count, y, stride, add, threads):
             start = stop
 
 
-@inline
+@apart
 def gate(isa, fmt, gates, ups, size, x, count, y, stride, first, last):
     """SwiGLU of the row blocks `first` to `last` of a gate and of what it gates: y gets silu(gate) * up."""
     for b in range(first, last):

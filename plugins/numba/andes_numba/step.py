@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from .activations import address, bare, inline, space, take
+from .activations import address, copy_rows, inline, space, take
+from .apart import apart
 from .block_attention import attend_rows, desks, longest, row_groups, sights
 from .gemm import FEW, multiply, multiply_gated
 from .lora import adapt, gate_rows
@@ -78,8 +79,8 @@ def norm_row(x, weight, out, size, eps):
         store_f(out + 4 * j, 0, mul_f(scaled, load_f(ONE, weight + 4 * j, 0)))
 
 
-@bare
-def _ready(mode, fmt, source, weight, eps, normed, x, row):
+@apart
+def ready_row(mode, fmt, source, weight, eps, normed, x, row):
     """Row `row` of activations x from numbers at an address, normalised (to another address) if there are weights."""
     if weight.size:
         norm_row(source, address(weight), normed, weight.size, eps)
@@ -92,14 +93,14 @@ def _ready(mode, fmt, source, weight, eps, normed, x, row):
 def _ready_many(mode, fmt, source, weight, eps, normed, x, count, threads):
     for n in prange(threads):
         for t in range(n * count // threads, (n + 1) * count // threads):
-            _ready(mode, fmt, address(source[t]), weight, eps, address(normed[t]), x, t)
+            ready_row(mode, fmt, address(source[t]), weight, eps, address(normed[t]), x, t)
 
 
 @inline
 def ready(mode, fmt, source, weight, eps, normed, x, count, threads):
     """Activations x (`space`) from rows, normalised if there are weights; one row is not worth a parallel region."""
     if count == 1:
-        _ready(mode, fmt, address(source), weight, eps, address(normed), x, 0)
+        ready_row(mode, fmt, address(source), weight, eps, address(normed), x, 0)
     else:
         _ready_many(mode, fmt, source, weight, eps, normed, x, count, threads)
 
@@ -109,7 +110,7 @@ def show(taps, layer, x, seen):
     """Copy what enters a layer to where it is wanted: x (rows, width) -> seen (taps, T, width)."""
     for n in range(len(taps)):
         if taps[n] == layer:
-            seen[n] = x[: seen.shape[1], : seen.shape[2]]
+            copy_rows(x, seen[n], seen.shape[1], seen.shape[2])
 
 
 @kept
@@ -177,7 +178,7 @@ def forward(
         norm_row(address(x[t]), address(weights.last), address(x[t]), width, eps)
     last = np.zeros((1 if many == 1 else (many + 3) // 4 * 4, x.shape[1]), np.float32)
     for t in range(many):
-        last[t] = x[read[t]]
+        copy_rows(x[read[t] :], last[t:], 1, x.shape[1])
     ready(mode, formats[4], last, none, eps, last, e, many, threads)
     to, stride = address(logits), 4 * logits.shape[1]
     multiply(isa, formats[4], weights.head, weights.head_size, e, many, to, stride, False, threads)

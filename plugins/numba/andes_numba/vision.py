@@ -14,7 +14,8 @@ from numba import njit, prange
 from numba.extending import overload
 
 from . import gemm
-from .activations import address, inline
+from .activations import address, copy_rows, inline
+from .apart import apart
 from .machine import kept
 from .simd import (
     FOUR,
@@ -124,7 +125,7 @@ def add_bias(matrix, count, y):
                 store_f(at, 0, add_f(load_f(ONE, at, 0), load_f(ONE, matrix[3] + j, 0)))
 
 
-@njit(nogil=True)
+@apart
 def feed(isa, number, activation, up, gate, down, x, count, inner, gates, small, y, add):
     """y = W_down activation(W_up x), with biases, for an operand x. inner, gates: (64, columns); small: an operand."""
     product(isa, number, up, x, count, inner, False)
@@ -180,15 +181,14 @@ def allocate(scores, values, shape, strips):
     )
 
 
-@njit(nogil=True)
+@apart
 def embed_strips(isa, number, shape, tower, strips, patches, positions, x):
     """Patches (N, columns) through the embedding, its norm if there is one, plus positions (N or 0, width)."""
     columns, size = columns_of(patches.shape[1]), patches.shape[1]
     rows, small = np.zeros((STRIP, columns), np.float32), operand(number, STRIP, columns)
     for i in range(len(strips)):
         first, count = strips[i, 0], strips[i, 1]
-        for r in range(count):
-            rows[r, :size] = patches[first + r]
+        copy_rows(patches[first:], rows, count, size)
         encode(number, rows, count, columns, small)
         product(isa, number, tower.embed, small, count, x[i], False)
         if len(tower.embed_norm):
@@ -199,7 +199,7 @@ def embed_strips(isa, number, shape, tower, strips, patches, positions, x):
                     x[i, r, j] += positions[first + r, j]
 
 
-@njit(nogil=True)
+@apart
 def first_half(isa, number, scores, values, shape, norms, qkv, strips, start, cos, sin, m):
     """From the residual stream to queries, values and keys of some strips, the first of them number `start`.
 
@@ -230,7 +230,7 @@ def first_half(isa, number, scores, values, shape, norms, qkv, strips, start, co
         place_values(values, address(made[0]) + 8 * w, 4 * made.shape[1], heads, size, address(m.values[i]))
 
 
-@njit(nogil=True)
+@apart
 def pack_keys(scores, shape, strips, start, stop, m):
     """Keys of strips `start` to `stop` in the order `attend` reads them; bytes without the mean of their image."""
     mean = np.zeros(shape.width, np.float32)
@@ -249,7 +249,7 @@ def pack_keys(scores, shape, strips, start, stop, m):
         place_keys(scores, rows, 4 * shape.width, count, address(mean), heads, size, to, scales)
 
 
-@njit(nogil=True)
+@apart
 def second_half(isa, number, scores, values, shape, norms, matrices, strips, start, stop, counts, m):
     """Attention, its output, and the MLP, added to the residual stream of strips `start` to `stop`."""
     columns, wide = columns_of(shape.width), columns_of(16 * matrices[2, 1])
@@ -303,13 +303,13 @@ def forward(isa, number, scores, values, shape, tower, strips, patches, position
     for i in range(len(strips)):
         first, count = strips[i, 0], strips[i, 1]
         norm(shape.norm, m.x[i], tower.last, m.x[i], shape.width, shape.eps, count)
-        out[first : first + count] = m.x[i, :count, : shape.width]
+        copy_rows(m.x[i], out[first:], count, shape.width)
 
 
 # ---------------------------------------------------------------- the projector
 
 
-@njit(nogil=True)
+@apart
 def project_rows(isa, number, activation, matrices, x, out):
     """`project` of some rows."""
     none = np.zeros(4, np.int64)
@@ -319,10 +319,10 @@ def project_rows(isa, number, activation, matrices, x, out):
     made = np.zeros((STRIP, 16 * matrices[1, 1]), np.float32)
     for first in range(0, len(x), STRIP):
         count = min(STRIP, len(x) - first)
-        rows[:count, : x.shape[1]] = x[first : first + count]
+        copy_rows(x[first:], rows, count, x.shape[1])
         encode(number, rows, count, columns, small)
         feed(isa, number, activation, matrices[0], none, matrices[1], small, count, inner, inner, large, made, False)
-        out[first : first + count] = made[:count]
+        copy_rows(made, out[first:], count, made.shape[1])
 
 
 @njit(parallel=True, nogil=True)
