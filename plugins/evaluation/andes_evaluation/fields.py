@@ -17,7 +17,6 @@ from andes_sdk.errors import InputError
 
 LETTERS = string.ascii_uppercase
 _NUMBERED = re.compile(r"image_(\d+)")
-_NOTHING = (None, "", "nan")
 
 
 @frozen
@@ -35,7 +34,7 @@ class Reader:
     def has(self, name: str) -> bool:
         """Whether there is something under that name."""
         value = self.row.get(name)
-        return not (isinstance(value, str | None) and value in _NOTHING)
+        return value is not None and not (isinstance(value, str) and value == "")
 
     def get(self, *names: str) -> Any:
         """The first of these that is there, or None."""
@@ -70,7 +69,8 @@ class Reader:
             return {letter: str(text) for letter, text in zip(LETTERS, texts, strict=False)}
         for form in ("{}", "choice_{}"):
             if any(self.has(form.format(letter)) for letter in "AB"):
-                return {c: self.text(form.format(c)) for c in LETTERS if self.has(form.format(c))}
+                found = {c: self.text(form.format(c)) for c in LETTERS if self.has(form.format(c))}
+                return {c: text for c, text in found.items() if text != "nan"}  # so pandas wrote what is not there
         numbered = [self.row[f"option{i}"] for i in range(10) if self.has(f"option{i}")]
         return dict(zip(LETTERS, (str(v) for v in numbered if v != "N/A"), strict=False))
 
@@ -85,7 +85,7 @@ class Reader:
         bare = text.strip("()").rstrip(".").strip()
         if len(bare) == 1 and bare.upper() in LETTERS:
             return bare.upper()
-        if bare.isdigit() and int(bare) < len(options) and bare not in options.values():
+        if bare.isdigit() and int(bare) < len(options):
             return LETTERS[int(bare)]
         same = [letter for letter, option in options.items() if option.strip() == text]
         if len(same) != 1:

@@ -15,7 +15,7 @@ def said_place(text: str) -> Rectangle | None:
     AndesVL writes thousandths of width and height. Numbers that are all at most 1 are fractions already.
     """
     place = place_of(text)
-    if place is None or max(map(abs, place)) <= 1:
+    if place is None or max(place) <= 1:
         return place
     x1, y1, x2, y2 = (value / THOUSAND for value in place)
     return x1, y1, x2, y2

@@ -46,7 +46,7 @@ class Choice(Task):
     def prompt(self, reader: Reader, question: str, options: Mapping[str, str]) -> str:
         """Hint, question, options and what form the answer has."""
         hint = reader.get("hint")
-        lines = [f"Hint: {hint}"] if hint else []
+        lines = [f"Hint: {hint}"] if hint and hint != "nan" else []
         lines += [f"Question: {question}", "Options:", *(f"{c}. {text}" for c, text in options.items()), self.suffix]
         return "\n".join(line for line in lines if line)
 
