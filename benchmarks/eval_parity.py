@@ -27,7 +27,7 @@ from andes_evaluation.rules import yes_no
 from andes_evaluation.tasks.catalogue import TASKS
 
 ROOT = Path(__file__).parents[1]
-PYTHON = ROOT / ".nox" / "lmms" / "bin" / "python"
+PLACE = ROOT / ".nox" / "lmms"
 PER_TASK, SETS = 1000, 40
 
 NOT_COMPARED = {
@@ -306,12 +306,12 @@ def made(seed: int, per_task: int) -> Iterator[dict[str, Any]]:
 
 def theirs(cases: Sequence[dict[str, Any]]) -> list[Any]:
     """lmms-eval's scores, from its own environment."""
-    if not PYTHON.is_file():
+    if not any(PLACE.glob("lib/*/site-packages/lmms_eval")):
         print("building the environment of `nox -s lmms`", file=sys.stderr)
-        build = [sys.executable, "-m", "nox", "-s", "lmms", "--install-only"]
+        build = [sys.executable, "-m", "nox", "-r", "-s", "lmms", "--install-only"]
         subprocess.run(build, cwd=ROOT, check=True, stdout=sys.stderr)
     lines = "".join(json.dumps({key: case[key] for key in ("task", "doc", "said")}) + "\n" for case in cases)
-    worker = [str(PYTHON), str(Path(__file__).with_name("eval_parity_worker.py"))]
+    worker = [str(PLACE / "bin" / "python"), str(Path(__file__).with_name("eval_parity_worker.py"))]
     done = subprocess.run(worker, input=lines.encode(), stdout=subprocess.PIPE, check=True)
     found: list[Any] = json.loads(done.stdout)
     return found

@@ -251,6 +251,58 @@ def compare(
         stdout().print(f"in one run alone: {', '.join(found.not_in_both)}")
 
 
+@app.command("device")
+@clean
+def device(
+    model: Model,
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK…", help="Names of `andes eval tasks`.")],
+    variant: Annotated[
+        list[str],
+        typer.Option(
+            metavar="'NAME: KEY=VALUE …'", help="A way to run it; keys are options of andes eval; repeatable."
+        ),
+    ],
+    data: Data = None,
+    limit: Limit = None,
+    out: Out = None,
+    together: Together = 1,
+    think: Think = None,
+    max_tokens: MaxTokens = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="No picture is larger than a square of this side in pixels.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Put MODEL beside variants of it: scores, agreement and distance of answers, speed, memory."""
+    import tempfile
+
+    from .device import Variant, measure
+    from .tasks.catalogue import task_of
+
+    names = [task_of(name).name for name in tasks]
+    given = {"data": data, "limit": limit, "max-tokens": max_tokens, "image-size": image_size}
+    shared = [part for key, value in given.items() if value is not None for part in (f"--{key}", str(value))]
+    shared += ["--together", str(together), "--seed", str(seed)]
+    shared += [] if think is None else ["--think" if think else "--no-think"]
+    variants = [Variant.parse(text) for text in variant]
+    with tempfile.TemporaryDirectory() as temporary, stderr().status("") as status:
+        place = Path(temporary) if out is None else out
+        found = measure(model, names, variants, place, shared, lambda name: status.update(f"running {name}"))
+    if as_json:
+        print_json({"model": model, "variants": {name: one.to_dict() for name, one in found.items()}})
+        return
+    rows = []
+    for name, one in found.items():
+        scores = (f"{task['score']:.4f} [{task['low']:.4f}, {task['high']:.4f}]" for task in one.tasks.values())
+        memory = "" if one.memory is None else f"{one.memory / 2**20:,.0f}"
+        figures = (f"{one.same:.1%}", f"{one.rouge_l:.3f}", f"{one.edit:.3f}", f"{one.first_token:.3f}",
+                   f"{one.tokens_per_second:.1f}", f"{one.kv_bytes / 2**20:.2f}", memory)  # fmt: skip
+        rows.append((name, *scores, *figures))
+    heads = ("", *names, "same text", "ROUGE-L", "edit", "first token, s", "tokens/s", "KV, MiB", "memory, MiB")
+    stdout().print(table(heads, rows))
+
+
 @clean
 @requesting
 def batch(

@@ -231,13 +231,16 @@ class TaskRun:
         if isinstance(answer, list):
             nothing = self.task.rate("", item.truth, item.facts)
             marks = dict.fromkeys(nothing.marks, 0.0)
-            empty = {"said": "", "answer": "", "read": None, "score": 0.0, "marks": marks, "tokens": 0, "seconds": 0.0}
+            empty = {"said": "", "answer": "", "read": None, "score": 0.0, "marks": marks, "tokens": 0}
             return {**head, **told, **empty, "finish": NOTHING, "errors": answer}
         counts = self.task.cut(answer.text)
         rated = self.task.rate(counts, item.truth, item.facts)
         said = {"said": answer.text, "answer": counts, "read": rated.read, "score": rated.score}
         cost = {
             "tokens": len(answer.tokens),
-            "seconds": round(answer.seconds["first_token"] + answer.seconds["decode"], 4),
+            "prompt_tokens": answer.prompt_tokens,
+            "kv_bytes": answer.kv_bytes,
+            "first_token": round(answer.seconds["first_token"], 4),
+            "decode": round(answer.seconds["decode"], 4),
         }
         return {**head, **told, **said, "marks": dict(rated.marks), **cost, "finish": answer.finish}

@@ -60,7 +60,8 @@ def test_relaxed_accuracy_lets_five_per_cent_pass() -> None:
 
 
 def test_anls_is_one_less_the_normalised_distance_and_nothing_below_a_half() -> None:
-    assert text.edit_distance("kitten", "sitting") == 3
+    assert text.edit_distance("kitten", "sitting") == text.edit_distance("sitting", "kitten") == 3
+    assert (text.edit_distance("", "ab"), text.edit_distance("", ""), text.edit_distance(["a b"], ["c"])) == (2, 0, 1)
     assert text.anls("hallo", ["hello"]) == pytest.approx(0.8)  # one of five
     assert text.anls("abc", ["xyz", "abc"]) == 1.0
     assert text.anls("ab", ["xb"]) == 0.5

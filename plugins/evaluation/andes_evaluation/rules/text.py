@@ -6,6 +6,8 @@ import re
 import string
 from collections.abc import Sequence
 
+import numpy as np
+
 from .words import ARTICLES, CONTRACTIONS, NUMBERS
 
 CLOSE = 0.05
@@ -32,14 +34,31 @@ def relaxed(answer: str, truth: str, tolerance: float = CLOSE) -> float:
 
 def edit_distance(one: Sequence[object], other: Sequence[object]) -> int:
     """Insertions, deletions and replacements between two sequences (Levenshtein)."""
-    if len(one) < len(other):
-        one, other = other, one
-    row = list(range(len(other) + 1))
-    for i, a in enumerate(one, 1):
-        corner, row[0] = row[0], i
-        for j, b in enumerate(other, 1):
-            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (a != b))
-    return row[-1]
+    long, short = _coded(one, other)
+    steps = np.arange(len(long) + 1)
+    row = steps.copy()
+    for number, code in enumerate(short, 1):
+        above = np.minimum(row[1:] + 1, row[:-1] + (long != code))
+        # insertions: the least of all that stand before, one more for each step
+        row = np.minimum.accumulate(np.concatenate(([number], above)) - steps) + steps
+    return int(row[-1])
+
+
+def common(one: Sequence[object], other: Sequence[object]) -> int:
+    """Length of the longest common subsequence."""
+    long, short = _coded(one, other)
+    row = np.zeros(len(long) + 1, dtype=np.int64)
+    for code in short:
+        row[1:] = np.maximum.accumulate(np.maximum(row[1:], row[:-1] + (long == code)))
+    return int(row[-1])
+
+
+def _coded(one: Sequence[object], other: Sequence[object]) -> tuple[np.ndarray, np.ndarray]:
+    """Both as numbers, the longer first."""
+    codes: dict[object, int] = {}
+    made = [np.array([codes.setdefault(x, len(codes)) for x in some], dtype=np.int64) for some in (one, other)]
+    made.sort(key=len, reverse=True)
+    return made[0], made[1]
 
 
 def anls(answer: str, truths: Sequence[str]) -> float:
@@ -125,11 +144,4 @@ def unpunctuated(text: str) -> str:
 def rouge_l(one: str, other: str) -> float:
     """F1 of the longest common subsequence of words (Lin 2004), from 0.0 to 1.0; 1.0 for two empty texts."""
     a, b = one.lower().split(), other.lower().split()
-    if not a or not b:
-        return float(a == b)
-    row = [0] * (len(b) + 1)
-    for word in a:
-        corner = 0
-        for j, against in enumerate(b, 1):
-            corner, row[j] = row[j], corner + 1 if word == against else max(row[j], row[j - 1])
-    return 2 * row[-1] / (len(a) + len(b))
+    return 2 * common(a, b) / (len(a) + len(b)) if a or b else 1.0
