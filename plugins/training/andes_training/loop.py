@@ -13,10 +13,12 @@ from attrs import define, evolve, field, frozen
 
 from andes_sdk.errors import TrainingError
 from andes_sdk.types import Event, FeedingStage, ModelChange, Position, StatefulStage, SteppingStage, TrainingStage
+from andes_training.best import Best, best_states
 from andes_training.changes import put_in_changes
 from andes_training.data.bad import BadSamples
 from andes_training.data.fingerprint import fingerprints
 from andes_training.ema import start_average, swap_average, update_average
+from andes_training.evaluating import Evaluation
 from andes_training.feed import epoch_length, packed
 from andes_training.lora import Lora
 from andes_training.processes import Processes, divided_copy, gather, losing_others_is_told
@@ -28,7 +30,7 @@ from andes_training.run import StageRun
 from andes_training.state import Learner, Saved, load_state, read_saved, save_state, saving, states
 from andes_training.step import Loss, decayed, freeze, make_optimizer, seed_step, update
 from andes_training.stopping import Stopped, Stopping
-from andes_training.validation import Validation, best_states
+from andes_training.validation import Validation
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -53,6 +55,36 @@ class _Work:
     module: torch.nn.Module
     loss: Loss
     changes: Sequence[ModelChange]
+
+
+@frozen(eq=False)
+class _Looks:
+    """What a stage is measured by on data that is not learnt from, and when that was best."""
+
+    validation: Validation | None
+    evaluation: Evaluation | None
+    best: Best | None
+
+    @classmethod
+    def of(cls, run: StageRun, folder: Path) -> _Looks:
+        """As the stage's recipe says."""
+        validation = Validation(run, folder) if run.recipe.validation else None
+        return cls(validation, Evaluation(run, folder) if run.recipe.eval else None, Best.of(run))
+
+    def take(self, step: int, loss: Loss, processes: Processes) -> dict[str, float]:
+        """The figures that are due after a step; every process gets the same."""
+        values: dict[str, float] = {}
+        if self.validation is not None and self.validation.due(step):
+            values["validation_loss"] = processes.all(self.validation.loss(loss))[0]
+        if self.evaluation is not None and self.evaluation.due(step):
+            values |= processes.all(self.evaluation.figures())[0]
+        if self.best is not None:
+            self.best.note(step, values)
+        return values
+
+    def over(self, step: int) -> bool:
+        """Whether the stage ends here though its steps are not done."""
+        return self.best is not None and self.best.over(step)
 
 
 @define
@@ -132,42 +164,46 @@ class Trainer:
             load_state(state, work.learner)
         run = self._describe(work, position)
         refuse_blind(cast("VisionLanguageModel", work.learner.model), run.samples, work.recipe.stage)
-        validation = Validation(run, self.recipe.folder) if work.recipe.validation else None
+        looks = _Looks.of(run, self.recipe.folder)
         facts = self.recipe.facts(), fingerprints(work.recipe.data, self.recipe.folder)
         start = {"stage": work.recipe.stage, "steps": work.recipe.steps, "samples": len(run.samples)}
         self._tell("stage-start", position.step, start)
         with recomputed(work.learner.model, work.recipe.recompute):
-            if validation is not None and not position.step:
-                validation.loss(work.loss, packs=1)  # a loss that needs more than samples fails here, not later
+            if looks.validation is not None and not position.step:
+                looks.validation.loss(work.loss, packs=1)  # a loss that needs more than samples fails here, not later
             before = kept = done = position
-            for done in self._steps(work, run, position, validation):
+            for done in self._steps(work, run, position, looks):
                 moved = (done.epoch, done.offset) != (before.epoch, before.offset)  # not within a rollout
                 stop = moved and self._signal()
-                better = validation is not None and validation.better
+                better = looks.best is not None and looks.best.better
                 if stop or better or done.step % work.recipe.checkpoint_every == 0:
-                    self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]), validation)
+                    self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]), looks.best)
                     kept = done
                 if stop:
                     raise _stopped(stop, self.out, done)
                 before = done
             if kept != done:
-                self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]), validation)
+                self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]), looks.best)
+        if looks.over(done.step) and looks.best is not None and (state := looks.best.state()) is not None:
+            load_state(state, work.learner)
+            self._tell("stopped-early", done.step, {looks.best.name: looks.best.value, "best_step": looks.best.step})
         self._finish(work)
         if skipped := run.bad.finish(done):
             self._tell("bad-samples", done.step, skipped)
         self._tell("stage-end", done.step, {"stage": work.recipe.stage})
 
-    def _keep(self, work: _Work, saved: Saved, validation: Validation | None) -> None:
-        better = validation is not None and validation.better
+    def _keep(self, work: _Work, saved: Saved, best_one: Best | None) -> None:
+        better = best_one is not None and best_one.better
         best = best_states(self.out)
         spare = {name for stage, (_, _, name) in best.items() if not (better and stage == work.index)}
         first = self.processes.first
         name = save_state(self.out, work.learner, saved, keep=self.recipe.keep_states, spare=spare, write=first)
-        if validation is not None and validation.better:
-            validation.better = False
+        if best_one is not None and best_one.better:
+            best_one.better = False
             if first:
                 with saving(self.out):
-                    validation.keep(saved.position.step, name)
+                    best_one.keep(name)
+            self.processes.wait()  # all read it at the next one
         self._tell("checkpoint", saved.position.step, {})
 
     def _signal(self) -> int:
@@ -222,14 +258,12 @@ class Trainer:
             ),
         )
 
-    def _steps(
-        self, work: _Work, run: StageRun, position: Position, validation: Validation | None
-    ) -> Iterator[Position]:
+    def _steps(self, work: _Work, run: StageRun, position: Position, looks: _Looks) -> Iterator[Position]:
         """Train -> the position after each step."""
         recipe, learner = work.recipe, work.learner
         length = epoch_length(run) if recipe.epochs else 0
         groups = work.stage.feed(run) if isinstance(work.stage, FeedingStage) else packed(run)
-        while (done := _progress(recipe, position, length)) < 1:
+        while (done := _progress(recipe, position, length)) < 1 and not looks.over(position.step):
             if isinstance(work.stage, SteppingStage):
                 seed_step(self.recipe, work.index, position.step, run.rank)
                 work.stage.before_step(cast("VisionLanguageModel", learner.model), position.step)
@@ -251,9 +285,7 @@ class Trainer:
             update_average(learner.average, learner.model, recipe.ema, position.step)
             if recipe.epochs:
                 values["epoch"] = min(1.0, _progress(recipe, position, length)) * recipe.epochs
-            if validation is not None and validation.due(position.step):
-                values["validation_loss"] = self.processes.all(validation.loss(work.loss))[0]
-                validation.note(values["validation_loss"])
+            values |= looks.take(position.step, work.loss, self.processes)
             self._tell("step", position.step, values)
             yield position
         if (close := getattr(groups, "close", None)) is not None:

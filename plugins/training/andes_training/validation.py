@@ -1,20 +1,16 @@
-"""The loss on data that is not learnt from, and the step at which it was smallest."""
+"""The loss on data that is not learnt from."""
 
 from __future__ import annotations
 
-import json
-import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from attrs import define, field
+from attrs import define
 
-from andes_sdk.errors import InputError, TrainingError
-from andes_sdk.files import write_atomically
-from andes_sdk.reading import parse_json
+from andes_sdk.errors import TrainingError
 from andes_training.data.bad import BadSample
 from andes_training.data.samples import whole
 from andes_training.packing import Batch, Row, collate, pack
@@ -29,18 +25,11 @@ class Validation:
     """The validation of one stage.
 
     Attributes:
-        folder: of its data. best: the smallest loss so far. better: whether that was the last one.
+        folder: of its data.
     """
 
     run: StageRun
     folder: Path
-    best: float = field(default=math.inf, init=False)
-    better: bool = field(default=False, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        known = best_states(self.run.out).get(self.run.index)
-        if known is not None and known[0] <= self.run.position.step:
-            self.best = known[1]
 
     def due(self, step: int) -> bool:
         """Whether a step is followed by a validation."""
@@ -77,16 +66,6 @@ class Validation:
             )
         return total / tokens
 
-    def note(self, loss: float) -> None:
-        """Take note of a whole validation."""
-        self.better = loss < self.best
-        self.best = min(loss, self.best) if loss == loss else self.best
-
-    def keep(self, step: int, state: str) -> None:
-        """The state of the smallest loss; those named so are never deleted."""
-        content = {"step": step, "validation_loss": self.best, "state": state}
-        write_atomically(_path(self.run.out, self.run.index), json.dumps(content).encode())
-
     def _batches(self) -> Iterator[Batch]:
         run = self.run
         maker = stage_maker(run.pipeline, run.recipe, run.stage)
@@ -103,20 +82,3 @@ class Validation:
         rows = (row for row in in_order(make, range(len(samples)), run.recipe.workers) if row is not None)
         for group in pack(rows, max_tokens=run.recipe.max_tokens, max_patches=run.recipe.max_patches):
             yield collate(group)
-
-
-def best_states(out: Path) -> dict[int, tuple[int, float, str]]:
-    """Stage -> step, loss and state of its smallest validation loss."""
-    found: dict[int, tuple[int, float, str]] = {}
-    for path in out.glob("best-[0-9]*.json"):
-        try:
-            data: Any = parse_json(path.read_bytes())
-            number = int(path.stem.removeprefix("best-"))
-            found[number] = int(data["step"]), float(data["validation_loss"]), str(data["state"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError("is damaged", who=str(path), why=str(error), fix="delete it") from None
-    return found
-
-
-def _path(out: Path, index: int) -> Path:
-    return out / f"best-{index:02d}.json"
