@@ -118,8 +118,12 @@ def _settings(
 ) -> Settings:
     from .run import Settings
 
-    named = {} if adapter is None else {"adapter": _named(adapter)[0]}
-    return Settings(limit=limit, together=together, think=think, scale=scale, given={**given, **named})
+    name, folder = (None, None) if adapter is None else _named(adapter)
+    place = None if folder is None else Path(folder)
+    if place is not None and not place.is_dir():
+        raise ConfigError("there is no such folder", who=f"--adapter {adapter}", fix="give the folder that peft saved")
+    options = {**given, "adapter": name}
+    return Settings(limit=limit, together=together, think=think, scale=scale, given=options, adapter=place)
 
 
 def _suite(

@@ -74,16 +74,19 @@ def figures_of(task: Task, rows: Sequence[Answered], *, seed: int = 0) -> dict[s
     clusters = clusters_of(task, rows)
     names = sorted({name for cluster in clusters.values() for name in cluster})
     table = table_of(list(clusters.values()), names)
-    whole = task.figures(dict(zip(names, table.sum(0), strict=True)))
-    draws = drawn(table, seed)
-    spread = task.figures(dict(zip(names, draws.T, strict=True)))
+    sums = dict(zip(names, table.sum(0), strict=True))
+    whole = task.figures(sums)
+    spread = task.figures(dict(zip(names, drawn(table, seed).T, strict=True)))
+    counted = len(clusters) == len(rows) and all(row["score"] in (0.0, 1.0) for row in rows)
     found = {}
     for name, value in whole.items():
+        group = "" if name == task.measure else f"/{name}"
+        right, n = (float(sums.get(f"{kind}{group}", 0.0)) for kind in ("score", "n"))
+        if counted and n and math.isclose(float(value), right / n):
+            found[name] = wilson(right, int(n))
+            continue
         low, high = np.percentile(np.broadcast_to(spread[name], (DRAWS,)), (2.5, 97.5))
         found[name] = Figure(float(value), float(low), float(high))
-    counted = len(clusters) == len(rows) and all(row["score"] in (0.0, 1.0) for row in rows)
-    if counted and math.isclose(found[task.measure].value, sum(r["score"] for r in rows) / len(rows)):
-        found[task.measure] = wilson(sum(row["score"] for row in rows), len(rows))
     return found
 
 

@@ -61,7 +61,7 @@ class AndesChat(lmms):
             raise ConfigError(f"no argument {', '.join(map(repr, others))}", who="lmms-eval's model andes", fix=fix)
         more = [name for name in plugins.split("+") if name]
         self.pipeline = open_pipeline(pretrained, None, plugins=more, device=device, dtype=dtype, backend=backend)
-        self.given = {"think": think, "image_size": image_size}
+        self.given: dict[str, Any] = {"think": think, "image_size": image_size}
         self.together = int(max_batch_size or 8) if batch_size == "auto" else int(batch_size)
         if adapter:
             name, _, folder = adapter.partition("=")
@@ -118,7 +118,7 @@ class AndesChat(lmms):
         inputs = self.pipeline.prepare([user_message(context, list(to_visual(doc) or []))], think=False)
         session = self.pipeline.session()
         try:
-            session.adapter = self.given.get("adapter")  # type: ignore[assignment]
+            session.adapter = self.given.get("adapter")
             rows = [session.prefill(inputs), *(session.extend(tokens[:-1])[0] if len(tokens) > 1 else ())]
         finally:
             session.close()

@@ -38,6 +38,7 @@ class Settings:
         limit: of how many items at most, the first ones; None: all.
         together: items that are decoded together. think: None leaves it to the model.
         given: options of generation that replace the task's, such as max_tokens, seed and adapter.
+        adapter: folder of the adapter that `given` names; its content is part of what answers belong to.
         scale: factor by which pictures are enlarged instead of the task's.
     """
 
@@ -45,6 +46,7 @@ class Settings:
     together: int = 8
     think: bool | None = None
     given: Mapping[str, Any] = field(factory=dict)
+    adapter: Path | None = None
     scale: float | None = None
 
 
@@ -108,6 +110,7 @@ class TaskRun:
     settings: Settings = field(factory=Settings)
     out: Path | None = None
     tell: Callable[[int], None] = lambda count: None
+    _whom: str = field(init=False, default="")
 
     def run(self) -> Outcome:
         """Ask what is not answered yet -> figures of all.
@@ -117,6 +120,7 @@ class TaskRun:
         """
         begin = time.perf_counter()
         options = self.options()
+        self._whom = self._identity()
         known = self._known()
         kept: dict[str, Mapping[str, Any]] = {}
         batch: list[tuple[Item, str]] = []
@@ -170,11 +174,15 @@ class TaskRun:
 
     def request(self, item: Item, options: GenerationOptions) -> str:
         """A hash of the item, the model and the options."""
-        pipeline = self.pipeline
-        source = pipeline.artefact.digest if pipeline.artefact else str(pipeline.weights)
         asked = [hashlib.sha256(part).hexdigest() if isinstance(part, bytes) else part for part in item.parts]
-        facts = [asked, item.start, self._scale, item.truth, pipeline.plan.to_dict(), source, asdict(options)]
+        facts = [asked, item.start, self._scale, item.truth, self._whom, asdict(options)]
         return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
+
+    def _identity(self) -> str:
+        """The model, the adapter and the task, as text that another one of the same name does not have."""
+        pipeline = self.pipeline
+        source = pipeline.artefact.digest if pipeline.artefact else content_of(pipeline.weights)
+        return json.dumps([pipeline.plan.to_dict(), source, content_of(self.settings.adapter), repr(self.task)])
 
     @property
     def _scale(self) -> float:
@@ -244,3 +252,16 @@ class TaskRun:
             "decode": round(answer.seconds["decode"], 4),
         }
         return {**head, **told, **said, "marks": dict(rated.marks), **cost, "finish": answer.finish}
+
+
+def content_of(folder: Path | None) -> Any:
+    """What tells a folder of weights from another at the same place: its own checksums, else its files' size and time.
+
+    Files of the Hugging Face cache are links; what they point to counts.
+    """
+    if folder is None:
+        return None
+    if (own := folder / "andes.json").is_file():
+        return hashlib.sha256(own.read_bytes()).hexdigest()
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".json", ".gguf"))
+    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]

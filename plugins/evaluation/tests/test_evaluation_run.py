@@ -16,6 +16,7 @@ from andes_evaluation.rows import find
 from andes_evaluation.run import Settings, TaskRun
 from andes_evaluation.suite import Suite
 from andes_evaluation.tasks.catalogue import TASKS
+from attrs import evolve
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -92,10 +93,26 @@ def test_another_question_model_or_option_is_not_mixed_into_a_file(
     other.settings = Settings(given={"max_tokens": 5, "image_size": 56}, limit=2)
     with pytest.raises(InputError, match="cannot continue this file"):
         other.run()
+    changed = run(pipeline, data, out, limit=2)
+    changed.task = evolve(changed.task, instruction="Find: {instruction}")  # type: ignore[call-arg]
+    with pytest.raises(InputError, match="cannot continue this file"):
+        changed.run()
     out.write_text("something\n")
     with pytest.raises(InputError, match="cannot continue this file"):
         run(pipeline, data, out).run()
     assert out.read_text() == "something\n"
+
+
+def test_a_checkpoint_that_was_trained_on_in_its_place_is_another_model(
+    pipeline: Pipeline, data: Path, tmp_path: Path
+) -> None:
+    out, folder = tmp_path / "task.jsonl", tmp_path / "model"
+    pipeline.save_pretrained(folder)
+    assert run(Pipeline.from_pretrained(folder), data, out, limit=1).run().answered == 1
+    assert run(Pipeline.from_pretrained(folder), data, out, limit=1).run().answered == 0
+    Pipeline.from_plugins(MODEL, image={"min_size": 28}, seed=5).save_pretrained(folder)
+    with pytest.raises(InputError, match="cannot continue this file"):
+        run(Pipeline.from_pretrained(folder, seed=0), data, out, limit=1).run()
 
 
 def test_an_item_that_cannot_be_asked_scores_nothing_and_is_tried_again(
@@ -163,8 +180,10 @@ def test_a_share_has_wilsons_interval() -> None:
     # (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96
     assert (figure.low, figure.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson(10, 10).low == pytest.approx(10 / (10 + 1.959964**2))
-    found = figures_of(TASKS["r-bench"], rows_of([1.0] * 8 + [0.0] * 2))
-    assert found["accuracy"] == figure
+    rows = [{**row, "facts": {"groups": {"kind": "x" if i < 4 else "y"}}}
+            for i, row in enumerate(rows_of([1.0] * 8 + [0.0] * 2))]  # fmt: skip
+    found = figures_of(TASKS["r-bench"], rows)
+    assert found == {"accuracy": figure, "kind: x": wilson(4, 4), "kind: y": wilson(4, 6)}
 
 
 def test_other_figures_have_a_bootstrap_interval_that_a_seed_fixes() -> None:
@@ -229,6 +248,32 @@ def test_the_command_scores_compares_and_lists(config: str, data: Path, tmp_path
     assert "same answers" in andes("eval", "compare", one, other).stdout
     listed = json.loads(andes("eval", "tasks", "--json").stdout)
     assert {"name": "pope", "files": ["POPE"], "hub": "lmms-lab/POPE"} in listed
+
+
+def test_an_adapter_answers_in_place_of_the_base(config: str, data: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    model = Pipeline.from_pretrained(config).model.language_model
+    name = "base_model.model.model.layers.0.mlp.down_proj"
+    out, inner = model.get_parameter("model.layers.0.mlp.down_proj.weight").shape
+    noise = torch.Generator().manual_seed(0)
+    tensors = {f"{name}.lora_A.weight": torch.randn(2, inner, generator=noise),
+               f"{name}.lora_B.weight": torch.randn(out, 2, generator=noise)}  # fmt: skip
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    command = ("eval", config, "andesui-grounding", "--data", data, "--limit", 2, "--max-tokens", 8, "--image-size", 56)
+    for place, more in (("base", ()), ("adapted", ("--adapter", f"ui={folder}"))):
+        andes(*command, "--out", tmp_path / place, *more, "--json")
+    said = [
+        [json.loads(line)["said"] for line in (tmp_path / place / "andesui-grounding.jsonl").read_text().splitlines()]
+        for place in ("base", "adapted")
+    ]
+    assert said[0] != said[1]
+    result = andes(*command, "--out", tmp_path / "base", "--adapter", f"ui={folder}", code=1)
+    assert "cannot continue this file" in result.stderr
 
 
 def test_the_command_refuses_what_it_cannot_do(config: str, data: Path, tmp_path: Path) -> None:
