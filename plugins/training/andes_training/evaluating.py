@@ -80,8 +80,11 @@ class Evaluation:
         recipe = self.run.recipe
         return step % (recipe.eval_every or recipe.checkpoint_every) == 0 or step == recipe.steps
 
-    def figures(self) -> dict[str, float]:
+    def figures(self, limit: int = 0) -> dict[str, float]:
         """Main figure of each task, as `eval/<task>`. Every process calls this; the first one asks the model.
+
+        Args:
+            limit: of how many items instead of what the recipe says; 0 for that.
 
         Raises:
             As `pipe.evaluate`.
@@ -90,13 +93,15 @@ class Evaluation:
         if self.run.rank:
             return {}
         with torch.inference_mode(), _evaluating(self.run.pipeline.model):
-            return {f"eval/{one.task}": self._main(one) for one in self.run.recipe.eval}
+            return {f"eval/{one.task}": self._main(one, limit) for one in self.run.recipe.eval}
 
-    def _main(self, one: EvalRecipe) -> float:
+    def _main(self, one: EvalRecipe, limit: int) -> float:
         given: dict[str, Any] = {"data": self.folder / one.data} if one.data else {}
         given |= {"max_tokens": one.max_tokens} if one.max_tokens else {}
         given |= {"together": one.together} if one.data else {}
-        found: dict[str, float] = self.evaluate(Learning(self.run.pipeline), one.task, one.limit or None, **given)
+        found: dict[str, float] = self.evaluate(
+            Learning(self.run.pipeline), one.task, limit or one.limit or None, **given
+        )
         return float(next(iter(found.values())))
 
 

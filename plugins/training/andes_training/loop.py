@@ -71,6 +71,13 @@ class _Looks:
         validation = Validation(run, folder) if run.recipe.validation else None
         return cls(validation, Evaluation(run, folder) if run.recipe.eval else None, Best.of(run))
 
+    def prove(self, loss: Loss) -> None:
+        """Look at a little of everything, so that what cannot be measured fails now, and not after many steps."""
+        if self.validation is not None:
+            self.validation.loss(loss, packs=1)
+        if self.evaluation is not None:
+            self.evaluation.figures(limit=1)
+
     def take(self, step: int, loss: Loss, processes: Processes) -> dict[str, float]:
         """The figures that are due after a step; every process gets the same."""
         values: dict[str, float] = {}
@@ -169,8 +176,8 @@ class Trainer:
         start = {"stage": work.recipe.stage, "steps": work.recipe.steps, "samples": len(run.samples)}
         self._tell("stage-start", position.step, start)
         with recomputed(work.learner.model, work.recipe.recompute):
-            if looks.validation is not None and not position.step:
-                looks.validation.loss(work.loss, packs=1)  # a loss that needs more than samples fails here, not later
+            if not position.step:
+                looks.prove(work.loss)
             before = kept = done = position
             for done in self._steps(work, run, position, looks):
                 moved = (done.epoch, done.offset) != (before.epoch, before.offset)  # not within a rollout

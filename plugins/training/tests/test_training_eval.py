@@ -15,7 +15,7 @@ from andes_training.run import StageRun
 from andes_training.state import states
 
 from andes_sdk import Pipeline
-from andes_sdk.errors import AssemblyError, InputError
+from andes_sdk.errors import AssemblyError, ConfigError, InputError, TrainingError
 from andes_sdk.runtime.options import GenerationOptions
 
 PLUGINS = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
@@ -123,9 +123,15 @@ def test_what_does_not_fit_is_refused_in_the_recipe(recipe: Path, override: str,
     assert any(message in str(problem) for problem in caught.value.problems)
 
 
-def test_data_that_is_not_there_is_told(recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file or folder"):
-        train(recipe, tmp_path / "out", "stages.0.steps=1", "stages.0.eval=[{task = 'docvqa', data = 'gone'}]")
+def test_what_cannot_be_scored_is_told_before_the_first_step(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the data cannot be read"):
+        train(recipe, tmp_path / "out", "stages.0.eval=[{task = 'docvqa', data = 'gone'}]")
+    with pytest.raises(ConfigError, match="'docvqaa'"):
+        train(recipe, tmp_path / "out", "stages.0.eval=[{task = 'docvqaa', data = 'docvqa.jsonl'}]")
+    (recipe.parent / "docvqa.jsonl").write_text('{"question": "one?"}\n')
+    with pytest.raises(InputError, match="lacks 'answers' or 'answer'"):
+        train(recipe, tmp_path / "out")
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
 
 
 def test_patience_counts_looks_since_the_best_one(recipe: Path, tmp_path: Path) -> None:
