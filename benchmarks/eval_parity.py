@@ -35,8 +35,7 @@ NOT_COMPARED = {
     "mathverse, wemath, logicvista, dynamath": "lmms-eval scores them by GPT",
     "hallusionbench": "lmms-eval scores it by GPT; here yes and no are read, as VLMEvalKit does",
     "mmvet": "scored by a judge in both; the prompt here is ours",
-    "mmbench-cn, ccbench, mtl-mmbench": "the rule of mmbench-en",
-    "mmmu-pro": "the rule of mmmu",
+    "ccbench, mtl-mmbench": "the rule of mmbench-en",
     "crpe-exist": "the rule of crpe-relation",
     "mmmb, r-bench, andesui": "lmms-eval does not have them",
 }
@@ -155,8 +154,10 @@ class Cases:
         return {"question": "?", field: list(options.values()), "answer": answer}, self.chosen(options)
 
     def subject(self, task: str) -> tuple[dict[str, Any], str]:
-        options = self.options()
+        options = self.options(10 if task == "mmmu-pro" else 4)
         doc = {"id": "validation_Art_1", "question": "?", "options": str(list(options.values()))}
+        if task == "mmmu-pro":
+            return {**doc, "answer": self.random.choice(list(options))}, self.chosen(options)
         if self.random.random() < 0.5:
             doc |= {"question_type": "multiple-choice", "answer": self.random.choice(list(options))}
             return doc, self.chosen(options)
@@ -228,8 +229,10 @@ class Cases:
 
 ROWS = {
     "chartqa": "chart", "docvqa": "document", "infovqa": "document", "textvqa": "scene", "ocrbench": "ocr",
-    "mtvqa": "languages", "pope": "yes_no", "mme": "yes_no", "ai2d": "listed", "mmmu": "subject", "q-bench": "quality",
-    "mmbench-en": "columns", "mmstar": "columns", "realworldqa": "question", "blink": "listed", "mmt-bench": "columns",
+    "mtvqa": "languages", "pope": "yes_no", "mme": "yes_no", "ai2d": "listed", "mmmu": "subject", "mmmu-pro": "subject",
+    "q-bench": "quality",
+    "mmbench-en": "columns", "mmbench-cn": "columns",
+    "mmstar": "columns", "realworldqa": "question", "blink": "listed", "mmt-bench": "columns",
     "muirbench": "listed", "seed-2-plus": "columns", "crpe-relation": "inline", "screenspot": "screen",
     "screenspot-v2": "screen", "screenspot-pro": "screen", "mathvista": "vista",
 }  # fmt: skip

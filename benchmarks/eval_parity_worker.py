@@ -74,6 +74,12 @@ def mmmu(doc: Doc, said: str) -> float:
     return float(utils.evaluate_mmmu([found])[1]["acc"])
 
 
+def mmmu_pro(doc: Doc, said: str) -> float:
+    utils = module("mmmu_pro.utils")
+    found = utils.mmmu_pro_process_results({"subject": "Art", **doc}, [said])["mmmu_acc"]
+    return float(utils.eval_multi_choice(found["answer"], found["parsed_pred"]))
+
+
 def q_bench(doc: Doc, said: str) -> float:
     utils = module("qbench.utils")
     given = {"id": 0, "question_concern": 0, "question_type": 0, **doc}
@@ -169,7 +175,8 @@ def mme_set(docs: Sequence[Doc], said: Sequence[str]) -> list[float]:
 
 SCORERS: dict[str, Callable[..., Any]] = {
     "chartqa": chartqa, "docvqa": docvqa, "infovqa": docvqa, "textvqa": textvqa, "ocrbench": ocrbench, "mtvqa": mtvqa,
-    "pope": pope, "mme": mme, "ai2d": ai2d, "mmmu": mmmu, "q-bench": q_bench, "mmbench-en": mmbench, "mmstar": mmstar,
+    "pope": pope, "mme": mme, "ai2d": ai2d, "mmmu": mmmu, "mmmu-pro": mmmu_pro,
+    "q-bench": q_bench, "mmbench-en": mmbench, "mmbench-cn": mmbench, "mmstar": mmstar,
     "realworldqa": realworldqa, "blink": blink, "mmt-bench": mmt, "muirbench": muirbench, "seed-2-plus": seed_2_plus,
     "crpe-relation": crpe, "screenspot": screenspot, "screenspot-v2": screenspot_v2, "screenspot-pro": screenspot_pro,
     "mathvista": mathvista, "pope, whole": pope_set, "mme, whole": mme_set,
