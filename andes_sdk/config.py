@@ -13,6 +13,7 @@ import cattrs
 from cattrs.strategies import configure_union_passthrough
 
 from andes_sdk.errors import AndesError, AssemblyError, ConfigError
+from andes_sdk.files import regular
 from andes_sdk.reading import bounded, parse_json, parse_toml
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(known)}" if known else "it takes no options"
+    return f"known: {', '.join(known)}" if known else "there is none here"
 
 
 def reasons(error: BaseException, path: str) -> list[str]:
@@ -91,9 +92,9 @@ def problems(cls: type, options: Mapping[str, Any], who: str) -> tuple[dict[str,
     fields = {f.name: f for f in attrs.fields(attrs.resolve_types(cls)) if f.init}
     errors: list[ConfigError] = []
     values: dict[str, Any] = {}
-    for name in options:
-        if name not in fields:
-            errors.append(ConfigError(f"unknown option {name!r}", who=who, fix=suggestion(str(name), fields)))
+    for name in (name for name in options if name not in fields):
+        fix = suggestion(str(name), fields) if fields else "it takes no options"
+        errors.append(ConfigError(f"unknown option {name!r}", who=who, fix=fix))
     for name, f in fields.items():
         if name not in options:
             if f.default is attrs.NOTHING:
@@ -105,7 +106,7 @@ def problems(cls: type, options: Mapping[str, Any], who: str) -> tuple[dict[str,
             if f.validator is not None:
                 f.validator(None, f, value)
         except ConfigError as error:
-            errors.append(error)
+            errors.append(as_config_error(error, f"{who}.{name}"))
         except Exception as error:
             for reason in reasons(error, f"{who}.{name}"):
                 errors.append(ConfigError(reason, who=who, fix=f.metadata.get("help", "")))
@@ -133,10 +134,8 @@ def structure(cls: type[T], options: Mapping[str, Any], who: str) -> T:
 
 def as_config_error(error: Exception, who: str) -> ConfigError:
     """A plugin's own complaint about its options, as one of our errors."""
-    if isinstance(error, ConfigError):
-        return error
     if isinstance(error, AndesError):
-        return ConfigError(error.what, who=error.who, why=error.why, fix=error.fix)
+        return ConfigError(error.what, who=error.who or who, why=error.why, fix=error.fix)
     return ConfigError(f"{type(error).__name__}: {error}", who=who, fix="check the options of this plugin")
 
 
@@ -168,22 +167,26 @@ def read_config(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         path = Path(source)
         who = path.name
         try:
-            data = (parse_json if path.suffix == ".json" else parse_toml)(path.read_bytes())
+            data = (parse_json if path.suffix == ".json" else parse_toml)(regular(path).read_bytes())
         except (OSError, ValueError) as error:
-            raise ConfigError(
-                "cannot be read", who=str(path), why=str(error), fix="write a TOML or JSON file"
-            ) from None
+            what = "cannot be read"
+            raise ConfigError(what, who=str(path), why=str(error), fix="write a TOML or JSON file") from None
     return attrs.asdict(structure(PipelineConfig, data, who), recurse=False)
+
+
+def _table(_: Any, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"expected a table of options, got {value!r}")
 
 
 @attrs.frozen(kw_only=True)
 class PipelineConfig:
-    """The arguments of `Pipeline.from_plugins` as a file holds them."""
+    """The arguments of `Pipeline.from_plugins` as plain data."""
 
     plugins: list[object]
     weights: str | None = None
     device: str = "cpu"
     dtype: str = "float32"
     backend: str = "torch"
-    seed: int = 0
-    image: dict[str, object] = attrs.field(factory=dict)
+    seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    image: Any = attrs.field(factory=dict, validator=_table)

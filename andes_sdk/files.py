@@ -20,13 +20,27 @@ from typing import Any
 
 from attrs import field, frozen
 
-from andes_sdk.errors import CheckpointError, InputError
+from andes_sdk.errors import CheckpointError, ConfigError, InputError
 from andes_sdk.reading import parse_json
 
 
 def absolute(path: Path) -> Path:
     """What a path means now, for what is read later, perhaps from another folder. Links are not followed."""
     return path.absolute()
+
+
+def at_home(path: str | os.PathLike[str], who: str = "path") -> Path:
+    """A path whose `~` or `~user` is that user's folder; where there is no such user it is a name like any other.
+
+    Raises:
+        ConfigError: it is no path; `who` is the argument that should be one.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"expected a path, got {path!r}", who=who, fix="give a text or a pathlib.Path")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def regular(path: Path) -> Path:
@@ -57,7 +71,7 @@ class FolderFiles:
     folder: Path = field(converter=absolute)
 
     def __contains__(self, name: object) -> bool:
-        return confined(name) and (self.folder / str(name)).is_file()
+        return confined(name) and os.path.isfile(self.folder / str(name))
 
     def where(self, name: str = "") -> str:
         """Path of a file, or of the folder."""
@@ -70,9 +84,8 @@ class FolderFiles:
                 raise OSError("the name leaves the folder")
             return regular(self.folder / name).read_bytes()
         except OSError as error:
-            raise CheckpointError(
-                "cannot be read", who=self.where(name), why=str(error), fix="check the path"
-            ) from error
+            what = "cannot be read"
+            raise CheckpointError(what, who=self.where(name), why=str(error), fix="check the path") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -86,15 +99,31 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says while a file is written, as one of our errors.
+
+    Raises:
+        InputError: naming the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        fix = "make room there, or choose another place"
+        raise InputError("cannot be written", who=str(path), why=error.strerror or str(error), fix=fix) from None
+
+
+@contextlib.contextmanager
 def appearing_file(path: Path) -> Iterator[Path]:
     """A name beside `path` for a file that takes its place, readable by all, when the block ends without an error.
 
     Folders above it are made. On any error what stood at `path` stays, and nothing is left beside it.
 
     Raises:
-        OSError: it cannot be written, or `path` is a folder.
+        OSError: it cannot be written, or `path` is a folder or a device.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():  # the name of a device must stay one
+        regular(path)
     temporary = path.with_name(f".{path.name}.partial-{_mark(path)}")
     try:
         yield temporary
@@ -174,11 +203,23 @@ class Journal:
     path: Path
 
     def add(self, row: Any) -> None:
-        """Add a line, at once: nothing is held back. Lone surrogates are written as escapes."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(row, ensure_ascii=False, default=str) + "\n"
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
+        """Add a line, at once: nothing is held back. Lone surrogates are written as escapes.
+
+        Raises:
+            InputError: it cannot be written; the rows before it stay, whole.
+        """
+        content = (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode("utf-8", "backslashreplace")
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "ab", buffering=0) as file:
+                whole = os.fstat(file.fileno()).st_size
+                try:
+                    while content:  # a disk that is almost full takes a part, and says so the next time
+                        content = content[file.write(content) :]
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        file.truncate(whole)
+                    raise
 
     def rows(self, wanted: Callable[[Any], bool] = lambda row: True) -> list[Any]:
         """Its whole lines that are wanted; none if there is no such file.
@@ -192,22 +233,21 @@ class Journal:
         """Drop every row that is not wanted, and a torn last line -> the rows kept, in order.
 
         Raises:
-            InputError: as `rows`; the file stays as it is. OSError: it cannot be written.
+            InputError: as `rows`, or it cannot be written; the file stays as it is.
         """
         kept = list(self._lines(wanted))
         content = b"".join(line for line, _ in kept)
         if self.path.exists() and len(content) != self.path.stat().st_size:
-            write_atomically(self.path, content)
+            with writing(self.path):
+                write_atomically(self.path, content)
         return [row for _, row in kept]
 
     def _lines(self, wanted: Callable[[Any], bool]) -> Iterator[tuple[bytes, Any]]:
         try:
-            whole = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+            whole = regular(self.path).read_bytes().split(b"\n")[:-1] if self.path.exists() else []
         except OSError as error:
             raise InputError("cannot be read", who=str(self.path), why=str(error), fix="check the path") from None
-        for number, line in enumerate(whole, 1):
-            if not line.endswith(b"\n"):
-                return
+        for number, line in enumerate(whole, 1):  # only a line feed ends one: what a disk makes of a byte does not
             where, fix = f"{self.path}:{number}", "repair or remove the line"
             try:
                 row = parse_json(line)
@@ -218,7 +258,7 @@ class Journal:
                 why = f"{type(error).__name__}: {error}"
                 raise InputError("is no line of this file", who=where, why=why, fix=fix) from None
             if kept:
-                yield line, row
+                yield line + b"\n", row
 
 
 def _sync(path: Path) -> None:

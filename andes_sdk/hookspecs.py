@@ -302,37 +302,23 @@ class Hooks(Protocol):
 
 
 SLOTS: dict[str, str] = {
-    "vision_encoder": "andes_vision_encoder",
-    "projector": "andes_projector",
-    "language_model": "andes_language_model",
-    "tokenizer": "andes_tokenizer",
-    "cache_policy": "andes_cache_policy",
-    "decoder": "andes_decoder",
-}
+    "vision_encoder": "andes_vision_encoder", "projector": "andes_projector", "language_model": "andes_language_model",
+    "tokenizer": "andes_tokenizer", "cache_policy": "andes_cache_policy", "decoder": "andes_decoder",
+}  # fmt: skip
 """Slot -> hook."""
 
 DEFAULTED = frozenset({"cache_policy", "decoder"})
 """Slots for which the core has a default."""
 
 COLLECTIONS: dict[str, str] = {
-    "modalities": "andes_modalities",
-    "training_stages": "andes_training_stages",
-    "compressors": "andes_compressors",
-    "backends": "andes_backends",
-    "formats": "andes_formats",
-    "rewards": "andes_rewards",
-    "data_filters": "andes_data_filters",
-    "benchmarks": "andes_benchmarks",
-    "exporters": "andes_exporters",
-}
+    "modalities": "andes_modalities", "training_stages": "andes_training_stages", "compressors": "andes_compressors",
+    "backends": "andes_backends", "formats": "andes_formats", "rewards": "andes_rewards",
+    "data_filters": "andes_data_filters", "benchmarks": "andes_benchmarks", "exporters": "andes_exporters",
+}  # fmt: skip
 """Collection -> hook."""
 
 HOOKS: dict[str, str] = {
-    **{hook: slot for slot, hook in SLOTS.items()},
-    **{hook: name for name, hook in COLLECTIONS.items()},
-    "andes_modules": "modules",
-    "andes_check": "check",
-    "andes_explain": "explain",
-    "andes_event": "event",
-}
+    **{hook: slot for slot, hook in SLOTS.items()}, **{hook: name for name, hook in COLLECTIONS.items()},
+    "andes_modules": "modules", "andes_check": "check", "andes_explain": "explain", "andes_event": "event",
+}  # fmt: skip
 """Hook -> kind, as the `kind` column of `andes plugins` shows it."""

@@ -57,9 +57,8 @@ class VisionLanguageModel(nn.Module):
         slots = {"vision_encoder": encoder, "projector": projector, "language_model": language_model}
         for name, part in {**slots, **built}.items():
             if not isinstance(part, nn.Module):
-                raise PluginBroken(
-                    f"built {type(part).__name__}, not an nn.Module", who=name, fix="return a torch module"
-                )
+                what = f"built {type(part).__name__}, not an nn.Module"
+                raise PluginBroken(what, who=name, fix="return a torch module")
         self.vision_encoder = cast("nn.Module", encoder)
         self.mlp = cast("nn.Module", projector)
         self.language_model = cast("nn.Module", language_model)

@@ -93,19 +93,19 @@ def numbers_of(model: nn.Module) -> str:
     return numbers({name: digest(name, one) for name, one in codes.items()}, ranges) if codes else ""
 
 
-def weights_of(model: nn.Module) -> str:
+def weights_of(model: nn.Module, *, exact: bool = False) -> str:
     """A name for the weights of a float model: a hash over each parameter's name, shape and up to 4096 of its values.
 
-    Values are rounded to bfloat16, so the name is the same in whatever precision the model was opened; "" of modules
-    without memory.
+    Values are rounded to bfloat16, so the name is the same in whatever precision the model was opened. `exact` takes
+    all of them, as they are. "" of modules without memory.
     """
     made = hashlib.sha256()
     for name, one in model.named_parameters():
         if one.is_meta:
             return ""
-        some = one.detach().flatten()[:: max(1, -(-one.numel() // 4096))]
+        some = one.detach().flatten()[:: 1 if exact else max(1, -(-one.numel() // 4096))]
         made.update(f"{len(name.encode())}:{name}:{tuple(one.shape)}".encode())
-        made.update(some.bfloat16().float().cpu().numpy().astype("<f4").data)
+        made.update((some if exact else some.bfloat16()).float().cpu().numpy().astype("<f4").data)
     return f"weights:{made.hexdigest()}"
 
 

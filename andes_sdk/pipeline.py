@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -93,19 +94,25 @@ class Pipeline:
         Raises:
             AssemblyError: everything that is wrong with the list and the arguments, before any weight is read.
         """
-        errors: list[AndesError] = []
+        place = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
+        image = {} if image is None else image
+        given = {"device": device, "dtype": dtype, "backend": backend, "seed": seed, "image": image}
+        fitting, wrong = config.problems(config.PipelineConfig, {"plugins": [], "weights": place, **given}, "pipeline")
+        errors, run = list[AndesError](wrong), config.PipelineConfig(**fitting)  # the rest is checked all the same
+        device, dtype, backend, image = run.device, run.dtype, run.backend, dict(run.image)
         try:
             assembled: Assembly | None = _assembly.assemble(
-                plugins, device=device, dtype=dtype, backend=backend, seed=seed, image=dict(image or {})
+                plugins, device=device, dtype=dtype, backend=backend, seed=run.seed, image=image
             )
         except AssemblyError as group:
             errors += group.problems
             assembled = None
         chosen = None if assembled is None else assembled.collections["backends"].get(backend)
-        errors += run_errors(device, dtype, image or {}, chosen.devices if isinstance(chosen, DeviceBackend) else ())
+        errors += run_errors(device, dtype, image, chosen.devices if isinstance(chosen, DeviceBackend) else ())
         if assembled is not None and backend != "torch" and backend not in assembled.collections["backends"]:
-            known = ["torch", *assembled.collections["backends"]]
-            errors.append(ConfigError(f"no backend {backend!r}", who="backend", fix=config.suggestion(backend, known)))
+            known = {"torch", *assembled.collections["backends"], *discovery.bringing("backends")}
+            fix = "add its plugin to the list" if backend in known else config.suggestion(backend, known)
+            errors.append(ConfigError(f"no backend {backend!r}", who="backend", fix=fix))
         if errors or assembled is None:
             raise AssemblyError("cannot assemble the pipeline", errors)
         return cls(assembled, None if weights is None else Folder.open(Path(weights)))
@@ -177,7 +184,9 @@ class Pipeline:
 
         stored = open_stored(source)
         plan, objects = extended(stored.plan, plugins, backend=backend)
-        run: Any = {"device": device, "dtype": dtype or plan.dtype, "image": {**plan.image, **(image or {})}}
+        run: Any = {"device": device, "dtype": dtype or plan.dtype, "image": plan.image if image is None else image}
+        if isinstance(image, Mapping):
+            run["image"] = {**plan.image, **image}
         run["seed"] = plan.seed if seed is None else seed
         try:
             pipeline = cls.from_plan(attrs.evolve(plan, **run), objects=objects)
@@ -308,10 +317,10 @@ class Pipeline:
         """
         objects = self.collection(collection)
         if name not in objects:
-            raise ConfigError(
-                f"no plugin of this pipeline brings {name!r} to {collection}",
-                fix=f"{config.suggestion(name, objects)} Add its plugin to the list.",
-            )
+            what = f"no plugin of this pipeline brings {name!r} to {collection}"
+            more = ", ".join(discovery.bringing(collection)) or "none is installed"
+            fix = f"{config.suggestion(name, objects)}; or add a plugin that brings it ({more})"
+            raise ConfigError(what, fix=fix)
         return objects[name]
 
     def tell(self, event: Event) -> None:
@@ -360,7 +369,8 @@ class Pipeline:
         """Answer several conversations together, with options for all or for each; each is what it would be alone."""
         from andes_sdk.runtime.generation import GenerationOptions, generate_batch
 
-        return generate_batch(self, conversations, options or GenerationOptions(), allow_remote=allow_remote)
+        options = GenerationOptions() if options is None else options
+        return generate_batch(self, conversations, options, allow_remote=allow_remote)
 
     def stream(
         self, messages: Any, options: GenerationOptions | None = None, *, allow_remote: bool = False
@@ -371,7 +381,8 @@ class Pipeline:
         """
         from andes_sdk.runtime.generation import GenerationOptions, stream
 
-        return stream(self, messages, options or GenerationOptions(), allow_remote=allow_remote)
+        options = GenerationOptions() if options is None else options
+        return stream(self, messages, options, allow_remote=allow_remote)
 
     def chat(self, text: str, images: Sequence[Any] = (), **options: Any) -> str:
         """Answer one question about pictures; options as in `GenerationOptions`."""

@@ -78,6 +78,5 @@ class Plan:
             bounded(data)
             return CONVERTER.structure(data, cls)
         except Exception as error:
-            raise PlanError(
-                "not a plan", why="; ".join(reasons(error, "plan")), fix="use the file `save_pretrained` wrote"
-            ) from None
+            why = "; ".join(reasons(error, "plan"))
+            raise PlanError("not a plan", why=why, fix="use the file `save_pretrained` wrote") from None

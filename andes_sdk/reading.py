@@ -10,6 +10,8 @@ from typing import Any
 
 MOST_LEVELS = 64
 """Lists and tables inside one another. What follows a value down, such as structuring it, has no limit of its own."""
+MOST_BITS = 14_000
+"""Of a whole number: about as many as Python takes in decimal digits."""
 
 
 def parse_json(text: bytes | str) -> Any:
@@ -28,6 +30,7 @@ def parse_toml(text: bytes | str) -> dict[str, Any]:
         ValueError: it is none, or nested too deeply.
     """
     found: dict[str, Any] = _parsed(tomllib.loads, text, "tables")
+    _short(found)
     return found
 
 
@@ -78,6 +81,14 @@ def bounded(found: Any) -> None:
         inner = (value.values() if isinstance(value, Mapping) else value for value in nested)
         level = list({id(value): value for values in inner for value in values}.values())  # of a circle each once
     raise ValueError(f"more than {MOST_LEVELS} lists and tables inside one another")
+
+
+def _short(value: Any) -> None:
+    """Refuse whole numbers that Python does not write out: TOML has hexadecimal ones of any length, JSON has none."""
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ValueError(f"a number of {value.bit_length()} bits")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _short(inner)
 
 
 def _parsed(loads: Callable[[str], Any], text: bytes | str, tables: str) -> Any:

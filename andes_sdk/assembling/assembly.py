@@ -11,15 +11,7 @@ import pluggy
 
 from andes_sdk import config
 from andes_sdk.assembling import discovery
-from andes_sdk.errors import (
-    AndesError,
-    AssemblyError,
-    ConfigError,
-    DuplicateName,
-    PlanError,
-    PluginBroken,
-    SlotError,
-)
+from andes_sdk.errors import AndesError, AssemblyError, ConfigError, DuplicateName, PlanError, PluginBroken, SlotError
 from andes_sdk.hookspecs import COLLECTIONS, DEFAULTED, HOOKS, PROJECT, SLOTS, Hooks
 from andes_sdk.plan import Plan, PluginPlan
 from andes_sdk.reading import bounded
@@ -120,17 +112,13 @@ def listed(items: Sequence[PluginItem], errors: list[AndesError]) -> Iterable[tu
             yield item, {}
         elif isinstance(item, Mapping):
             if len(item) != 1 or not all(isinstance(name, str) for name in item):
-                errors.append(
-                    ConfigError(f"item {index} has {len(item)} keys: {dict(item)!r}", fix="write {name: options}")
-                )
+                what = f"item {index} has {len(item)} keys: {dict(item)!r}"
+                errors.append(ConfigError(what, fix="write {name: options}"))
                 continue
             ((name, options),) = item.items()
             if options is not None and not isinstance(options, Mapping):
-                errors.append(
-                    ConfigError(
-                        f"options of item {index} are {options!r}", who=name, fix="write {name: {option: value}}"
-                    )
-                )
+                what = f"options of item {index} are {options!r}"
+                errors.append(ConfigError(what, who=name, fix="write {name: {option: value}}"))
                 continue
             yield name, options or {}
         else:
@@ -160,14 +148,9 @@ def _register(
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         manager.unregister(name=plan.name)
-        errors.append(
-            PluginBroken(
-                "does not fit the contract",
-                who=plan.name,
-                why=str(error).splitlines()[0] if "unknown hook" in str(error) else " ".join(str(error).split()),
-                fix=f"hooks: {', '.join(HOOKS)}",
-            )
-        )
+        what = "does not fit the contract"
+        why = str(error).splitlines()[0] if "unknown hook" in str(error) else " ".join(str(error).split())
+        errors.append(PluginBroken(what, who=plan.name, why=why, fix=f"hooks: {', '.join(HOOKS)}"))
         return
     hooks = tuple(sorted(caller.name for caller in manager.get_hookcallers(plugin) or []))
     plans.append(attrs.evolve(plan, hooks=hooks))
@@ -176,9 +159,8 @@ def _register(
 def _named(name: str, options: Mapping[str, Any]) -> tuple[object, PluginPlan]:
     cls, distribution, version = discovery.load(name)
     if not attrs.has(cls):
-        raise PluginBroken(
-            "is not an attrs class", who=name, fix="decorate it with attrs.frozen(eq=False, kw_only=True)"
-        )
+        what = "is not an attrs class"
+        raise PluginBroken(what, who=name, fix="decorate it with attrs.frozen(eq=False, kw_only=True)")
     plugin = config.structure(cls, options, name)
     plan = PluginPlan(name=name, options=config.plain(plugin), distribution=distribution, version=version)
     return _hashable(plugin, name), plan
@@ -188,13 +170,11 @@ def _given(plugin: object) -> tuple[object, PluginPlan]:
     cls = type(plugin)
     name = cls.__name__.lower()
     if isinstance(plugin, type):
-        raise ConfigError(
-            f"{plugin.__name__} is a class", who=plugin.__name__, fix=f"pass an object: {plugin.__name__}()"
-        )
+        what = f"{plugin.__name__} is a class"
+        raise ConfigError(what, who=plugin.__name__, fix=f"pass an object: {plugin.__name__}()")
     if not attrs.has(cls):
-        raise ConfigError(
-            f"{plugin!r} is neither a name, nor {{name: options}}, nor a plugin object", fix="see `andes plugins`"
-        )
+        what = f"{plugin!r} is neither a name, nor {{name: options}}, nor a plugin object"
+        raise ConfigError(what, fix="see `andes plugins`")
     discovery.check_contract(getattr(cls, "contract", None), name)
     return _hashable(plugin, name), PluginPlan(name=name, options=config.plain(plugin))
 
@@ -203,9 +183,8 @@ def _hashable(plugin: object, name: str) -> object:
     try:
         hash(plugin)
     except TypeError:
-        raise PluginBroken(
-            "cannot be hashed", who=name, fix="decorate it with attrs.frozen(eq=False, kw_only=True)"
-        ) from None
+        what = "cannot be hashed"
+        raise PluginBroken(what, who=name, fix="decorate it with attrs.frozen(eq=False, kw_only=True)") from None
     return plugin
 
 
@@ -214,15 +193,11 @@ def _slot_errors(plan: Plan, required: bool) -> list[AndesError]:
     for slot, hook in SLOTS.items():
         owners = [p.name for p in plan.plugins if hook in p.hooks]
         if len(owners) > 1:
-            errors.append(
-                SlotError(f"slot {slot!r} has {len(owners)} owners", who=" and ".join(owners), fix="keep one of them")
-            )
+            what = f"slot {slot!r} has {len(owners)} owners"
+            errors.append(SlotError(what, who=" and ".join(owners), fix="keep one of them"))
         if not owners and required and slot not in DEFAULTED:
-            errors.append(
-                SlotError(
-                    f"slot {slot!r} has no owner", fix="add a plugin that provides it; `andes plugins` shows the kinds"
-                )
-            )
+            what = f"slot {slot!r} has no owner"
+            errors.append(SlotError(what, fix="add a plugin that provides it; `andes plugins` shows the kinds"))
     return errors
 
 
@@ -246,9 +221,8 @@ def _collect(
             for name, thing in zip(names, made, strict=True):
                 if name in owners:
                     who = f"{owners[name]} and {plugin}"
-                    errors.append(
-                        DuplicateName(f"both bring {name!r} to {collection}", who=who, fix="keep one of them")
-                    )
+                    what = f"both bring {name!r} to {collection}"
+                    errors.append(DuplicateName(what, who=who, fix="keep one of them"))
                 owners[name] = plugin
                 objects[name] = thing
     return found, brought

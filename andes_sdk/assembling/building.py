@@ -30,17 +30,15 @@ def device_error(name: str) -> AndesError | None:
     try:
         torch.device(name)
     except RuntimeError as error:
-        return BackendUnavailable(
-            f"no device {name!r}", who="device", why=str(error).splitlines()[0], fix="use cpu, cuda or mps"
-        )
+        why = str(error).splitlines()[0]
+        return BackendUnavailable(f"no device {name!r}", who="device", why=why, fix="use cpu, cuda or mps")
     present = {
         "cuda": torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
     if not present.get(kind, False):
-        return BackendUnavailable(
-            f"this machine has no {name!r}", who="device", fix="use device='cpu', or run elsewhere"
-        )
+        fix = "use device='cpu', or run elsewhere"
+        return BackendUnavailable(f"this machine has no {name!r}", who="device", fix=fix)
     return None
 
 

@@ -61,7 +61,7 @@ def load_extension(group: str, name: str) -> Any:
     """
     points = [point for point in _entry_points(group) if point.name == name]
     if not points:
-        fix = f"{suggestion(name, extensions(group))} Or install the distribution that brings it."
+        fix = f"{suggestion(name, extensions(group))}; or install the distribution that brings it."
         raise PluginNotFound(f"nothing installed adds {name!r} to {group}", who=name, fix=fix)
     if len(points) > 1:
         raise DuplicateName(f"{name!r} is added to {group} by {_owners(points)}", who=name, fix="uninstall one")
@@ -92,6 +92,11 @@ def installed() -> list[PluginInfo]:
     return [_inspect(p, duplicate=names.count(p.name) > 1) for p in points]
 
 
+def bringing(collection: str) -> list[str]:
+    """Names of the installed plugins that bring something to a collection; nothing is imported."""
+    return [one.name for one in installed() if collection in one.kind.split(", ")]
+
+
 def _inspect(point: importlib.metadata.EntryPoint, *, duplicate: bool) -> PluginInfo:
     status, hooks, contract = "ok", [], "?"
     try:
@@ -109,14 +114,9 @@ def _inspect(point: importlib.metadata.EntryPoint, *, duplicate: bool) -> Plugin
     kinds = [HOOKS[h] for h in hooks if h in HOOKS and HOOKS[h] not in ("check", "explain", "event")]
     kinds = kinds or [HOOKS[h] for h in hooks if h in HOOKS]
     return PluginInfo(
-        name=point.name,
-        kind=", ".join(kinds) or "?",
-        distribution=point.dist.name if point.dist else "?",
-        version=point.dist.version if point.dist else "?",
-        contract=contract,
-        status=status,
-        target=point.value,
-    )
+        name=point.name, kind=", ".join(kinds) or "?", distribution=point.dist.name if point.dist else "?",
+        version=point.dist.version if point.dist else "?", contract=contract, status=status, target=point.value,
+    )  # fmt: skip
 
 
 def _class_source(module: str, attribute: str, depth: int = 4) -> ast.ClassDef:
@@ -170,19 +170,13 @@ def check_contract(contract: Any, who: str) -> None:
     try:
         major, minor = (int(part) for part in contract.split("."))
     except (AttributeError, ValueError):
-        raise ContractMismatch(
-            f"states no usable contract version ({contract!r})",
-            who=who,
-            fix=f'set the class attribute `contract = "{ours}"`',
-        ) from None
+        what = f"states no usable contract version ({contract!r})"
+        raise ContractMismatch(what, who=who, fix=f'set the class attribute `contract = "{ours}"`') from None
     if (major, minor) != CONTRACT:
         newer = (major, minor) > CONTRACT
-        raise ContractMismatch(
-            f"was written for contract {contract}, this andes_sdk speaks {ours}",
-            who=who,
-            why="" if newer else CHANGED,
-            fix="upgrade andes-sdk" if newer else f'port the plugin, then set `contract = "{ours}"`',
-        )
+        what = f"was written for contract {contract}, this andes_sdk speaks {ours}"
+        fix = "upgrade andes-sdk" if newer else f'port the plugin, then set `contract = "{ours}"`'
+        raise ContractMismatch(what, who=who, why="" if newer else CHANGED, fix=fix)
 
 
 def _raise(_manager: Any, _point: Any, error: BaseException) -> None:
@@ -199,11 +193,8 @@ def load(name: str) -> tuple[type, str, str]:
     points = [p for p in _entry_points() if p.name == name]
     if not points:
         known = {p.name for p in _entry_points()}
-        raise PluginNotFound(
-            f"no installed plugin is named {name!r}",
-            who=name,
-            fix=f"{suggestion(name, known)}; `andes plugins` lists what is installed; else install what brings it",
-        )
+        fix = f"{suggestion(name, known)}; `andes plugins` lists what is installed; else install what brings it"
+        raise PluginNotFound(f"no installed plugin is named {name!r}", who=name, fix=fix)
     if len(points) > 1:
         what = f"the plugin name {name!r} is registered by {_owners(points)}"
         raise DuplicateName(what, who=name, fix="uninstall one, or pass its object instead")

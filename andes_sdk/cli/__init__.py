@@ -16,13 +16,10 @@ from andes_sdk.cli.added import WithAdded
 from andes_sdk.cli.console import tolerate
 
 app = typer.Typer(
-    name="andes",
-    cls=WithAdded,
-    help="Assemble, train, compress and run AndesVL-class vision-language models from plugins.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+    name="andes", cls=WithAdded,
+    help="Assemble, train, compress and run AndesVL-class vision-language models from plugins.", no_args_is_help=True,
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
 app.add_typer(plugins.app, name="plugins")
 app.command("explain")(explain.explain)
 

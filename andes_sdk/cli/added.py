@@ -12,14 +12,10 @@ from andes_sdk.errors import AndesError, PluginNotFound
 from andes_sdk.hookspecs import COMMANDS
 
 OURS = {
-    "andes-adapters": ("adapters",),
-    "andes-chat": ("chat", "generate"),
-    "andes-compression": ("bpw", "compress", "export", "pack"),
-    "andes-curation": ("curate",),
-    "andes-evaluation": ("batch", "eval"),
-    "andes-numba": ("warmup",),
-    "andes-training": ("data", "report", "train"),
-}
+    "andes-adapters": ("adapters",), "andes-chat": ("chat", "generate"),
+    "andes-compression": ("bpw", "compress", "export", "pack"), "andes-curation": ("curate",),
+    "andes-evaluation": ("batch", "eval"), "andes-numba": ("warmup",), "andes-training": ("data", "report", "train"),
+}  # fmt: skip
 """Distributions of ours, and the commands that they bring: for those who call one that is not installed."""
 
 

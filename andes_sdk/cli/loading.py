@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, TypeVar, get_type_hints
@@ -94,7 +95,7 @@ class Request(Opening):
         int | None, typer.Option(help="No picture is larger than a square of this side in pixels.")
     ] = None
     logprobs: Annotated[
-        int | None, typer.Option(help="Report each token's log-probability and this many of the best.")
+        int | None, typer.Option(help="Report each token's log-probability and this many of the best, in JSON.")
     ] = None
     allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Fetch pictures from http(s) addresses.")] = False
 
@@ -116,6 +117,11 @@ class Request(Opening):
         if attach is not None:
             attach(*self._adapter())
         return pipeline
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        """Where the adapter lies, if one was named."""
+        return None if self.adapter is None else Path(self._adapter()[1])
 
     def _adapter(self) -> tuple[str, str]:
         name, _, folder = str(self.adapter).partition("=")
@@ -144,8 +150,10 @@ def requesting(command: Callable[Concatenate[R, P], None]) -> Callable[..., None
     return wrapped
 
 
-def plugin_items(names: Sequence[str], options: Sequence[str]) -> list[PluginItem]:
-    """Plugin names, models by name and `plugin.option=value` -> items for `Pipeline.from_plugins`.
+def plugin_items(
+    names: Sequence[str], options: Sequence[str], others: Callable[[], Iterable[str]] = tuple
+) -> list[PluginItem]:
+    """Plugin names, models by name and `plugin.option=value` -> items for `Pipeline.from_plugins`; see `with_options`.
 
     Raises:
         ConfigError: an option that is not `plugin.option=value`, or whose plugin is not listed.
@@ -153,7 +161,7 @@ def plugin_items(names: Sequence[str], options: Sequence[str]) -> list[PluginIte
     items: list[PluginItem] = []
     for name in names:
         items += family_member(name) or [name]
-    return with_options(items, options)
+    return with_options(items, options, others)
 
 
 def family_member(name: str) -> list[PluginItem] | None:
@@ -168,8 +176,13 @@ def family_member(name: str) -> list[PluginItem] | None:
     return list(load_extension(FAMILIES, family)(name))
 
 
-def with_options(items: Sequence[PluginItem], options: Sequence[str]) -> list[PluginItem]:
+def with_options(
+    items: Sequence[PluginItem], options: Sequence[str], others: Callable[[], Iterable[str]] = tuple
+) -> list[PluginItem]:
     """The same items with `plugin.option=value` applied; values are TOML, and plain text where they are not.
+
+    Args:
+        others: plugins that may have options though they are not among the items; asked for if one has.
 
     Raises:
         ConfigError: an option that is not `plugin.option=value`, or whose plugin is not listed.
@@ -182,9 +195,10 @@ def with_options(items: Sequence[PluginItem], options: Sequence[str]) -> list[Pl
         plugin, dot, option = path.strip().partition(".")
         if not (equals and dot and option):
             raise ConfigError(f"cannot read {text!r}", who="--option", fix="write plugin.option=value")
-        if plugin not in tables:
-            raise ConfigError(f"{plugin!r} is not in the list", who="--option", fix=suggestion(plugin, tables))
-        _assign(tables[plugin], option.split("."), value_of(raw), text)
+        if plugin not in tables and plugin not in (more := tuple(others())):
+            fix = f"{suggestion(plugin, (*tables, *more))}; or add it with --plugin"
+            raise ConfigError(f"{plugin!r} is no plugin of this model", who="--option", fix=fix)
+        _assign(tables.setdefault(plugin, {}), option.split("."), value_of(raw), text)
     return [{name: table} if table else name for name, table in tables.items()]
 
 
@@ -237,11 +251,17 @@ def open_pipeline(
         why = f"there is no {SHIPPED} in this folder either"
         fix = "pass --model FOLDER (a checkpoint) or --config FILE (a list of plugins)"
         raise ConfigError("no model was given", who="--model", why=why, fix=fix)
-    names = list(plugins or ())
-    if backend is not None and backend not in names and any(o.startswith(f"{backend}.") for o in options or ()):
-        names.append(backend)  # so that --option finds it
-    more, source = plugin_items(names, options or ()), model or str(SHIPPED)
+    source = model or str(SHIPPED)
+    own = partial(_names, source, backend)
+    more = plugin_items(plugins or (), options or (), own)
     return Pipeline.from_pretrained(source, plugins=more, backend=backend, device=device or "cpu", dtype=dtype)
+
+
+def _names(source: str, backend: str | None) -> list[str]:
+    """Plugins of a stored model, and of the backend that runs it."""
+    from andes_sdk.storage.opening import open_stored
+
+    return [*open_stored(source).plan.names, *([backend] if backend else ())]
 
 
 def ready(pipeline: Pipeline) -> Pipeline:

@@ -68,14 +68,9 @@ def describe(name: str) -> dict[str, Any]:
         if hook.startswith("andes_") and callable(getattr(cls, hook))
     ]
     return {
-        "name": name,
-        "distribution": distribution,
-        "version": version,
-        "contract": getattr(cls, "contract", "?"),
-        "doc": inspect.getdoc(cls) or "",
-        "options": options,
-        "hooks": hooks,
-    }
+        "name": name, "distribution": distribution, "version": version, "contract": getattr(cls, "contract", "?"),
+        "doc": inspect.getdoc(cls) or "", "options": options, "hooks": hooks,
+    }  # fmt: skip
 
 
 @app.command("show")

@@ -63,7 +63,7 @@ def parse_messages(
         InputError: `who` is the place, for example `messages[1].content[0].type`.
     """
     if isinstance(messages, str):
-        return [Turn("user", (messages,))], {}
+        return [Turn("user", (_text(messages, "messages"),))], {}
     try:
         bounded(messages)
     except ValueError as error:
@@ -84,7 +84,7 @@ def _turn(message: Any, place: str, types: tuple[str, ...], items: dict[str, lis
     role = _one_of(_value(message, "role", place), ROLES, f"{place}.role", "role")
     content = _value(message, "content", place)
     if isinstance(content, str):
-        return Turn(role, (content,))
+        return Turn(role, (_text(content, f"{place}.content"),))
     place = f"{place}.content"
     if isinstance(content, Mapping):
         raise InputError("expected text or a list of parts, got one part", who=place, fix="write [part]")
@@ -169,6 +169,11 @@ def _suggest(value: object, known: Sequence[str]) -> str:
 def _text(value: Any, place: str) -> str:
     if not isinstance(value, str):
         raise InputError("expected text", who=place, why=_got(value), fix="pass a str")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half of a character: no tokenizer has ids for it
+        what, fix = "text that is not valid Unicode", "write whole characters"
+        raise InputError(what, who=place, why=str(error), fix=fix) from None
     return value
 
 

@@ -104,17 +104,12 @@ class Processor:
         rendered = self.tokenizer.render(turns, think=think, generate=generate)
         ids, supervised = self.expand(rendered, media)
         if len(ids) > self.limit:
-            raise InputError(
-                f"the prompt has {len(ids)} tokens, the model takes {self.limit}",
-                fix="send fewer or smaller pictures (image_size, --image-size), or less text",
-            )
+            what = f"the prompt has {len(ids)} tokens, the model takes {self.limit}"
+            raise InputError(what, fix="send fewer or smaller pictures (image_size, --image-size), or less text")
         return Inputs(
-            torch.tensor(ids, dtype=torch.int64),
-            media,
-            torch.tensor(supervised, dtype=torch.bool),
-            rendered.prefix,
+            torch.tensor(ids, dtype=torch.int64), media, torch.tensor(supervised, dtype=torch.bool), rendered.prefix,
             time.perf_counter() - start,
-        )
+        )  # fmt: skip
 
     def expand(self, rendered: Rendered, media: Mapping[str, Media]) -> tuple[list[int], list[bool]]:
         """Repeat each placeholder once per row that its item becomes.

@@ -23,6 +23,7 @@ from attrs import field, frozen
 from attrs.validators import gt
 
 from andes_sdk.errors import InputError
+from andes_sdk.files import at_home
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -93,10 +94,7 @@ def _read_text(text: str | bytes, name: str, allow_remote: bool, limits: ImageLi
             if not text:
                 raise InputError("the path of the picture is empty", fix=f"pass {_KINDS}")
             path = Path(text)
-            if text.startswith("~") and not path.exists():
-                with contextlib.suppress(RuntimeError):  # there is no such user: the name is what it says
-                    path = path.expanduser()
-            return _read_file(path, name, limits)
+            return _read_file(path if os.path.exists(path) else at_home(path), name, limits)
         case "data:":
             return _read_data_url(text, name, limits)
         case "file":

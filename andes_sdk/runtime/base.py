@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -141,12 +142,9 @@ class BaseSession(ABC):
         """What the session holds and has spent; uncommitted rows do not count."""
         return SessionStats(
             kv_bytes=self.kv_bytes(),
-            rows=tuple(tuple(int(n) - self.pending for n in layer) for layer in self.counts()),
-            committed=self.length,
-            accepted=self._accepted,
-            proposed=self.proposed,
-            seconds=dict(self._seconds),
-        )
+            rows=tuple(tuple(int(n) - self.pending for n in layer) for layer in self.counts()), committed=self.length,
+            accepted=self._accepted, proposed=self.proposed, seconds=dict(self._seconds),
+        )  # fmt: skip
 
     def chunks(self, inputs: Inputs) -> Iterator[Work]:
         """The parts in which to read a prompt, its media encoded; commit each before asking for the next.
@@ -250,7 +248,10 @@ class BaseSession(ABC):
     def check(self, tokens: Sequence[int]) -> None:
         """Refuse tokens if the session is closed, or they do not fit."""
         self._check_open()
-        rows = len(tokens)
+        try:
+            rows = len([index(token) for token in tokens])
+        except TypeError as error:
+            raise SessionError("no ids of tokens", who="tokens", why=str(error), fix="give whole numbers") from None
         if not rows:
             raise SessionError("there are no tokens to read", fix="give at least one")
         lowest, highest = min(tokens), max(tokens)

@@ -6,9 +6,9 @@ import time
 from collections.abc import Collection, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attrs import asdict, define, field, frozen
+from attrs import Factory, asdict, define, field, frozen
 
-from andes_sdk.errors import ConfigError, NotFinite
+from andes_sdk.errors import ConfigError, InputError, NotFinite
 from andes_sdk.runtime.engine import raise_errors
 from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.runtime.sampling import TokenLogprob
@@ -84,7 +84,7 @@ class Answer:
 
 @define
 class _Text:
-    """Ids to text piece by piece: never half a character, never part of a stop string, each id decoded about once."""
+    """Ids to text behind a prefix: never half a character, never part of a stop string, each id decoded about once."""
 
     tokenizer: Tokenizer
     stop: Sequence[str]
@@ -94,6 +94,7 @@ class _Text:
     ids: list[int] = field(factory=list)
     done: int = 0
     shown: int = 0
+    begin: int = field(init=False, default=Factory(lambda own: len(own.text), takes_self=True))
 
     def add(self, ids: Sequence[int]) -> None:
         """Take more ids, until a stop string is complete (`ended`)."""
@@ -108,7 +109,7 @@ class _Text:
             self.done, self.shown = self.shown, len(self.ids)
 
     def _append(self, new: str) -> None:
-        start = max(0, len(self.text) - max(map(len, self.stop), default=0))
+        start = max(self.begin, len(self.text) - max(map(len, self.stop), default=0))
         self.text += new
         found = [at for s in self.stop if (at := self.text.find(s, start)) >= 0]
         if found:
@@ -124,7 +125,9 @@ class _Text:
         """Text that is certain and was not yet sent."""
         held = 0
         if not (self.ended or final):
-            held = max((n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
+            held = max(
+                (n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n], self.begin)), default=0
+            )
         until = max(self.sent, len(self.text) - held)
         piece, self.sent = self.text[self.sent : until], until
         return piece
@@ -161,14 +164,9 @@ class _Request:
         seconds = {**stats.seconds, "decode": one.last - one.first, "first_token": first}
         one.session.close()
         return Answer(
-            text=self.text.text,
-            tokens=tuple(one.tokens),
-            finish=one.finish,
-            prompt_tokens=len(one.inputs.ids),
-            seconds=seconds,
-            kv_bytes=stats.kv_bytes,
-            logprobs=tuple(one.sampler.logprobs),
-        )
+            text=self.text.text, tokens=tuple(one.tokens), finish=one.finish, prompt_tokens=len(one.inputs.ids),
+            seconds=seconds, kv_bytes=stats.kv_bytes, logprobs=tuple(one.sampler.logprobs),
+        )  # fmt: skip
 
 
 class Runs(Protocol):
@@ -199,6 +197,9 @@ class _Prompt:
 
     @classmethod
     def of(cls, pipeline: Runs, messages: Any, options: GenerationOptions, *, allow_remote: bool) -> _Prompt:
+        if not isinstance(options, GenerationOptions):
+            fix = "write GenerationOptions(max_tokens=…)"
+            raise ConfigError(f"expected GenerationOptions, got {options!r}", who="options", fix=fix)
         start = time.perf_counter()
         think, size = options.think, options.image_size
         inputs = pipeline.prepare(messages, think=think, allow_remote=allow_remote, image_size=size)
@@ -248,9 +249,13 @@ def generate_batch(
     """Answer several conversations in shared passes; `options` for all of them, or one for each.
 
     Raises:
-        ConfigError: not as many options as conversations. The first error of a conversation, after the others ended.
+        ConfigError: not as many options as conversations. InputError: no list of conversations. The first error of a
+        conversation, after the others ended.
     """
-    each = [options] * len(conversations) if isinstance(options, GenerationOptions) else list(options)
+    if isinstance(conversations, str | Mapping) or not isinstance(conversations, Sequence):
+        why, fix = f"got {conversations!r}"[:80], "write [conversation]"
+        raise InputError("expected a list of conversations", who="generate_batch", why=why, fix=fix)
+    each: list[Any] = list(options) if isinstance(options, list | tuple) else [options] * len(conversations)
     if len(each) != len(conversations):
         what = f"{len(each)} options for {len(conversations)} conversations"
         raise ConfigError(what, who="generate_batch", fix="give one, or one for each")

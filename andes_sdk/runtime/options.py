@@ -38,6 +38,11 @@ def _stops(self: Any, attribute: Attribute[Any], value: object) -> None:
         raise TypeError(f"stop: expected texts that are not empty, got {value!r}")
 
 
+def _rule(self: Any, attribute: Attribute[Any], value: object) -> None:
+    if value is not None and not callable(getattr(value, "allowed", None)):
+        raise TypeError(f"constraint: expected an object with a method `allowed`, got {value!r}")
+
+
 def _ours(cls: type, fields: list[Attribute[Any]]) -> list[Attribute[Any]]:
     """Every complaint of a validator as one of our errors, whether the options come from Python, TOML or JSON."""
 
@@ -89,4 +94,4 @@ class GenerationOptions:
     adapter: str | None = field(default=None, validator=optional(instance_of(str)))
     logprobs: int | None = field(default=None, validator=optional(and_(_whole, ge(0), le(1000))))
     image_size: int | None = field(default=None, validator=optional(and_(_whole, ge(1), le(1 << 16))))
-    constraint: Any = None
+    constraint: Any = field(default=None, validator=_rule)

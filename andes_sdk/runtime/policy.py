@@ -60,11 +60,9 @@ def check_kept(policy: CachePolicy, kept: Sequence[Tensor], counts: Sequence[int
         for k, n in zip(kept, counts, strict=False)
     )
     if not fits:
-        raise SessionError(
-            "kept rows are not ascending indices of stored rows, one list per KV head",
-            who=f"cache policy {policy.name!r}",
-            fix="return one int64 tensor of ascending, unique indices per head",
-        )
+        what = "kept rows are not ascending indices of stored rows, one list per KV head"
+        who = f"cache policy {policy.name!r}"
+        raise SessionError(what, who=who, fix="return one int64 tensor of ascending, unique indices per head")
 
 
 def check_budget(policy: CachePolicy, seen: int, held: int) -> None:
@@ -75,11 +73,9 @@ def check_budget(policy: CachePolicy, seen: int, held: int) -> None:
     """
     budget = policy.budget(seen)
     if budget is not None and held > budget:
-        raise SessionError(
-            f"{held} rows are held after {seen} were seen, the budget is {budget} over all layers and heads",
-            who=f"cache policy {policy.name!r}",
-            fix="`due` must ask in time, and `keep` return at most `budget(seen)` indices in all",
-        )
+        what = f"{held} rows are held after {seen} were seen, the budget is {budget} over all layers and heads"
+        fix = "`due` must ask in time, and `keep` return at most `budget(seen)` indices in all"
+        raise SessionError(what, who=f"cache policy {policy.name!r}", fix=fix)
 
 
 def check_score(policy: CachePolicy, score: Tensor, heads: int, rows: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from attrs import frozen
 
-from andes_sdk.errors import NotFinite, SessionError
+from andes_sdk.errors import AndesError, NotFinite, SessionError
 
 if TYPE_CHECKING:
     from andes_sdk.runtime.options import GenerationOptions
@@ -135,13 +135,23 @@ class TokenSampler:
     def _allowed(self, scores: np.ndarray) -> np.ndarray:
         """The scores, minus infinity where the constraint forbids."""
         constraint = self.options.constraint
-        allowed = None if constraint is None else constraint.allowed(self.answer)
+        if constraint is None:
+            return scores
+        who, fix = f"constraint {type(constraint).__name__}", "return a tensor (V,) of bool, or None"
+        try:
+            allowed = constraint.allowed(self.answer)
+        except AndesError:
+            raise
+        except Exception as error:
+            raise SessionError("failed", who=who, why=f"{type(error).__name__}: {error}", fix="mend it") from error
         if allowed is None:
             return scores
+        if not isinstance(allowed, torch.Tensor):
+            raise SessionError(f"gives {type(allowed).__name__}", who=who, fix=fix)
         mask = allowed.cpu().numpy().astype(bool)
         if mask.shape != scores.shape or not mask.any():
-            what = f"allows {int(mask.sum())} of {len(mask)} tokens, the model has {len(scores)}"
-            raise SessionError(what, who=f"constraint {type(constraint).__name__}", fix="allow at least the end token")
+            what = f"allows {int(mask.sum())} of {mask.size} tokens, the model has {len(scores)}"
+            raise SessionError(what, who=who, fix="allow at least the end token")
         return np.where(mask, scores, -np.inf)
 
     def _penalised(self, scores: np.ndarray) -> np.ndarray:

@@ -132,8 +132,6 @@ class CompiledTorch(BaseCompiled):
     def facts(self) -> Mapping[str, str]:
         """Device, precision, attention."""
         return {
-            "device": str(self.model.device),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "threads": str(torch.get_num_threads()),
-            "attention": "torch scaled_dot_product_attention, per sequence",
-        }
+            "device": str(self.model.device), "dtype": str(self.model.dtype).removeprefix("torch."),
+            "threads": str(torch.get_num_threads()), "attention": "torch scaled_dot_product_attention, per sequence",
+        }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import cast
 from andes_sdk.assembling.discovery import extensions, load_extension
 from andes_sdk.assembling.extending import BY_NAME
 from andes_sdk.errors import AndesError, CheckpointError
+from andes_sdk.files import at_home
 from andes_sdk.hookspecs import OPENERS
 from andes_sdk.plan import Plan, PluginPlan
 from andes_sdk.storage.hub import download
@@ -29,22 +31,18 @@ def open_stored(source: str | Path) -> Stored:
     Raises:
         CheckpointError: it is none of these, cannot be read or fetched.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = at_home(source, "source")
+    if os.path.isdir(path):  # of a name that cannot be, such as one that is too long, `Path` raises
         return Folder.open(path)
-    if not path.exists() and isinstance(source, str) and (match := HUB.fullmatch(source)):
+    if not os.path.exists(path) and isinstance(source, str) and (match := HUB.fullmatch(source)):
         return Folder.open(download(match["name"], match["revision"]))
-    opener = _opener(path) if path.is_file() else None
+    opener = _opener(path) if os.path.isfile(path) else None
     if opener is None:
-        why = "it is a file of no kind that is known here" if path.exists() else "there is no such file or folder"
+        why = "it is a file of no known kind" if os.path.exists(path) else "there is no such file or folder"
         kinds = ", ".join(f".{suffix}" for suffix in extensions(OPENERS)) or "no such plugin is installed"
-        raise CheckpointError(
-            "is no model that can be opened",
-            who=str(source),
-            why=why,
-            fix="give a checkpoint folder (with andes.json or config.json), a file that a plugin opens "
-            f"({kinds}), or owner/name[@revision] on the Hugging Face Hub",
-        )
+        fix = f"give a checkpoint folder (with andes.json or config.json), a file that a plugin opens ({kinds}), "
+        fix += "or owner/name[@revision] on the Hugging Face Hub"
+        raise CheckpointError("is no model that can be opened", who=str(source), why=why, fix=fix)
     opened = opener.open_file(path)
     if not isinstance(opened, Sequence):
         return opened

@@ -107,10 +107,18 @@ def test_pages_without_python_are_those_that_we_know() -> None:
 
 
 def test_every_python_block_is_python() -> None:
+    broken, count = [], 0
     for page in PAGES:
         for language, _, title, text in FENCE.findall(page.read_text(encoding="utf-8")):
-            if language == "python":
+            if language != "python":
+                continue
+            count += 1
+            try:
                 compile(text, f"{page.name} {title}", "exec")
+            except SyntaxError as error:
+                broken.append(f"{page.name} {title}: {error}")
+    assert count >= len(PLUGINS)
+    assert broken == []
 
 
 def test_the_plugin_of_the_tutorial_conforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

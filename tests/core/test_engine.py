@@ -99,12 +99,8 @@ class Read:
         return Proposal((wrong, right[0], right[1], wrong, right[1]), (-1, -1, 0, 1, 1))
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_decoder_that_guesses_a_tree_changes_the_number_of_steps_but_not_the_text(
-    engine: Engine, temperature: float
-) -> None:
-    options = GenerationOptions(max_tokens=12, temperature=temperature, seed=3)
-    wanted = alone(engine, PROMPTS[0], options)
+def guessed(engine: Engine, wanted: Sequence[int], options: GenerationOptions) -> tuple[list[int], int]:
+    """An answer with guesses of `Branches` -> its tokens, and the number of steps."""
     guessing = evolve(engine, decoder=Branches(wanted))
     one = guessing.join(Inputs(PROMPTS[0]), options)
     steps = 0
@@ -112,7 +108,17 @@ def test_a_decoder_that_guesses_a_tree_changes_the_number_of_steps_but_not_the_t
         guessing.step()
         steps += 1
     assert one.error is None
-    assert list(one.tokens) == wanted
+    return list(one.tokens), steps
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_decoder_that_guesses_a_tree_changes_the_number_of_steps_but_not_the_text(
+    engine: Engine, temperature: float
+) -> None:
+    options = GenerationOptions(max_tokens=12, temperature=temperature, seed=3)
+    wanted = alone(engine, PROMPTS[0], options)
+    tokens, steps = guessed(engine, wanted, options)
+    assert tokens == wanted
     assert steps < 8
 
 
@@ -125,13 +131,8 @@ def test_under_a_policy_that_evicts_a_decoder_changes_nothing_of_the_text_either
     evicting = evolve(engine, policy=policy)
     options = GenerationOptions(max_tokens=24, temperature=1.0, seed=3)
     wanted = alone(evicting, PROMPTS[0], options)
-    guessing = evolve(evicting, decoder=Branches(wanted))
-    one = guessing.join(Inputs(PROMPTS[0]), options)
-    steps = 0
-    while guessing.active:
-        guessing.step()
-        steps += 1
-    assert list(one.tokens) == wanted != alone(engine, PROMPTS[0], options)
+    tokens, steps = guessed(evicting, wanted, options)
+    assert tokens == wanted != alone(engine, PROMPTS[0], options)
     assert (steps < 20) == (slack > 0)  # with room for one row more, guesses save steps
 
 
@@ -149,7 +150,9 @@ def test_an_error_in_one_conversation_leaves_the_others_alone(engine: Engine) ->
     long = engine.join(Inputs(torch.ones(5000, dtype=torch.int64)), OPTIONS[0])
     engine.run()
     assert [list(c.tokens) for c in good] == wanted
-    assert (bad.finish, type(bad.error), len(bad.tokens)) == ("error", ValueError, 2)
+    assert (bad.finish, type(bad.error), len(bad.tokens)) == ("error", SessionError, 2)
+    assert bad.error is not None
+    assert type(bad.error.__cause__) is ValueError
     assert (long.finish, type(long.error)) == ("error", SessionError)
 
 

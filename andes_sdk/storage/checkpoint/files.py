@@ -92,12 +92,8 @@ def layout(folder: Path) -> tuple[list[str], dict[str, str] | None, dict[str, An
             return sorted(set(mapping.values())), mapping, metadata
         if (folder / single).is_file():
             return [single], None, None
-    raise CheckpointError(
-        "no weights here",
-        who=str(folder),
-        why=f"no {SAFETENSORS} or {BIN}, nor an index of either",
-        fix=AGAIN,
-    )
+    what = "no weights here"
+    raise CheckpointError(what, who=str(folder), why=f"no {SAFETENSORS} or {BIN}, nor an index of either", fix=AGAIN)
 
 
 def _index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:

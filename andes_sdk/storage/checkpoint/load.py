@@ -161,11 +161,8 @@ def refuse_meta_buffers(model: nn.Module, wanted: Mapping[str, torch.Tensor]) ->
     """
     left = [n for n, b in model.named_buffers() if n not in wanted and b.is_meta]
     if left:
-        raise PluginBroken(
-            "builds buffers on the meta device that no checkpoint stores",
-            who=", ".join(left),
-            fix="compute them on the CPU in the module's constructor, or register them as persistent",
-        )
+        fix = "compute them on the CPU in the module's constructor, or register them as persistent"
+        raise PluginBroken("builds buffers on the meta device that no checkpoint stores", who=", ".join(left), fix=fix)
 
 
 def assign(model: nn.Module, filled: Mapping[str, torch.Tensor], tied: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,18 +64,11 @@ class Manifest:
         body = read_json(path)
         version = body.get("format")
         if type(version) is int and version > FORMAT:
-            raise CheckpointError(
-                f"was written in format {version}, this andes_sdk reads {FORMAT}",
-                who=str(path),
-                fix="upgrade andes-sdk",
-            )
+            what = f"was written in format {version}, this andes_sdk reads {FORMAT}"
+            raise CheckpointError(what, who=str(path), fix="upgrade andes-sdk")
         if body.pop("checksum", None) != _checksum(body):
-            raise CheckpointError(
-                "was damaged or edited",
-                who=str(path),
-                why="its checksum differs",
-                fix="restore it; to change options, pass `plugins=[{name: {option: value}}]`",
-            )
+            fix = "restore it; to change options, pass `plugins=[{name: {option: value}}]`"
+            raise CheckpointError("was damaged or edited", who=str(path), why="its checksum differs", fix=fix)
         plan, _ = Plan.from_dict(body.pop("plan", None)), body.pop("format", None)
         try:
             read: Manifest = CONVERTER.structure({**body, "plan": plan.to_dict()}, cls)
@@ -119,8 +113,8 @@ def stored_plan(folder: str | Path) -> Plan:
         CheckpointError: with the reason.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file, not a checkpoint folder" if folder.exists() else "no such folder"
+    if not os.path.isdir(folder):
+        what = "is a file, not a checkpoint folder" if os.path.exists(folder) else "no such folder"
         raise CheckpointError(what, who=str(folder), fix="give the folder of a checkpoint")
     try:
         plan, dtype = _describe(folder)
@@ -141,6 +135,5 @@ def _describe(folder: Path) -> tuple[Plan, str]:
         items = published.plugin_items(config, who=str(folder / CONFIG))
         plugins = tuple(PluginPlan(name=n, options=o, distribution=BY_NAME) for item in items for n, o in item.items())
         return Plan(plugins=plugins), published.dtype(config, who=str(folder / CONFIG))
-    raise CheckpointError(
-        "is no checkpoint", who=str(folder), why=f"neither {MANIFEST} nor {CONFIG} is there", fix="check the path"
-    )
+    what = "is no checkpoint"
+    raise CheckpointError(what, who=str(folder), why=f"neither {MANIFEST} nor {CONFIG} is there", fix="check the path")

@@ -24,7 +24,7 @@ def layout_of(config: Mapping[str, Any], *, who: str) -> PublishedLayout:
     """
     kind, known = str(config.get("model_type")), extensions(LAYOUTS)
     if kind not in known:
-        fix = f"{suggestion(kind, known)} Or install the distribution that knows it"
+        fix = f"{suggestion(kind, known)}; or install the distribution that knows it"
         raise CheckpointError(f"no installed layout reads model_type {kind!r}", who=who, fix=fix)
     return cast("PublishedLayout", load_extension(LAYOUTS, kind))
 

@@ -13,7 +13,7 @@ import attrs
 from andes_sdk import config as configuration
 from andes_sdk.assembling import discovery
 from andes_sdk.errors import AndesError, CheckpointError, ConfigError
-from andes_sdk.files import appearing
+from andes_sdk.files import appearing, at_home
 from andes_sdk.reading import parse_json
 from andes_sdk.storage.checkpoint import files
 from andes_sdk.storage.checkpoint.load import aliases
@@ -53,7 +53,7 @@ def save(
         dtype: of the written floating-point tensors; None keeps them.
 
     Raises:
-        CheckpointError: `folder` holds something else, cannot be written, or the layout cannot describe the modules.
+        CheckpointError: `folder` holds anything else, cannot be written, or the layout cannot describe the modules.
         ConfigError: no such layout or dtype.
     """
     from andes_sdk.assembling.building import DTYPES
@@ -62,7 +62,7 @@ def save(
         raise ConfigError(f"no layout {layout!r}", who="layout", fix=configuration.suggestion(str(layout), LAYOUTS))
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"no dtype {dtype!r}", who="dtype", fix=configuration.suggestion(str(dtype), DTYPES))
-    target = Path(folder).expanduser().absolute()
+    target = at_home(folder, "folder").absolute()
     _check_target(target)
     job = _Job(model, plan, source, dtype or str(model.dtype).removeprefix("torch."), dtype is not None)
     try:
@@ -71,25 +71,32 @@ def save(
     except AndesError:
         raise
     except Exception as error:
-        raise CheckpointError(
-            "cannot be written",
-            who=str(target),
-            why=f"{type(error).__name__}: {error}",
-            fix="nothing was changed there",
-        ) from error
+        why = f"{type(error).__name__}: {error}"
+        raise CheckpointError("cannot be written", who=str(target), why=why, fix="nothing was changed there") from error
     return target
 
 
 def _check_target(target: Path) -> None:
-    if target.is_dir():
-        ours = any((target / name).is_file() for name in (MANIFEST, CONFIG))
-        if ours or not any(target.iterdir()):
-            return
-    elif not target.exists() and not target.is_symlink():
+    """Refuse a folder or file that would be lost: what is no checkpoint, or holds what is no part of it."""
+    if not target.exists() and not target.is_symlink():
         return
-    raise CheckpointError(
-        "is there already, and is no checkpoint", who=str(target), why="it would be lost", fix="choose another folder"
-    )
+    try:
+        found = {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_symlink() or not p.is_dir()}
+        strange = sorted(found - _own_files(target)) if found or not target.is_dir() else []
+    except (AndesError, OSError) as error:
+        what, why = "is there already, and is no checkpoint", f"it would be lost; {error}"
+    else:
+        if not strange:
+            return
+        what, why = "holds what is no part of a checkpoint", f"it would be lost: {', '.join(strange[:5])}"
+    raise CheckpointError(what, who=str(target), why=why, fix="choose another folder")
+
+
+def _own_files(folder: Path) -> set[str]:
+    if (folder / MANIFEST).is_file():
+        return {MANIFEST, *Manifest.read(folder).files}
+    weights = (path for kind in ("safetensors", "bin", "index.json") for path in folder.glob(f"*.{kind}"))
+    return {path.name for path in (*_side_files(folder), *weights)}
 
 
 @attrs.frozen
@@ -134,11 +141,8 @@ def _write_published(job: _Job, folder: Path) -> None:
     dtype, convert = job.dtype, job.convert
     config, published = _published(job)
     if config is None:
-        raise CheckpointError(
-            "the published layout cannot describe these modules",
-            who=", ".join(job.plan.names),
-            fix='save with layout="andes"',
-        )
+        what = "the published layout cannot describe these modules"
+        raise CheckpointError(what, who=", ".join(job.plan.names), fix='save with layout="andes"')
     tensors = stored_tensors(job.model)
     placed, metadata = shards(tensors, dtype, convert), None
     tied = aliases(job.model)
@@ -196,11 +200,9 @@ def _side_files(folder: Path) -> Sequence[Path]:
 
 
 def _as_safetensors(name: str) -> str:
-    return (
-        name
-        if name.endswith(".safetensors")
-        else name.replace("pytorch_model", "model").removesuffix(".bin") + ".safetensors"
-    )
+    if name.endswith(".safetensors"):
+        return name
+    return name.replace("pytorch_model", "model").removesuffix(".bin") + ".safetensors"
 
 
 def _json(data: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from andes_sdk.errors import CheckpointError, ConfigError
-from andes_sdk.files import regular
+from andes_sdk.files import at_home, regular
 from andes_sdk.reading import parse_json
 from andes_sdk.types import Adapter, LowRank
 
@@ -22,6 +22,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 BASE = "andes_base"
 """Our own field of `adapter_config.json`: the numbers of the model that the adapter was trained on."""
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types that need no scales; floats of fewer bits do."""
 
 _NOTED = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", BASE,
@@ -48,7 +51,9 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
         ConfigError: a feature of peft that is not supported. CheckpointError: files that are missing or damaged, names
         that the model lacks, or matrices of other shapes.
     """
-    folder = Path(folder)
+    if not isinstance(name, str):
+        raise ConfigError(f"expected a text, got {name!r}", who="name", fix="give the name that requests use")
+    folder = at_home(folder, "folder")
     config = _config(folder)
     try:
         tensors = load_file(regular(folder / WEIGHTS))
@@ -62,7 +67,7 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
         match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)(?:\.default)?\.weight", key)
         if match is None:
             problems.append(f"{key}: no matrix of a linear layer's LoRA")
-        elif not tensor.is_floating_point():
+        elif tensor.dtype not in _FLOATS:
             problems.append(f"{key}: {tensor.dtype} without scales")
         elif not bool(torch.isfinite(tensor).all()):
             problems.append(f"{key}: numbers that are not finite")

@@ -14,7 +14,7 @@ from attrs import define, field
 
 from andes_sdk.cli import loading
 from andes_sdk.cli.console import Json, clean, print_json, report, stderr
-from andes_sdk.errors import AndesError, AssemblyError
+from andes_sdk.errors import AndesError, AssemblyError, InputError
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
@@ -122,6 +122,9 @@ def converse(conversation: Conversation, read: Callable[[], str]) -> None:
         except KeyboardInterrupt:
             typer.echo()
             continue
+        except InputError as error:
+            report(error)
+            continue
         if not line:
             continue
         if line.startswith("/"):
@@ -137,15 +140,18 @@ def converse(conversation: Conversation, read: Callable[[], str]) -> None:
 
 
 def _prompt() -> str:
-    if not sys.stdin.isatty():
-        line = sys.stdin.readline()
+    try:
+        if sys.stdin.isatty():
+            return input("> ")
+        line = sys.stdin.buffer.readline()  # bytes, so that a line that cannot be decoded costs no other one
         if not line:
             raise EOFError
-        return line
-    try:
-        return input("> ")
+        return line.decode(sys.stdin.encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError("a line is no text", who="stdin", why=str(error), fix="write UTF-8") from None
     except EOFError:
-        typer.echo()
+        if sys.stdin.isatty():
+            typer.echo()
         raise
 
 
@@ -163,6 +169,10 @@ def chat(
     """
     if as_json and question is None:
         raise typer.BadParameter("--json needs a QUESTION")
+    if as_json and stats:
+        raise typer.BadParameter("--json holds the times already: leave --stats out")
+    if request.logprobs is not None and not as_json:
+        raise typer.BadParameter("--logprobs are shown with --json only")
     options, pipeline = request.generation(), request.pipeline()
     if as_json:
         from andes_sdk.inputs.messages import user_message

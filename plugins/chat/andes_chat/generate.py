@@ -44,6 +44,8 @@ def generate(
         raise typer.BadParameter("give a PROMPT or --messages")
     if request.image and prompt is None:
         raise typer.BadParameter("--image goes with a PROMPT; messages hold their own pictures")
+    if request.logprobs is not None and not as_json:
+        raise typer.BadParameter("--logprobs are shown with --json only")
     options = request.generation()
     asked = None if messages is None else read_messages(messages)
     pipeline = request.pipeline()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from andes_compression import recipe as recipes
 from andes_sdk.errors import AndesError, CheckpointError, ConfigError
-from andes_sdk.files import appearing_file
+from andes_sdk.files import appearing_file, at_home
 from andes_sdk.numbers import digest, numbers, quantised, refuse_ranges
 from andes_sdk.storage.checkpoint import aliases, portable, stored_tensors
 
@@ -60,7 +60,7 @@ def pack_model(
         ConfigError: a recipe that does not fit the model. CheckpointError: weights or codes that a format cannot
         hold, or a file that cannot be written.
     """
-    formats, target = tuple(formats), Path(path).expanduser().absolute()
+    formats, target = tuple(formats), at_home(path).absolute()
     if model.device.type == "meta":
         raise ConfigError("a model without weights cannot be packed", who="pack_model", fix="load its weights")
     saved = _tokenizer_files(model)

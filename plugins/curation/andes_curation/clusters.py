@@ -7,6 +7,7 @@ number of clusters is not given, the one of a few that has the best silhouette o
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -103,7 +104,7 @@ def lsa(texts: Sequence[str]) -> np.ndarray:
     from sklearn.preprocessing import normalize
 
     vectoriser = TfidfVectorizer(
-        ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=50_000, sublinear_tf=True
+        ngram_range=(1, 2), tokenizer=_words, token_pattern=None, max_features=50_000, sublinear_tf=True
     )
     try:
         matrix = vectoriser.fit_transform(texts)
@@ -115,6 +116,11 @@ def lsa(texts: Sequence[str]) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # variances of texts that are all alike are 0 / 0
         return normalize(TruncatedSVD(width, random_state=0).fit_transform(matrix))
+
+
+def _words(text: str) -> list[str]:
+    """Runs of letters, marks and numbers: `\\w` of Python's patterns ends a word at each vowel sign."""
+    return "".join(c if c == "_" or unicodedata.category(c)[0] in "LMN" else " " for c in text).split()
 
 
 def _kmeans(vectors: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -9,11 +9,12 @@ from andes_training.data.bad import BadSample
 from andes_training.data.boxes import find_boxes
 from attrs import frozen
 
-from andes_curation.references import answers, messages, pictures, text_of
+from andes_curation.references import answers, messages, pictures, text_of, texts
 from andes_sdk.errors import InputError
 from andes_sdk.inputs.images import load_image
 
-from .table import Table, digest, far, normalised, perceptual_hashes
+from .table import Table, digest, far, perceptual_hashes
+from .words import normalised
 
 
 @frozen
@@ -53,7 +54,7 @@ class Duplicates(Table):
 
     distance: int
     name = "duplicates"
-    version = "duplicates/1"
+    version = "duplicates/2"
 
     def describe(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
         """Digest of the text, hashes of the pictures."""
@@ -82,12 +83,12 @@ class Boxes(Table):
     """Drops samples with a box outside its picture, or one that is written wrongly."""
 
     name = "boxes"
-    version = "boxes/1"
+    version = "boxes/2"
 
     def describe(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
         """Number of boxes, and what is wrong with one."""
         try:
-            return {"boxes": sum(len(find_boxes(text_of(m))) for m in messages(sample)), "wrong": ""}
+            return {"boxes": sum(len(find_boxes(text)) for text in texts(sample)), "wrong": ""}
         except BadSample as error:
             return {"boxes": 0, "wrong": f"{error.what}: {error.why}"}
 

@@ -29,7 +29,7 @@ from andes_curation.selection import write_report
 from andes_sdk.assembling.assembly import assemble
 from andes_sdk.config import structure, suggestion
 from andes_sdk.errors import PluginBroken, TrainingError
-from andes_sdk.files import appearing_file, write_atomically
+from andes_sdk.files import appearing_file, write_atomically, writing
 from andes_sdk.reading import parse_json
 from andes_sdk.types import DataFilter, TableFilter
 
@@ -82,7 +82,8 @@ def curate(recipe: CurationRecipe, out: Path, progress: Progress | None = None) 
     """
     filters = _filters(recipe)
     samples = stage_samples([DataRecipe(path=path) for path in recipe.data], recipe.folder)
-    out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     facts = Facts(out / "facts.sqlite")
     try:
         run = _Run(samples, Engine(recipe.engine, recipe.workers), facts, progress or (lambda *_: None))
@@ -209,7 +210,11 @@ def _write(run: _Run, recipe: CurationRecipe, out: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with appearing_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with (
+        writing(path),
+        appearing_file(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -238,5 +243,6 @@ def _picture_file(content: bytes, out: Path) -> str:
         suffix = "bin"
     path = out / "pictures" / f"{hashlib.sha256(content).hexdigest()[:24]}.{suffix}"
     if not path.exists():
-        write_atomically(path, content)
+        with writing(path):
+            write_atomically(path, content)
     return str(path.relative_to(out))

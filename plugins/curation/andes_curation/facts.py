@@ -8,6 +8,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from andes_training.data.bad import BadSample
 from andes_training.data.samples import Samples
 from attrs import frozen
 
-from andes_curation.references import absolute, is_path, pictures
+from andes_curation.references import absolute, is_path, pictures, shape_problem
 from andes_sdk.errors import AndesError, TrainingError
 from andes_sdk.reading import parse_json
 from andes_sdk.types import TableFilter
@@ -42,7 +43,7 @@ class Identify:
             return json.dumps({"broken": f"{error.what}: {error.why}" if error.why else error.what})
         sha = hashlib.sha256(json.dumps(entry, sort_keys=True, default=_bytes_digest).encode())
         for source in pictures(entry):
-            if is_path(source) and Path(source).is_file():
+            if is_path(source) and os.path.isfile(source):
                 sha.update(Path(source).read_bytes())
         return json.dumps({"digest": sha.hexdigest()})
 
@@ -71,6 +72,8 @@ class Describe:
 def entry_of(samples: Samples, index: int) -> dict[str, Any]:
     """A sample with absolute picture paths. Raises BadSample: it cannot be read."""
     sample = samples[index]
+    if why := shape_problem(sample.entry):
+        raise BadSample("is not a sample", who=sample.where, why=why, fix="write lists, or leave them out")
     return absolute(sample.entry, sample.folder)
 
 
@@ -174,36 +177,47 @@ def _missing(library: str, error: ImportError) -> TrainingError:
     )
 
 
+def _sum(*texts: str) -> str:
+    """sha256 of what a row says: a damaged one is made again."""
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
 class Facts:
     """Facts by (filter version, content of the sample), in an SQLite file that survives whatever stops a run."""
 
     def __init__(self, path: Path) -> None:
-        try:
+        self._path = path
+        with self._reading():
             self._db = sqlite3.connect(path)
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS facts (version TEXT, sample TEXT, value TEXT, PRIMARY KEY(version, sample))"
             )
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raises TrainingError: the file is damaged, which shows wherever a page of it is read."""
+        try:
+            yield
         except sqlite3.DatabaseError as error:
-            raise TrainingError(
-                "the kept facts cannot be read",
-                who=str(path),
-                why=str(error),
-                fix="delete the file; they are made again",
-            ) from None
+            fix = "delete the file; they are made again"
+            raise TrainingError("the kept facts cannot be read", who=str(self._path), why=str(error), fix=fix) from None
 
     def known(self, version: str, digests: Iterable[str]) -> dict[str, str]:
-        """Digest -> JSON, of those that are there."""
+        """Digest -> JSON, of those that are there as they were written."""
         found = {}
         for digest in digests:
-            row = self._db.execute("SELECT value FROM facts WHERE version = ? AND sample = ?", (version, digest))
-            if (hit := row.fetchone()) is not None:
-                found[digest] = hit[0]
+            with self._reading():
+                row = self._db.execute("SELECT value FROM facts WHERE version = ? AND sample = ?", (version, digest))
+                value = hit[0] if (hit := row.fetchone()) else None
+            if isinstance(value, str) and value[:64] == _sum(version, digest, value[64:]):
+                found[digest] = value[64:]
         return found
 
     def keep(self, version: str, rows: Iterable[tuple[str, str]]) -> None:
         """Write (digest, JSON) pairs down."""
-        with self._db:
-            self._db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", ((version, *r) for r in rows))
+        summed = [(version, digest, _sum(version, digest, text) + text) for digest, text in rows]
+        with self._reading(), self._db:
+            self._db.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", summed)
 
     def close(self) -> None:
         """Close the file."""

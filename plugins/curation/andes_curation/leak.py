@@ -20,7 +20,8 @@ from andes_curation.facts import entry_of
 from andes_curation.references import questions
 from andes_sdk.errors import TrainingError
 
-from .table import Table, far, normalised, perceptual_hashes
+from .table import Table, far, perceptual_hashes
+from .words import normalised
 
 
 def passages(text: str, size: int) -> set[int]:
@@ -43,7 +44,7 @@ class Leak(Table):
     @property
     def version(self) -> str:
         """Depends on what the benchmarks hold."""
-        sha = sha256(f"leak/1 {self.ngram} {self.overlap} {self.distance}".encode())
+        sha = sha256(f"leak/2 {self.ngram} {self.overlap} {self.distance}".encode())
         for path in self.benchmarks:
             if not Path(path).is_file():
                 raise TrainingError(

@@ -72,6 +72,15 @@ class Placed(dict[str, Any]):
     folder: Path
 
 
+def shape_problem(entry: Mapping[str, Any]) -> str:
+    """Why nothing can be found in a sample, or nothing."""
+    for key in ("images", "conversations"):
+        if not isinstance(entry.get(key), list | None):
+            return f"`{key}` is no list"
+    named = [image.get("path") for image in entry.get("images") or () if isinstance(image, Mapping)]
+    return "" if all(isinstance(name, str | None) for name in named) else "a path in `images` is no text"
+
+
 def absolute(entry: Mapping[str, Any], folder: Path) -> Placed:
     """A sample whose relative picture paths, relative to `folder`, are absolute."""
     placed = Placed(change_pictures(entry, lambda s: str((folder / s).absolute()) if is_path(s) else s))
@@ -93,6 +102,16 @@ def text_of(message: Mapping[str, Any]) -> str:
         return content
     parts = content if isinstance(content, list) else []
     return "".join(str(p.get("text") or "") for p in parts if isinstance(p, Mapping))
+
+
+def texts(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Every text of a sample that a model may learn from: its messages, and both answers of a preference pair."""
+    yield from map(text_of, messages(entry))
+    for key in ("chosen", "rejected"):
+        said = entry.get(key)
+        if isinstance(said, str):
+            yield said
+        yield from (text_of(m) for m in said if isinstance(m, Mapping)) if isinstance(said, list) else ()
 
 
 def answers(entry: Mapping[str, Any]) -> str:

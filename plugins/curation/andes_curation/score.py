@@ -21,7 +21,8 @@ from andes_sdk.inputs.sources import ImageLimits, describe, read_source
 from andes_sdk.reading import parse_json
 
 from .server import Server
-from .table import Table, digest, normalised
+from .table import Table, digest
+from .words import normalised
 
 PROMPT = """\
 You judge training samples for a multimodal assistant. Look at the pictures, if any, the question and the answer.
@@ -56,7 +57,7 @@ class Score(Table):
     def version(self) -> str:
         """Model and prompt: the score of a sample is asked for once."""
         sent = f"{self.folders} {self.remote}"
-        return f"score/2 {self.judge} {digest(PROMPT + sent)}" if self.judge else "score/rules/1"
+        return f"score/2 {self.judge} {digest(PROMPT + sent)}" if self.judge else "score/rules/2"
 
     def describe(self, sample: Mapping[str, Any]) -> Mapping[str, Any]:
         """Score and reason."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from andes_sdk.files import write_atomically
+from andes_sdk.files import write_atomically, writing
 
 EXAMPLES = 5
 Sets = Mapping[str, Sequence[int]]
@@ -46,7 +46,8 @@ def write_report(
         ("report.json", json.dumps(report, indent=1, ensure_ascii=False)),
         ("report.html", _page(report)),
     ):
-        write_atomically(out / name, text.encode())
+        with writing(out / name):
+            write_atomically(out / name, text.encode())
     return report
 
 

@@ -33,14 +33,9 @@ class Table(ABC):
         yield from zip(held, self.decide([self.describe(s) for s in held]), strict=True)
 
 
-def normalised(text: str) -> str:
-    """Letters and digits in lower case, other characters as single spaces."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
-
-
 def digest(text: str) -> str:
     """Short name of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def perceptual_hashes(sample: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,9 @@ from rich.progress import Progress
 from andes_sdk.cli.console import errors_of
 from andes_sdk.errors import AndesError, AssemblyError, InputError
 from andes_sdk.files import Journal
+from andes_sdk.inputs.messages import parse_messages
+from andes_sdk.inputs.sources import ImageLimits, read_source
+from andes_sdk.numbers import numbers_of, weights_of
 from andes_sdk.reading import decoded, json_lines, parse_json
 
 if TYPE_CHECKING:
@@ -26,11 +29,13 @@ if TYPE_CHECKING:
 class BatchJob:
     """Answers every line of `source` into `out`.
 
-    A row of `out` has the line's number (from 1), `request` (a hash of the line, the plan and the options) and the
-    answer, or `errors` where the line cannot be answered. A second run skips answered lines and tries failed ones
-    again.
+    A row of `out` has the line's number (from 1), `request` and the answer, or `errors` where the line cannot be
+    answered. A second run skips answered lines and tries failed ones again. `request` is a hash of all that decides the
+    answer, by content: the line and its pictures, the model, its tokenizer and plan, the adapter, the options. Of what
+    lies on the network it is the address.
 
     Attributes:
+        adapter: the folder of the adapter that `options` name; without one its name stands for it.
         together: lines decoded together.
     """
 
@@ -40,6 +45,7 @@ class BatchJob:
     out: Path
     together: int = 1
     allow_remote: bool = False
+    adapter: Path | None = None
 
     @property
     def journal(self) -> Journal:
@@ -52,8 +58,10 @@ class BatchJob:
         Raises:
             InputError: a line that is not JSON, or an `out` that holds answers to other requests.
         """
+        check_out(self.out)
         lines = self._lines()
-        keys = {number: self._key(text) for number, text, _ in lines}
+        base, seen = self._base(), dict[str, str]()
+        keys = {number: _hash([base, text, self._pictures(asked, seen)]) for number, text, asked in lines}
         answered = self._answered(keys)
         todo = [(number, content) for number, _, content in lines if number not in answered]
         failed = 0
@@ -81,25 +89,46 @@ class BatchJob:
             raise InputError("is not JSON", who=f"{self.source}:{number}", why=str(error), fix=fix) from None
         return lines
 
-    def _key(self, text: str) -> str:
-        source = self.pipeline.artefact.digest if self.pipeline.artefact else str(self.pipeline.weights)
-        whole = json.dumps([text, self.pipeline.plan.to_dict(), source, asdict(self.options)])
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+    def _base(self) -> str:
+        """What all requests have in common."""
+        packed, model = self.pipeline.artefact, self.pipeline.model
+        weights = packed.digest if packed else numbers_of(model) + weights_of(model, exact=True)
+        tokenizer = _files(self.pipeline.weights, ("*token*", "*vocab*", "merges*", "chat_template*"))
+        adapter = _files(self.adapter, ("adapter_*",))
+        return _hash([weights, tokenizer, adapter, self.pipeline.plan.to_dict(), asdict(self.options)])
+
+    def _pictures(self, messages: Any, seen: dict[str, str]) -> list[str]:
+        """Hashes of what the messages name by path; of what cannot be read, which is told later, none."""
+        try:
+            _, media = parse_messages(messages, ("image", *self.pipeline.collection("modalities")))
+        except InputError:
+            return []
+        for name in (names := [item for items in media.values() for item in items if isinstance(item, str)]):
+            if name not in seen:
+                try:
+                    content = read_source(name, name, False, ImageLimits())
+                except InputError:
+                    content = b""
+                seen[name] = hashlib.sha256(content).hexdigest()
+        return [seen[name] for name in names]
 
     def _answered(self, keys: Mapping[int, str]) -> set[int]:
-        """Lines that need no work; a torn last row and rows of errors are removed from `out`."""
+        """Lines that need no work; a torn last row, rows of errors and second answers are removed from `out`."""
         found: set[int] = set()
 
         def done(row: Any) -> bool:
             try:
                 number, mine = row["line"], keys.get(row["line"]) == row["request"]
+                if type(number) is not int or not ("errors" in row or isinstance(row["text"], str)):
+                    raise TypeError("no number of a line, or no text")
             except (KeyError, TypeError):
                 raise self._foreign("a row of it is no answer") from None
             if not mine:
                 raise self._foreign("its lines, model or options were others")
-            if "errors" not in row:
-                found.add(number)
-            return "errors" not in row
+            if "errors" in row or number in found:
+                return False
+            found.add(number)
+            return True
 
         try:
             self.journal.keep(done)
@@ -121,3 +150,23 @@ class BatchJob:
             # one bad line must not cost its neighbours their answers
             return [row for one in conversations for row in self._answer([one])]
         return [answer.to_dict() for answer in answers]
+
+
+def check_out(out: Path) -> None:
+    """Refuse what is there and is no file, such as a folder or a device: answers are read again to go on.
+
+    Raises:
+        InputError: naming it.
+    """
+    if out.exists() and not out.is_file():
+        why, fix = "what it holds is read again to go on", "name a file, or one that is not there yet"
+        raise InputError("is no regular file", who=str(out), why=why, fix=fix)
+
+
+def _files(folder: Path | None, patterns: Sequence[str]) -> list[list[str]]:
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()} if folder else ()
+    return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(found)]
+
+
+def _hash(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]

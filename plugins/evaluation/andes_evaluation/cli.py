@@ -317,12 +317,14 @@ def batch(
     as_json: Json = False,
 ) -> None:
     """Answer every line of SOURCE into OUT. Started again, it goes on where it was stopped, and retries what failed."""
-    from .batch import BatchJob
+    from .batch import BatchJob, check_out
 
     if request.image:
         raise typer.BadParameter("messages hold their own pictures: leave --image out")
     options = request.generation()
-    job = BatchJob(request.pipeline(), options, source, out, together, request.allow_remote)
+    check_out(out)  # before weights are read
+    pipeline, folder = request.pipeline(), request.adapter_folder
+    job = BatchJob(pipeline, options, source, out, together, request.allow_remote, folder)
     done = job.run(console=None if as_json else stderr())
     if as_json:
         print_json(done)

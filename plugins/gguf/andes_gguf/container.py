@@ -19,7 +19,7 @@ from attrs import frozen
 from numpy.typing import NDArray
 
 from andes_sdk.errors import CheckpointError
-from andes_sdk.files import regular
+from andes_sdk.files import at_home, regular
 
 _SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 """Value type -> code of `struct`."""
@@ -74,11 +74,11 @@ def read(path: str | Path) -> GgufFile:
     Raises:
         CheckpointError: no GGUF file, a version or byte order that is not supported, truncated or damaged.
     """
-    path = Path(path).expanduser()
+    path = at_home(path)
     try:
         stat = regular(path).stat()
         return _read(path.absolute(), stat.st_size, stat.st_mtime_ns)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise CheckpointError("cannot be read", who=str(path), why=str(error), fix="check the path") from None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from attrs import frozen
 
 from andes_sdk.errors import CheckpointError, ConfigError
-from andes_sdk.files import appearing_file
+from andes_sdk.files import appearing_file, at_home
 
 from .architecture import FACTORS, interleave, metadata_of, rotated_heads, stored_name
 from .blocks import encode
@@ -54,7 +54,7 @@ class GgufExporter:
             ConfigError: a language model or tokenizer that llama.cpp has no words for.
             CheckpointError: weights that the type cannot hold, or a file that cannot be written.
         """
-        path = Path(path).expanduser()
+        path = at_home(path)
         model = pipeline.model.language_model
         fields = fields_of_module(model)
         metadata = metadata_of(fields)

@@ -13,16 +13,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from andes_training.data.samples import Sample, stage_samples
 from andes_training.recipe import DataRecipe
+from andes_training.state import saving
 from attrs import frozen
 
-from andes_sdk.errors import AndesError, TrainingError
+from andes_sdk.errors import AndesError, AssemblyError, TrainingError
 from andes_sdk.files import Journal
+from andes_sdk.numbers import numbers_of, weights_of
+from andes_sdk.runtime.options import COOLEST, HOTTEST
 
 from .gym import write_lines
 from .prompts import PromptMaker, seed_of
@@ -42,6 +46,10 @@ class Measurement:
     Attributes:
         reward: name in the pipeline; an answer passes from `threshold` on.
         samples: answers per prompt. max_answer, temperature, seed: of sampling.
+        concurrency: answers decoded at the same time.
+
+    Raises:
+        TrainingError: a number that cannot be used; it says which.
     """
 
     reward: str = "exact"
@@ -51,6 +59,17 @@ class Measurement:
     temperature: float = 1.0
     seed: int = 0
     concurrency: int = 64
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("samples", "max_answer", "concurrency"):
+            if (value := getattr(self, name)) < 1:
+                raise TrainingError(f"{name} is {value}", who="measurement", fix="give 1 or more")
+        if not math.isfinite(self.threshold):
+            why, fix = "no answer's score can be compared with it", "give a finite number"
+            raise TrainingError(f"threshold is {self.threshold}", who="measurement", why=why, fix=fix)
+        if self.temperature != 0 and not COOLEST <= self.temperature <= HOTTEST:
+            fix = f"give 0 for the likeliest answer, or {COOLEST:g} to {HOTTEST:g}"
+            raise TrainingError(f"temperature is {self.temperature}", who="measurement", fix=fix)
 
 
 def pass_rates(
@@ -81,7 +100,8 @@ def measure(pipeline: Pipeline, data: Path, out: Path, how: Measurement, *, drop
     Relative picture paths must stay right, so `out` lies in the folder of `data`.
 
     Raises:
-        TrainingError: unusable data, or a measurement of other settings that was stopped here.
+        TrainingError: unusable data, a result that cannot be written, or a measurement of other settings that was
+            stopped here.
     """
     if data.suffix != ".jsonl":
         raise TrainingError("is no JSON Lines", who=str(data), fix="write it as .jsonl, with pictures as files")
@@ -90,9 +110,12 @@ def measure(pipeline: Pipeline, data: Path, out: Path, how: Measurement, *, drop
     samples = stage_samples([DataRecipe(path=Path(data.name))], data.parent)
     log = Journal(out.with_name(f".{out.name}.measured"))
     rates = _known(log, _digest(data, pipeline, how))
+    if len(rates) > len(samples) or not all(isinstance(rate, int | float) for rate in rates):
+        raise TrainingError("holds what no measurement of this data left", who=str(log.path), fix="delete the file")
     for _, rate in pass_rates(pipeline, samples, how, start=len(rates)):
         rates.append(rate)
-        log.add(rate)
+        with saving(log.path):
+            log.add(rate)
     lines = [{**sample.entry, "pass_rate": rate} for sample, rate in zip(samples, rates, strict=True)]
     write_lines(out, ordered(lines, drop=drop))
     log.path.unlink()
@@ -100,17 +123,28 @@ def measure(pipeline: Pipeline, data: Path, out: Path, how: Measurement, *, drop
 
 
 def _digest(data: Path, pipeline: Pipeline, how: Measurement) -> str:
-    """What the measured rates depend on, but for weights that were given no folder."""
-    weights = str(pipeline.weights and pipeline.weights.resolve())
-    return hashlib.sha256(repr((data.read_bytes(), weights, how)).encode()).hexdigest()
+    """What the measured rates depend on: contents, wherever they lie."""
+    packed, model = pipeline.artefact, pipeline.model
+    weights = packed.digest if packed else numbers_of(model) + weights_of(model, exact=True)
+    plan = json.dumps(pipeline.plan.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(repr((data.read_bytes(), weights, plan, how)).encode()).hexdigest()
+
+
+def _written(row: Any) -> bool:
+    """True for a row of a measurement: its digest, or a rate. Raises TypeError: it is none."""
+    if not isinstance(row, str) and (type(row) not in (int, float) or not 0 <= row <= 1):
+        raise TypeError(f"{str(row)[:80]} is no share of answers")
+    return True
 
 
 def _known(log: Journal, digest: str) -> list[float]:
-    """Rates that a stopped measurement has left."""
-    head, *rates = log.keep(lambda row: True) or [None]
-    if head is None:
-        log.add(digest)
-    elif head != digest:
+    """Rates that a stopped measurement has left. One that was stopped before its first rate has left nothing."""
+    with saving(log.path):
+        head, *rates = log.keep(_written) or [None]
+        if head != digest and not rates:
+            log.path.unlink(missing_ok=True)
+            log.add(digest)
+    if rates and head != digest:
         raise TrainingError(
             "a stopped measurement of other data, weights or settings lies here",
             who=str(log.path),
@@ -136,9 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = vars(parser.parse_args(arguments))
     model, data, out, plugins, drop = (args.pop(k) for k in ("model", "data", "out", "plugin", "drop"))
     try:
+        how = Measurement(**args)
         pipeline = Pipeline.from_pretrained(model, plugins=plugins or ["verifiers"])
-        rates = measure(pipeline, data, out, Measurement(**args), drop=drop)
-    except AndesError as error:
+        rates = measure(pipeline, data, out, how, drop=drop)
+    except (AndesError, AssemblyError) as error:
         raise SystemExit(str(error)) from None
     counts = [sum(rate == 0 for rate in rates), sum(0 < rate < 1 for rate in rates), sum(rate == 1 for rate in rates)]
     print(json.dumps({"prompts": len(rates), "never": counts[0], "sometimes": counts[1], "always": counts[2]}))

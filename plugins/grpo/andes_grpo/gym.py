@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from andes_sdk.errors import AndesError, ConfigError, InputError, TrainingError
-from andes_sdk.files import write_atomically
+from andes_sdk.files import write_atomically, writing
 from andes_sdk.reading import json_lines, parse_json
 
 
@@ -54,8 +54,14 @@ def entries(
 
 
 def write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    """JSON Lines; the file appears whole or not at all."""
-    write_atomically(path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines).encode())
+    """JSON Lines, lone surrogates as escapes; the file appears whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    text = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines)
+    with writing(path):
+        write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -64,13 +70,32 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         TrainingError: the file cannot be read, or a line is no JSON object; with file and line.
     """
+    return [line for _, line in _numbered(path)]
+
+
+def questions_in(path: Path) -> set[str]:
+    """The questions of a file, as `question_of` names them.
+
+    Raises:
+        TrainingError: as `read_lines`, or a line that asks nothing: it could leave out no question.
+    """
+    found = set()
+    for number, line in _numbered(path):
+        if not isinstance(line.get("messages"), list):
+            fix = 'name a file of lines {"messages": [...]}'
+            raise TrainingError("is no prompt", who=f"{path}:{number}", why="it has no list of messages", fix=fix)
+        found.add(question_of(line))
+    return found
+
+
+def _numbered(path: Path) -> list[tuple[int, dict[str, Any]]]:
     found = []
     try:
         for number, _, text in json_lines(path):
             line = parse_json(text)
             if not isinstance(line, dict):
                 raise TrainingError("is not a sample", who=f"{path}:{number}", fix="write one JSON object per line")
-            found.append(line)
+            found.append((number, line))
     except OSError as error:
         raise TrainingError("the data cannot be read", who=str(path), why=str(error), fix="correct its path") from None
     except ValueError as error:
@@ -79,8 +104,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def question_of(line: Mapping[str, Any]) -> str:
-    """What tells one prompt from another."""
-    return json.dumps(line["messages"], sort_keys=True)
+    """What tells one prompt from another; "null" for a line without messages."""
+    return json.dumps(line.get("messages"), sort_keys=True)
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -105,12 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--without", type=Path, action="append", default=[], help="file whose questions to leave out")
     args = parser.parse_args(arguments)
     try:
-        taken = {question_of(line) for path in args.without for line in read_lines(path)}
+        taken = {question for path in args.without for question in questions_in(path)}
         lines = entries(args.dataset, size=args.size, seed=args.seed, options=dict(args.option), think=args.think)
         kept = [line for line in lines if question_of(line) not in taken]
+        write_lines(args.out, kept)
     except AndesError as error:
         raise SystemExit(str(error)) from None
-    write_lines(args.out, kept)
     print(f"{len(kept)} prompts in {args.out}")
 
 

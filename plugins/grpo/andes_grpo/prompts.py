@@ -30,7 +30,8 @@ class Prompt:
     """What is answered `len(seeds)` times.
 
     Attributes:
-        entry: the data line, which rewards see. messages: with pictures loaded. inputs: as tensors.
+        entry: the data line, which rewards see; its `think` is what was asked for, never missing or null.
+        messages: with pictures loaded. inputs: as tensors.
         seeds: one per answer. where: `file:line`.
     """
 
@@ -88,31 +89,46 @@ class PromptMaker:
         return cls(processor, thinking, pipeline.model.text.max_positions, max_answer, **limits)
 
     def prompt(self, sample: Sample, seeds: Sequence[int], rng: Random | None = None) -> Prompt:
-        """A data line `{"messages": [... user], "think": bool, ...}` -> a prompt.
+        """A data line `{"messages": [... user], "think": bool or null, ...}` -> a prompt.
 
         Args:
             rng: of the changes to pictures that the line's file allows.
 
         Raises:
-            BadSample: no such messages, a picture that cannot be read, or no room; with file and line.
+            BadSample: no such messages, a `think` that is no truth value or that the model does not have, a picture
+                that cannot be read, or no room; with file and line.
         """
         messages = sample.entry.get("messages")
         last = messages[-1] if isinstance(messages, list) and messages else None
         if not isinstance(last, Mapping) or last.get("role") != "user":
             fix = 'write {"messages": [..., {"role": "user", ...}], "answer": ...}'
             raise BadSample("is no prompt", who=sample.where, why="messages must end with the user's", fix=fix)
+        think = self._thinks(sample)
         augment = augmentation(sample.source, rng or Random(0))
         try:
             placed = Pictures(sample, load_image, augment).fill(cast("list[Any]", messages))
-            inputs = self.processor.prepare(placed, think=sample.entry.get("think", self.thinking))
+            inputs = self.processor.prepare(placed, think=think)
         except BadSample:
             raise
         except AndesError as error:
             raise BadSample(
                 "cannot be used as a prompt", reason="message", who=sample.where, why=str(error), fix=error.fix
             ) from error
+        if sample.entry.get("think") and not inputs.prefix:
+            why, fix = "the model has no such mode", "use a language model that has"
+            raise BadSample("asks to think", reason="think", who=sample.where, why=why, fix=fix)
         self._fits(inputs, sample.where)
-        return Prompt(sample.entry, placed, inputs, tuple(seeds), sample.where)
+        return Prompt({**sample.entry, "think": think}, placed, inputs, tuple(seeds), sample.where)
+
+    def _thinks(self, sample: Sample) -> bool:
+        """What the line says; the model's own default where it says nothing, or null."""
+        think = sample.entry.get("think")
+        if think is None:
+            return self.thinking
+        if not isinstance(think, bool):
+            fix = "write true or false, or leave it out"
+            raise BadSample(f"`think` is {repr(think)[:80]}", reason="think", who=sample.where, fix=fix)
+        return think
 
     def _fits(self, inputs: Inputs, where: str) -> None:
         size, patches = len(inputs.ids), patches_in(inputs.media)

@@ -139,3 +139,13 @@ def test_the_command_measures_a_checkpoint(pipe, tmp_path):
     assert wrong.returncode == 1
     assert "did you mean 'exact'" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_rates_of_other_weights_in_the_same_folder_are_not_taken_over(tmp_path):
+    data, how = prompts(tmp_path, 1), Measurement(reward="chance")
+    one, other = (Pipeline.from_plugins(MODEL, seed=seed) for seed in (0, 1))
+    model = one.save_pretrained(tmp_path / "model")
+    before = curriculum._digest(data, Pipeline.from_pretrained(model), how)
+    assert curriculum._digest(data, Pipeline.from_pretrained(one.save_pretrained(tmp_path / "copy")), how) == before
+    other.save_pretrained(model)
+    assert curriculum._digest(data, Pipeline.from_pretrained(model, seed=0), how) != before

@@ -32,7 +32,8 @@ from attrs import asdict, evolve, field, frozen
 from attrs.validators import ge, gt, le
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.files import Journal, write_atomically
+from andes_sdk.files import Journal, write_atomically, writing
+from andes_sdk.numbers import numbers_of, weights_of
 from andes_sdk.runtime.engine import raise_errors
 from andes_sdk.runtime.options import GenerationOptions
 
@@ -135,11 +136,19 @@ class PairBuilder:
         """Make the pairs, or go on with a run that was stopped -> prompts by what became of them, and `pairs`.
 
         Raises:
-            TrainingError: prompts that cannot be used, or a progress file of other options, prompts or weights.
+            TrainingError: prompts that cannot be used, a progress file of other options, prompts or weights, or an
+                output that cannot be written. ConfigError: no such reward.
         """
+        if self.options.reward:
+            self.pipeline.pick("rewards", self.options.reward)
+        if self.out.is_dir():
+            raise TrainingError("is a folder", who=str(self.out), fix="give a file, such as pairs.jsonl")
         samples = stage_samples([DataRecipe(path=self.prompts.resolve())], Path())
         progress = _Progress(Journal(self.out.with_name(f"{self.out.name}.progress")), self._digest())
         done = progress.read()
+        if [result.get("prompt") for result in done] != list(range(min(len(done), len(samples)))):
+            why, fix = f"{len(done)} results for {len(samples)} prompts, or not in their order", "delete it"
+            raise TrainingError("the progress file is damaged", who=str(progress.journal.path), why=why, fix=fix)
         for start in range(len(done), len(samples), self.options.batch):
             numbers = range(start, min(start + self.options.batch, len(samples)))
             for result in self._results([Prompt.of(n, samples[n]) for n in numbers]):
@@ -147,7 +156,8 @@ class PairBuilder:
                 done.append(result)
                 self.show(len(done), len(samples))
         lines = [json.dumps(pair, ensure_ascii=False) for result in done for pair in result["pairs"]]
-        write_atomically(self.out, "".join(f"{line}\n" for line in lines).encode())
+        with writing(self.out):
+            write_atomically(self.out, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
         counts = Counter(result["reason"] for result in done)
         return {**{reason: counts[reason] for reason in REASONS}, "pairs": len(lines)}
 
@@ -157,9 +167,8 @@ class PairBuilder:
         # how many are answered together changes nothing
         facts = {**asdict(self.options), "batch": 0, "plan": self.pipeline.plan.to_dict()}
         found.update(json.dumps(facts, sort_keys=True, default=str).encode())
-        for name, parameter in self.pipeline.model.named_parameters():
-            found.update(name.encode())
-            found.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        packed, model = self.pipeline.artefact, self.pipeline.model
+        found.update((packed.digest if packed else numbers_of(model) + weights_of(model, exact=True)).encode())
         return found.hexdigest()
 
     def _results(self, prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
@@ -173,7 +182,7 @@ class PairBuilder:
             extra = {"id": prompt.entry["id"]} if "id" in prompt.entry else {}
             meta = {"made": reason, "reward": self.options.reward, "prompt": prompt.number}
             pairs = [{"prompt": shown, "chosen": a, "rejected": b, "meta": meta, **extra} for a, b in chosen]
-            yield {"reason": reason, "pairs": pairs}
+            yield {"prompt": prompt.number, "reason": reason, "pairs": pairs}
 
     def _pairs(self, prompt: Prompt, answers: Sequence[Answer]) -> tuple[str, list[tuple[str, str]]]:
         """What becomes of a prompt with its answers, and its pairs of texts."""
@@ -265,6 +274,17 @@ def portable(messages: Messages, folder: Path) -> Messages:
     ]
 
 
+def _written(row: Any) -> bool:
+    """True for a row of a progress file. Raises LookupError, TypeError: it is none."""
+    if isinstance(row, dict) and row.keys() == {"made_with"}:
+        return True
+    number, reason, pairs = row["prompt"], row["reason"], row["pairs"]
+    texts = [pair[key] for pair in pairs for key in ("chosen", "rejected")]
+    if type(number) is not int or reason not in [*REASONS] or not all(isinstance(text, str) for text in texts):
+        raise TypeError("no number of a prompt, a reason that is not known, or pairs that are none")
+    return True
+
+
 @frozen
 class _Progress:
     """One line per prompt that is done, after one that says what they were made with."""
@@ -276,9 +296,9 @@ class _Progress:
         """Results so far.
 
         Raises:
-            TrainingError: the file was made with something else.
+            TrainingError: the file was made with something else. InputError: a row that no run writes.
         """
-        head, *results = self.journal.keep(lambda row: True) or [None]
+        head, *results = self.journal.keep(_written) or [None]
         if head is None:
             self.journal.add({"made_with": self.digest})
         elif head != {"made_with": self.digest}:

@@ -22,7 +22,7 @@ from andes_training.data.bad import BadSample
 from andes_training.packing import collate, pack
 from andes_training.reading import in_order, stage_maker
 from andes_training.state import saving
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -139,43 +139,51 @@ def _digest(model: torch.nn.Module) -> str:
 
 @define
 class _File:
-    """What one process has scored: of which model, how many of its samples, and the log-probabilities by key."""
+    """What one process has scored: of which model, and the log-probabilities by key."""
 
     model: str
-    done: int = 0
     known: dict[bytes, Pair] = field(factory=dict)
 
 
 def _compute(run: StageRun, score: Score, path: Path, marks: Mapping[str, int]) -> None:
-    """Score this process's share of the samples in the data's order, saving now and then.
+    """Score what is not known of this process's share of the samples, in the data's order, saving now and then.
 
-    Packs begin where the file ends, so a pass that was stopped goes on with the same packs and the same bits.
+    Packs are made of what is missing, so a pass that was stopped goes on with the same packs and the same bits, and one
+    whose data was corrected scores what is new.
     """
     model, digest = run.pipeline.model, _digest(run.pipeline.model)
     file = _read(path) if path.exists() else _File(digest)
     if file.model != digest:
         file = _File(digest)
     share = range(run.rank, len(run.samples), run.world)
-    rows = _rows(run, share[file.done :], file.done)
+    rows = _missing(_rows(run, share), marks, set(file.known))
     saved = time.monotonic()
-    run.tell("reference-start", {"samples": len(share) - file.done})
+    run.tell("reference-start", {"samples": len(share), "known": len(file.known)})
     with _frozen(model):
         for group in pack(rows, max_tokens=run.recipe.max_tokens, max_patches=run.recipe.max_patches):
             batch = collate(group)
             with run.autocast():
                 logps = score(model, batch.to(model.device))[0].tolist()
             file.known |= zip(keys_of(batch, marks), map(tuple, logps), strict=True)
-            file.done = int(group[-1].extras["done"])
             if time.monotonic() - saved > SAVE_SECONDS:
                 _write(path, file)
                 saved = time.monotonic()
-                run.tell("reference", {"done": file.done, "samples": len(share)})
+                run.tell("reference", {"known": len(file.known), "samples": len(share)})
     _write(path, file)
     run.tell("reference-end", {"answers": 2 * len(file.known)})
 
 
-def _rows(run: StageRun, indices: Sequence[int], done: int) -> Iterator[Row]:
-    """Rows of samples, each with how many are done after it; what cannot be used is left to the feed's judgement."""
+def _missing(rows: Iterator[Row], marks: Mapping[str, int], seen: set[bytes]) -> Iterator[Row]:
+    """Rows whose content has not been seen, each once."""
+    for row in rows:
+        (key,) = keys_of(collate([row]), marks)
+        if key not in seen:
+            seen.add(key)
+            yield row
+
+
+def _rows(run: StageRun, indices: Sequence[int]) -> Iterator[Row]:
+    """Rows of samples; what cannot be used is left to the feed's judgement."""
     maker = stage_maker(run.pipeline, run.recipe, run.stage)
 
     def make(index: int) -> Row | None:
@@ -184,17 +192,17 @@ def _rows(run: StageRun, indices: Sequence[int], done: int) -> Iterator[Row]:
         except BadSample:
             return None
 
-    for number, row in enumerate(in_order(make, indices, run.recipe.workers), done + 1):
-        if row is not None:
-            yield evolve(row, extras={"done": torch.tensor(number)})
+    return (row for row in in_order(make, indices, run.recipe.workers) if row is not None)
 
 
 def _read(path: Path) -> _File:
     try:
         with safe_open(path, "pt") as file:
             facts, keys, logps = file.metadata(), file.get_tensor("keys"), file.get_tensor("logps")
+        if facts["sha256"] != _sum(facts["model"], keys, logps):
+            raise ValueError("its checksum differs")
         known = {k.tobytes(): (p[0], p[1]) for k, p in zip(keys.numpy(), logps.tolist(), strict=True)}
-        return _File(facts["model"], int(facts["done"]), known)
+        return _File(facts["model"], known)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         fix = "start anew in another folder, or delete it if the stage has not begun"
         raise TrainingError("reference log-probabilities are damaged", who=str(path), why=str(error), fix=fix) from None
@@ -203,7 +211,16 @@ def _read(path: Path) -> _File:
 def _write(path: Path, file: _File) -> None:
     keys = torch.tensor([list(key) for key in file.known], dtype=torch.uint8).reshape(-1, 32)
     logps = torch.tensor(list(file.known.values()), dtype=torch.float32).reshape(-1, 2)
-    _save({"keys": keys, "logps": logps}, path, {"model": file.model, "done": str(file.done)})
+    facts = {"model": file.model, "sha256": _sum(file.model, keys, logps)}
+    _save({"keys": keys, "logps": logps}, path, facts)
+
+
+def _sum(model: str, keys: Tensor, logps: Tensor) -> str:
+    """sha256 of all that a file says: nothing else would tell other log-probabilities from the right ones."""
+    found = hashlib.sha256(f"{model} {keys.shape} {logps.shape} {logps.dtype}".encode())
+    for tensor in (keys, logps):
+        found.update(tensor.contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

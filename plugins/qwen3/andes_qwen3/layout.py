@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ class OneFile:
     path: Path = field(converter=absolute)
 
     def __contains__(self, name: object) -> bool:
-        return name == NAME and self.path.is_file()
+        return name == NAME and os.path.isfile(self.path)
 
     def where(self, name: str = "") -> str:
         """The file."""
@@ -132,7 +133,10 @@ def read_stated(files: Files) -> Stated:
         head, highest = content, max(content["model"]["vocab"].values(), default=-1)
     tokens = _changed(head, files)
     names = [name for name in (*((NAME,) if NAME in files else _PARTS), *_BESIDE) if name in files]
-    return Stated(tokens, 1 + max([highest, *(token["id"] for token in tokens)]), names)
+    size = 1 + max([highest, *(token["id"] for token in tokens)])
+    if size > 1 << 31:
+        raise CheckpointError("has ids that cannot be", who=files.where(), why=f"one of {size.bit_length()} bits")
+    return Stated(tokens, size, names)
 
 
 def refuse_gone(files: Files, stated: Stated) -> None:
@@ -255,6 +259,8 @@ def _highest(raw: bytes) -> int | None:
     vocab = _VOCAB.search(raw, model.end()) if model else None
     highest = -1
     for entry in _ENTRY.finditer(raw, vocab.end()) if vocab else ():
+        if len(entry[1]) > 19:  # no id has so many digits; of very many Python makes no number
+            return None
         highest = max(highest, int(entry[1]))
         if entry[2] == b"}":
             return highest

@@ -6,6 +6,7 @@ The template is ChatML without a default system prompt. A picture is `<img>`, on
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from andes_sdk.errors import CheckpointError, InputError
-from andes_sdk.files import FolderFiles
+from andes_sdk.files import FolderFiles, at_home
 from andes_sdk.types import Rendered, Slot, Turn
 
 from .bpe import Bpe, read_library, size_of, switch_off
@@ -87,7 +88,7 @@ class QwenTokenizer:
         Raises:
             CheckpointError: nothing there, or not a tokenizer of this family.
         """
-        return cls(FolderFiles(path) if path.is_dir() else OneFile(path), thinking=thinking)
+        return cls(FolderFiles(path) if os.path.isdir(path) else OneFile(path), thinking=thinking)
 
     @classmethod
     def qwen(cls, *, thinking: bool = False) -> QwenTokenizer:
@@ -98,7 +99,7 @@ class QwenTokenizer:
     def find(cls, option: str, files: Files | None, *, tiny: bool, thinking: bool) -> QwenTokenizer:
         """The option if given, else the checkpoint's own, else the one that goes with the preset."""
         if option:
-            return cls.load(Path(option).expanduser(), thinking=thinking)
+            return cls.load(at_home(option), thinking=thinking)
         if files is not None:
             return cls(files, thinking=thinking)
         if tiny:

@@ -58,7 +58,7 @@ class Tracking:
         if event.kind == "stage-start":
             from .boards import open_board
 
-            self._open["stage"] = str(event.values["stage"])
+            self._open["stage"] = str(event.values.get("label", event.values["stage"]))
             if "board" not in self._open:
                 self._open["board"] = open_board(self.backend, self.folder, self.project, self.name)
             self._open["board"].begin(self._open["stage"], event.step or 0)

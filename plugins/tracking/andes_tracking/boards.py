@@ -1,4 +1,5 @@
-"""The two boards. Each stage is a group of curves of its own, with its own steps.
+"""The two boards. Each stage is a group of curves of its own, with its own steps; of two stages of one name the later
+one has its number in its group's.
 
 A run that goes on after a kill repeats the steps since its last state. TensorBoard hides what it wrote before
 (`purge_step`); trackio shows a step twice, with the same numbers.

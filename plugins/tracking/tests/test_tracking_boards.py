@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -40,6 +41,23 @@ def test_tensorboard_reads_every_step_of_every_stage_and_a_resumed_run_hides_wha
     other = reader.EventAccumulator(str(tmp_path / "mpo"))
     other.Reload()
     assert [e.step for e in other.Scalars("loss")] == [1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_two_stages_of_one_name_shared_their_curves(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="writes the files")
+    from andes_training.recipe import load_recipe
+
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"messages": talk}))
+    stage = '[[stages]]\nstage = "sft"\nsteps = 1\nmax_tokens = 64\ndata = [{ path = "data.jsonl" }]\n'
+    (tmp_path / "r.toml").write_text(f'name = "r"\n{stage}{stage}')
+    recipe = load_recipe(tmp_path / "r.toml")
+    Pipeline.from_plugins([*SHORT, "sft", {"tracking": {"folder": str(tmp_path / "tb")}}]).train(
+        recipe, tmp_path / "out"
+    )
+    files = {path.name: len(list(path.glob("events.*"))) for path in (tmp_path / "tb").iterdir()}
+    assert files == {"sft": 1, "sft-01": 1}
 
 
 CODE = """

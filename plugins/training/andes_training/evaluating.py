@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 
 from andes_sdk.assembling.discovery import extensions, load_extension
 from andes_sdk.errors import TrainingError
@@ -16,12 +18,15 @@ from andes_sdk.hookspecs import METHODS
 from andes_sdk.runtime.engine import Engine
 from andes_sdk.runtime.generation import GenerationOptions, generate_batch
 from andes_sdk.runtime.torch_backend import CompiledTorch
+from andes_training.data.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.runtime.generation import Answer
     from andes_training.recipe import EvalRecipe
     from andes_training.run import StageRun
+
+ROWS = (".jsonl", ".tsv", ".parquet")
 
 
 @frozen(eq=False)
@@ -103,6 +108,18 @@ class Evaluation:
             Learning(self.run.pipeline), one.task, limit or one.limit or None, **given
         )
         return float(next(iter(found.values())))
+
+
+def task_hash(one: EvalRecipe, folder: Path) -> str:
+    """A hash of what a task's figures are compared on: its settings, and its file or the files of rows in its folder.
+
+    Pictures and folders within it are not read.
+    """
+    place = folder / one.data
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    files = [path for path in files if path.suffix in ROWS and path.is_file()] if one.data else []
+    facts = [asdict(one), [[path.name, fingerprint(path)] for path in files]]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -13,24 +13,35 @@ from attrs import define, evolve, field, frozen
 
 from andes_sdk.errors import TrainingError
 from andes_sdk.types import Event, FeedingStage, ModelChange, Position, StatefulStage, SteppingStage, TrainingStage
-from andes_training.best import Best, best_states
+from andes_training.best import best_states
 from andes_training.changes import put_in_changes
 from andes_training.data.bad import BadSamples
 from andes_training.data.fingerprint import fingerprints
 from andes_training.ema import start_average, swap_average, update_average
-from andes_training.evaluating import Evaluation
 from andes_training.feed import epoch_length, packed
+from andes_training.lock import locked
+from andes_training.looks import Looks
 from andes_training.lora import Lora
 from andes_training.processes import Processes, divided_copy, gather, losing_others_is_told
 from andes_training.reading import check_stages, refuse_blind, stage_samples
-from andes_training.recipe import Recipe, StageRecipe, check_start
+from andes_training.recipe import Recipe, StageRecipe, check_start, load_recipe
 from andes_training.recompute import recomputed
 from andes_training.resume import check_saved
 from andes_training.run import StageRun
-from andes_training.state import Learner, Saved, load_state, read_saved, save_state, saving, states
+from andes_training.state import (
+    Learner,
+    Saved,
+    drop_leftovers,
+    drop_states,
+    load_state,
+    read_saved,
+    save_state,
+    saving,
+    state_name,
+    states,
+)
 from andes_training.step import Loss, decayed, freeze, make_optimizer, seed_step, update
 from andes_training.stopping import Stopped, Stopping
-from andes_training.validation import Validation
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -55,43 +66,6 @@ class _Work:
     module: torch.nn.Module
     loss: Loss
     changes: Sequence[ModelChange]
-
-
-@frozen(eq=False)
-class _Looks:
-    """What a stage is measured by on data that is not learnt from, and when that was best."""
-
-    validation: Validation | None
-    evaluation: Evaluation | None
-    best: Best | None
-
-    @classmethod
-    def of(cls, run: StageRun, folder: Path) -> _Looks:
-        """As the stage's recipe says."""
-        validation = Validation(run, folder) if run.recipe.validation else None
-        return cls(validation, Evaluation(run, folder) if run.recipe.eval else None, Best.of(run))
-
-    def prove(self, loss: Loss) -> None:
-        """Look at a little of everything, so that what cannot be measured fails now, and not after many steps."""
-        if self.validation is not None:
-            self.validation.loss(loss, packs=1)
-        if self.evaluation is not None:
-            self.evaluation.figures(limit=1)
-
-    def take(self, step: int, loss: Loss, processes: Processes) -> dict[str, float]:
-        """The figures that are due after a step; every process gets the same."""
-        values: dict[str, float] = {}
-        if self.validation is not None and self.validation.due(step):
-            values["validation_loss"] = processes.all(self.validation.loss(loss))[0]
-        if self.evaluation is not None and self.evaluation.due(step):
-            values |= processes.all(self.evaluation.figures())[0]
-        if self.best is not None:
-            self.best.note(step, values)
-        return values
-
-    def over(self, step: int) -> bool:
-        """Whether the stage ends here though its steps are not done."""
-        return self.best is not None and self.best.over(step)
 
 
 @define
@@ -126,11 +100,19 @@ class Trainer:
             accept_changed_data: go on although the data files are not those that the state was saved with.
 
         Raises:
-            TrainingError: bad data, a state of another recipe or of other data, a loss or a gradient that is not
-                finite, a process that failed, a full disk. Stopped: a signal asked to stop, and a state is saved.
+            TrainingError: another run in the folder, bad data, a state of another recipe or of other data, a loss or a
+                gradient that is not finite, a process that failed, a full disk. Stopped: a signal asked to stop, and a
+                state is saved.
         """
         with saving(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
+        if not self.processes.first:
+            return self._run(resume, accept_changed_data)
+        with locked(self.out):
+            drop_leftovers(self.out)
+            return self._run(resume, accept_changed_data)
+
+    def _run(self, resume: bool, accept_changed_data: bool) -> Path:
         if self.recipe.threads:
             torch.set_num_threads(self.recipe.threads)
         found = states(self.out)
@@ -151,7 +133,8 @@ class Trainer:
             self._agree(position)
             for index in range(position.stage, len(self.recipe.stages)):
                 state = found[-1] if found and index == position.stage else None
-                self._stage(index, position if state else Position(stage=index), state)
+                untold = saved.untold if state else {}
+                self._stage(index, position if state else Position(stage=index), state, untold)
             return self._save(self.out / "model")
 
     def _agree(self, position: Position) -> None:
@@ -164,54 +147,82 @@ class Trainer:
                     fix="put the folder on a file system that all of them share",
                 )
 
-    def _stage(self, index: int, position: Position, state: Path | None) -> None:
+    def _stage(self, index: int, position: Position, state: Path | None, untold: Mapping[str, float]) -> None:
         seed_step(self.recipe, index, -1, 0)
         work = self._prepare(index)
         if state is not None:
             load_state(state, work.learner)
         run = self._describe(work, position)
         refuse_blind(cast("VisionLanguageModel", work.learner.model), run.samples, work.recipe.stage)
-        looks = _Looks.of(run, self.recipe.folder)
+        looks = self._looks(run)
         facts = self.recipe.facts(), fingerprints(work.recipe.data, self.recipe.folder)
-        start = {"stage": work.recipe.stage, "steps": work.recipe.steps, "samples": len(run.samples)}
-        self._tell("stage-start", position.step, start)
+        label = _label([stage.stage for stage in self.recipe.stages], index)
+        start = {"stage": work.recipe.stage, "label": label, "steps": work.recipe.steps, "samples": len(run.samples)}
+        self._tell("stage-start", position.step - bool(untold), start)
         with recomputed(work.learner.model, work.recipe.recompute):
             if not position.step:
-                looks.prove(work.loss)
+                looks.prove(work.loss, position)
             before = kept = done = position
-            for done in self._steps(work, run, position, looks):
+            if untold:
+                self._look(work, looks, done, untold)
+                self._keep_best(looks, done)
+            for done, values in self._steps(work, run, position, looks):
+                due = done.step % work.recipe.checkpoint_every == 0 or done.step == work.recipe.steps
+                if due and looks.due(done.step):  # which may fail
+                    figures = {name: value if type(value) is int else float(value) for name, value in values.items()}
+                    self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1], untold=figures))
+                    kept = done
+                self._look(work, looks, done, values)
                 moved = (done.epoch, done.offset) != (before.epoch, before.offset)  # not within a rollout
                 stop = moved and self._signal()
-                better = looks.best is not None and looks.best.better
-                if stop or better or done.step % work.recipe.checkpoint_every == 0:
-                    self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]), looks.best)
+                if kept != done and (stop or due or looks.better):
+                    self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]))
                     kept = done
+                self._keep_best(looks, done)
+                if kept == done:
+                    self._tell("checkpoint", done.step, {})
                 if stop:
                     raise _stopped(stop, self.out, done)
                 before = done
             if kept != done:
-                self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]), looks.best)
-        if looks.over(done.step) and looks.best is not None and (state := looks.best.state()) is not None:
-            load_state(state, work.learner)
-            self._tell("stopped-early", done.step, {looks.best.name: looks.best.value, "best_step": looks.best.step})
+                self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]))
+                self._tell("checkpoint", done.step, {})
+        if looks.best is not None and looks.over(done.step):
+            self.processes.wait()  # the first one has named the best state
+            load_state(looks.best.state(), work.learner)
+            self._tell("stopped-early", done.step, {"figure": looks.best.name, "best_step": looks.best.step})
         self._finish(work)
-        if skipped := run.bad.finish(done):
-            self._tell("bad-samples", done.step, skipped)
+        for bad in (run.bad, *([looks.validation.bad] if looks.validation is not None else [])):
+            if skipped := bad.finish(done):
+                self._tell("bad-samples", done.step, skipped)
         self._tell("stage-end", done.step, {"stage": work.recipe.stage})
 
-    def _keep(self, work: _Work, saved: Saved, best_one: Best | None) -> None:
-        better = best_one is not None and best_one.better
-        best = best_states(self.out)
-        spare = {name for stage, (_, _, name) in best.items() if not (better and stage == work.index)}
-        first = self.processes.first
-        name = save_state(self.out, work.learner, saved, keep=self.recipe.keep_states, spare=spare, write=first)
-        if best_one is not None and best_one.better:
-            best_one.better = False
-            if first:
-                with saving(self.out):
-                    best_one.keep(name)
-            self.processes.wait()  # all read it at the next one
-        self._tell("checkpoint", saved.position.step, {})
+    def _looks(self, run: StageRun) -> Looks:
+        looks = Looks.of(run, self.recipe.folder, write=self.processes.first)
+        if looks.best is not None and looks.best.anew:
+            values = {"stage": run.recipe.stage, "figure": looks.best.name}
+            self._tell("best-anew", run.position.step, values)
+        return looks
+
+    def _look(self, work: _Work, looks: Looks, position: Position, values: Mapping[str, float]) -> None:
+        """Look where that is due, and tell a step."""
+        self._tell("step", position.step, {**values, **looks.take(position, work.loss, self.processes)})
+
+    def _keep(self, work: _Work, saved: Saved) -> None:
+        spare = {best.state for best in best_states(self.out).values()}
+        keep, first = self.recipe.keep_states, self.processes.first
+        save_state(self.out, work.learner, saved, keep=keep, spare=spare, write=first)
+
+    def _keep_best(self, looks: Looks, position: Position) -> None:
+        """Name the state at a position as the best one, if it is; the one before need not stay then."""
+        if looks.best is None or not looks.best.better:
+            return
+        looks.best.better = False
+        if self.processes.first:
+            with saving(self.out):
+                looks.best.keep(state_name(position))
+                spare = {best.state for best in best_states(self.out).values()}
+                drop_states(self.out, self.recipe.keep_states, spare)
 
     def _signal(self) -> int:
         """The signal that asked any process to stop, or 0."""
@@ -231,7 +242,7 @@ class Trainer:
         for change in changes:
             if isinstance(change, Lora) and change.recipe.chain:
                 change.load(model, self.out / change.folder)
-        if recipe.lora is None or recipe.lora.merge:
+        if recipe.changes_weights:
             model.numbers = ""  # its weights will no longer be those that it was opened with
         decaying = decayed(model)  # before the model is copied: copies of parameters lose their attributes
         divided = self.recipe.sharding == "full" and self.processes.world > 1
@@ -265,8 +276,10 @@ class Trainer:
             ),
         )
 
-    def _steps(self, work: _Work, run: StageRun, position: Position, looks: _Looks) -> Iterator[Position]:
-        """Train -> the position after each step."""
+    def _steps(
+        self, work: _Work, run: StageRun, position: Position, looks: Looks
+    ) -> Iterator[tuple[Position, dict[str, float]]]:
+        """Train -> the position after each step, and its figures."""
         recipe, learner = work.recipe, work.learner
         length = epoch_length(run) if recipe.epochs else 0
         groups = work.stage.feed(run) if isinstance(work.stage, FeedingStage) else packed(run)
@@ -292,9 +305,7 @@ class Trainer:
             update_average(learner.average, learner.model, recipe.ema, position.step)
             if recipe.epochs:
                 values["epoch"] = min(1.0, _progress(recipe, position, length)) * recipe.epochs
-            values |= looks.take(position.step, work.loss, self.processes)
-            self._tell("step", position.step, values)
-            yield position
+            yield position, values
         if (close := getattr(groups, "close", None)) is not None:
             close()
 
@@ -317,12 +328,20 @@ class Trainer:
             change.take_out(model)
 
     def _export(self, work: _Work, name: str) -> None:
-        """Write averaged weights beside the run's own: what was learnt through changes, or a whole checkpoint."""
+        """Write averaged weights beside the run's own: a whole checkpoint, or the adapter that learnt in their place.
+
+        An adapter whose base is averaged too has it beside itself, as `model`.
+        """
         if not work.changes:
             self._save(self.out / name)
-        for change in work.changes if self.processes.first else ():
-            with saving(folder := (self.out / change.folder).with_name(name)):
-                change.save(self.pipeline.model, folder)
+        for change in work.changes:
+            folder = self.out / name if isinstance(change, Lora) else (self.out / change.folder).with_name(name)
+            if self.processes.first:
+                with saving(folder):
+                    change.save(self.pipeline.model, folder)
+            if isinstance(change, Lora) and work.recipe.changes_weights:
+                with change.beside(self.pipeline.model):
+                    self._save(folder / "model")
 
     def _save(self, folder: Path) -> Path:
         if self.processes.first:
@@ -349,6 +368,15 @@ def _progress(recipe: StageRecipe, position: Position, length: int) -> float:
     return position.step / recipe.steps
 
 
+def _label(names: Sequence[str], index: int) -> str:
+    """A stage's name, which tells it from all others of its recipe: a later one of the same name has its number."""
+    label = names[index]
+    if label not in names[:index]:
+        return label
+    label = f"{label}-{index:02d}"
+    return f"{label}-again" if label in names else label
+
+
 def _stopped(number: int, out: Path, position: Position) -> Stopped:
     name = signal.Signals(number).name
     what = f"stopped by {name} after step {position.step} of stage {position.stage + 1}, its state is saved"
@@ -365,7 +393,7 @@ def _sees(model: VisionLanguageModel) -> bool:
 
 def train(
     pipeline: Pipeline,
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     out: str | Path,
     *,
     resume: bool = True,
@@ -378,9 +406,15 @@ def train(
     Afterwards the pipeline holds its weights in float32.
 
     Args:
+        recipe: what `load_recipe` read, or the path of its file.
         resume: go on with the run in `out`. accept_changed_data: although its data files have changed since.
         progress: shows events (`andes_training.progress.Progress`). stopping: notes signals to stop.
     """
     pipeline.refuse_packed("trained")
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(Path(recipe))
+    if not isinstance(recipe, Recipe):
+        fix = "give the path of a TOML file, or what andes_training.recipe.load_recipe read"
+        raise TrainingError("is no recipe", who="recipe", why=f"it is a {type(recipe).__name__}", fix=fix)
     trainer = Trainer(pipeline, recipe, Path(out), progress, stopping)
     return trainer.run(resume=resume, accept_changed_data=accept_changed_data)

@@ -6,7 +6,9 @@ The layers are peft's, and so is the folder that is written: `adapter_config.jso
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,14 +37,12 @@ class Lora:
 
     Attributes:
         folder: where it is saved, relative to the run's.
-        base: the numbers, or the weights, of the model that it was put into, which the saved adapter names.
     """
 
     recipe: LoraRecipe
     folder: str
     targets: tuple[str, ...] = field(default=(), init=False)
     tuner: Any = field(default=None, init=False)
-    base: str = field(default="", init=False)
 
     def put_in(self, model: Model) -> None:
         """Add the adapter to a model, in place; B is zero, so nothing changes yet.
@@ -56,8 +56,7 @@ class Lora:
             raise TrainingError(
                 "LoRA needs peft", who="stages.lora", why=str(error), fix="pip install 'andes-training[lora]'"
             ) from None
-        recipe, weights = self.recipe, cast("nn.Module", model)
-        self.base = model.numbers or numbers_of(weights) or weights_of(weights)
+        recipe = self.recipe
         self.targets = targets_of(model, recipe.targets)
         if not self.targets:
             raise TrainingError(
@@ -78,7 +77,21 @@ class Lora:
         return found
 
     def save(self, model: Model, folder: Path) -> None:
-        """Write the adapter as peft does; the folder appears whole or not at all."""
+        """Write the adapter as peft does; the folder appears whole or not at all.
+
+        It names the model as it is now, without the adapter: what else learnt beside it is part of its base.
+
+        Raises:
+            TrainingError: files in the folder are no part of an adapter, and would be lost.
+        """
+        strange = sorted(p.name for p in folder.iterdir() if p.name not in (WEIGHTS, CONFIG)) if folder.is_dir() else []
+        if strange:
+            what, why = "holds what is no part of an adapter", f"it would be lost: {', '.join(strange[:5])}"
+            fix = "move it away; the same command goes on from the last state"
+            raise TrainingError(what, who=str(folder), why=why, fix=fix)
+        weights = cast("nn.Module", model)
+        with self.beside(model):
+            base = model.numbers or numbers_of(weights) or weights_of(weights)
         tensors = {
             f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": p.detach().contiguous()
             for name, p in model.named_parameters()
@@ -88,13 +101,26 @@ class Lora:
         config.inference_mode = True
         with appearing(folder) as temporary:
             # peft warns of fields that it does not know, so weights, which it can use, are named beside the tensors
-            named = {BASE: self.base} if self.base.startswith("weights:") else {}
+            named = {BASE: base} if base.startswith("weights:") else {}
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt", **named})
             config.save_pretrained(str(temporary))
-            if self.base and not named:
+            if base and not named:
                 path = temporary / CONFIG
-                fields = parse_json(path.read_bytes()) | {BASE: self.base}
+                fields = parse_json(path.read_bytes()) | {BASE: base}
                 path.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
+
+    @contextlib.contextmanager
+    def beside(self, model: Model) -> Iterator[None]:
+        """Within this, a model has its own layers under their own names, and no adapter."""
+        weights = cast("nn.Module", model)
+        layers = {name: weights.get_submodule(name) for name in self.targets}
+        for name, layer in layers.items():
+            weights.set_submodule(name, cast("nn.Module", layer.base_layer))
+        try:
+            yield
+        finally:
+            for name, layer in layers.items():
+                weights.set_submodule(name, layer)
 
     def load(self, model: Model, folder: Path) -> None:
         """Go on with a saved adapter.

@@ -85,9 +85,16 @@ class Progress:
             self._step(step, event.values)
         elif event.kind == "bad-samples":
             listed = ", ".join(f"{reason}: {count}" for reason, count in event.values["reasons"].items())
-            self._print(f"skipped {event.values['skipped']} samples ({listed}): {event.values['file']}")
+            kind = "validation samples" if event.values.get("validation") else "samples"
+            self._print(f"skipped {event.values['skipped']} {kind} ({listed}): {event.values['file']}")
         elif event.kind == "resumed":
             self._print(f"going on from {event.values['state']}; changed: {'; '.join(event.values['changed'])}")
+        elif event.kind == "best-anew":
+            figure, stage = event.values["figure"], event.values["stage"]
+            self._print(f"{figure} of {stage}: another figure or other data than before, its best starts anew")
+        elif event.kind == "stopped-early":
+            best = event.values["best_step"]
+            self._print(f"{event.values['figure']} is no better since step {best}: the stage ends with that state")
         elif event.kind == "stage-end":
             self._end()
 

@@ -15,7 +15,7 @@ from attrs import evolve
 
 from andes_sdk.assembling.building import build_processor, image_errors
 from andes_sdk.errors import AssemblyError, TrainingError
-from andes_sdk.types import ConversationStage
+from andes_sdk.types import ConversationStage, FeedingStage
 from andes_training.data.bad import BadSample, BadSamples
 from andes_training.data.rows import RowMaker, conversations_of
 from andes_training.data.samples import Sample, Samples, check_mixture, stage_samples
@@ -119,7 +119,9 @@ def _stage_image(pipeline: Pipeline, recipe: StageRecipe) -> dict[str, Any]:
 def stage_maker(pipeline: Pipeline, recipe: StageRecipe, stage: TrainingStage) -> RowMaker:
     """How the samples of a stage become rows: its conversations, its resolution, its limits."""
     conversations = stage.conversations if isinstance(stage, ConversationStage) else conversations_of
-    return RowMaker(stage_processor(pipeline, recipe), conversations, recipe.max_tokens, recipe.max_patches)
+    answered = isinstance(stage, ConversationStage) or not isinstance(stage, FeedingStage)
+    limits = recipe.max_tokens, recipe.max_patches
+    return RowMaker(stage_processor(pipeline, recipe), conversations, *limits, answered=answered)
 
 
 # ---------------------------------------------------------------- an epoch

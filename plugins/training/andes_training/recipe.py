@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from attrs.validators import deep_iterable, ge, gt, in_, le, lt, min_len
 
 from andes_sdk.config import CONVERTER, read_config, structure
 from andes_sdk.errors import TrainingError
+from andes_sdk.files import regular
 from andes_sdk.reading import parse_toml, value_of
 
 if TYPE_CHECKING:
@@ -64,6 +66,12 @@ class DataRecipe:
     tokens: int = field(default=0, validator=ge(0))
     on_error: str = field(default="fail", validator=in_(("fail", "skip")))
     max_errors: int = field(default=1000, validator=ge(0))
+
+
+_CHANGING: Mapping[str, Any] = {
+    "flip": False, "shift": 0.0, "rotate": 0.0, "questions": 0, "repeat": 1, "weight": 0.0, "tokens": 0,
+}  # fmt: skip
+"""Options of a data file that validation, which must compare like with like, cannot honour -> what leaves them out."""
 
 
 @frozen(kw_only=True)
@@ -138,7 +146,8 @@ class StageRecipe:
         recompute: compute activations of each layer again in the backward pass: less memory, more time.
         lora: train low-rank adapters instead of the weights.
         checkpoint_every, log_every: steps.
-        validation: data that is not learnt from; its mean loss is told as `validation_loss`.
+        validation: data that is not learnt from; its mean loss is told as `validation_loss`. Of a file's options
+            `path`, `samples` (at most so many, the same each time), `on_error` and `max_errors` hold for it.
         validate_every: steps between two validations; 0 for `checkpoint_every`.
         eval: tasks that are scored on data that is not learnt from; their main figures are told as `eval/<task>`.
         eval_every: steps between two scorings; 0 for `checkpoint_every`.
@@ -155,7 +164,7 @@ class StageRecipe:
     schedule: str = field(default="cosine", validator=in_(("cosine", "linear", "constant", "wsd")))
     decay: int = field(default=0, validator=ge(0))
     horizon: int = field(default=0, validator=ge(0))
-    floor: float = field(default=0.0, validator=[ge(0.0), lt(math.inf)])
+    floor: float = field(default=0.0, validator=[ge(0.0), le(1.0)])
     rates: dict[str, float] = field(factory=dict, validator=_rates)
     max_tokens: int = field(default=4096, validator=ge(1))
     max_patches: int = field(default=4096, validator=ge(1))
@@ -184,10 +193,19 @@ class StageRecipe:
             raise ValueError("decay and horizon are numbers of steps: give steps, not epochs")
         if self.horizon and self.horizon < self.steps:
             raise ValueError(f"a horizon of {self.horizon} lies before the last of {self.steps} steps")
+        if self.steps and self.warmup > (end := self.horizon or self.steps):
+            raise ValueError(f"a warmup of {self.warmup} steps does not end within {end}: lower it")
         if self.validate_every and not self.validation:
             raise ValueError("validate_every needs data: give validation")
+        for source in self.validation:
+            if given := [n for n, idle in _CHANGING.items() if getattr(source, n) != idle]:
+                raise ValueError(
+                    f"validation shows each sample of {source.path} once, as it is: leave out {', '.join(given)}"
+                )
         if self.eval_every and not self.eval:
             raise ValueError("eval_every needs tasks: give eval")
+        if len({*self.figures}) < len(self.figures):
+            raise ValueError("eval names a task twice: its figures have one name")
         if self.best and self.best not in self.figures:
             raise ValueError(f"best is {self.best!r}: this stage has {', '.join(self.figures) or 'no such figures'}")
         if self.patience and not self.figures:
@@ -224,6 +242,11 @@ class StageRecipe:
         return self.best or self.figures[0]
 
     @property
+    def changes_weights(self) -> bool:
+        """Whether anything but an adapter beside the weights learns."""
+        return self.lora is None or self.lora.merge or any(rate > 0 for rate in self.rates.values())
+
+    @property
     def adapter(self) -> str:
         """Where the adapter is saved, relative to the run's folder; empty without one."""
         return "" if self.lora is None else f"adapters/{self.lora.name or self.stage}"
@@ -247,7 +270,7 @@ class Recipe:
     """
 
     name: str
-    stages: list[StageRecipe]
+    stages: list[StageRecipe] = field(validator=min_len(1))
     pipeline: dict[str, object] = field(factory=dict)
     seed: int = 0
     precision: str = field(default="no", validator=in_(("no", "bf16")))
@@ -364,7 +387,7 @@ def _start(recipe: Recipe) -> Path | str:
     """A path, relative to the recipe as its data files are, or a name on the Hub."""
     path = recipe.folder / recipe.start
     named = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?", recipe.start)
-    return recipe.start if named and not path.exists() else path
+    return recipe.start if named and not os.path.exists(path) else path
 
 
 def check_start(recipe: Recipe, pipeline: Pipeline) -> None:
@@ -389,7 +412,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         TrainingError: it cannot be read.
     """
     try:
-        return parse_toml(path.read_bytes())
+        return parse_toml(regular(path).read_bytes())
     except (OSError, ValueError) as error:
         fix = "write it as TOML"
         raise TrainingError("the recipe cannot be read", who=str(path), why=str(error), fix=fix) from None

@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import Any
 
 from andes_sdk.errors import TrainingError
-from andes_sdk.files import Journal, write_atomically
+from andes_sdk.files import Journal, write_atomically, writing
 from andes_training.progress import METRICS
 
 CURVES = {
@@ -52,7 +52,7 @@ def write_report(folder: Path) -> Path:
     """Read `folder/metrics.jsonl` and write `folder/report.html`.
 
     Raises:
-        TrainingError: there are no metrics, or matplotlib is not installed.
+        TrainingError: there are no metrics, matplotlib is not installed, or the file cannot be written.
     """
     need_matplotlib()
     stages = _stages(folder / METRICS)
@@ -64,7 +64,8 @@ def write_report(folder: Path) -> Path:
         parts += [_figure(rows, key, title) for key, title in {**CURVES, **own}.items()]
     head = f'<!doctype html><meta charset="utf-8"><title>{escape(folder.resolve().name)}</title><style>{STYLE}</style>'
     path = folder / "report.html"
-    write_atomically(path, "\n".join([head, *parts]).encode())
+    with writing(path):
+        write_atomically(path, "\n".join([head, *parts]).encode())
     return path
 
 
@@ -73,12 +74,21 @@ def _stages(path: Path) -> list[list[Figures]]:
     if not path.is_file():
         raise TrainingError("no metrics of a run", who=str(path), fix="give its --out folder")
     stages: dict[int, list[Figures]] = {}
-    for row in Journal(path).rows():
+    for row in Journal(path).rows(_written):
         seconds = row.get("seconds") or math.nan
         stages.setdefault(row["index"], []).append({**row, "speed": row.get("tokens", 0) / seconds})
     if not stages:
         raise TrainingError("holds no step", who=str(path), fix="wait for the first one")
     return [stages[index] for index in sorted(stages)]
+
+
+def _written(row: Any) -> bool:
+    """True for a row of metrics. Raises LookupError, TypeError: it is none."""
+    numbers = {key: row[key] for key in ("index", "step", "loss", "tokens", "seconds")}
+    wrong = [key for key, value in numbers.items() if type(value) not in (int, float)]
+    if wrong or type(row["index"]) is not int or type(row["step"]) is not int or not isinstance(row["stage"], str):
+        raise TypeError(f"no metrics of a step: {', '.join(wrong) or 'index, step or stage'}")
+    return True
 
 
 def _title(rows: Sequence[Figures]) -> str:

@@ -97,11 +97,13 @@ class Saved:
     Attributes:
         position: where it stands.
         recipe: `Recipe.facts()` of the run that wrote it. data: `fingerprints` of the stage's data then.
+        untold: figures of the last step where a validation was to follow before it is told; empty otherwise.
     """
 
     position: Position
     recipe: Mapping[str, Any]
     data: Mapping[str, str] = field(factory=dict)
+    untold: Mapping[str, float] = field(factory=dict)
 
 
 @contextmanager
@@ -136,24 +138,37 @@ def save_state(
     Raises:
         TrainingError: it cannot be written; the states before stay.
     """
-    position = saved.position
-    target = folder / f"state-{position.stage:02d}-{position.step:08d}"
+    target = folder / state_name(saved.position)
     if not write:
         for _, tensor in learner.tensors():
             whole(tensor)
         return target.name
-    for left in folder.glob(".state-*"):  # by a run that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
     with saving(target):
         with appearing(target) as temporary:
             index = _write_shards(temporary, learner)
             _write_json(temporary / INDEX, index)
             sums = {name: _checksum(temporary / name) for name in sorted({INDEX, *index.values()})}
             _write_json(temporary / "position.json", {**asdict(saved), "sha256": sums})
-        for old in states(folder)[:-keep]:
-            if old.name not in spare:
-                shutil.rmtree(old)
+        drop_states(folder, keep, spare)
     return target.name
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Delete what a run that was killed while it wrote a state has left; only for the one that holds the folder."""
+    for left in folder.glob(".state-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def state_name(position: Position) -> str:
+    """Folder of the state at a position, within the run's."""
+    return f"state-{position.stage:02d}-{position.step:08d}"
+
+
+def drop_states(folder: Path, keep: int, spare: Collection[str]) -> None:
+    """Delete all but the newest `keep` states and those named in `spare`."""
+    for old in states(folder)[:-keep]:
+        if old.name not in spare:
+            shutil.rmtree(old)
 
 
 def _write_shards(folder: Path, learner: Learner) -> dict[str, str]:
@@ -207,12 +222,16 @@ def read_saved(path: Path) -> Saved:
     """
     try:
         data: Any = parse_json((path / "position.json").read_text(encoding="utf-8"))
-        saved = Saved(position=Position(**data["position"]), recipe=data["recipe"], data=data["data"])
+        position = Position(**data["position"])
+        untold = data.get("untold", {})
+        saved = Saved(position=position, recipe=data["recipe"], data=data["data"], untold=untold)
         numbers = asdict(saved.position)
         if wrong := {k: v for k, v in numbers.items() if type(v) is not int or v < 0}:
             raise ValueError(f"it stands at {wrong}")
-        if not isinstance(saved.recipe, dict) or not isinstance(saved.data, dict):
-            raise ValueError("the recipe or the data is no object")
+        if not all(isinstance(one, dict) for one in (saved.recipe, saved.data, untold)):
+            raise ValueError("the recipe, the data or the figures are no object")
+        if not all(type(value) in (int, float) for value in untold.values()):
+            raise ValueError("its figures are no numbers")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
             "the saved state is damaged", who=str(path), why=str(error), fix="delete it to use the one before"

@@ -166,3 +166,9 @@ def test_the_page_of_a_seed_is_always_the_same(folder: Path) -> None:
 
     assert page("1") == page("1")
     assert len({page(str(seed)) for seed in range(6)}) > 1
+
+
+def test_a_preview_says_in_json_what_it_wrote(folder: Path, tmp_path: Path) -> None:
+    code, output = invoke("preview", str(folder / "good.jsonl"), "-o", str(tmp_path / "p.html"), "-n", "1", "--json")
+    assert code == 0
+    assert json.loads(output) == {"samples": 1, "page": str(tmp_path / "p.html")}

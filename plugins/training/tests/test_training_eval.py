@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from andes_training.best import Best
-from andes_training.evaluating import Learning
+from andes_training.cli.train import train as train_command
+from andes_training.evaluating import Evaluation, Learning
 from andes_training.progress import Progress
 from andes_training.recipe import load_recipe, open_pipeline
 from andes_training.run import StageRun
@@ -68,6 +69,7 @@ def test_a_stage_that_learns_its_answers_scores_them_and_keeps_the_best_state(re
     assert max(scores.values()) == 1.0  # two answers are learnt by heart
     best = json.loads((out / "best-00.json").read_text())
     first = next(step for step, score in scores.items() if score == 1.0)
+    assert len(best.pop("data")) == 64
     assert best == {"step": first, "eval/docvqa": 1.0, "state": f"state-00-{first:08d}"}
     assert best["state"] in {state.name for state in states(out)}
     pipe = Pipeline.from_pretrained(model)
@@ -96,6 +98,41 @@ def test_a_stage_whose_figure_no_longer_rises_ends_with_its_best_state(recipe: P
     assert any(tensor.equal(trained[name]) for tensor in same if tensor.dtype == trained[name].dtype)
 
 
+def test_the_best_of_other_questions_is_looked_for_anew(recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    train(recipe, out, "stages.0.steps=10", "stages.0.eval_every=5")
+    before = json.loads((out / "best-00.json").read_text())
+    (recipe.parent / "docvqa.jsonl").write_text('{"index": 0, "question": "three?", "answer": "trois"}\n')
+    train_command(recipe, out, ["stages.0.steps=20", "stages.0.eval_every=5"])
+    told = "eval/docvqa of sft: another figure or other data than before, its best starts anew"
+    assert told in capsys.readouterr().out
+    after = json.loads((out / "best-00.json").read_text())
+    assert after["data"] != before["data"]
+    assert after["step"] >= 10
+
+
+def test_a_run_that_was_killed_while_it_scored_scores_first(recipe: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    out = tmp_path / "out"
+    given = ("stages.0.steps=4", "stages.0.eval_every=2", "stages.0.checkpoint_every=2")
+    train(recipe, tmp_path / "whole", *given)
+    figures = Evaluation.figures
+
+    def killed(self: Evaluation, limit: int = 0) -> dict[str, float]:
+        if not limit:
+            raise KeyboardInterrupt
+        return figures(self, limit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Evaluation, "figures", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, out, *given)
+    assert [state.name for state in states(out)] == ["state-00-00000002"]
+    train(recipe, out, *given)
+    same = ("step", "loss", "eval/docvqa")
+    rows = [[{key: row.get(key) for key in same} for row in metrics(tmp_path / name)] for name in ("whole", "out")]
+    assert rows[0] == rows[1]
+
+
 def test_answers_are_those_of_the_weights_of_the_moment() -> None:
     pipe = Pipeline.from_plugins(PLUGINS)
     before = pipe.generate("hello", GenerationOptions(max_tokens=4, temperature=1.0)).tokens
@@ -115,6 +152,7 @@ def test_answers_are_those_of_the_weights_of_the_moment() -> None:
         ("stages.0.best='loss'", "best is 'loss'"),
         ("stages.0.eval=[]", "eval_every needs tasks"),
         ("stages.0.eval=[{task = '../x'}]", "write letters"),
+        ("stages.0.eval=[{task = 'docvqa'}, {task = 'docvqa'}]", "names a task twice"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_the_recipe(recipe: Path, override: str, message: str) -> None:
@@ -137,7 +175,7 @@ def test_what_cannot_be_scored_is_told_before_the_first_step(recipe: Path, tmp_p
 def test_patience_counts_looks_since_the_best_one(recipe: Path, tmp_path: Path) -> None:
     stage = load_recipe(recipe, ["stages.0.eval_every=5", "stages.0.patience=2"]).stages[0]
     anything: Any = None
-    best = Best(StageRun(pipeline=anything, recipe=stage, stage=anything, samples=[], out=tmp_path), stage.watched)
+    best = Best(StageRun(pipeline=anything, recipe=stage, stage=anything, samples=[], out=tmp_path), stage.watched, "")
     best.note(5, {"loss": 1.0})
     assert not best.over(100)  # nothing was ever looked at
     best.note(10, {"eval/docvqa": 0.5})

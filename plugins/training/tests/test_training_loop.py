@@ -344,7 +344,7 @@ def test_schedules_by_hand() -> None:
 
 
 def test_a_recipe_keeps_its_digest_when_it_moves() -> None:
-    common = {"name": "x", "stages": []}
+    common = {"name": "x", "stages": [StageRecipe(stage="s", data=[], steps=1)]}
     here = Recipe(**common, pipeline={"tokenizer": "/a/b/t"}, folder=Path("/a/b"))
     there = Recipe(**common, pipeline={"tokenizer": "/c/t"}, folder=Path("/c"))
     assert here.digest() == there.digest()
@@ -352,6 +352,6 @@ def test_a_recipe_keeps_its_digest_when_it_moves() -> None:
 
 
 def test_rates_that_name_nothing_are_refused(tmp_path: Path) -> None:
-    path = write_run(tmp_path, steps=1)
+    path = write_run(tmp_path, steps=2)
     with pytest.raises(TrainingError, match="name no parameter: lm"):
         run(path, tmp_path / "o", "stages.0.rates.lm=0.1")

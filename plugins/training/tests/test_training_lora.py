@@ -155,3 +155,11 @@ def test_an_adapter_of_a_compressed_model_names_its_numbers_and_one_of_a_float_m
         assert config.get("andes_base", "") == numbers
         pipeline.add_adapter("mine", tmp_path / "adapter")
         assert pipeline.compiled.adapters["mine"].base == (numbers or weights_of(pipeline.model))
+
+
+def test_an_adapter_does_not_take_the_place_of_a_folder_with_other_files(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(TrainingError, match="no part of an adapter") as caught:
+        Lora(LoraRecipe(), "adapters/sft").save(torch.nn.Linear(2, 2), tmp_path)  # type: ignore[arg-type]
+    assert "notes.txt" in caught.value.why
+    assert (tmp_path / "notes.txt").read_text() == "mine"

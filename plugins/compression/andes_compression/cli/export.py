@@ -9,7 +9,7 @@ import typer
 
 from andes_sdk.assembling import discovery
 from andes_sdk.cli.console import Json, clean, print_json, stdout, table
-from andes_sdk.cli.loading import Plugins, with_options
+from andes_sdk.cli.loading import Plugins, open_pipeline, with_options
 from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def export(
 
     exporter = exporter_named(name, change or [])
     if model.endswith((".toml", ".json")):
-        pipeline = Pipeline.from_config(model)
+        pipeline = open_pipeline(None, Path(model), plugins=plugin)
     else:
         pipeline = Pipeline.from_pretrained(model, plugins=plugin or [], backend="torch")
     report = dict(exporter.export(pipeline, out))

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from andes_verifiers.mathematics import Math
-from andes_verifiers.text import Exact, numbers_of
+from andes_verifiers.numerals import values_of
+from andes_verifiers.text import Exact
 
 from andes_sdk.errors import InputError
 
@@ -24,8 +25,11 @@ def same_mathematics(answer: str, truth: str) -> float:
 
 
 def close_number(answer: str, truth: float, tolerance: float) -> float:
-    """1.0 where the last number of an answer is within an absolute tolerance; as DynaMath."""
-    said = numbers_of(answer)
+    """1.0 where the last number of an answer is within an absolute tolerance; as DynaMath.
+
+    What is no single number, such as `3-4`, is as near as nothing.
+    """
+    said = list(values_of(answer))
     return float(bool(said) and abs(said[-1] - truth) <= tolerance)
 
 

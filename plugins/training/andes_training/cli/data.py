@@ -27,7 +27,12 @@ RecipeOption = Annotated[
     Path | None,
     typer.Option("--recipe", help="Tokenizer, resolution and limits of this recipe's stages; its data, too."),
 ]
-Stage = Annotated[int, typer.Option(help="Which stage of the recipe stands for PATHs; counted from 0.")]
+Stage = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Stage of the recipe, counted from 0: it stands for PATHs (0 if none is given), or alone."
+    ),
+]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read and prepare.")]
 
 
@@ -37,7 +42,7 @@ class Looking:
 
     paths: Paths = None
     recipe: RecipeOption = None
-    stage: Stage = 0
+    stage: Stage = None
     workers: Workers = 1
     as_json: Json = False
 
@@ -48,13 +53,19 @@ class Looking:
         paths, recipe, stage = self.paths or [], self.recipe, self.stage
         if not paths and recipe is None:
             raise typer.BadParameter("give a PATH or --recipe")
+        if stage is not None and recipe is None:
+            raise typer.BadParameter("--stage is one of a recipe: give --recipe")
         makers, folder, stages = _recipe(recipe) if recipe is not None else ([None], Path(), [])
+        if stage is not None and stage >= len(makers):
+            fix = f"give 0 to {len(makers) - 1}"
+            raise TrainingError(
+                f"the recipe has no stage {stage}", who=str(recipe), why=f"it has {len(makers)}", fix=fix
+            )
         if paths:
-            if not 0 <= stage < len(makers):
-                raise TrainingError(f"the recipe has no stage {stage}", who=str(recipe), why=f"it has {len(makers)}")
-            wanted = [([DataRecipe(path=p.absolute()) for p in paths], makers[stage])]
+            wanted = [([DataRecipe(path=p.absolute()) for p in paths], makers[stage or 0])]
         else:
-            wanted = list(zip(stages, makers, strict=True))
+            both = list(zip(stages, makers, strict=True))
+            wanted = both if stage is None else both[stage : stage + 1]
         return [(s, maker) for data, maker in wanted for d in data for s in _samples(d, folder, broken)]
 
 
@@ -65,9 +76,9 @@ def check(looking: Looking) -> None:
     from andes_training.data.inspection import problems
 
     found: list[dict[str, str]] = []
-    total, places = 0, set[tuple[str, str]]()
+    places, files = set[tuple[str, str]](), dict[Path, int]()
     for samples, maker in looking.opened(found):
-        total += len(samples)
+        files |= {shard.path.resolve(): len(shard) for source in samples.sources for shard in source.shards}
         for problem in problems(samples, maker, looking.workers):
             if (problem.where, problem.reason) in places:  # a file of several stages
                 continue
@@ -76,7 +87,7 @@ def check(looking: Looking) -> None:
             found.append(row)
             if not looking.as_json:
                 _print(row)
-    reasons = dict(Counter(row["reason"] for row in found).most_common())
+    total, reasons = sum(files.values()), dict(Counter(row["reason"] for row in found).most_common())
     if looking.as_json:
         print_json({"samples": total, "bad": len(found), "reasons": reasons, "problems": found})
     else:
@@ -108,7 +119,7 @@ def _samples(data: Any, folder: Path, broken: list[dict[str, str]]) -> list[Samp
 
 
 def _recipe(path: Path) -> tuple[list[RowMaker | None], Path, list[Any]]:
-    """Makers of rows of a recipe's stages, what its paths are relative to, and the stages' data."""
+    """Makers of rows of a recipe's stages, what its paths are relative to, and the stages' data and validation."""
     from andes_training.cli.train import open_recipe
     from andes_training.reading import stage_maker
 
@@ -116,7 +127,7 @@ def _recipe(path: Path) -> tuple[list[RowMaker | None], Path, list[Any]]:
     makers: list[RowMaker | None] = [
         stage_maker(pipeline, stage, pipeline.pick("training_stages", stage.stage)) for stage in recipe.stages
     ]
-    return makers, recipe.folder, [stage.data for stage in recipe.stages]
+    return makers, recipe.folder, [[*stage.data, *stage.validation] for stage in recipe.stages]
 
 
 @clean
@@ -167,6 +178,7 @@ def preview(
     out: Annotated[Path, typer.Option("-o", "--out", help="The HTML page to write.")] = Path("preview.html"),
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="How many samples of each PATH.")] = 20,
     seed: Annotated[int, typer.Option(help="Which samples are drawn.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page that shows samples: pictures with their boxes, and the text."""
     from andes_training.data.page import write_page
@@ -178,7 +190,10 @@ def preview(
     shown = write_page(
         stage_samples([DataRecipe(path=p.absolute()) for p in paths], Path()), out, count=count, seed=seed
     )
-    stdout().print(f"{shown} samples: {out}", markup=False, soft_wrap=True)
+    if as_json:
+        print_json({"samples": shown, "page": str(out)})
+    else:
+        stdout().print(f"{shown} samples: {out}", markup=False, soft_wrap=True)
 
 
 app.command("check")(check)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
-from andes_sdk.reading import parse_json
+from andes_sdk.files import Journal
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
@@ -105,8 +106,14 @@ def train(
         except Stopped as stopped:
             if first:
                 sets = [part for text in change or () for part in ("--set", text)]
-                again = shlex.join(["andes", "train", str(recipe), "--out", str(out), *sets])
-                stderr().print(f"{stopped.what}; to go on: {again}", markup=False, soft_wrap=True)
+                given = {"--report": report, "--accept-changed-data": accept_changed_data, "--json": as_json}
+                options = [*sets, *(option for option, said in given.items() if said)]
+                again = shlex.join(["andes", "train", str(recipe), "--out", str(out), *options])
+                if as_json:
+                    name = signal.Signals(stopped.signal).name
+                    print_json({"recipe": loaded.name, "stopped": name, "what": stopped.what, "again": again})
+                else:
+                    stderr().print(f"{stopped.what}; to go on: {again}", markup=False, soft_wrap=True)
             raise typer.Exit(128 + stopped.signal) from None
         finally:
             leave_processes()
@@ -116,14 +123,28 @@ def train(
         write_report(out)
     adapters = [str(out / s.adapter) for s in loaded.stages if s.lora is not None and not s.lora.merge]
     if as_json:
-        last = progress.path.read_text(encoding="utf-8").splitlines() if progress.path.exists() else []
+        rows = Journal(progress.path).rows()
         done = {"recipe": loaded.name, "model": str(model), "adapters": adapters, "metrics": str(progress.path)}
-        print_json({**done, "steps": len(last), "last": parse_json(last[-1]) if last else None})
+        print_json({**done, "steps": len(rows), "last": rows[-1] if rows else None})
     elif console is not None:
         for adapter in dict.fromkeys(adapters):
             console.print(f"trained adapter: {adapter}", markup=False, soft_wrap=True)
-        only = len(adapters) == len(loaded.stages)
-        console.print(f"{'its base, as it was' if only else 'trained model'}: {model}", markup=False, soft_wrap=True)
+        console.print(f"{_model_is(loaded, pipeline)}: {model}", markup=False, soft_wrap=True)
+
+
+def _model_is(recipe: Recipe, pipeline: Pipeline) -> str:
+    """What the saved model is, beside the adapters of a run."""
+    from andes_sdk.types import ModelChange
+
+    changed = [
+        s.changes_weights or isinstance(pipeline.pick("training_stages", s.stage), ModelChange) for s in recipe.stages
+    ]
+    last = recipe.stages[-1]
+    if not any(changed):
+        return "its base, as it was"
+    if last.lora is None or last.lora.merge or (changed[-1] and not last.changes_weights):
+        return "trained model"
+    return "the last adapter's base" + (", with what was trained beside it" if changed[-1] else "")
 
 
 @clean

@@ -64,17 +64,19 @@ class BadSamples:
     Attributes:
         path: the file for them, or None to keep no file.
         stage: number of the stage in its recipe.
+        validation: whether these are samples of its validation, which are counted apart.
     """
 
     path: Path | None = None
     stage: int = 0
+    validation: bool = False
     _seen: dict[tuple[str, str], dict[str, Any]] = field(factory=dict, init=False)
     _files: Counter[str] = field(factory=Counter, init=False)
 
     @classmethod
-    def open(cls, folder: Path, position: Position, *, write: bool = True) -> BadSamples:
+    def open(cls, folder: Path, position: Position, *, write: bool = True, validation: bool = False) -> BadSamples:
         """Those of a run that stands at `position`; only the process that writes changes the file."""
-        bad = cls(folder / FILE, position.stage)
+        bad = cls(folder / FILE, position.stage, validation)
         bad._cut(position, write=write)
         if not write:
             bad.path = None
@@ -98,6 +100,7 @@ class BadSamples:
         if key in self._seen:  # of an earlier epoch
             return
         place: dict[str, Any] = {"stage": self.stage, "epoch": epoch, "offset": offset, "file": str(source.path)}
+        place |= {"validation": True} if self.validation else {}
         row = {**place, "where": error.who, "reason": error.reason, "what": error.what, "why": error.why}
         self._seen[key] = row
         if self.path is not None:
@@ -126,6 +129,7 @@ class BadSamples:
         if self.path is not None:
             self._cut(position, write=True)
         facts = {"skipped": len(self._seen), "reasons": self.counts(), "file": str(self.path or "")}
+        facts |= {"validation": True} if self.validation else {}
         return facts if self._seen else {}
 
     def _cut(self, position: Position, *, write: bool) -> None:
@@ -135,14 +139,21 @@ class BadSamples:
         self._seen, self._files = {}, Counter()
         journal = Journal(self.path)
         look = journal.keep if write else journal.rows
-        for row in look(lambda row: _place(row) < _now(position)):
-            if row["stage"] == position.stage:
+        for row in look(lambda row: _whole(row) < _now(position)):
+            if row["stage"] == position.stage and row.get("validation", False) is self.validation:
                 self._seen[row["where"], row["reason"]] = row
                 self._files[row["file"]] += 1
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int, int]:
     return row["stage"], row["epoch"], row["offset"]
+
+
+def _whole(row: dict[str, Any]) -> tuple[int, int, int]:
+    """The place of a row that was read. Raises KeyError, TypeError: it is no row of this file."""
+    if wrong := [key for key in ("file", "where", "reason") if not isinstance(row[key], str)]:
+        raise TypeError(f"{', '.join(wrong)}: no text")
+    return _place(row)
 
 
 def _now(position: Position) -> tuple[int, int, int]:

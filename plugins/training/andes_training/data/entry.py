@@ -32,6 +32,9 @@ def checked_entry(entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if key in UNREAD or close:
             fix = f"did you mean {close[0]!r}?" if close else "write it into the messages, or leave it out"
             raise BadSample(f"nothing reads {key!r}", who=where, why=f"keys with a meaning: {', '.join(KEYS)}", fix=fix)
+    if entry.get("messages") is not None and entry.get("conversations") is not None:
+        fix = "keep one of them; `conversations` are several about the same pictures"
+        raise BadSample("has `messages` and `conversations`", who=where, fix=fix)
     if entry.get("image") is not None:
         if entry.get("images") is not None:
             raise BadSample("has `image` and `images`", reason="picture", who=where, fix="keep `images`")
@@ -49,7 +52,8 @@ def _with_system(entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if not isinstance(talk := found.get(key), list):
             continue
         many = talk if key == "conversations" else [talk]
-        if any(isinstance(m, Mapping) and m.get("role") == "system" for one in many for m in one or ()):
+        lists = [one for one in many if isinstance(one, list)]
+        if any(isinstance(m, Mapping) and m.get("role") == "system" for one in lists for m in one):
             raise BadSample("has `system` and a system message", who=where, fix="keep one of them")
         made = [[first, *one] if isinstance(one, list) else one for one in many]
         found[key] = made if key == "conversations" else made[0]

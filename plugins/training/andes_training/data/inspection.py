@@ -60,15 +60,27 @@ def problems(samples: Samples, maker: RowMaker | None = None, workers: int = 1) 
 
     def look(index: int) -> Problem | None:
         try:
-            if maker is not None:
+            if maker is None:
+                inspect(samples[index])
+            elif maker.answered:
                 maker.row(samples[index], random.Random(0))
             else:
-                inspect(samples[index])
+                inspect_prompt(samples[index], tuple(maker.processor.modalities))
         except BadSample as error:
             return Problem(error.who, error.reason, error.what, error.why, error.fix)
         return None
 
     yield from (p for p in in_order(look, range(len(samples)), workers) if p is not None)
+
+
+def inspect_prompt(sample: Sample, kinds: Sequence[str] = ("image",)) -> None:
+    """Check a line of a stage that makes its own batches, whose form nobody else knows: messages, if it has any.
+
+    Raises:
+        BadSample: it cannot be used.
+    """
+    if sample.entry.keys() & {"messages", "conversations"}:
+        _parsed(sample, read_conversations(sample, conversations_of, load_image, random.Random(0)), kinds)
 
 
 def inspect(sample: Sample) -> list[list[Any]]:
@@ -79,16 +91,21 @@ def inspect(sample: Sample) -> list[list[Any]]:
     """
     filled = read_conversations(sample, conversations_of, load_image, random.Random(0))
     check_thinking(sample, filled, PLAIN_THINKING)
-    try:
-        turns, shown = zip(*(parse_messages(conversation) for conversation in filled), strict=True)
-    except InputError as error:
-        raise BadSample(
-            error.what, reason="message", who=sample.where, why=f"{error.who}: {error.why}", fix=error.fix
-        ) from error
+    turns, shown = zip(*_parsed(sample, filled), strict=True)
     check_answered(sample, filled)
     if len(filled) > 1:
         _check_shared(sample, turns, shown)
     return filled
+
+
+def _parsed(sample: Sample, filled: Sequence[Sequence[Any]], kinds: Sequence[str] = ("image",)) -> list[Any]:
+    """Turns and items of each conversation. Raises BadSample: it breaks the rules for messages."""
+    try:
+        return [parse_messages(conversation, kinds) for conversation in filled]
+    except InputError as error:
+        raise BadSample(
+            error.what, reason="message", who=sample.where, why=f"{error.who}: {error.why}", fix=error.fix
+        ) from error
 
 
 def _check_shared(sample: Sample, turns: Sequence[Sequence[Turn]], shown: Sequence[Mapping[str, Any]]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from andes_sdk.reading import json_lines, parse_json
+from andes_sdk.reading import decoded, json_lines, parse_json
 from andes_training.data.bad import BadSample
 
 
@@ -37,9 +38,10 @@ class JsonLines:
 
 
 def read_json(text: bytes | str, where: str) -> dict[str, Any]:
-    """A JSON object. Raises BadSample: it is none."""
+    """A JSON object. Raises BadSample: it is none, or a key stands twice in it."""
     try:
         entry = parse_json(text)
+        json.loads(decoded(text), object_pairs_hook=_once)
     except ValueError as error:
         raise BadSample(
             "is not JSON", reason="json", who=where, why=str(error), fix="correct or delete the line"
@@ -47,3 +49,11 @@ def read_json(text: bytes | str, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise BadSample("is not a sample", reason="json", who=where, fix="write one JSON object per line")
     return entry
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> None:
+    """Refuse an object of which Python would keep the last of several values."""
+    if len(dict.fromkeys(name for name, _ in pairs)) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:80]!r} stands twice in one object")

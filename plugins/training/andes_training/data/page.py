@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from andes_sdk.files import write_atomically
+from andes_sdk.files import write_atomically, writing
 from andes_training.data.bad import BadSample
 from andes_training.data.boxes import END, SCALE, START, Box, find_boxes
 from andes_training.data.inspection import inspect
@@ -40,13 +40,17 @@ def write_page(samples: Samples, out: Path, *, count: int = 20, seed: int = 0) -
     """Write a page of `count` samples drawn with `seed`, in the order of the files -> how many it shows.
 
     A sample that cannot be used is shown with what is wrong with it. A box is drawn on the picture before it.
+
+    Raises:
+        TrainingError: `out` cannot be written.
     """
     samples = whole(samples)
     chosen = sorted(random.Random(seed).sample(range(len(samples)), min(count, len(samples))))
     body = "\n".join(_article(samples, index) for index in chosen)
     title = escape(f"{len(chosen)} of {len(samples)} samples")
     page = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>\n'
-    write_atomically(out, f"{page}<h1>{title}</h1>\n{body}\n</html>\n".encode(errors="replace"))
+    with writing(out):
+        write_atomically(out, f"{page}<h1>{title}</h1>\n{body}\n</html>\n".encode(errors="replace"))
     return len(chosen)
 
 

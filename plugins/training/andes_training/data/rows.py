@@ -36,7 +36,9 @@ def conversations_of(entry: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
     Raises:
         TrainingError: it is neither.
     """
-    many = entry.get("conversations", [entry["messages"]] if "messages" in entry else None)
+    many = entry.get("conversations")
+    if many is None and "messages" in entry:
+        many = [entry["messages"]]
     if isinstance(many, list) and many and all(isinstance(m, list) and m for m in many):
         return many
     raise TrainingError("is not a sample", fix='write {"messages": [...]} or {"conversations": [[...], ...]}')
@@ -76,6 +78,7 @@ class RowMaker:
         conversations: the stage's way from a data line to conversations.
         max_tokens, max_patches: the most that a sample may have; 0 for no limit but the model's positions.
         load: source of a picture -> picture.
+        answered: whether a line is known to be conversations that end in an answer, as training learns from them.
         thinking: what the chat template writes before an answer that reasons.
     """
 
@@ -84,6 +87,7 @@ class RowMaker:
     max_tokens: int = 0
     max_patches: int = 0
     load: Callable[[Any], Any] = load_image
+    answered: bool = True
     thinking: Thinking = field(
         init=False, default=Factory(lambda self: Thinking.of(self.processor.tokenizer), takes_self=True)
     )
@@ -111,16 +115,20 @@ class RowMaker:
         for kind, media in row.media.items():
             if int((row.ids == processor.tokenizer.placeholder(kind)).sum()) != sum(media.rows):
                 raise _bad(sample, "picture", *APART)
-        self._check_size(sample, row, max(len(p.ids) for p in prepared))
+        self.check_size(sample, max(len(p.ids) for p in prepared), len(row.ids), patches_in(row.media))
         return row
 
-    def _check_size(self, sample: Sample, row: Row, longest: int) -> None:
-        patches = patches_in(row.media)
+    def check_size(self, sample: Sample, longest: int, rows: int, patches: int) -> None:
+        """Refuse a sample whose longest conversation, rows or patches are too many.
+
+        Raises:
+            BadSample: they are.
+        """
         if longest > self.processor.limit:
             why, fix = f"{longest} tokens, the model takes {self.processor.limit}", "shorten it"
             raise _bad(sample, "tokens", "is longer than the model's positions", why, fix)
-        if 0 < self.max_tokens < len(row.ids):
-            why, fix = f"{len(row.ids)} tokens, max_tokens is {self.max_tokens}", "raise max_tokens, or shorten it"
+        if 0 < self.max_tokens < rows:
+            why, fix = f"{rows} tokens, max_tokens is {self.max_tokens}", "raise max_tokens, or shorten it"
             raise _bad(sample, "tokens", "is too long for the stage", why, fix)
         if 0 < self.max_patches < patches:
             why, fix = (

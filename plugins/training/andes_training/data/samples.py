@@ -149,6 +149,14 @@ class Samples(Sequence[Sample]):
         random.Random(f"{seed}/{epoch}").shuffle(order)
         return order
 
+    def once(self, seed: int) -> Sequence[int]:
+        """Indices of each sample once, in the files' order; of a file with `samples` as many, the same each time."""
+        chosen = array("Q")
+        for number, (source, start) in enumerate(zip(self.sources, self._starts, strict=False)):
+            taken = min(source.recipe.samples or source.count, source.count)
+            chosen.extend(sorted(start + i for i in source.draws(number, taken, seed, 0)))
+        return chosen
+
     def shares(self) -> list[int]:
         """How many samples an epoch takes from each source.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -21,14 +22,21 @@ from andes_sdk.inputs.sources import ImageLimits, describe, read_source
 from andes_sdk.types import Inputs, Media, Slot
 from andes_training.data.bad import BadSample
 from andes_training.data.inspection import PLAIN_THINKING
-from andes_training.data.rows import RowMaker, conversations_of, read_conversations, texts_of
+from andes_training.data.rows import (
+    RowMaker,
+    check_answered,
+    check_thinking,
+    conversations_of,
+    read_conversations,
+    texts_of,
+)
 from andes_training.data.samples import whole
 from andes_training.packing import make_row
 from andes_training.reading import in_order
 
 if TYPE_CHECKING:
     from andes_sdk.types import Grid
-    from andes_training.data.samples import Samples
+    from andes_training.data.samples import Sample, Samples
 
 SIDES = (224, 448, 896, 1792)
 """Pictures are counted by their longer side, in pixels."""
@@ -144,7 +152,10 @@ def _look(samples: Samples, maker: RowMaker | None, index: int) -> Look:
         filled = read_conversations(sample, conversations, partial(_header, pictures), random.Random(0))
         kinds = tuple(maker.processor.modalities) if maker else ("image",)
         turns = [parse_messages(conversation, kinds) for conversation in filled]
-        length, supervised, rows = _lengths(turns, maker) if maker else (0, 0, 0)
+        if maker is None or maker.answered:
+            check_thinking(sample, filled, maker.thinking if maker else PLAIN_THINKING)
+            check_answered(sample, filled)
+        length, supervised, rows = _lengths(sample, turns, maker) if maker else (0, 0, 0)
     except BadSample as error:
         return Look(where, problem=error.reason)
     except AndesError:
@@ -179,8 +190,12 @@ def _header(pictures: list[Image.Image], source: Any) -> Image.Image:
     return image
 
 
-def _lengths(turns: Sequence[tuple[Any, Any]], maker: RowMaker) -> tuple[int, int, int]:
-    """Rows of a sample in a pack, supervised ones, and those of pictures (which conversations share)."""
+def _lengths(sample: Sample, turns: Sequence[tuple[Any, Any]], maker: RowMaker) -> tuple[int, int, int]:
+    """Rows of a sample in a pack, supervised ones, and those of pictures (which conversations share).
+
+    Raises:
+        BadSample: more than the stage takes.
+    """
     processor, inputs = maker.processor, []
     for conversation, items in turns:
         media = {kind: _media(maker, kind, some) for kind, some in items.items()}
@@ -188,6 +203,9 @@ def _lengths(turns: Sequence[tuple[Any, Any]], maker: RowMaker) -> tuple[int, in
         ids, supervised = processor.expand(rendered, media)
         inputs.append(Inputs(torch.tensor(ids), media, torch.tensor(supervised)))
     row = make_row(inputs)
+    if maker.answered:
+        patches = sum(math.prod(size) for size in row.media["image"].sizes) if "image" in row.media else 0
+        maker.check_size(sample, max(len(one.ids) for one in inputs), len(row.ids), patches)
     mark = processor.tokenizer.placeholder("image")
     return len(row.ids), int((row.labels != -100).sum()), int((row.ids == mark).sum())
 

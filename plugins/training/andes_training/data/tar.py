@@ -74,7 +74,11 @@ class Tar:
         return f"{self.path}:{self._keys[index]}"
 
     def entry(self, index: int) -> Mapping[str, Any]:
-        """The sample's members as one entry. Raises BadSample: no JSON and no caption, or more than plain files."""
+        """The sample's members as one entry.
+
+        Raises:
+            BadSample: no JSON and no caption, a text that is no UTF-8, more than plain files, or two of one name.
+        """
         members = self._contents(index)
         pictures = [
             {"path": name, "bytes": data} for name, data in members.items() if name.rpartition(".")[2] not in _TEXT
@@ -83,7 +87,16 @@ class Tar:
             entry = read_json(members["json"], self.where(index))
         elif "txt" in members and pictures:
             user = {"role": "user", "content": [{"type": "image"} for _ in pictures]}
-            answer = members["txt"].decode("utf-8", "replace").strip()
+            try:
+                answer = members["txt"].decode("utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise BadSample(
+                    "its caption is no UTF-8",
+                    reason="json",
+                    who=self.where(index),
+                    why=str(error),
+                    fix="write it as UTF-8",
+                ) from None
             entry = {"messages": [user, {"role": "assistant", "content": answer}]}
         else:
             raise BadSample(
@@ -104,10 +117,12 @@ class Tar:
                     total += member.size
                     if member.odd or total > MOST_BYTES:
                         raise ValueError(f"{member.name} {member.odd or f'makes it more than {MOST_BYTES} bytes'}")
+                    if (name := _split(member.name)[1]) in found:
+                        raise ValueError(f"two members are named .{name}, whatever the case of their letters")
                     file.seek(member.start)
-                    found[_split(member.name)[1]] = file.read(member.size)
+                    found[name] = file.read(member.size)
         except (tarfile.TarError, ValueError, OSError) as error:
-            fix = "write it as plain files"
+            fix = "write it as plain files, each under a name of its own"
             raise BadSample(
                 "cannot be unpacked", reason="json", who=self.where(index), why=str(error), fix=fix
             ) from None
