@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from andes_sdk.cli.console import errors_of
 from andes_sdk.errors import AndesError, AssemblyError, InputError
 from andes_sdk.files import Journal
 
+from .content import hashed, whom
 from .fields import Reader
 from .figures import Figure, figures_of
 from .items import Item
@@ -120,7 +121,7 @@ class TaskRun:
         """
         begin = time.perf_counter()
         options = self.options()
-        self._whom = self._identity()
+        self._whom = "" if self.out is None else hashed([*whom(self.pipeline, self.settings.adapter), repr(self.task)])
         known = self._known()
         kept: dict[str, Mapping[str, Any]] = {}
         batch: list[tuple[Item, str]] = []
@@ -131,7 +132,8 @@ class TaskRun:
             if row is not None and row["request"] != request:
                 raise self._foreign(f"item {item.key!r} was another, or asked of another model, or otherwise")
             if row is not None:
-                kept[item.key] = row
+                known_of_item = {"cluster": item.cluster, "truth": item.truth, "facts": dict(item.facts)}
+                kept[item.key] = {**row, **known_of_item, "question": item.question}
                 self.tell(1)
                 continue
             kept[item.key] = {}
@@ -176,28 +178,33 @@ class TaskRun:
         """A hash of the item, the model and the options."""
         asked = [hashlib.sha256(part).hexdigest() if isinstance(part, bytes) else part for part in item.parts]
         facts = [asked, item.start, self._scale, item.truth, self._whom, asdict(options)]
-        return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]
-
-    def _identity(self) -> str:
-        """The model, the adapter and the task, as text that another one of the same name does not have."""
-        pipeline = self.pipeline
-        source = pipeline.artefact.digest if pipeline.artefact else content_of(pipeline.weights)
-        return json.dumps([pipeline.plan.to_dict(), source, content_of(self.settings.adapter), repr(self.task)])
+        return hashed(facts)
 
     @property
     def _scale(self) -> float:
         return self.task.scale if self.settings.scale is None else self.settings.scale
 
     def _known(self) -> dict[str, Mapping[str, Any]]:
-        """Rows of an earlier run that need no work; a torn last line and rows of errors are removed from the file."""
+        """Rows of an earlier run that need no work.
+
+        A torn last line, rows of errors, and second rows of an item are removed from the file.
+        """
         if self.out is None:
             return {}
+        found: dict[str, Mapping[str, Any]] = {}
 
-        def whole(row: Any) -> bool:
-            return bool(row["key"] and row["request"]) and row["task"] == self.task.name and "errors" not in row
+        def wanted(row: Any) -> bool:
+            if row["task"] != self.task.name:
+                raise TypeError(f"it is of the task {row['task']!r:.80}")
+            check_row(row)
+            if "errors" in row or row["key"] in found:
+                return False
+            found[row["key"]] = row
+            return True
 
         try:
-            return {row["key"]: row for row in Journal(self.out).keep(whole)}
+            Journal(self.out).keep(wanted)
+            return found
         except InputError as error:
             raise self._foreign(f"{error.who} {error.what}: {error.why}") from None
 
@@ -254,14 +261,20 @@ class TaskRun:
         return {**head, **told, **said, "marks": dict(rated.marks), **cost, "finish": answer.finish}
 
 
-def content_of(folder: Path | None) -> Any:
-    """What tells a folder of weights from another at the same place: its own checksums, else its files' size and time.
+ROW = {"key": str, "request": str, "said": str, "answer": str, "marks": dict, "tokens": int, "finish": str}
+"""What figures and reports take from a row on file, and its types."""
 
-    Files of the Hugging Face cache are links; what they point to counts.
+
+def check_row(row: Any) -> None:
+    """Refuse a row that no run has written.
+
+    Raises:
+        LookupError, TypeError: a field that is not there, or of another kind, or a score that is none.
     """
-    if folder is None:
-        return None
-    if (own := folder / "andes.json").is_file():
-        return hashlib.sha256(own.read_bytes()).hexdigest()
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".json", ".gguf"))
-    return [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    if wrong := [name for name, kind in ROW.items() if type(row[name]) is not kind]:
+        raise TypeError(f"{', '.join(wrong)}: not what a run writes")
+    numbers = (row["score"], *row["marks"].values())
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise TypeError("its score or its marks are no numbers")
+    if "read" not in row or not 0 <= row["score"] <= 1:
+        raise LookupError("it has no answer as it was read, or a score outside 0 to 1")

@@ -5,6 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +252,33 @@ def test_the_command_scores_compares_and_lists(config: str, data: Path, tmp_path
     assert "same answers" in andes("eval", "compare", one, other).stdout
     listed = json.loads(andes("eval", "tasks", "--json").stdout)
     assert {"name": "pope", "files": ["POPE"], "hub": "lmms-lab/POPE"} in listed
+
+
+def test_a_command_that_was_killed_goes_on_and_ends_as_one_that_was_not(
+    config: str, data: Path, tmp_path: Path
+) -> None:
+    (row, *_) = (data / "grounding.jsonl").read_text().splitlines()
+    rows = [{**json.loads(row), "id": str(i), "instruction": f"open {i}"} for i in range(60)]
+    (data / "grounding.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["eval", config, "andesui-grounding", "--data", str(data), "--max-tokens", "8", "--image-size", "56",
+             "--together", "1", "--json"]  # fmt: skip
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    right = json.loads(andes(*words, "--out", whole).stdout)["tasks"]["andesui-grounding"]
+    code = "import sys; from andes_sdk.cli import main; sys.exit(main())"
+    child = subprocess.Popen([sys.executable, "-c", code, *words, "--out", killed], stdout=subprocess.DEVNULL)
+    file, end = killed / "andesui-grounding.jsonl", time.monotonic() + 300
+    while not file.exists() or file.read_bytes().count(b"\n") < 3:
+        assert child.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < end, "it answered nothing"
+        time.sleep(0.002)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert 3 <= file.read_bytes().count(b"\n") < 60
+    found = json.loads(andes(*words, "--out", killed).stdout)["tasks"]["andesui-grounding"]
+    assert 0 < found["answered_now"] <= 57
+    assert {**found, "seconds": 0, "answered_now": 0} == {**right, "seconds": 0, "answered_now": 0}
+    keys = [json.loads(line)["key"] for line in file.read_text().splitlines()]
+    assert sorted(keys) == sorted(row["id"] for row in rows)
 
 
 def test_an_adapter_answers_in_place_of_the_base(config: str, data: Path, tmp_path: Path) -> None:
