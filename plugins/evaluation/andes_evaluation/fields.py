@@ -111,7 +111,7 @@ class Reader:
         Raises:
             InputError: one that cannot be read.
         """
-        for name in ("image", "images", "image_list", "decoded_image", "image_path", "img_filename"):
+        for name in ("image", "images", "image_list", "decoded_image", "image_path", "imgpath", "img_filename"):
             # a set of mathematics has the picture's name as `image`, and the picture beside it
             if self.has(name) and not (name == "image" and self.has("decoded_image")):
                 return [self._picture(one, name) for one in plain_list(self.row[name])]

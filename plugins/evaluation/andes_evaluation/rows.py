@@ -1,4 +1,4 @@
-"""Rows of benchmark data from files of this machine: VLMEvalKit's TSV, Hugging Face datasets, JSON Lines.
+"""Rows of benchmark data from files of this machine: VLMEvalKit's TSV, Hugging Face datasets, JSON Lines, JSON.
 
 Nothing is downloaded. Files are read row by row, so that a large one needs no more memory than its pictures under way.
 """
@@ -77,8 +77,9 @@ def find(place: Place, data: Path | None) -> Rows:
             return open_rows(data, place)
     cached = _cached(place.hub)
     if cached is not None:
-        return open_rows(cached, place)
-    looked = [f"{data}: {', '.join(f'{n}.tsv, .jsonl, .parquet or a folder' for n in place.names[:2])}"] if data else []
+        return open_rows(_below(cached, place.names) or cached, place)
+    kinds = ".tsv, .jsonl, .json, .parquet or a folder"
+    looked = [f"{data}: {', '.join(f'{name}{kinds}' for name in place.names[:2])}"] if data else []
     looked += [f"the Hugging Face cache: {place.hub}"] if place.hub else []
     fix = "give --data FOLDER that holds it; nothing is downloaded here"
     raise InputError("the data of this task was not found", who=place.names[0], why="; ".join(looked), fix=fix)
@@ -88,7 +89,7 @@ def _below(folder: Path, names: Sequence[str]) -> Path | None:
     wanted = [name.lower() for name in names]
     entries = {entry.name.lower(): entry for entry in sorted(folder.iterdir())}
     for name in wanted:
-        for suffix in (".tsv", ".jsonl", ".parquet", ""):
+        for suffix in (".tsv", ".jsonl", ".json", ".parquet", ""):
             entry = entries.get(f"{name}{suffix}")
             if entry is not None and (entry.is_file() if suffix else entry.is_dir() and _kind(entry)):
                 return entry
@@ -134,6 +135,8 @@ def open_rows(path: Path, place: Place) -> Rows:
         return Rows(path, lambda: tsv_rows(path), path.parent)
     if path.suffix == ".jsonl":
         return Rows(path, lambda: jsonl_rows(path), path.parent)
+    if path.suffix == ".json":
+        return Rows(path, lambda: json_rows(path), path.parent)
     if path.suffix == ".parquet":
         return Rows(path, lambda: parquet_rows([path]), path.parent)
     raise InputError("cannot be read", who=str(path), why=f"the suffix is {path.suffix!r}", fix="give .tsv or .jsonl")
@@ -159,6 +162,21 @@ def jsonl_rows(path: Path) -> Iterator[Row]:
             yield row
     except OSError as error:
         raise InputError("cannot be read", who=str(path), why=str(error), fix="check the path") from None
+
+
+def json_rows(path: Path) -> Iterator[Row]:
+    """One list of objects.
+
+    Raises:
+        InputError: it is none, or the file cannot be read.
+    """
+    try:
+        rows = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError("cannot be read", who=str(path), why=str(error), fix="give JSON in UTF-8") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError("holds no rows", who=str(path), fix="write a list of JSON objects")
+    yield from rows
 
 
 def _bad(path: Path, number: int, why: str) -> InputError:

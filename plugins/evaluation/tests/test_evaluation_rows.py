@@ -41,6 +41,16 @@ def test_json_lines_are_objects(tmp_path: Path) -> None:
         list(find(PLACE, path))
 
 
+def test_json_is_a_list_of_objects(tmp_path: Path) -> None:
+    path = tmp_path / "thing.json"
+    path.write_text('[{"question": "q"}]')
+    assert list(find(PLACE, tmp_path)) == [{"question": "q"}]
+    for wrong, told in (('{"question": "q"}', "holds no rows"), ('["q"]', "holds no rows"), ("[{", "cannot be read")):
+        path.write_text(wrong)
+        with pytest.raises(InputError, match=told):
+            list(find(PLACE, path))
+
+
 def test_a_data_set_saved_on_disk_keeps_its_pictures_encoded(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     image = {"bytes": b"encoded", "path": None}
@@ -85,6 +95,8 @@ def test_the_hubs_cache_is_looked_into_and_nothing_is_downloaded(
     (root / "refs" / "main").write_text("a" * 40)
     parquet(root / "snapshots" / ("a" * 40) / "data" / "test-00000-of-00001.parquet", "cached")
     assert [row["question"] for row in find(PLACE, None)] == ["cached"]
+    (root / "snapshots" / ("a" * 40) / "THING.json").write_text('[{"question": "of that name"}]')
+    assert [row["question"] for row in find(PLACE, None)] == ["of that name"]
     with pytest.raises(InputError, match="was not found") as caught:
         find(Place(names=("absent",), hub="someone/absent"), tmp_path)
     assert "absent.tsv" in caught.value.why

@@ -87,6 +87,9 @@ def test_rouge_l_is_the_f1_of_the_longest_common_subsequence() -> None:
     assert text.rouge_l("a b c d", "a c d") == pytest.approx(2 * 3 / 7)
     assert text.rouge_l("", "") == 1.0
     assert text.rouge_l("a", "") == 0.0
+    assert text.rouge_l("Open, the door!", "open the Door") == 1.0
+    assert text.rouge_l("打开设置", "打开Wi-Fi设置") == pytest.approx(2 * 4 / (4 + 6))  # 打 开 wi fi 设 置
+    assert (text.rouge_l("!", "!"), text.rouge_l("!", "?")) == (1.0, 0.0)
 
 
 def test_open_answers_of_mmmu() -> None:

@@ -74,6 +74,8 @@ LAYOUTS: dict[str, tuple[Rows, str, str, str]] = {
     "andesui-qa": ([{**CORNERS, "instruction": "Where do I open it?"}], "Where do I open it?", BOX, ""),
     "andesui-referring": ([{**CORNERS, "instruction": "What is {box}?"}],
                           "What is <|box_start|>(100,100),(500,600)<|box_end|>?", "the Open button", ""),
+    "andesui-description": ([{"id": "0", "image": "a.png", "instruction": "Describe it.", "text": "设置，Wi-Fi 开"}],
+                            "Describe it.", "设置 wi-fi 开。", "nothing"),
     "chartqa": ([{"index": 0, "image": P, "question": "How much?", "answer": "100", "split": "test_human"}],
                 "How much?\nAnswer the question using a single number or phrase.", "The answer is 104.", "106"),
     "docvqa": ([{"index": 0, "image": P, "question": "Who?", "answer": "['Ann Lee', 'A. Lee']"}],
@@ -217,6 +219,32 @@ def test_a_referring_row_without_a_place_gets_the_box_behind_its_question(tmp_pa
     asked = [item.parts[-1] for item in items_of(TASKS["andesui-referring"], tmp_path)]
     box = "<|box_start|>(100,100),(500,600)<|box_end|>"
     assert asked == [f"Name this: {box}", f"请给出坐标为{box}的控件名称。", "Name (1,2),(3,4):"]
+
+
+def test_the_published_part_of_andesui_is_read_as_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(picture())
+    row = {"imgpath": "images/a.jpg", "bbox": [0.1, 0.1, 0.5, 0.6]}
+    asked = {"question": "open"}
+    for kind, more in (("Grounding", asked), ("QA", asked), ("Referring", {"description": "x"})):
+        (tmp_path / f"AndesUI_Test_{kind}_sub.json").write_text(json.dumps([{**row, **more}]))
+    (item,) = items_of(TASKS["andesui-grounding"], tmp_path)
+    assert (item.truth, item.parts[-1], len(item.pictures)) == ([0.1, 0.1, 0.5, 0.6], "open", 1)
+    assert items_of(TASKS["andesui-qa"], tmp_path)[0].truth == item.truth
+    (item,) = items_of(TASKS["andesui-referring"], tmp_path)
+    assert (item.truth, len(item.pictures)) == ("x", 1)
+    write(tmp_path / "AndesUI_test_QA_data.tsv", [{"index": 0, **row, "question": "open"}])
+    assert items_of(TASKS["andesui-qa"], tmp_path)[0].truth == [0.1, 0.1, 0.5, 0.6]
+
+
+@pytest.mark.parametrize(
+    ("said", "score", "exact"),
+    [("Open", 1.0, 1.0), ("open.", 0.0, 1.0), (" “Ｏpen” ", 0.0, 1.0), ("the Open button", 1.0, 0.0), ("", 0.0, 0.0)],
+)
+def test_a_name_is_right_by_what_it_holds_and_exact_by_what_it_says(said: str, score: float, exact: float) -> None:
+    task = TASKS["andesui-referring"]
+    rated = task.rate(task.cut(said), "Open", {})
+    assert (rated.score, rated.marks["exact"]) == (score, exact)
 
 
 def test_pictures_stand_where_the_question_says(tmp_path: Path) -> None:

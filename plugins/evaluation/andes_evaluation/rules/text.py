@@ -141,7 +141,14 @@ def unpunctuated(text: str) -> str:
     return text.lower().translate(_PUNCTUATION)
 
 
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+"""A Chinese or Japanese sign, or a run of other letters and digits; marks are no words."""
+
+
 def rouge_l(one: str, other: str) -> float:
-    """F1 of the longest common subsequence of words (Lin 2004), from 0.0 to 1.0; 1.0 for two empty texts."""
-    a, b = one.lower().split(), other.lower().split()
-    return 2 * common(a, b) / (len(a) + len(b)) if a or b else 1.0
+    """F1 of the longest common subsequence of words (Lin 2004), from 0.0 to 1.0.
+
+    Each Chinese or Japanese sign is a word. Case and marks do not count. Two texts without a word score 1.0 if equal.
+    """
+    a, b = _WORD.findall(narrow(one).lower()), _WORD.findall(narrow(other).lower())
+    return 2 * common(a, b) / (len(a) + len(b)) if a or b else float(one == other)

@@ -44,9 +44,16 @@ def _screens() -> Iterable[Task]:
         name="screenspot-pro", place=_at("ScreenSpot_Pro", hub="lmms-lab-encoder/ScreenSpot-Pro", split="train"),
         instruction=_SPOT,
     )  # fmt: skip
-    yield places.Grounding(name="andesui-grounding", place=_at("grounding", "AndesUI_test_grounding_data"))
-    yield places.Grounding(name="andesui-qa", place=_at("qa", "AndesUI_test_QA_data"))
-    yield places.Referring(name="andesui-referring", place=_at("referring", "AndesUI_test_referring_data"))
+    yield places.Grounding(name="andesui-grounding", place=_andesui("grounding"))
+    yield places.Grounding(name="andesui-qa", place=_andesui("QA"))
+    yield places.Referring(name="andesui-referring", place=_andesui("referring"))
+    yield text.Description(name="andesui-description", place=_andesui("description"))
+
+
+def _andesui(kind: str) -> Place:
+    """A file of its own name, of the published evaluation, or of the published part of the data."""
+    names = (kind.lower(), f"AndesUI_test_{kind}_data", f"AndesUI_Test_{kind}_sub")
+    return _at(*names, hub="OPPOer/AndesUI_Benchmark")
 
 
 def _words() -> Iterable[Task]:

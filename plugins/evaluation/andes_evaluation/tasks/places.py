@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from andes_verifiers.text import Exact
 from attrs import field, frozen
 
 from andes_evaluation.fields import Reader, plain_list
@@ -83,9 +84,9 @@ class Referring(Task):
         yield self.made(reader, number, asked, truth, facts={"box": box})
 
     def rate(self, answer: str, truth: Any, facts: Mapping[str, Any]) -> Rated:
-        """1.0 where one name holds the other; whether they are equal beside it."""
+        """1.0 where one name holds the other; beside it whether they are equal but for case, width and surroundings."""
         said, right = " ".join(answer.split()), " ".join(truth.split())
-        exact = float(said.casefold() == right.casefold() and bool(said))
+        exact = Exact().score({"exact": right}, said)
         return Rated(float(bool(said) and bool(right) and (said in right or right in said)), said, {"exact": exact})
 
     def tally(self, cluster: Sequence[Answered]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Answers of a few words: ChartQA, DocVQA, InfoVQA, TextVQA, OCRBench, MTVQA."""
+"""Answers in words: ChartQA, DocVQA, InfoVQA, TextVQA, OCRBench, MTVQA, AndesUI's descriptions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from andes_verifiers.answers import after_thinking
 from attrs import field, frozen
 
 from andes_evaluation.fields import Reader, plain_list
@@ -85,8 +86,6 @@ class Ocr(Words):
 
     def cut(self, said: str) -> str:
         """After thinking and in `<answer>` alone: what was read may be of any form."""
-        from andes_verifiers.answers import after_thinking
-
         text = after_thinking(said)
         tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
         return str(tagged[-1] if tagged else text).strip()
@@ -121,3 +120,28 @@ class Multilingual(Words):
     def rate(self, answer: str, truth: Any, facts: Mapping[str, Any]) -> Rated:
         """1.0 where the truth stands in the answer."""
         return Rated(max(rules.contains(answer, one) for one in truth), answer)
+
+
+@frozen(kw_only=True)
+class Description(Task):
+    """What a screen shows, in free words: ROUGE-L against the true description.
+
+    How AndesVL scored descriptions is not published, so these scores compare with one another only.
+    """
+
+    instruction: str = "请描述这个页面。"
+    measure: str = "rouge-l"
+    groups: tuple[str, ...] = field(default=("platform", "kind", "size", "group"))
+
+    def items(self, reader: Reader, number: int, *, think: bool = False) -> Iterator[Item]:
+        """One screen a row; its own instruction is taken."""
+        asked = str(reader.get("instruction", "question") or self.instruction)
+        yield self.made(reader, number, asked, reader.text("text", "description", "answer"))
+
+    def cut(self, said: str) -> str:
+        """All that follows the thinking: a description is no short answer."""
+        return after_thinking(said).strip()
+
+    def rate(self, answer: str, truth: Any, facts: Mapping[str, Any]) -> Rated:
+        """From 0.0 to 1.0."""
+        return Rated(rules.rouge_l(answer, truth), answer)
