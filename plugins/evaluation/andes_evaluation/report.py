@@ -19,11 +19,12 @@ WORST, SIDE = 12, 360
 """Items per task, and the longest side of their pictures in pixels."""
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; background: #fff;
-  color: #1b1b1b } table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: left;
-  border-bottom: 1px solid #ddd } td.n { text-align: right; font-variant-numeric: tabular-nums } .items { display: grid;
+  color: #1b1b1b } h1 { font-size: 1.5rem; overflow-wrap: anywhere } .wide { overflow-x: auto; margin: 0 0 1rem }
+table { border-collapse: collapse } td, th { padding: .2rem .7rem; text-align: left; border-bottom: 1px solid #ddd }
+.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } .items { display: grid;
   grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem } .item { border: 1px solid #ddd;
-  padding: .6rem; overflow-wrap: anywhere; font-size: 13px } .item img { max-width: 100% } dt { color: #666 }
-dd { margin: 0 0 .4rem }
+  padding: .6rem; overflow-wrap: anywhere; font-size: 13px } .item img { max-width: 100%; border: 1px solid #ddd;
+  box-sizing: border-box } dl { margin: .4rem 0 } dt { color: #666 } dd { margin: 0 0 .4rem }
 """
 TRUE, SAID = "#14883e", "#c62828"
 
@@ -53,11 +54,12 @@ def page(model: str, outcomes: Sequence[Outcome], shown: Mapping[str, Sequence[S
         name = outcome.task.name
         parts += [f"<h2>{escape(outcome.task.title or name)}</h2>", _figures(outcome)]
         if shown.get(name):
-            count = len(shown[name])
-            legend = f'boxes: <b style="color:{TRUE}">true</b>, <b style="color:{SAID}">said</b>'
-            parts += [f"<p>The {count} worst of {len(outcome.rows)} items; {legend}.</p>", '<div class="items">']
+            legend = f'; boxes: <b style="color:{TRUE}">true</b>, <b style="color:{SAID}">said</b>'
+            told = legend if any(_boxes(one.row) for one in shown[name]) else ""
+            parts += [f"<p>The {len(shown[name])} worst of {len(outcome.rows)} items{told}.</p>", '<div class="items">']
             parts += [*(_item(one) for one in shown[name]), "</div>"]
-    head = f'<!doctype html><meta charset="utf-8"><title>{escape(model)}</title><style>{STYLE}</style>'
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{escape(model)}</title><style>{STYLE}</style>"
     return "\n".join([head, *parts])
 
 
@@ -70,7 +72,7 @@ def _table(outcomes: Sequence[Outcome]) -> str:
                  f"{one.seconds:.1f}")  # fmt: skip
         numbers = "".join(f'<td class="n">{cell}</td>' for cell in cells)
         rows.append(f"<tr><td>{escape(one.task.name)}</td><td>{escape(one.task.measure)}</td>{numbers}</tr>")
-    return f"<table><tr>{''.join(f'<th>{h}</th>' for h in heads)}</tr>{''.join(rows)}</table>"
+    return _rows(heads, 2, rows)
 
 
 def _figures(outcome: Outcome) -> str:
@@ -78,12 +80,19 @@ def _figures(outcome: Outcome) -> str:
         f'<tr><td>{escape(name)}</td><td class="n">{f.value:.4f}</td><td class="n">{f.low:.4f} – {f.high:.4f}</td></tr>'
         for name, f in outcome.figures.items()
     ]
-    return f"<table>{''.join(rows)}</table>"
+    return _rows(("figure", "value", "95 % interval"), 1, rows)
+
+
+def _rows(heads: Sequence[str], texts: int, rows: Sequence[str]) -> str:
+    """A table whose first columns are texts, and the others numbers."""
+    head = "".join(f"<th>{h}</th>" if n < texts else f'<th class="n">{h}</th>' for n, h in enumerate(heads))
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _bars(outcomes: Sequence[Outcome]) -> str:
     """One bar per task, with its interval; measures that are no shares are drawn as shares of their own upper end."""
-    height, left, width = 26, 190, 480
+    height, width = 26, 480
+    left = 16 + 8 * max(len(one.task.name) for one in outcomes)  # a letter of 12 px is narrower than 8
     parts = []
     for number, one in enumerate(outcomes):
         main, y = one.main, number * height
@@ -98,21 +107,30 @@ def _bars(outcomes: Sequence[Outcome]) -> str:
             f'<text x="{max(at) + 8:.1f}" y="{middle + 4}" font-size="12">{main.value:.3f}</text>',
         ]
     size = f'width="{left + width + 70}" height="{height * len(outcomes)}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="scores">{"".join(parts)}</svg>'
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="scores">{"".join(parts)}</svg>'
+    return f'<div class="wide">{svg}</div>'
 
 
 def _item(one: Shown) -> str:
-    row = one.row
-    boxes = [(row["truth"], TRUE)] if _is_box(row["truth"]) else []
-    boxes += [(row["read"], SAID)] if _is_box(row["read"]) else []
-    if _is_box(row["facts"].get("box")):
-        boxes.append((row["facts"]["box"], TRUE))
+    row, boxes = one.row, _boxes(one.row)
     pictures = "".join(f'<img alt="" src="{_inline(picture, boxes)}">' for picture in one.pictures)
-    told = {"question": row["question"], "truth": row["truth"], "said": row["said"] or "(nothing)", "read": row["read"]}
+    told = {"question": row["question"], "truth": row["truth"], "said": row["said"] or "(nothing)"}
+    if row["read"] != row["said"]:
+        told["read"] = "(nothing)" if row["read"] in (None, "") else row["read"]
     if "errors" in row:
         told["why not"] = "; ".join(str(error.get("what")) for error in row["errors"])
-    terms = "".join(f"<dt>{name}</dt><dd>{escape(str(value)[:600])}</dd>" for name, value in told.items())
-    return f'<div class="item">{pictures}<dl><dt>{escape(row["key"])}: {row["score"]:.2f}</dt>{terms}</dl></div>'
+    terms = "".join(f"<dt>{name}</dt><dd>{escape(_short(value))}</dd>" for name, value in told.items())
+    return f'<div class="item">{pictures}<dl><dd><b>{escape(row["key"])}: {row["score"]:.2f}</b></dd>{terms}</dl></div>'
+
+
+def _boxes(row: Mapping[str, Any]) -> list[tuple[Sequence[float], str]]:
+    """The boxes of an item that can be drawn, in fractions, with their colours."""
+    places = ((row["truth"], TRUE), (row["read"], SAID), (row["facts"].get("box"), TRUE))
+    return [(box, colour) for box, colour in places if _is_box(box)]
+
+
+def _short(value: Any) -> str:
+    return ", ".join(f"{number:.3f}" for number in value) if _is_box(value) else str(value)[:600]
 
 
 def _is_box(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from andes_evaluation.compare import compare_runs
 from andes_evaluation.figures import compared, drawn, figures_of, wilson
+from andes_evaluation.report import Shown, page
 from andes_evaluation.rows import find
 from andes_evaluation.run import Settings, TaskRun
 from andes_evaluation.suite import Suite
@@ -153,6 +155,20 @@ def test_a_suite_leaves_answers_results_and_a_report(pipeline: Pipeline, data: P
     assert page.count("data:image/jpeg;base64,") == sum(row["score"] < 1 for o in outcomes for row in o.rows)
     assert "<script" not in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_a_report_cuts_no_name_and_tells_of_boxes_where_there_are_any(pipeline: Pipeline, data: Path) -> None:
+    outcome = run(pipeline, data).run()
+    name = "a-task-whose-name-is-longer-than-any-that-we-have"
+    long = evolve(outcome, task=evolve(outcome.task, name=name))
+    made = page("model", [outcome, long], {name: [Shown(row, []) for row in long.rows]})
+    (place,) = re.findall(rf'<text x="(\d+)"[^>]*>{name}<', made)
+    assert int(place) >= 7 * len(name)  # what a letter of 12 px takes at most, on average
+    assert "boxes: <b" in made
+    texts = [{**row, "truth": "a screen", "read": "none", "facts": {}} for row in long.rows]
+    made = page("model", [long], {name: [Shown(row, []) for row in texts]})
+    assert "boxes: <b" not in made
+    assert "The 5 worst of 5 items." in made
 
 
 def test_a_suite_refuses_before_weights_are_read(data: Path) -> None:
