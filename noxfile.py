@@ -1,6 +1,6 @@
 """The list of what we check. `nox` runs the first group in the current environment; the second builds its own.
 
-nox                 lint, tests, conformance, examples, docs, downstream     (what `make test` runs)
+nox                 lint, tests, conformance, docs, downstream               (what `make test` runs)
 nox -s plugin       each plugin alone, with only its declared dependencies
 nox -s minimum      all tests on the lowest versions we declare
 nox -s newest       lint, tests, conformance and docs on the newest versions within our bounds
@@ -50,7 +50,7 @@ lmms-eval reaches into filelock, whose version 4 is another inside."""
 
 # sessions without an environment of their own use the tools that lie beside nox
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-nox.options.sessions = ["lint", "tests", "conformance", "examples", "docs", "downstream"]
+nox.options.sessions = ["lint", "tests", "conformance", "docs", "downstream"]
 nox.options.error_on_external_run = False
 nox.options.stop_on_first_error = False
 
@@ -70,22 +70,16 @@ def lint(session: nox.Session) -> None:
 
 @here
 def tests(session: nox.Session) -> None:
-    """Every test but the conformance and example runs below."""
+    """Every test but the conformance runs below, every example among them."""
     session.run("pytest", "-n", "2", "--dist", "worksteal", "-m", "not slow", "-k", "not conformance", *session.posargs)
 
 
 @here
 def conformance(session: nox.Session) -> None:
     """The published kit on every plugin of ours and on the third-party example."""
-    session.run("pytest", "plugins", THIRD_PARTY, "-k", "conformance", *session.posargs)
-
-
-@here
-def examples(session: nox.Session) -> None:
-    """Every example script, as a user would start it, and the shipped model scored on a part of the test data."""
-    for script in sorted(ROOT.glob("examples/*.py")):
-        session.run("python", str(script))
-    session.run("python", "benchmarks/first_light.py", "--limit", "400", "--json")
+    session.run(
+        "pytest", "-n", "2", "--dist", "worksteal", "plugins", THIRD_PARTY, "-k", "conformance", *session.posargs
+    )
 
 
 @here

@@ -296,3 +296,19 @@ def test_the_site_builds_without_a_warning(tmp_path: Path, caplog: pytest.LogCap
     assert all(name in hooks for name in hookspecs.HOOKS)
     pages = [p.read_text(encoding="utf-8") for p in (tmp_path / "site").rglob("index.html")]
     assert not [marker for marker in ("<!-- options", "<!-- checks", "no-run") for p in pages if marker in p]
+
+
+def test_every_extra_that_a_message_or_page_names_exists() -> None:
+    projects = [tomllib.loads(p.read_text(encoding="utf-8"))["project"] for p in ROOT.glob("plugins/*/pyproject.toml")]
+    projects.append(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
+    extras = {p["name"]: set(p.get("optional-dependencies", {})) for p in projects}
+    sources = [*PAGES, *ROOT.glob("plugins/*/README.md"), *ROOT.glob("andes_sdk/**/*.py")]
+    sources += ROOT.glob("plugins/*/andes_*/**/*.py")
+    named = [
+        (path.name, name, extra)
+        for path in sources
+        for name, found in re.findall(r"\b(andes-[a-z0-9]+)\[([a-z, ]+)\]", path.read_text(encoding="utf-8"))
+        for extra in re.split(", *", found)
+    ]
+    assert len(named) > 10
+    assert not [n for n in named if n[2] not in extras[n[1]]]

@@ -171,10 +171,9 @@ def _alone() -> bool:
 
 
 def _missing(library: str, error: ImportError) -> TrainingError:
-    extra = "ray" if library == "ray" else "curation"
-    return TrainingError(
-        f"the engine needs {library}", who="curate", why=str(error), fix=f'pip install "andes-curation[{extra}]"'
-    )
+    """The extra has the library's name."""
+    fix = f'pip install "andes-curation[{library}]"'
+    return TrainingError(f"the engine needs {library}", who="curate", why=str(error), fix=fix)
 
 
 def _sum(*texts: str) -> str:

@@ -1,0 +1,59 @@
+"""Every example, started as a user would, does what it says; the shipped model scores what its card states."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(path.stem for path in ROOT.glob("examples/*.py"))
+TRAINING = [name for name in EXAMPLES if name.startswith("train_")]
+
+
+def started(script: str, *arguments: object) -> str:
+    """What a script prints. It leaves with an error where a model did not learn what it should."""
+    command = [sys.executable, script, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # another test runs beside it
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="an example writes Parquet")
+    pytest.importorskip("easy_vqa", reason="pictures of an example")
+    shown = started(f"examples/{name}.py", *[tmp_path] if name in TRAINING or name == "shapes" else [])
+    assert shown.strip()
+    if name == "shapes":
+        assert shown.splitlines() == [
+            "boxes.parquet: 8 samples",
+            "captions.jsonl: 8 samples",
+            "captions.tar: 8 samples",
+            "sums.jsonl: 3 samples",
+        ]
+    for metrics in tmp_path.rglob("metrics.jsonl"):
+        steps = [json.loads(line) for line in metrics.read_text().splitlines()]
+        assert {"stage", "step", "loss"} <= steps[0].keys()
+        if name in ("train_alignment", "train_joint", "train_multitask"):
+            assert steps[-1]["loss"] < steps[0]["loss"]
+            assert {step["stage"] for step in steps} == {name.removeprefix("train_")}
+            assert (metrics.parent / "model" / "andes.json").is_file()
+        if name == "train_grpo" and metrics.parent.name == "grpo":
+            rewards = [step["reward"] for step in steps]
+            assert sum(rewards[-8:]) > sum(rewards[:8])
+            assert {"mismatch", "entropy", "clip_high", "flat", "truncated"} <= steps[-1].keys()
+            assert "right answers:" in shown
+    assert bool(list(tmp_path.rglob("metrics.jsonl"))) == (name in TRAINING)
+
+
+def test_the_shipped_model_scores_what_its_card_states() -> None:
+    pytest.importorskip("easy_vqa", reason="the questions")
+    shown = json.loads(started("benchmarks/first_light.py", "--limit", 400, "--json"))
+    assert shown["easy_vqa"] >= 0.98
+    assert shown["digits"] >= 0.95
