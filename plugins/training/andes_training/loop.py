@@ -13,12 +13,14 @@ from attrs import define, evolve, field, frozen
 
 from andes_sdk.errors import TrainingError
 from andes_sdk.types import Event, FeedingStage, ModelChange, Position, StatefulStage, SteppingStage, TrainingStage
+from andes_training.best import best_states
 from andes_training.changes import put_in_changes
 from andes_training.data.bad import BadSamples
 from andes_training.data.fingerprint import fingerprints
 from andes_training.ema import start_average, swap_average, update_average
 from andes_training.feed import epoch_length, packed
 from andes_training.lock import locked
+from andes_training.looks import Looks
 from andes_training.lora import Lora
 from andes_training.processes import Processes, divided_copy, gather, losing_others_is_told
 from andes_training.reading import check_stages, refuse_blind, stage_samples
@@ -40,7 +42,6 @@ from andes_training.state import (
 )
 from andes_training.step import Loss, decayed, freeze, make_optimizer, seed_step, update
 from andes_training.stopping import Stopped, Stopping
-from andes_training.validation import Validation, best_states, data_hash
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -153,33 +154,31 @@ class Trainer:
             load_state(state, work.learner)
         run = self._describe(work, position)
         refuse_blind(cast("VisionLanguageModel", work.learner.model), run.samples, work.recipe.stage)
-        validation = self._validation(work, run) if work.recipe.validation else None
+        looks = self._looks(run)
         facts = self.recipe.facts(), fingerprints(work.recipe.data, self.recipe.folder)
         label = _label([stage.stage for stage in self.recipe.stages], index)
         start = {"stage": work.recipe.stage, "label": label, "steps": work.recipe.steps, "samples": len(run.samples)}
         self._tell("stage-start", position.step - bool(untold), start)
         with recomputed(work.learner.model, work.recipe.recompute):
-            if validation is not None and not position.step:
-                validation.loss(
-                    work.loss, position, packs=1
-                )  # a loss that needs more than samples fails here, not later
+            if not position.step:
+                looks.prove(work.loss, position)
             before = kept = done = position
             if untold:
-                self._look(work, validation, done, untold)
-                self._keep_best(validation, done)
-            for done, values in self._steps(work, run, position):
+                self._look(work, looks, done, untold)
+                self._keep_best(looks, done)
+            for done, values in self._steps(work, run, position, looks):
                 due = done.step % work.recipe.checkpoint_every == 0 or done.step == work.recipe.steps
-                if due and validation is not None and validation.due(done.step):  # which may fail
+                if due and looks.due(done.step):  # which may fail
                     figures = {name: value if type(value) is int else float(value) for name, value in values.items()}
                     self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1], untold=figures))
                     kept = done
-                self._look(work, validation, done, values)
+                self._look(work, looks, done, values)
                 moved = (done.epoch, done.offset) != (before.epoch, before.offset)  # not within a rollout
                 stop = moved and self._signal()
-                if kept != done and (stop or due or (validation is not None and validation.better)):
+                if kept != done and (stop or due or looks.better):
                     self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]))
                     kept = done
-                self._keep_best(validation, done)
+                self._keep_best(looks, done)
                 if kept == done:
                     self._tell("checkpoint", done.step, {})
                 if stop:
@@ -188,44 +187,41 @@ class Trainer:
             if kept != done:
                 self._keep(work, Saved(position=done, recipe=facts[0], data=facts[1]))
                 self._tell("checkpoint", done.step, {})
+        if looks.best is not None and looks.over(done.step):
+            self.processes.wait()  # the first one has named the best state
+            load_state(looks.best.state(), work.learner)
+            self._tell("stopped-early", done.step, {"figure": looks.best.name, "best_step": looks.best.step})
         self._finish(work)
-        for bad in (run.bad, *([validation.bad] if validation is not None else [])):
+        for bad in (run.bad, *([looks.validation.bad] if looks.validation is not None else [])):
             if skipped := bad.finish(done):
                 self._tell("bad-samples", done.step, skipped)
         self._tell("stage-end", done.step, {"stage": work.recipe.stage})
 
-    def _validation(self, work: _Work, run: StageRun) -> Validation:
-        bad = BadSamples.open(self.out, run.position, write=self.processes.first, validation=True)
-        given, folder = work.recipe.validation, self.recipe.folder
-        validation = Validation(run, stage_samples(given, folder), bad, data_hash(given, folder))
-        if validation.anew:
-            self._tell("validation-anew", run.position.step, {"stage": work.recipe.stage})
-        return validation
+    def _looks(self, run: StageRun) -> Looks:
+        looks = Looks.of(run, self.recipe.folder, write=self.processes.first)
+        if looks.best is not None and looks.best.anew:
+            values = {"stage": run.recipe.stage, "figure": looks.best.name}
+            self._tell("best-anew", run.position.step, values)
+        return looks
 
-    def _look(
-        self, work: _Work, validation: Validation | None, position: Position, values: Mapping[str, float]
-    ) -> None:
-        """Validate where that is due, and tell a step."""
-        if validation is not None and validation.due(position.step):
-            loss = self.processes.all(validation.loss(work.loss, position))[0]
-            validation.note(loss)
-            values = {**values, "validation_loss": loss}
-        self._tell("step", position.step, values)
+    def _look(self, work: _Work, looks: Looks, position: Position, values: Mapping[str, float]) -> None:
+        """Look where that is due, and tell a step."""
+        self._tell("step", position.step, {**values, **looks.take(position, work.loss, self.processes)})
 
     def _keep(self, work: _Work, saved: Saved) -> None:
-        spare = {best[2] for best in best_states(self.out).values()}
+        spare = {best.state for best in best_states(self.out).values()}
         keep, first = self.recipe.keep_states, self.processes.first
         save_state(self.out, work.learner, saved, keep=keep, spare=spare, write=first)
 
-    def _keep_best(self, validation: Validation | None, position: Position) -> None:
+    def _keep_best(self, looks: Looks, position: Position) -> None:
         """Name the state at a position as the best one, if it is; the one before need not stay then."""
-        if validation is None or not validation.better:
+        if looks.best is None or not looks.best.better:
             return
-        validation.better = False
+        looks.best.better = False
         if self.processes.first:
             with saving(self.out):
-                validation.keep(position.step, state_name(position))
-                spare = {best[2] for best in best_states(self.out).values()}
+                looks.best.keep(state_name(position))
+                spare = {best.state for best in best_states(self.out).values()}
                 drop_states(self.out, self.recipe.keep_states, spare)
 
     def _signal(self) -> int:
@@ -280,12 +276,14 @@ class Trainer:
             ),
         )
 
-    def _steps(self, work: _Work, run: StageRun, position: Position) -> Iterator[tuple[Position, dict[str, float]]]:
+    def _steps(
+        self, work: _Work, run: StageRun, position: Position, looks: Looks
+    ) -> Iterator[tuple[Position, dict[str, float]]]:
         """Train -> the position after each step, and its figures."""
         recipe, learner = work.recipe, work.learner
         length = epoch_length(run) if recipe.epochs else 0
         groups = work.stage.feed(run) if isinstance(work.stage, FeedingStage) else packed(run)
-        while (done := _progress(recipe, position, length)) < 1:
+        while (done := _progress(recipe, position, length)) < 1 and not looks.over(position.step):
             if isinstance(work.stage, SteppingStage):
                 seed_step(self.recipe, work.index, position.step, run.rank)
                 work.stage.before_step(cast("VisionLanguageModel", learner.model), position.step)

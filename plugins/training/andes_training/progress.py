@@ -89,8 +89,12 @@ class Progress:
             self._print(f"skipped {event.values['skipped']} {kind} ({listed}): {event.values['file']}")
         elif event.kind == "resumed":
             self._print(f"going on from {event.values['state']}; changed: {'; '.join(event.values['changed'])}")
-        elif event.kind == "validation-anew":
-            self._print(f"validation of {event.values['stage']}: other data than before, its smallest loss starts anew")
+        elif event.kind == "best-anew":
+            figure, stage = event.values["figure"], event.values["stage"]
+            self._print(f"{figure} of {stage}: another figure or other data than before, its best starts anew")
+        elif event.kind == "stopped-early":
+            best = event.values["best_step"]
+            self._print(f"{event.values['figure']} is no better since step {best}: the stage ends with that state")
         elif event.kind == "stage-end":
             self._end()
 

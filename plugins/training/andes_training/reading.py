@@ -55,6 +55,10 @@ def check_stages(pipeline: Pipeline, recipe: Recipe) -> None:
         check_mixture(stage.data)
         check_mixture(stage.validation)
         _stage_image(pipeline, stage)
+        for one in stage.eval:
+            if one.data and not (place := recipe.folder / one.data).exists():
+                fix = "make it, or correct eval.data"
+                raise TrainingError("the data cannot be read", who=str(place), why="no such file or folder", fix=fix)
         for source in (*stage.data, *stage.validation):
             for path in find_files(recipe.folder / source.path):
                 if not path.is_file():

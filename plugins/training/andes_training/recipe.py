@@ -75,6 +75,24 @@ _CHANGING: Mapping[str, Any] = {
 
 
 @frozen(kw_only=True)
+class EvalRecipe:
+    """A task that is scored while a stage learns, by `andes-evaluation`.
+
+    Attributes:
+        task: name of a task, or of a benchmark that a plugin of the pipeline brings.
+        data: file or folder with the task's data, relative to the recipe; a benchmark brings its own.
+        limit: of how many items, the first ones; 0 for all.
+        max_tokens: longest answer; 0 leaves the task's. together: items that are decoded together.
+    """
+
+    task: str = field(validator=_name)
+    data: str = ""
+    limit: int = field(default=0, validator=ge(0))
+    max_tokens: int = field(default=0, validator=ge(0))
+    together: int = field(default=8, validator=ge(1))
+
+
+@frozen(kw_only=True)
 class LoraRecipe:
     """Low-rank adapters of a stage, through peft (LoRA, arXiv 2106.09685).
 
@@ -130,8 +148,12 @@ class StageRecipe:
         checkpoint_every, log_every: steps.
         validation: data that is not learnt from; its mean loss is told as `validation_loss`. Of a file's options
             `path`, `samples` (at most so many, the same each time), `on_error` and `max_errors` hold for it.
-        validate_every: steps between two validations; 0 for `checkpoint_every`. The state with the smallest loss is
-            kept beside the newest ones.
+        validate_every: steps between two validations; 0 for `checkpoint_every`.
+        eval: tasks that are scored on data that is not learnt from; their main figures are told as `eval/<task>`.
+        eval_every: steps between two scorings; 0 for `checkpoint_every`.
+        best: the figure whose best state is kept beside the newest ones; empty for the validation's loss, or without a
+            validation for the first task's.
+        patience: end the stage, with the best state, once so many looks in a row were not better; 0 for never.
     """
 
     stage: str = field(validator=_name)
@@ -159,6 +181,10 @@ class StageRecipe:
     log_every: int = field(default=10, validator=ge(1))
     validation: list[DataRecipe] = field(factory=list)
     validate_every: int = field(default=0, validator=ge(0))
+    eval: list[EvalRecipe] = field(factory=list)
+    eval_every: int = field(default=0, validator=ge(0))
+    best: str = ""
+    patience: int = field(default=0, validator=ge(0))
 
     def __attrs_post_init__(self) -> None:
         if bool(self.steps) == bool(self.epochs):
@@ -176,6 +202,14 @@ class StageRecipe:
                 raise ValueError(
                     f"validation shows each sample of {source.path} once, as it is: leave out {', '.join(given)}"
                 )
+        if self.eval_every and not self.eval:
+            raise ValueError("eval_every needs tasks: give eval")
+        if len({*self.figures}) < len(self.figures):
+            raise ValueError("eval names a task twice: its figures have one name")
+        if self.best and self.best not in self.figures:
+            raise ValueError(f"best is {self.best!r}: this stage has {', '.join(self.figures) or 'no such figures'}")
+        if self.patience and not self.figures:
+            raise ValueError("patience needs a figure: give validation or eval")
         if self.decay and self.schedule != "wsd":
             raise ValueError(f"decay belongs to the schedule 'wsd', not to {self.schedule!r}")
         if self.decay and self.decay > (self.horizon or self.steps) - self.warmup:
@@ -196,6 +230,16 @@ class StageRecipe:
             done = min(1.0, (step - self.warmup) / max(1, end - self.warmup) if end else progress)
             shape = 0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1 - done
         return self.floor + (1 - self.floor) * shape
+
+    @property
+    def figures(self) -> list[str]:
+        """Figures on data that is not learnt from, the one that is watched first unless `best` says otherwise."""
+        return [*(["validation_loss"] if self.validation else []), *(f"eval/{one.task}" for one in self.eval)]
+
+    @property
+    def watched(self) -> str:
+        """The figure whose best state is kept."""
+        return self.best or self.figures[0]
 
     @property
     def changes_weights(self) -> bool:
@@ -257,7 +301,17 @@ class Recipe:
         for key in ("sharding", "timeout", "keep_states"):
             del data[key]
         for stage in data["stages"]:
-            for key in ("workers", "checkpoint_every", "log_every", "validation", "validate_every"):
+            for key in (
+                "workers",
+                "checkpoint_every",
+                "log_every",
+                "validation",
+                "validate_every",
+                "eval",
+                "eval_every",
+                "best",
+                "patience",
+            ):
                 del stage[key]
             for source in stage["data"]:  # a run that met a bad sample may go on and skip it
                 del source["on_error"], source["max_errors"]

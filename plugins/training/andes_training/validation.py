@@ -1,21 +1,18 @@
-"""The loss on data that is not learnt from, and the step at which it was smallest."""
+"""The loss on data that is not learnt from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from attrs import define, field
+from attrs import define
 
-from andes_sdk.errors import InputError, TrainingError
-from andes_sdk.files import write_atomically
-from andes_sdk.reading import parse_json
+from andes_sdk.errors import TrainingError
 from andes_training.data.bad import BadSample, BadSamples
 from andes_training.data.fingerprint import fingerprints
 from andes_training.packing import Batch, Row, collate, pack
@@ -28,40 +25,17 @@ if TYPE_CHECKING:
     from andes_training.run import StageRun
 
 
-Best = tuple[int, float, str, str]
-"""Step, loss and state of the smallest loss, and a hash of the data that it is of; empty where nobody knows."""
-
-
 @define(eq=False)
 class Validation:
     """The validation of one stage.
 
     Attributes:
-        samples: of its data. bad: counts those that cannot be used. data: a hash of what is compared.
-        best: the smallest loss so far. better: whether that was the last one.
+        samples: of its data. bad: counts those that cannot be used.
     """
 
     run: StageRun
     samples: Samples
     bad: BadSamples
-    data: str
-    best: float = field(default=math.inf, init=False)
-    better: bool = field(default=False, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        known = self._known()
-        if known is not None and known[3] == self.data:
-            self.best = known[1]
-
-    @property
-    def anew(self) -> bool:
-        """Whether the smallest loss so far was of other data, with which none is compared."""
-        known = self._known()
-        return known is not None and known[3] != self.data
-
-    def _known(self) -> Best | None:
-        known = best_states(self.run.out).get(self.run.index)
-        return known if known is not None and known[0] <= self.run.position.step else None
 
     def due(self, step: int) -> bool:
         """Whether a step is followed by a validation."""
@@ -99,16 +73,6 @@ class Validation:
             )
         return total / tokens
 
-    def note(self, loss: float) -> None:
-        """Take note of a whole validation."""
-        self.better = loss < self.best
-        self.best = min(loss, self.best) if loss == loss else self.best
-
-    def keep(self, step: int, state: str) -> None:
-        """The state of the smallest loss; those named so are never deleted."""
-        content = {"step": step, "validation_loss": self.best, "state": state, "data": self.data}
-        write_atomically(_path(self.run.out, self.run.index), json.dumps(content).encode())
-
     def _batches(self, position: Position) -> Iterator[Batch]:
         recipe = self.run.recipe
         for group in pack(self._rows(position), max_tokens=recipe.max_tokens, max_patches=recipe.max_patches):
@@ -136,25 +100,3 @@ def data_hash(recipes: Sequence[DataRecipe], folder: Path) -> str:
     """A hash of what a validation compares losses on: its files, and how many samples of each."""
     facts = [fingerprints(recipes, folder), [(str(r.path), r.samples) for r in recipes]]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def best_states(out: Path) -> dict[int, Best]:
-    """Stage -> its smallest validation loss."""
-    found: dict[int, Best] = {}
-    for path in out.glob("best-[0-9]*.json"):
-        try:
-            data: Any = parse_json(path.read_bytes())
-            number = int(path.stem.removeprefix("best-"))
-            found[number] = (
-                int(data["step"]),
-                float(data["validation_loss"]),
-                str(data["state"]),
-                str(data.get("data", "")),
-            )
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-            raise InputError("is damaged", who=str(path), why=str(error), fix="delete it") from None
-    return found
-
-
-def _path(out: Path, index: int) -> Path:
-    return out / f"best-{index:02d}.json"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from andes_training.best import best_states
 from andes_training.data.bad import FILE, BadSample, BadSamples
 from andes_training.data.inspection import inspect
 from andes_training.data.rows import RowMaker
@@ -22,7 +23,7 @@ from andes_training.recipe import DataRecipe, Recipe, StageRecipe, load_recipe, 
 from andes_training.report import _stages, _table
 from andes_training.resume import check_saved
 from andes_training.state import Learner, Saved, load_state, read_saved, save_state
-from andes_training.validation import best_states
+from attrs import astuple
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -417,4 +418,4 @@ def test_fuzz_best_states(folder, data):
         found = best_states(folder)
     except OURS:
         return
-    assert [*map(type, found[0])] == [int, float, str, str]
+    assert [*map(type, astuple(found[0]))] == [int, str, float, str, str]

@@ -189,7 +189,10 @@ def test_the_best_state_was_the_one_with_the_easiest_validation_data(recipe: Pat
     second = json.loads((out / "best-00.json").read_text())
     assert second["step"] > 4
     assert second["validation_loss"] > first["validation_loss"]
-    assert "validation of sft: other data than before, its smallest loss starts anew" in capsys.readouterr().out
+    assert (
+        "validation_loss of sft: another figure or other data than before, its best starts anew"
+        in capsys.readouterr().out
+    )
     train_command(
         recipe, out, [*given, 'stages.0.validation=[{path = "hard.jsonl"}]', "stages.0.steps=10", 'name="more"']
     )

@@ -1,0 +1,1 @@
+"""Answer rules: pure functions from an answer's text and the truth to a score."""
