@@ -8,7 +8,6 @@ from pathlib import Path
 
 from attrs import define, field
 from PIL import Image, ImageDraw, ImageFont
-
 from words import phrase
 
 FONTS = (
@@ -66,7 +65,9 @@ def colour(rng: random.Random, light: bool) -> tuple[int, int, int]:
     return (first,) * 3 if grey else tuple(rng.randint(low, high) for _ in range(3))  # type: ignore[return-value]
 
 
-def write(page: Page, draw: ImageDraw.ImageDraw, x: float, y: float, text: str, face: ImageFont.FreeTypeFont, ink: object) -> tuple[float, float, float, float]:
+def write(
+    page: Page, draw: ImageDraw.ImageDraw, x: float, y: float, text: str, face: ImageFont.FreeTypeFont, ink: object
+) -> tuple[float, float, float, float]:
     """Write a line and note its characters -> its box."""
     draw.text((x, y), text, font=face, fill=ink)  # type: ignore[arg-type]
     ascent, descent = face.getmetrics()

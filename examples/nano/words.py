@@ -26,7 +26,10 @@ upload user value version video view visit voice volume wallet warning watch wea
 width wifi window work world write year zoom""".split()
 """Words that stand on buttons, menus and cards."""
 
-_ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr qu r s sc sh sk sl sm sn sp st str t th tr v w z".split()
+# ruff: noqa: SIM905
+_ONSETS = (
+    "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr qu r s sc sh sk sl sm sn sp st str t th tr v w z"
+).split()
 _VOWELS = "a a a e e e i i o o u y ai ea ee ie oa oo ou".split()
 _CODAS = ["", "", "", "", *"b ck d f g l ll m n nd ng nk nt p r rd rk rm rn rt s sh sk ss st t th x".split()]
 
