@@ -16,11 +16,22 @@ from tasks import Sample, background
 
 HELD_OUT = 500
 PHOTOS = {
-    "astronaut.png": "an astronaut", "chelsea.png": "a cat", "coffee.png": "a cup of coffee", "camera.png": "a man with a camera",
-    "coins.png": "old coins", "rocket.jpg": "a rocket", "hubble_deep_field.jpg": "galaxies", "moon.png": "the surface of the moon",
-    "brick.png": "a brick wall", "grass.png": "grass", "gravel.png": "gravel", "page.png": "a page of a book",
-    "clock_motion.png": "a clock", "ihc.png": "cells under a microscope", "retina.jpg": "a retina",
-}  # fmt: skip
+    "astronaut.png": "an astronaut",
+    "chelsea.png": "a cat",
+    "coffee.png": "a cup of coffee",
+    "camera.png": "a man with a camera",
+    "coins.png": "old coins",
+    "rocket.jpg": "a rocket",
+    "hubble_deep_field.jpg": "galaxies",
+    "moon.png": "the surface of the moon",
+    "brick.png": "a brick wall",
+    "grass.png": "grass",
+    "gravel.png": "gravel",
+    "page.png": "a page of a book",
+    "clock_motion.png": "a clock",
+    "ihc.png": "cells under a microscope",
+    "retina.jpg": "a retina",
+}
 """scikit-image's photographs -> what they show. Those that an installation lacks are left out."""
 
 

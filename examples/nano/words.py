@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 
-PLAIN = """account add address advanced album alert all apply archive article audio back backup badge balance basket battery
-bill block blog bold book bookmark bright browse budget button buy calendar call camera cancel card cart category
-change chart chat check city clear clock close cloud code color comment compare contact contrast copy country cover
-create credit crop dark dashboard data date day delete design desktop details device dialog disable discount display
-document done download draft drive edit email empty enable error event exit export face family favorite feedback field
-file filter find finish first flag folder follow font form forum forward friend full gallery game general gift global
-grade graph green grid group guest help hide history home hotel hour icon image import inbox index info insert install
+PLAIN = """
+account add address advanced album alert all apply archive article audio back backup badge balance basket battery bill
+block blog bold book bookmark bright browse budget button buy calendar call camera cancel card cart category change
+chart chat check city clear clock close cloud code color comment compare contact contrast copy country cover create
+credit crop dark dashboard data date day delete design desktop details device dialog disable discount display document
+done download draft drive edit email empty enable error event exit export face family favorite feedback field file
+filter find finish first flag folder follow font form forum forward friend full gallery game general gift global grade
+graph green grid group guest help hide history home hotel hour icon image import inbox index info insert install
 invite invoice item join keyboard label language last layout learn left letter level library light like limit link
 list live load local location lock login logout loop mail main map mark market media member memory menu merge message
 mobile mode money month more move movie music mute name network new news next night note notice number offer office
@@ -23,7 +24,8 @@ settings setup shape share shop show sign size skip sleep sort sound source spac
 status stop storage store stream street style submit support switch sync system table tag task team test text theme
 ticket time title today tool top topic total track traffic train trash travel trend type undo unit unlock update
 upload user value version video view visit voice volume wallet warning watch weather web week weight welcome widget
-width wifi window work world write year zoom""".split()
+width wifi window work world write year zoom
+""".split()
 """Words that stand on buttons, menus and cards."""
 
 # ruff: noqa: SIM905
