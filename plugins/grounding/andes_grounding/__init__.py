@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, lt
 
 from andes_sdk import hookimpl
+
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
+"""One red pixel, for the samples of the conformance kit."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -15,6 +21,12 @@ class Grounding:
     """Teach a small model to read and to point. Shortest use: Pipeline.from_plugins([..., "grounding"])."""
 
     contract = "1.1"
+    samples: ClassVar[Sequence[Mapping[str, object]]] = tuple(
+        {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"Where is {name}?"}]},
+                      {"role": "assistant", "content": f"<|box_start|>({x},0),({x + 400},900)<|box_end|>"}],
+         "images": [PIXEL], "glyphs": [[name, x / 1000, 0.5]]}
+        for name, x in (("A", 100), ("b", 300), ("7", 600))
+    )  # fmt: skip
 
     read_rate: float = field(
         default=1e-3, validator=gt(0.0), metadata={"help": "reading: learning rate of the vision encoder"}

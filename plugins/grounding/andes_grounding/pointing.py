@@ -9,11 +9,14 @@ the picture weighted by how much of it the box covers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
-from andes_training.data.boxes import END, SCALE, START, find_boxes
+from andes_training.data.boxes import END, SCALE, START, Box, find_boxes
 from andes_training.feed import packed
 from andes_training.loss import token_scores
 from andes_training.packing import branch_slices
@@ -64,8 +67,10 @@ class PointingStage:
         if run.recipe.recompute and self.weight:
             fix = "leave out recompute, or set look_weight=0"
             raise TrainingError("attention that is computed again cannot be supervised", who="recompute", fix=fix)
+        model = run.pipeline.model
+        piece = pieces_of(model)
         for position, batch in packed(run):
-            yield position, evolve(batch, extras={**batch.extras, **looks_of(batch, run.pipeline.model)})
+            yield position, evolve(batch, extras={**batch.extras, **looks_of(batch, model, piece)})
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """-> (cross-entropy in nats plus the weighted loss of looking, {"accuracy", "look": attention under boxes})."""
@@ -161,40 +166,42 @@ def pictures_of(batch: Batch, model: Model) -> list[tuple[int, int, Grid] | None
     return found
 
 
-def looks_of(batch: Batch, model: Model) -> dict[str, Tensor]:
+def looks_of(batch: Batch, model: Model, piece: Callable[[int], str] | None = None) -> dict[str, Tensor]:
     """Which rows of a pack have to look where: `look_rows` (n,), ascending, and `look_boxes` (4n,) in thousandths.
 
     Samples with exactly one picture count.
+
+    Args:
+        piece: the text of an id, if it is kept between packs.
     """
-    tokenizer = model.tokenizer
-    opening, closing = (tokenizer.encode(mark)[0] for mark in (START, END))
-    pictures = pictures_of(batch, model)
+    piece = piece or pieces_of(model)
     rows: list[int] = []
     boxes: list[int] = []
-    for picture, branches in zip(pictures, branch_slices(batch), strict=True):
+    for picture, branches in zip(pictures_of(batch, model), branch_slices(batch), strict=True):
         for branch in branches if picture is not None else ():
-            ids = batch.ids[branch].tolist()
-            supervised = (batch.labels[branch] != -100).tolist()
-            spans = _spans(ids, opening, closing)
-            named = [find_boxes(tokenizer.decode(ids[a : b + 1]))[0] for a, b in spans]
-            one = len(set(named)) == 1
-            for row in range(len(ids)):
-                if supervised[row]:
-                    # a row writes the token that follows it
-                    at = 0 if one else next((i for i, (a, b) in enumerate(spans) if a <= row < b), None)
-                    if at is not None:
-                        rows.append(branch.start + row)
-                        boxes.extend(named[at])
+            spans = _spans([piece(i) for i in batch.ids[branch].tolist()])
+            one = len({box for _, _, box in spans}) == 1
+            for row in (batch.labels[branch] != -100).nonzero()[:, 0].tolist():
+                # a row writes the token that follows it
+                box = spans[0][2] if one else next((b for first, last, b in spans if first <= row < last), None)
+                if box is not None:
+                    rows.append(branch.start + row)
+                    boxes.extend(box)
     return {"look_rows": torch.tensor(rows, dtype=torch.long), "look_boxes": torch.tensor(boxes, dtype=torch.long)}
 
 
-def _spans(ids: Sequence[int], opening: int, closing: int) -> list[tuple[int, int]]:
-    """Places of each opening mark and the closing one that follows it."""
-    spans, start = [], -1
-    for place, token in enumerate(ids):
-        if token == opening:
-            start = place
-        elif token == closing and start >= 0:
-            spans.append((start, place))
-            start = -1
+def pieces_of(model: Model) -> Callable[[int], str]:
+    """The text of each id of a model's vocabulary."""
+    tokenizer = model.tokenizer
+    return cache(lambda number: tokenizer.decode([number]))
+
+
+def _spans(pieces: Sequence[str]) -> list[tuple[int, int, Box]]:
+    """Each box of a text in pieces: its first and last piece, and the box."""
+    ends = list(accumulate(map(len, pieces)))
+    text, spans, start = "".join(pieces), [], 0
+    while (start := text.find(START, start)) >= 0 and (end := text.find(END, start)) >= 0:
+        end += len(END)
+        spans.append((bisect_right(ends, start), bisect_left(ends, end), find_boxes(text[start:end])[0]))
+        start = end
     return spans

@@ -89,7 +89,7 @@ class ReadingStage:
             indices = batch.extras["sample"].tolist()
             if images is None or len(images.sizes) != len(indices):
                 raise TrainingError(
-                    "a sample of the stage `reading` shows one picture", who=run.samples[indices[0]].where
+                    "does not show one picture", who=run.samples[indices[0]].where, fix="put one into it"
                 )
             targets = [
                 glyph_classes(sample.entry.get("glyphs"), grid, merge, self.slots, sample.where)
