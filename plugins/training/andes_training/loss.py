@@ -29,7 +29,7 @@ def next_token_loss(model: Model, batch: Batch) -> tuple[Tensor, dict[str, float
     """
     wanted = batch.labels != -100
     hidden = hidden_rows(model, batch)[wanted]
-    logps, right = _scored(model, hidden, batch.labels[wanted])
+    logps, right = token_scores(model, hidden, batch.labels[wanted])
     return -logps.mean(), {"accuracy": float(right.float().mean())}
 
 
@@ -43,10 +43,10 @@ def token_logps(model: Model, hidden: Tensor, targets: Tensor) -> Tensor:
 
     Never holds more than `CHUNK_LOGITS` logits.
     """
-    return _scored(model, hidden, targets)[0]
+    return token_scores(model, hidden, targets)[0]
 
 
-def _scored(model: Model, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def token_scores(model: Model, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(N, D) and (N,) -> (N,) log-probabilities and (N,) bool, whether the target is the best token."""
 
     def score(rows: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

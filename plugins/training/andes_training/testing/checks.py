@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -12,7 +13,7 @@ import torch
 from andes_sdk.errors import TrainingError
 from andes_sdk.testing.registry import DataLines, check, measure
 from andes_sdk.testing.require import NotApplicable, require, require_bits, require_close, require_finite
-from andes_sdk.types import ConversationStage, FeedingStage, TrainingStage
+from andes_sdk.types import ConversationStage, FeedingStage, ModelChange, TrainingStage
 from andes_training.packing import Batch
 from andes_training.testing.material import fed, stage_batches, stage_run, stage_samples
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from andes_sdk.testing.subject import Subject
 
 KIND = "training_stages"
-COUNTS = {KIND: 10}
+COUNTS = {KIND: 11}
 """Kind -> number of checks; the kit compares."""
 STEPS, RATE = 12, 3e-3
 
@@ -55,14 +56,31 @@ def _fresh(subject: Subject) -> Pipeline:
     return pipe
 
 
+@contextmanager
+def _changed(model: VisionLanguageModel, stage: Any) -> Iterator[None]:
+    """The model as a stage changes it for its length, if it does; what it puts in is the same each time."""
+    if not isinstance(stage, ModelChange):
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stage.put_in(model)
+    try:
+        yield
+    finally:
+        stage.take_out(model)
+
+
 @measure
 @torch.no_grad()
 def _losses(pipe: Pipeline, samples: DataLines) -> Mapping[str, object]:
     """The loss of every stage of a pipeline."""
-    return {
-        f"the loss of stage {name!r}": float(stage.loss(pipe.model, stage_batches(pipe, stage, samples)[-1])[0])
-        for name, stage in pipe.collection("training_stages").items()
-    }
+    found = {}
+    for name, stage in pipe.collection("training_stages").items():
+        with _changed(pipe.model, stage):
+            loss, _ = stage.loss(pipe.model, stage_batches(pipe, stage, samples)[-1])
+        found[f"the loss of stage {name!r}"] = float(loss)
+    return found
 
 
 @check(KIND, "every stage has a name of its own")
@@ -79,9 +97,9 @@ def _named(subject: Subject) -> None:
 @check(KIND, "learning rates are positive and name modules that exist")
 def _rates(subject: Subject) -> None:
     model = subject.pipe.model
-    names = [n for n, _ in model.named_parameters()]
     for stage in _stages(subject):
-        given = stage.rates(model)
+        with _changed(model, stage):
+            names, given = [n for n, _ in model.named_parameters()], stage.rates(model)
         require(given, f"stage {stage.name!r} trains nothing")
         for prefix, rate in given.items():
             require(
@@ -95,44 +113,50 @@ def _rates(subject: Subject) -> None:
 def _loss(subject: Subject) -> None:
     pipe = _fresh(subject)
     for stage in _stages(subject):
-        trained = _trained(pipe.model, stage.rates(pipe.model))
-        value, figures = stage.loss(pipe.model, _batches(subject, pipe, stage)[-1])
-        require(value.ndim == 0, f"stage {stage.name!r}: the loss has shape {tuple(value.shape)}, it must be a scalar")
-        require_finite(value, f"stage {stage.name!r}: the loss")
-        require(trained and value.requires_grad, f"stage {stage.name!r}: no gradient flows from the loss")
-        for name, figure in figures.items():
-            number = isinstance(figure, float) and math.isfinite(figure)
-            require(isinstance(name, str) and number, f"stage {stage.name!r}: figure {name!r} is {figure!r}, no number")
+        with _changed(pipe.model, stage):
+            trained = _trained(pipe.model, stage.rates(pipe.model))
+            value, figures = stage.loss(pipe.model, _batches(subject, pipe, stage)[-1])
+            shape = tuple(value.shape)
+            require(value.ndim == 0, f"stage {stage.name!r}: the loss has shape {shape}, it must be a scalar")
+            require_finite(value, f"stage {stage.name!r}: the loss")
+            require(trained and value.requires_grad, f"stage {stage.name!r}: no gradient flows from the loss")
+            for name, figure in figures.items():
+                number = isinstance(figure, float) and math.isfinite(figure)
+                named = isinstance(name, str) and number
+                require(named, f"stage {stage.name!r}: figure {name!r} is {figure!r}, no number")
 
 
 @check(KIND, "only the modules it names get gradients, and the loss changes no weight")
 def _frozen(subject: Subject) -> None:
     pipe = _fresh(subject)
     for stage in _stages(subject):
-        given = stage.rates(pipe.model)
-        _trained(pipe.model, given)
-        pipe.model.zero_grad()
-        before = {n: p.detach().clone() for n, p in pipe.model.named_parameters()}
-        batch = _batches(subject, pipe, stage)[-1]
-        stage.loss(pipe.model, batch)[0].backward()
-        for name, parameter in pipe.model.named_parameters():
-            require_bits(parameter.detach(), before[name], f"stage {stage.name!r}: {name} after computing the loss")
-            learns = any(_under(prefix, name) for prefix in given)
-            require(
-                learns or not parameter.requires_grad, f"stage {stage.name!r}: thaws {name}, which its rates leave out"
-            )
-            require(
-                learns or parameter.grad is None,
-                f"stage {stage.name!r}: {name} gets a gradient, its rates leave it out",
-            )
-        blind = "image" not in getattr(batch, "media", {})
-        for prefix in given:
-            if blind and not prefix.startswith("language_model"):
-                continue  # its own samples have no pictures
-            reached = [p.grad for n, p in pipe.model.named_parameters() if _under(prefix, n) and p.grad is not None]
-            require(
-                any(bool(g.abs().max() > 0) for g in reached), f"stage {stage.name!r}: no gradient reaches {prefix!r}"
-            )
+        with _changed(pipe.model, stage):
+            given = stage.rates(pipe.model)
+            _trained(pipe.model, given)
+            pipe.model.zero_grad()
+            before = {n: p.detach().clone() for n, p in pipe.model.named_parameters()}
+            batch = _batches(subject, pipe, stage)[-1]
+            stage.loss(pipe.model, batch)[0].backward()
+            for name, parameter in pipe.model.named_parameters():
+                require_bits(parameter.detach(), before[name], f"stage {stage.name!r}: {name} after computing the loss")
+                learns = any(_under(prefix, name) for prefix in given)
+                require(
+                    learns or not parameter.requires_grad,
+                    f"stage {stage.name!r}: thaws {name}, which its rates leave out",
+                )
+                require(
+                    learns or parameter.grad is None,
+                    f"stage {stage.name!r}: {name} gets a gradient, its rates leave it out",
+                )
+            blind = "image" not in getattr(batch, "media", {})
+            for prefix in given:
+                if blind and not prefix.startswith("language_model"):
+                    continue  # its own samples have no pictures
+                reached = [p.grad for n, p in pipe.model.named_parameters() if _under(prefix, n) and p.grad is not None]
+                require(
+                    any(bool(g.abs().max() > 0) for g in reached),
+                    f"stage {stage.name!r}: no gradient reaches {prefix!r}",
+                )
 
 
 @check(KIND, "the loss of a pack is the mean over the tokens of its samples")
@@ -143,11 +167,12 @@ def _packed(subject: Subject) -> None:
     if not stages:
         raise NotApplicable("its stages make their own batches")
     for stage in stages:
-        *single, pack = _batches(subject, pipe, stage, 3)
-        parts = [stage.loss(pipe.model, b)[0] * b.tokens for b in single]
-        wanted = torch.stack(parts).sum() / pack.tokens
-        got = stage.loss(pipe.model, pack)[0]
-        require_close(got, wanted, 1e-5, f"stage {stage.name!r}: loss of a pack against its samples' token mean")
+        with _changed(pipe.model, stage):
+            *single, pack = _batches(subject, pipe, stage, 3)
+            parts = [stage.loss(pipe.model, b)[0] * b.tokens for b in single]
+            wanted = torch.stack(parts).sum() / pack.tokens
+            got = stage.loss(pipe.model, pack)[0]
+            require_close(got, wanted, 1e-5, f"stage {stage.name!r}: loss of a pack against its samples' token mean")
 
 
 @check(KIND, "the same batch gives the same loss")
@@ -155,27 +180,29 @@ def _packed(subject: Subject) -> None:
 def _repeatable(subject: Subject) -> None:
     pipe = subject.pipe
     for stage in _stages(subject):
-        batch = _batches(subject, pipe, stage)[-1]
-        one, two = (stage.loss(pipe.model, batch)[0] for _ in range(2))
-        require_bits(one, two, f"stage {stage.name!r}: loss of one batch computed twice")
+        with _changed(pipe.model, stage):
+            batch = _batches(subject, pipe, stage)[-1]
+            one, two = (stage.loss(pipe.model, batch)[0] for _ in range(2))
+            require_bits(one, two, f"stage {stage.name!r}: loss of one batch computed twice")
 
 
 @check(KIND, "a few steps on one batch lower the loss")
 def _learns(subject: Subject) -> None:
     for stage in _stages(subject):
         pipe = _fresh(subject)
-        optimizer = torch.optim.AdamW(_trained(pipe.model, stage.rates(pipe.model)), lr=RATE)
-        batch, values = _batches(subject, pipe, stage)[-1], []
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            value, _ = stage.loss(pipe.model, batch)
-            value.backward()
-            optimizer.step()
-            values.append(float(value.detach()))
-        require(
-            values[-1] < values[0],
-            f"stage {stage.name!r}: {values[0]:.4f} before {STEPS} steps, {values[-1]:.4f} after",
-        )
+        with _changed(pipe.model, stage):
+            optimizer = torch.optim.AdamW(_trained(pipe.model, stage.rates(pipe.model)), lr=RATE)
+            batch, values = _batches(subject, pipe, stage)[-1], []
+            for _ in range(STEPS):
+                optimizer.zero_grad()
+                value, _ = stage.loss(pipe.model, batch)
+                value.backward()
+                optimizer.step()
+                values.append(float(value.detach()))
+            require(
+                values[-1] < values[0],
+                f"stage {stage.name!r}: {values[0]:.4f} before {STEPS} steps, {values[-1]:.4f} after",
+            )
 
 
 @check(KIND, "only supervised rows count")
@@ -183,20 +210,21 @@ def _learns(subject: Subject) -> None:
 def _supervised(subject: Subject) -> None:
     pipe = subject.pipe
     for stage in _stages(subject):
-        batch = _batches(subject, pipe, stage, 1)[-1]
-        if not isinstance(batch, Batch):
-            continue
-        before = stage.loss(pipe.model, batch)[0]
-        last = int((batch.labels != -100).nonzero().max())
-        # rows after the last supervised one predict nothing and are seen by nobody that counts
-        batch.ids[last + 1 :] = torch.where(batch.ids[last + 1 :] == 1, 2, 1)
-        if last + 1 < len(batch.ids):
-            require_close(
-                stage.loss(pipe.model, batch)[0],
-                before,
-                1e-5,
-                f"stage {stage.name!r}: loss after unsupervised rows changed",
-            )
+        with _changed(pipe.model, stage):
+            batch = _batches(subject, pipe, stage, 1)[-1]
+            if not isinstance(batch, Batch):
+                continue
+            before = stage.loss(pipe.model, batch)[0]
+            last = int((batch.labels != -100).nonzero().max())
+            # rows after the last supervised one predict nothing and are seen by nobody that counts
+            batch.ids[last + 1 :] = torch.where(batch.ids[last + 1 :] == 1, 2, 1)
+            if last + 1 < len(batch.ids):
+                require_close(
+                    stage.loss(pipe.model, batch)[0],
+                    before,
+                    1e-5,
+                    f"stage {stage.name!r}: loss after unsupervised rows changed",
+                )
 
 
 @check(KIND, "conversations of a sample are lists of messages, and other lines are refused")
@@ -214,6 +242,25 @@ def _conversations(subject: Subject) -> None:
         except TrainingError:
             continue
         require(False, f"stage {stage.name!r}: a line of another shape must raise TrainingError")
+
+
+@check(KIND, "a stage that changes the model leaves its modules and weights as they were")
+def _left(subject: Subject) -> None:
+    stages: list[Any] = [s for s in _stages(subject) if isinstance(s, ModelChange)]
+    if not stages:
+        raise NotApplicable("its stages change no module")
+    pipe = _fresh(subject)
+    before = {n: t.clone() for n, t in pipe.model.state_dict().items()}
+    modules = {n: type(m) for n, m in pipe.model.named_modules()}
+    for stage in stages:
+        with _changed(pipe.model, stage):
+            pass
+        after = pipe.model.state_dict()
+        require(after.keys() == before.keys(), f"stage {stage.name!r}: leaves {sorted(after.keys() ^ before.keys())}")
+        found = {n: type(m) for n, m in pipe.model.named_modules()}
+        require(found == modules, f"stage {stage.name!r}: leaves other modules than it found")
+        for name, tensor in after.items():
+            require_bits(tensor, before[name], f"stage {stage.name!r}: {name} after nothing was learnt")
 
 
 @check(KIND, "a feed goes on from any of its positions with the same batches")
