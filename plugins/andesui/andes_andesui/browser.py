@@ -15,10 +15,10 @@ from typing import Any
 
 from attrs import define, field
 
-from andes_sdk.errors import BackendUnavailable
 from andes_andesui.generated import html
 from andes_andesui.kits import KITS
 from andes_andesui.screens import Options, Screen, Size
+from andes_sdk.errors import BackendUnavailable
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ("--hide-scrollbars", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
@@ -28,9 +28,18 @@ SECONDS = 20.0
 """A page that has not loaded by then has failed."""
 
 STILL = """for (const sheet of [document.createElement("style")]) {
-  sheet.textContent = "*,*::before,*::after{animation:none!important;transition:none!important;caret-color:transparent!important}";
+  sheet.textContent = "*,*::before,*::after{animation:none!important;transition:none!important;" +
+    "caret-color:transparent!important;scroll-behavior:auto!important}";
   document.head.append(sheet);
+}
+if (!document.querySelector("meta[name=viewport]")) {
+  const meta = document.createElement("meta");
+  meta.name = "viewport";
+  meta.content = "width=device-width,initial-scale=1,minimum-scale=1";
+  document.head.append(meta);
 }"""
+"""Nothing moves, and a phone shows a page in its size."""
+
 DARK = """for (const e of [document.documentElement, document.body]) {
   e.classList.add("dark", "dark-mode", "dark-version");
   for (const name of ["data-bs-theme", "data-coreui-theme", "data-theme"]) e.setAttribute(name, "dark");
@@ -58,7 +67,13 @@ def chromium() -> str:
         if path := shutil.which(name):
             return path
     why = f"none of {', '.join(PROGRAMS)} is on the PATH"
-    raise BackendUnavailable("Chromium is not installed", who="andes ui render", why=why, fix="apt-get install chromium")
+    raise BackendUnavailable(
+        "Chromium is not installed", who="andes ui render", why=why, fix="apt-get install chromium"
+    )
+
+
+class PageFailed(Exception):
+    """A page that cannot be rendered; the text says why."""
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -117,7 +132,19 @@ class Browser:
                 browser.close()
 
     def shoot(self, screen: Screen) -> tuple[bytes, dict[str, Any]]:
-        """The picture of a screen as a file's content, and what `extract.js` found."""
+        """The picture of a screen as a file's content, and what `extract.js` found.
+
+        Raises:
+            PageFailed: the page does not load, or is not shown in its size.
+        """
+        from playwright.sync_api import Error
+
+        try:
+            return self._shot(screen)
+        except Error as error:
+            raise PageFailed(str(error).partition("\n")[0]) from None
+
+    def _shot(self, screen: Screen) -> tuple[bytes, dict[str, Any]]:
         page, session = self._page(screen)
         if screen.app.root is None:
             page.set_content(html(screen, self.options, self.words), wait_until="domcontentloaded")
@@ -130,9 +157,12 @@ class Browser:
                 page.evaluate(KITS[screen.app.kit].ready)
             page.evaluate(SETTLED)
         found: dict[str, Any] = page.evaluate(self.script, {"characters": self.options.characters})
+        if abs(found["seen"]["scale"] / screen.scale - 1) > 0.01:
+            raise PageFailed("a phone shows the page smaller than it is: it has a viewport of its own")
         kind = {"jpg": "jpeg"}.get(self.options.format, self.options.format)
         quality = {} if kind == "png" else {"quality": 90}
-        shot = session.send("Page.captureScreenshot", {"format": kind, "optimizeForSpeed": kind == "png", **quality})
+        how = {"format": kind, "optimizeForSpeed": kind == "png", "clip": found["seen"], **quality}
+        shot = session.send("Page.captureScreenshot", how)
         return base64.b64decode(shot["data"]), found
 
     def _page(self, screen: Screen) -> tuple[Any, Any]:

@@ -20,7 +20,9 @@ def _names(text: str) -> tuple[str, ...]:
 @app.command()
 @clean
 def render(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE…", help="Folders of html pages, or generated:N[:SEED].")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE…", help="Folders of html pages, or generated:N[:SEED].")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for screens, rows and the report; a stopped run goes on there.")],
     sizes: Annotated[
         str, typer.Option(help="desktop, mobile, small, or WIDTHxHEIGHT, with m at the end for touch.")
@@ -71,6 +73,26 @@ def render(
     stdout().print(table(("", "count"), [(name, f"{value:,}") for name, value in facts.items()], str(out)))
 
 
-@app.callback()
-def main() -> None:
-    """Keep `render` a command of its own."""
+@app.command()
+@clean
+def fetch(
+    kits: Annotated[list[str] | None, typer.Argument(metavar="KIT…", help="Names of kits; none lists them.")] = None,
+    to: Annotated[Path, typer.Option(help="Folder in which each kit gets a folder.")] = Path("kits"),
+    as_json: Json = False,
+) -> None:
+    """Get KITs of others from npm and PyPI, to render their pages. Their licences are written beside them."""
+    from andes_andesui.fetch import fetch as run
+    from andes_andesui.kits import KITS
+
+    if not kits:
+        found = [
+            {"name": name, "package": k.package, "version": k.version, "licence": k.licence} for name, k in KITS.items()
+        ]
+    else:
+        with stderr().status(f"fetching {', '.join(kits)}"):
+            found = run(kits, to)
+    if as_json:
+        print_json(found)
+        return
+    heads = ("name", "package", "version", "licence")
+    stdout().print(table(heads, [[row[head] for head in heads] for row in found], str(to) if kits else "kits"))

@@ -75,7 +75,9 @@ NAMED = {"field", "list", "checkbox", "radio button", "slider", "switch"}
 """Roles that are called by their label."""
 
 
-def counted(raw: Sequence[dict[str, Any]], width: int, height: int, scale: float) -> tuple[list[Element], dict[str, int]]:
+def counted(
+    raw: Sequence[dict[str, Any]], width: int, height: int, scale: float
+) -> tuple[list[Element], dict[str, int]]:
     """Elements that count, and how many were refused by reason.
 
     Args:

@@ -33,6 +33,14 @@
   const iconic = (e) => e.tagName === "svg" || e.tagName === "IMG" || e.getAttribute("role") === "img" ||
     ((e.tagName === "I" || e.tagName === "SPAN") && !e.textContent.trim() && e.className &&
      !["none", "normal"].includes(getComputedStyle(e, "::before").content));
+  const drawn = (e) => {  // a picture that did not load, and an icon of a font that is not there, show nothing
+    if (e.tagName === "IMG") return e.complete && e.naturalWidth > 0;
+    if (e.tagName !== "I" && e.tagName !== "SPAN") return true;
+    const style = getComputedStyle(e, "::before"), sign = style.content;
+    if (!/[\ue000-\uf8ff]|[\u{f0000}-\u{ffffd}]/u.test(sign) && !e.dataset.glyph) return true;
+    const family = style.fontFamily.split(",")[0].replace(/["']/g, "").trim();
+    return [...document.fonts].some((f) => f.family.replace(/["']/g, "") === family && f.status === "loaded");
+  };
   const fontName = (e) => {  // an icon font says in its class what the icon shows
     const found = [...e.classList].find((c) => /^(fa|bi|ti|cil|cib|mdi|icon)-[a-z-]+$/.test(c));
     return found ? found.replace(/^[a-z]+-/, "").replace(/-/g, " ") : "";
@@ -71,14 +79,15 @@
     const text = kind === "icon" ? "" : shown(e);
     if (outer && kind === "icon" && !outer.text) continue;  // a button that only shows this icon
     if (outer && text && outer.text === text) continue;     // the words of a button are the button
-    let name = nameOf(e), icon = kind === "icon";
+    let name = nameOf(e), icon = kind === "icon", blank = icon && !drawn(e);
     if (kind === "control" && !text) {
       const picture = e.querySelector("svg,img,[role=img],i,span");
       icon = Boolean(picture);
+      blank = picture && !drawn(picture);
       if (!name && picture) name = nameOf(picture) || fontName(picture);
     }
     if (kind === "icon" && !name) name = fontName(e);
-    const row = {e, kind, role: role || (icon ? (e.tagName === "IMG" ? "image" : "icon") : textRole(e)), text, name, icon};
+    const row = {e, kind, role: role || (icon ? (e.tagName === "IMG" ? "image" : "icon") : textRole(e)), text, name, icon, blank};
     kept.set(e, row);
     found.push(row);
   }
@@ -132,7 +141,7 @@
     const {e} = row, rect = rectOf(row), cut = clip(e, rect);
     const width = rect.right - rect.left, height = rect.bottom - rect.top;
     const facts = {box: pixels(rect), role: row.role, kind: row.kind, text: row.text, name: row.name, icon: row.icon};
-    facts.visible = width > 0 && height > 0 && visible(e);
+    facts.visible = width > 0 && height > 0 && !row.blank && visible(e);
     if (!facts.visible) return facts;
     const style = getComputedStyle(e);
     facts.cut = cut.left - rect.left > 1 || cut.top - rect.top > 1 || rect.right - cut.right > 1 ||
@@ -162,5 +171,6 @@
     if (options.characters) facts.characters = characters(row);
     return facts;
   });
-  return {title: tidy(document.title), elements};
+  const seen = {x: view.pageLeft, y: view.pageTop, width: view.width, height: view.height, scale};
+  return {title: tidy(document.title), elements, seen};
 }

@@ -42,9 +42,8 @@ def cards(p: Parts) -> str:
         picture = p.picture(p.random.randint(40, 110)) if p.chance(0.5) and not p.small else ""
         text = p.text(p.words.sentence(3, 8), style="faint") if p.chance(0.6) else ""
         buttons = _joined(p.random.randint(1, 2), p.button)
-        return (
-            f'<div class="card">{picture}{p.text(p.words.phrase(1, 3), "h3")}{text}<div class="row wrap">{buttons}</div></div>'
-        )
+        head = p.text(p.words.phrase(1, 3), "h3")
+        return f'<div class="card">{picture}{head}{text}<div class="row wrap">{buttons}</div></div>'
 
     return _grid(columns, _joined(columns * p.count(130, most=3), card))
 
@@ -91,7 +90,8 @@ def dialog(p: Parts) -> str:
     ends = p.random.choice((("cancel", "ok"), ("cancel", "delete"), ("back", "save"), ("ok",)))
     buttons = "".join(p.button(a, "second" if n + 1 < len(ends) else "") for n, a in enumerate(ends))
     behind = entries(p)
-    return f'{behind}<div class="veil"><div class="card" role="dialog">{head}{inner}<div class="row end">{buttons}</div></div></div>'
+    box = f'<div class="card" role="dialog">{head}{inner}<div class="row end">{buttons}</div></div>'
+    return f'{behind}<div class="veil">{box}</div>'
 
 
 def settings(p: Parts) -> str:
@@ -159,7 +159,8 @@ def login(p: Parts) -> str:
     )
     if not p.small:
         inner += f'<div class="row between wrap">{p.link("forgot")}{p.link("register")}</div>'
-    return f'<div class="column grow" style="justify-content:center"><div class="card" style="width:min(100%,24em);margin:auto">{inner}</div></div>'
+    card = f'<div class="card" style="width:min(100%,24em);margin:auto">{inner}</div>'
+    return f'<div class="column grow" style="justify-content:center">{card}</div>'
 
 
 def keypad(p: Parts) -> str:
@@ -169,7 +170,9 @@ def keypad(p: Parts) -> str:
     tall = max(20, int(p.height * 0.6 / (len(keys) / columns)) - p.look.gap)
     buttons = "".join(f'<button style="height:{tall}px;font-size:1.3em">{key}</button>' for key in keys)
     value = p.text(p.words.number(), "div", "large")
-    foot = f'<div class="row middle">{p.icon_button("call", "")}{p.icon_button("remove")}</div>' if p.chance(0.5) else ""
+    foot = (
+        f'<div class="row middle">{p.icon_button("call", "")}{p.icon_button("remove")}</div>' if p.chance(0.5) else ""
+    )
     return f'<div class="row end">{value}</div>{_grid(columns, buttons)}{foot}'
 
 
@@ -184,7 +187,8 @@ def calendar(p: Parts) -> str:
     head = p.text(f"{p.words.phrase(1, 1)} {p.random.randint(2020, 2030)}", "h2")
     top = f'<div class="row between">{p.icon_button("back")}{head}{p.icon_button("next")}</div>'
     foot = "" if p.small else entries(p)
-    return f'{top}<div class="grid" style="grid-template-columns:repeat(7,1fr);gap:1px;text-align:center">{names}{blank}{cells}</div>{foot}'
+    style = "grid-template-columns:repeat(7,1fr);gap:1px;text-align:center"
+    return f'{top}<div class="grid" style="{style}">{names}{blank}{cells}</div>{foot}'
 
 
 def player(p: Parts) -> str:
@@ -221,13 +225,15 @@ def mail(p: Parts) -> str:
     def letter() -> str:
         box = f'<input type="checkbox" aria-label="{escape(p.words.phrase(2, 3))}">' if p.width > 600 else ""
         text = f"<b>{escape(p.words.name())}</b><div class='faint'>{escape(p.words.phrase(2, 5))}</div>"
-        return f'<div class="row entry">{box}<div class="grow">{text}</div><span class="faint">{p.words.time()}</span></div>'
+        time = f'<span class="faint">{p.words.time()}</span>'
+        return f'<div class="row entry">{box}<div class="grow">{text}</div>{time}</div>'
 
     return f'<div class="row wrap" role="tablist">{folders}</div>' + _joined(p.count(p.line * 1.8), letter)
 
 
 def article(p: Parts) -> str:
     """Paragraphs under headings."""
+
     def part() -> str:
         text = " ".join(p.words.sentence(4, 9) for _ in range(p.random.randint(1, 1 if p.small else 4)))
         return p.text(p.words.phrase(1, 4), "h2") + p.text(text)
@@ -253,11 +259,14 @@ def scattered(p: Parts) -> str:
             (6, 3, 3, 1, 1, 1),
         )[0]()
         size = p.random.choice(sizes[: 4 if p.small else 6])
-        return f'<div style="font-size:{size}em;margin:{p.random.randrange(8)}px {p.random.randrange(24)}px">{inner}</div>'
+        return (
+            f'<div style="font-size:{size}em;margin:{p.random.randrange(8)}px {p.random.randrange(24)}px">{inner}</div>'
+        )
 
     count = max(1, p.random.randint(2, 4 + p.width * p.height // 12_000))
     spread = p.random.choice(("space-around", "space-between", "flex-start", "center"))
-    return f'<div class="row wrap grow" style="align-content:{spread};justify-content:{spread}">{_joined(count, thing)}</div>'
+    style = f"align-content:{spread};justify-content:{spread}"
+    return f'<div class="row wrap grow" style="{style}">{_joined(count, thing)}</div>'
 
 
 LAYOUTS: dict[str, Layout] = {

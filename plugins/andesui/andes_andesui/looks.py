@@ -8,7 +8,8 @@ from attrs import frozen
 
 FONTS = (
     "'DejaVu Sans'", "'DejaVu Serif'", "'DejaVu Sans Mono'", "'Liberation Sans'", "'Liberation Serif'",
-    "'Liberation Sans Narrow'", "'Noto Sans'", "'Noto Serif'", "'Noto Sans Display'", "sans-serif", "serif", "monospace",
+    "'Liberation Sans Narrow'", "'Noto Sans'", "'Noto Serif'", "'Noto Sans Display'", "sans-serif", "serif",
+    "monospace",
 )  # fmt: skip
 """Families that a page asks for; where one is not installed, Chromium takes another."""
 
@@ -85,7 +86,8 @@ class Look:
         }
         bar = "background:hsl(var(--main));color:hsl(var(--on))" if self.filled else "background:hsl(var(--card))"
         return f""":root{{--main:{main};--second:{second};--on:{on};--ground:{ground};--card:{card};--text:{text};
---faint:{faint};--line:{line};--gap:{self.gap}px;--r:{self.radius}px;--size:{self.size}px;color-scheme:{"dark" if dark else "light"}}}
+--faint:{faint};--line:{line};--gap:{self.gap}px;--r:{self.radius}px;--size:{self.size}px;
+color-scheme:{"dark" if dark else "light"}}}
 *{{box-sizing:border-box;animation:none!important;transition:none!important;caret-color:transparent}}
 html,body{{margin:0;height:100%;overflow:hidden}}
 body{{font:{self.size}px/1.35 {self.font},sans-serif;color:hsl(var(--text));background:hsl(var(--ground));display:flex;
@@ -113,7 +115,8 @@ input[type=range]{{padding:0;accent-color:hsl(var(--main))}}
 padding:var(--gap);background:hsl(var(--card))}}.side button{{justify-content:flex-start}}
 main{{flex:1;min-width:0;padding:var(--gap);display:flex;flex-direction:column;gap:var(--gap);overflow:hidden}}
 .card{{background:hsl(var(--card));border:{self.border}px solid hsl(var(--line));padding:var(--gap);
-box-shadow:0 {self.shadow // 3}px {self.shadow}px hsl(0 0% 0%/.25);display:flex;flex-direction:column;gap:calc(var(--gap)*.6)}}
+box-shadow:0 {self.shadow // 3}px {self.shadow}px hsl(0 0% 0%/.25);display:flex;flex-direction:column;
+gap:calc(var(--gap)*.6)}}
 .row{{display:flex;align-items:center;gap:var(--gap)}}.wrap{{flex-wrap:wrap}}.end{{justify-content:flex-end}}
 .middle{{justify-content:center;align-items:center;text-align:center}}.grow{{flex:1;min-width:0}}
 .between{{justify-content:space-between}}.column{{display:flex;flex-direction:column;gap:calc(var(--gap)*.4)}}
@@ -123,8 +126,8 @@ box-shadow:0 {self.shadow // 3}px {self.shadow}px hsl(0 0% 0%/.25);display:flex;
 .badge{{background:hsl(var(--second)/.2);color:hsl(var(--second));border-radius:99px;padding:0 .6em;font-size:.85em}}
 .face{{width:2.2em;height:2.2em;border-radius:50%;flex:none;background:hsl(var(--second)/.35)}}
 .picture{{width:100%;display:block;border-radius:var(--r)}}
-.bubble{{max-width:75%;padding:calc(var(--gap)*.6) var(--gap);border-radius:calc(var(--r) + 4px);background:hsl(var(--card));
-align-self:flex-start}}.bubble.mine{{align-self:flex-end;background:hsl(var(--main));color:hsl(var(--on))}}
+.bubble{{max-width:75%;padding:calc(var(--gap)*.6) var(--gap);border-radius:calc(var(--r) + 4px);
+background:hsl(var(--card));align-self:flex-start}}.bubble.mine{{align-self:flex-end;background:hsl(var(--main));color:hsl(var(--on))}}
 table{{border-collapse:collapse;width:100%}}th,td{{text-align:start;padding:calc(var(--gap)*.5) var(--gap);
 {"border-bottom:1px solid hsl(var(--line))" if self.lines else ""}}}
 .veil{{position:fixed;inset:0;background:hsl(0 0% 0%/.5);display:flex;align-items:center;justify-content:center}}

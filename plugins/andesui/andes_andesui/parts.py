@@ -100,7 +100,8 @@ class Parts:
         word = self.words.word()
         return {
             "email": f"{word}@{self.words.word()}.org", "date": self.words.date(), "time": self.words.time(),
-            "name": self.words.name(), "amount": self.words.price(), "phone": f"+{self.random.randrange(10**9, 10**11)}",
+            "name": self.words.name(), "amount": self.words.price(),
+            "phone": f"+{self.random.randrange(10**9, 10**11)}",
         }.get(action, word)  # fmt: skip
 
     def choice(self, kind: str, checked: bool | None = None) -> str:
@@ -161,7 +162,8 @@ class Parts:
             f'fill="hsl(var(--main))"/>'
             for n, tall in enumerate(self.random.randint(5, 58) for _ in range(count))
         )
-        return f'<svg class="picture" style="height:{height}px" viewBox="0 0 100 60" preserveAspectRatio="none">{shapes}</svg>'
+        style = f'class="picture" style="height:{height}px"'
+        return f'<svg {style} viewBox="0 0 100 60" preserveAspectRatio="none">{shapes}</svg>'
 
     def face(self) -> str:
         """A round picture of a person."""

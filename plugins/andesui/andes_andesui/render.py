@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import queue
 import threading
 import time
@@ -16,16 +15,20 @@ from typing import Any
 
 from PIL import Image
 
-from andes_sdk.errors import InputError
-from andes_sdk.files import Journal, write_atomically, writing
-from andes_andesui.browser import Browser, chromium, served
+from andes_andesui.browser import Browser, PageFailed, chromium, served
 from andes_andesui.elements import counted
+from andes_andesui.lines import Lines
+from andes_andesui.report import write_report
 from andes_andesui.screens import Options, Screen, plan
 from andes_andesui.words import read_words
+from andes_andesui.writing import write_rows
+from andes_sdk.errors import InputError
+from andes_sdk.files import write_atomically, writing
 
 SETTINGS, SCREENS = "render.json", "screens.jsonl"
 
-log = logging.getLogger(__name__)
+SHOWN = 36
+"""Screens on the contact sheet."""
 
 
 def render(
@@ -44,19 +47,36 @@ def render(
     screens = plan(options)
     words = read_words(Path(options.words)) if options.words else ()
     _settle(options, out)
-    journal = Journal(out / SCREENS)
-    wanted = {screen.id: screen for screen in screens}
-    done = {row["id"] for row in journal.keep(lambda row: row["id"] in wanted)}
+    lines, wanted = Lines(out / SCREENS), [screen.id for screen in screens]
+    done = lines.places(set(wanted))
     missing = [screen for screen in screens if screen.id not in done]
     begin = time.perf_counter()
+    show(len(done), len(screens))
     if missing:
         chromium()
-        show(len(done), len(screens))
         for number, row in enumerate(_rendered(missing, options, words, out, jobs), 1):
-            journal.add(row)
+            lines.add(row)
             show(len(done) + number, len(screens))
     seconds = time.perf_counter() - begin
-    return {"screens": len(screens), "rendered": len(missing), "seconds": round(seconds, 2)}
+    return {
+        "screens": len(screens), "rendered": len(missing), "seconds": round(seconds, 2),
+        "per_second": round(len(missing) / seconds, 2), **_written(options, lines, wanted, out),
+    }  # fmt: skip
+
+
+def _written(options: Options, lines: Lines, wanted: list[str], out: Path) -> dict[str, Any]:
+    """Write rows and the report -> what they hold, counted."""
+    places = lines.places(set(wanted))
+    order = [places[name] for name in wanted]
+    counts = write_rows(lambda: lines.read(order), out, options.questions, options.seed)
+    step = max(1, len(order) // SHOWN)
+    shown = [screen for screen in lines.read(order[::step]) if "image" in screen]
+    write_report(counts, shown[:SHOWN], out)
+    return {
+        "elements": counts.elements, "refused": sum(counts.refused.values()), "duplicates": len(counts.duplicates),
+        "failed": len(counts.failed), "applications": len(counts.apps),
+        **{f"{split}_{task}": n for split, part in counts.tasks.items() for task, n in part.items()},
+    }  # fmt: skip
 
 
 def _settle(options: Options, out: Path) -> None:
@@ -122,8 +142,6 @@ def _rendered(
 
 def _row(browser: Browser, screen: Screen, out: Path) -> dict[str, Any]:
     """Render one screen, write its picture -> its line. A page that fails has a line that says why."""
-    from playwright.sync_api import Error
-
     facts = {
         "id": screen.id, "app": screen.app.name, "page": screen.page, "split": "test" if screen.test else "train",
         "size": str(screen.size), "kind": screen.size.kind, "touch": screen.size.touch, "theme": screen.theme,
@@ -131,8 +149,8 @@ def _row(browser: Browser, screen: Screen, out: Path) -> dict[str, Any]:
     }  # fmt: skip
     try:
         content, found = browser.shoot(screen)
-    except Error as error:
-        return {**facts, "error": str(error).partition("\n")[0]}
+    except PageFailed as error:
+        return {**facts, "error": str(error)}
     name = f"screens/{screen.id}.{browser.options.format}"
     with writing(out / name):
         write_atomically(out / name, content)

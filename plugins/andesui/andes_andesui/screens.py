@@ -6,16 +6,17 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from attrs import asdict, field, frozen
 
-from andes_sdk.errors import InputError
 from andes_andesui.kits import KIT_FILE
 from andes_andesui.layouts import LAYOUTS
 from andes_andesui.words import languages
+from andes_sdk.errors import InputError
 
 SIZES = {
     "desktop": ("1280x800", "1024x768"),
@@ -115,7 +116,11 @@ class Options:
 def _known(who: str, given: Sequence[str], known: Any) -> None:
     wrong = [name for name in given if name not in known]
     if wrong or not given:
-        raise InputError(f"unknown: {', '.join(wrong)}" if wrong else "nothing given", who=who, fix=f"give some of {', '.join(known)}")
+        raise InputError(
+            f"unknown: {', '.join(wrong)}" if wrong else "nothing given",
+            who=who,
+            fix=f"give some of {', '.join(known)}",
+        )
 
 
 @frozen
@@ -157,7 +162,9 @@ def applications(options: Options) -> list[Application]:
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         why = "the split by application needs a name for each"
-        raise InputError(f"two applications are called {twice[0]}", who="andes ui render", why=why, fix="rename a folder")
+        raise InputError(
+            f"two applications are called {twice[0]}", who="andes ui render", why=why, fix="rename a folder"
+        )
     return found
 
 
@@ -188,8 +195,8 @@ def is_test(app: str, options: Options) -> bool:
 def plan(options: Options) -> list[Screen]:
     """Every screen that the options ask for, in one order.
 
-    A page of a folder is rendered in all views (sizes, themes, scales, languages), or in `views` of them; a generated page
-    in one that is drawn, or in `views`. Languages are those of generated pages only.
+    A page of a folder is rendered in all views (sizes, themes, scales), or in `views` of them. A generated page is
+    rendered in one view that is drawn, or in `views`; views of it differ in language, too.
 
     Raises:
         InputError: a source or a name is unknown.
@@ -199,7 +206,7 @@ def plan(options: Options) -> list[Screen]:
     missing = sorted(set(options.test_apps) - {app.name for app in apps})
     if missing:
         raise InputError(f"unknown: {', '.join(missing)}", who="--test-apps", fix="give names of applications")
-    found: list[Screen] = []
+    rows: list[list[Screen]] = []
     for app in apps:
         test = is_test(app.name, options)
         spoken = options.languages if app.root is None else ("",)
@@ -211,11 +218,13 @@ def plan(options: Options) -> list[Screen]:
             for language in spoken
         ]
         wanted = options.views if options.views is not None else (1 if app.root is None else len(views))
+        rows.append([])
         for page in app.pages:
             drawn = views
             if wanted < len(views):
                 drawn = Random(f"{options.seed}/{app.name}/{page}").sample(views, wanted)
-            found += [Screen(app, page, *view, test) for view in drawn]
-        if options.limit is not None and len(found) >= options.limit:
-            break
-    return found[: options.limit]
+            rows[-1] += [Screen(app, page, *view, test) for view in drawn]
+    if options.limit is None:
+        return list(chain(*rows))
+    turns = zip_longest(*rows)  # some of each application
+    return [screen for turn in turns for screen in turn if screen is not None][: options.limit]
