@@ -25,6 +25,11 @@ REASONS = {
 """Why an element does not count."""
 
 
+def _rounded(box: Sequence[float]) -> Box:
+    x1, y1, x2, y2 = (round(float(side), 1) for side in box)
+    return x1, y1, x2, y2
+
+
 @frozen(kw_only=True)
 class Element:
     """Something on a screen.
@@ -38,7 +43,7 @@ class Element:
         characters: each character with its box, where asked for and known.
     """
 
-    box: Box = field(converter=lambda box: tuple(round(float(side), 1) for side in box))
+    box: Box = field(converter=_rounded)
     role: str
     text: str = ""
     name: str = ""

@@ -33,7 +33,7 @@ def fetch(names: list[str], to: Path) -> list[dict[str, Any]]:
     found = []
     for name in names:
         kit, folder = KITS[name], to / name
-        facts = {
+        facts: dict[str, Any] = {
             "name": name, "registry": kit.registry, "package": kit.package, "version": kit.version,
             "licence": kit.licence, "pages": list(kit.pages),
         }  # fmt: skip
