@@ -6,12 +6,14 @@ import base64
 import functools
 import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from attrs import define, field
 
@@ -32,13 +34,12 @@ STILL = """for (const sheet of [document.createElement("style")]) {
     "caret-color:transparent!important;scroll-behavior:auto!important}";
   document.head.append(sheet);
 }
-if (!document.querySelector("meta[name=viewport]")) {
-  const meta = document.createElement("meta");
+for (const meta of [document.querySelector("meta[name=viewport]") ?? document.createElement("meta")]) {
   meta.name = "viewport";
   meta.content = "width=device-width,initial-scale=1,minimum-scale=1";
   document.head.append(meta);
 }"""
-"""Nothing moves, and a phone shows a page in its size."""
+"""Nothing moves, and a phone shows a page in its size: Chromium takes no true picture of one that is zoomed out."""
 
 DARK = """for (const e of [document.documentElement, document.body]) {
   e.classList.add("dark", "dark-mode", "dark-version");
@@ -70,6 +71,21 @@ def chromium() -> str:
     raise BackendUnavailable(
         "Chromium is not installed", who="andes ui render", why=why, fix="apt-get install chromium"
     )
+
+
+def check_fonts(languages: Sequence[str]) -> None:
+    """Refuse languages that no installed font can show; where fontconfig is missing, nothing is known.
+
+    Raises:
+        BackendUnavailable: there is none for one of them.
+    """
+    program = shutil.which("fc-list")
+    for code in languages if program else ():
+        if not subprocess.run(
+            [str(program), f":lang={code}", "family"], capture_output=True, check=False
+        ).stdout.strip():
+            fix = f"apt-get install {'fonts-noto-cjk' if code in ('zh', 'ja') else 'fonts-noto-core'}"
+            raise BackendUnavailable(f"no font for {code} is installed", who="--languages", fix=fix)
 
 
 class PageFailed(Exception):
@@ -142,6 +158,10 @@ class Browser:
         try:
             return self._shot(screen)
         except Error as error:
+            if not self.browser.is_connected():
+                what, fix = "Chromium has ended", "start the same command again: it goes on"
+                raise BackendUnavailable(what, who=screen.id, why=str(error), fix=fix) from None
+            self._forget(screen)
             raise PageFailed(str(error).partition("\n")[0]) from None
 
     def _shot(self, screen: Screen) -> tuple[bytes, dict[str, Any]]:
@@ -149,7 +169,9 @@ class Browser:
         if screen.app.root is None:
             page.set_content(html(screen, self.options, self.words), wait_until="domcontentloaded")
         else:
-            page.goto(f"{self.addresses[screen.app.root]}/{screen.page}", wait_until="load")
+            answer = page.goto(f"{self.addresses[screen.app.root]}/{quote(screen.page)}", wait_until="load")
+            if answer is None or not answer.ok:
+                raise PageFailed("the page is no longer there")
             page.evaluate(STILL)
             if screen.theme == "dark":
                 page.evaluate(DARK)
@@ -158,12 +180,17 @@ class Browser:
             page.evaluate(SETTLED)
         found: dict[str, Any] = page.evaluate(self.script, {"characters": self.options.characters})
         if abs(found["seen"]["scale"] / screen.scale - 1) > 0.01:
-            raise PageFailed("a phone shows the page smaller than it is: it has a viewport of its own")
+            raise PageFailed("the page is zoomed")
         kind = {"jpg": "jpeg"}.get(self.options.format, self.options.format)
         quality = {} if kind == "png" else {"quality": 90}
         how = {"format": kind, "optimizeForSpeed": kind == "png", "clip": found["seen"], **quality}
         shot = session.send("Page.captureScreenshot", how)
         return base64.b64decode(shot["data"]), found
+
+    def _forget(self, screen: Screen) -> None:
+        """Give up the page that a screen failed on: what is left of it must not spoil the next."""
+        page, _ = self.pages.pop((screen.size, screen.theme, screen.scale))
+        page.context.close()
 
     def _page(self, screen: Screen) -> tuple[Any, Any]:
         key = (screen.size, screen.theme, screen.scale)

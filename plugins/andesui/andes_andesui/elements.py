@@ -119,7 +119,7 @@ def refusal(facts: dict[str, Any], width: int, height: int, scale: float) -> str
         return "cut"
     if not facts["hit"] or facts["covered"]:
         return "covered"
-    if not facts["text"] and not facts["name"]:
+    if not facts["text"] and not any(map(str.isalnum, facts["name"])):
         return "nameless"
     return ""
 

@@ -42,7 +42,8 @@
     return [...document.fonts].some((f) => f.family.replace(/["']/g, "") === family && f.status === "loaded");
   };
   const fontName = (e) => {  // an icon font says in its class what the icon shows
-    const found = [...e.classList].find((c) => /^(fa|bi|ti|cil|cib|mdi|icon)-[a-z-]+$/.test(c));
+    const form = /^fa-(fw|lg|xs|sm|li|spin|pulse|inverse|border|stack|pull|flip|rotate)/;
+    const found = [...e.classList].find((c) => /^(fa|bi|ti|cil|cib|mdi|icon)-[a-z-]+$/.test(c) && !form.test(c));
     return found ? found.replace(/^[a-z]+-/, "").replace(/-/g, " ") : "";
   };
   const labelled = (e) => {

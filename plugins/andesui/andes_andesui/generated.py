@@ -29,7 +29,7 @@ def html(screen: Screen, options: Options, own: Sequence[str] = ()) -> str:
     direction = "rtl" if language.right_to_left else "ltr"
     return (
         f'<!doctype html><html lang="{language.code}" dir="{direction}"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1,minimum-scale=1">'
         f"<title>{escape(words.phrase(1, 2))}</title><style>{look.css(screen.theme == 'dark', language.right_to_left)}"
         f"</style></head><body>{inner}</body></html>"
     )

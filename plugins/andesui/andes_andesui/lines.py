@@ -28,8 +28,11 @@ class Lines:
         """Add a line, at once."""
         Journal(self.path).add(row)
 
-    def places(self, wanted: Container[str]) -> dict[str, int]:
-        """Where the line of each wanted screen begins. A torn last line, of a run that was killed, is cut off.
+    def places(self, wanted: Container[str], *, failed: bool = True) -> dict[str, int]:
+        """Where the last line of each wanted screen begins. A torn one, of a run that was killed, is cut off.
+
+        Args:
+            failed: also those of pages that failed.
 
         Raises:
             InputError: the file cannot be read, or holds a line that is none.
@@ -43,9 +46,9 @@ class Lines:
                     file.truncate(place)
                     os.fsync(file.fileno())
                     break
-                name = self._parsed(line, number)["id"]
-                if name in wanted:
-                    found[name] = place
+                row = self._parsed(line, number)
+                if row["id"] in wanted and (failed or "error" not in row):
+                    found[row["id"]] = place
                 place += len(line)
         return found
 

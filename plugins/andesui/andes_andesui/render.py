@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from andes_andesui.browser import Browser, PageFailed, chromium, served
+from andes_andesui.browser import Browser, PageFailed, check_fonts, chromium, served
 from andes_andesui.elements import counted
 from andes_andesui.lines import Lines
 from andes_andesui.report import write_report
@@ -24,6 +24,7 @@ from andes_andesui.words import read_words
 from andes_andesui.writing import write_rows
 from andes_sdk.errors import InputError
 from andes_sdk.files import write_atomically, writing
+from andes_sdk.reading import parse_json
 
 SETTINGS, SCREENS = "render.json", "screens.jsonl"
 
@@ -48,12 +49,13 @@ def render(
     words = read_words(Path(options.words)) if options.words else ()
     _settle(options, out)
     lines, wanted = Lines(out / SCREENS), [screen.id for screen in screens]
-    done = lines.places(set(wanted))
+    done = lines.places(set(wanted), failed=False)
     missing = [screen for screen in screens if screen.id not in done]
     begin = time.perf_counter()
     show(len(done), len(screens))
     if missing:
         chromium()
+        check_fonts(sorted({screen.language for screen in missing if screen.language}))
         for number, row in enumerate(_rendered(missing, options, words, out, jobs), 1):
             lines.add(row)
             show(len(done) + number, len(screens))
@@ -87,7 +89,13 @@ def _settle(options: Options, out: Path) -> None:
     """
     path, now = out / SETTINGS, options.to_dict()
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = parse_json(path.read_bytes())
+            if not isinstance(before, dict):
+                raise ValueError("it is no object")
+        except (OSError, ValueError) as error:
+            fix = "remove it, if you know that the options are the same"
+            raise InputError("cannot be read", who=str(path), why=str(error), fix=fix) from None
         other = sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
         if other:
             why = ", ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in other)

@@ -17,6 +17,8 @@ from andes_andesui.kits import KIT_FILE
 from andes_andesui.layouts import LAYOUTS
 from andes_andesui.words import languages
 from andes_sdk.errors import InputError
+from andes_sdk.files import confined
+from andes_sdk.reading import parse_json
 
 SIZES = {
     "desktop": ("1280x800", "1024x768"),
@@ -174,7 +176,7 @@ def _folder(root: Path) -> Application:
         fix = "give a folder with html pages, or generated:N"
         raise InputError("no such source", who=str(root), why="it is no folder", fix=fix)
     if (root / KIT_FILE).is_file():
-        facts = json.loads((root / KIT_FILE).read_text(encoding="utf-8"))
+        facts = _facts(root / KIT_FILE)
     globs = facts.get("pages", ["**/*.html", "**/*.htm"])
     pages = sorted({p.relative_to(root).as_posix() for glob in globs for p in root.glob(glob) if p.is_file()})
     pages = [page for page in pages if "node_modules/" not in page]
@@ -182,6 +184,21 @@ def _folder(root: Path) -> Application:
         why = f"no file fits {', '.join(globs)}"
         raise InputError("no page in this folder", who=str(root), why=why, fix="give a folder with html pages")
     return Application(facts.get("name", root.resolve().name), tuple(pages), root.resolve(), facts.get("name", ""))
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """What a folder says of itself."""
+    try:
+        facts = parse_json(path.read_bytes())
+        if not isinstance(facts, dict) or not isinstance(facts.get("name", ""), str):
+            raise ValueError("it is no object, or its name no text")
+        pages = facts.get("pages", [])
+        if not isinstance(pages, list) or not all(isinstance(glob, str) and confined(glob) for glob in pages):
+            raise ValueError("pages must be a list of patterns below the folder")
+    except (OSError, ValueError) as error:
+        fix = 'write {"name": "mine", "pages": ["*.html"]}, or remove the file'
+        raise InputError("cannot be read", who=str(path), why=str(error), fix=fix) from None
+    return facts
 
 
 def is_test(app: str, options: Options) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from andes_andesui.browser import check_fonts
 from andes_andesui.elements import Element, counted
 from andes_andesui.lines import Lines
 from andes_andesui.render import render
@@ -51,6 +52,7 @@ def screen(number: int, split: str, elements: list[dict[str, Any]], **more: Any)
         ({"hit": False, "covered": True}, "covered"),
         ({"covered": True}, "covered"),
         ({"text": ""}, "nameless"),
+        ({"text": "", "name": "…"}, "nameless"),
     ],
 )
 def test_an_element_that_nobody_sees_whole_is_refused_with_its_reason(change: dict[str, Any], reason: str) -> None:
@@ -226,6 +228,15 @@ def test_every_view_of_a_folder_is_planned_and_one_of_a_generated_page(tmp_path:
     assert [s.app.name for s in limited] == ["kit", "generated-1-0", "generated-1-1", "kit"]
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": 1}', '{"pages": "*.html"}', '{"pages": ["../*.html"]}'])
+def test_what_a_folder_says_of_itself_is_checked(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.html").write_text("<p>a</p>")
+    (tmp_path / "andesui.json").write_text(text)
+    with pytest.raises(InputError, match="cannot be read") as caught:
+        plan(Options(sources=(str(tmp_path),)))
+    assert caught.value.who.endswith("andesui.json")
+
+
 def test_sizes_that_are_upright_and_narrow_are_phones() -> None:
     assert Size.parsed("mobile") == [Size(390, 844, True), Size(360, 740, True)]
     assert Size.parsed("1280x800") == [Size(1280, 800, False)]
@@ -261,6 +272,9 @@ def test_a_torn_last_line_is_cut_off_and_the_others_are_found_in_any_order(tmp_p
     assert set(places) == {"a", "c"}
     assert lines.path.read_bytes() == whole
     assert [row["id"] for row in lines.read([places["c"], places["a"]])] == ["c", "a"]
+    lines.add({"id": "a", "error": "timeout"})
+    assert lines.places({"a"}, failed=False) == {"a": 0}
+    assert lines.places({"a"})["a"] == len(whole)
     lines.path.write_bytes(whole + b"[1]\n")
     with pytest.raises(InputError, match="is no line of a screen") as caught:
         lines.places({"a"})
@@ -291,6 +305,18 @@ def test_a_folder_of_other_options_is_refused_and_names_them(tmp_path: Path, mon
     with pytest.raises(InputError, match="holds screens of other options") as caught:
         render(Options(sources=("generated:1",), seed=5), tmp_path)
     assert caught.value.why == "seed was 0, now 5"
+
+
+def test_a_language_without_a_font_is_told_with_the_package_that_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fc-list").write_text('#!/bin/sh\n[ "$1" = ":lang=ja" ] || echo "A Font"\n')
+    (tmp_path / "fc-list").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    check_fonts(["en", "ar"])
+    with pytest.raises(BackendUnavailable, match="no font for ja") as caught:
+        check_fonts(["en", "ja"])
+    assert caught.value.fix == "apt-get install fonts-noto-cjk"
 
 
 def test_the_identity_of_a_screen_is_that_of_what_it_shows() -> None:
