@@ -179,7 +179,7 @@ class Browser:
                 page.evaluate(KITS[screen.app.kit].ready)
             page.evaluate(SETTLED)
         found: dict[str, Any] = page.evaluate(self.script, {"characters": self.options.characters})
-        if abs(found["seen"]["scale"] / screen.scale - 1) > 0.01:
+        if abs(found["scale"] / screen.scale - 1) > 0.01:
             raise PageFailed("the page is zoomed")
         kind = {"jpg": "jpeg"}.get(self.options.format, self.options.format)
         quality = {} if kind == "png" else {"quality": 90}
@@ -207,5 +207,10 @@ class Browser:
             context.set_default_timeout(SECONDS * 1000)
             page = context.new_page()
             page.on("dialog", lambda dialog: dialog.dismiss())
-            self.pages[key] = (page, context.new_cdp_session(page))
+            session = context.new_cdp_session(page)
+            # a session that takes pictures sets the screen back to what it knows, so it must know it
+            width, height = screen.size.width, screen.size.height
+            known = {"width": width, "height": height, "deviceScaleFactor": screen.scale, "mobile": screen.size.touch}
+            session.send("Emulation.setDeviceMetricsOverride", known)
+            self.pages[key] = (page, session)
         return self.pages[key]

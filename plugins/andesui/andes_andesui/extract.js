@@ -172,6 +172,6 @@
     if (options.characters) facts.characters = characters(row);
     return facts;
   });
-  const seen = {x: view.pageLeft, y: view.pageTop, width: view.width, height: view.height, scale};
-  return {title: tidy(document.title), elements, seen};
+  const seen = {x: view.pageLeft, y: view.pageTop, width: view.width, height: view.height, scale: view.scale};
+  return {title: tidy(document.title), elements, seen, scale};
 }

@@ -137,6 +137,22 @@ def test_pictures_are_those_that_playwright_takes(kit: Path, head: str, size: st
     assert pictures[0].tobytes() == pictures[1].tobytes()
 
 
+def test_one_browser_takes_true_pictures_at_all_scales_again_and_again(tmp_path: Path) -> None:
+    options = Options(
+        sources=("generated:2:3",), sizes=("300x200", "200x300"), themes=("light",), scales=(1.0, 2.0), pages=2, views=4
+    )
+    with Browser.opened(options, (), {}) as browser:
+        first = [browser.shoot(screen) for screen in plan(options)]
+        for screen, (content, found) in zip(plan(options), first, strict=True):
+            again, _ = browser.shoot(screen)
+            page, _ = browser.pages[screen.size, screen.theme, screen.scale]
+            theirs = page.screenshot(animations="allow", caret="initial")
+            pictures = [Image.open(io.BytesIO(one)).convert("RGB") for one in (content, again, theirs)]
+            assert found["scale"] == screen.scale
+            assert pictures[0].size == (screen.size.width * screen.scale, screen.size.height * screen.scale)
+            assert pictures[0].tobytes() == pictures[1].tobytes() == pictures[2].tobytes()
+
+
 def test_a_run_that_is_killed_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
     call = [sys.executable, "-m", "andes_sdk", "ui", "render", "generated:8:2", "--pages", "1", "--sizes", "small"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
