@@ -12,7 +12,7 @@ from andes_sdk.errors import AndesError, PluginNotFound
 from andes_sdk.hookspecs import COMMANDS
 
 OURS = {
-    "andes-adapters": ("adapters",), "andes-chat": ("chat", "generate"),
+    "andes-adapters": ("adapters",), "andes-andesui": ("ui",), "andes-chat": ("chat", "generate"),
     "andes-compression": ("bpw", "compress", "export", "pack"), "andes-curation": ("curate",),
     "andes-evaluation": ("batch", "eval"), "andes-numba": ("warmup",), "andes-training": ("data", "report", "train"),
 }  # fmt: skip

@@ -91,6 +91,7 @@ print("loaded:", *every, file=sys.stderr)
     # the help shows what commands of other distributions do, which their modules say
     added = [
         "andes_adapters",
+        "andes_andesui",
         "andes_andesvl",
         "andes_chat",
         "andes_compression",
