@@ -4,7 +4,7 @@ BIN := .venv/bin
 PLUGINS := $(wildcard plugins/*)
 READY := .venv/.ready
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test setup clean
 demo: setup

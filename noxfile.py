@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent
 PLUGINS = sorted(p.parent.name for p in ROOT.glob("plugins/*/pyproject.toml"))
 THIRD_PARTY = "examples/third_party_plugin"
 PROJECTS = [".", *(f"plugins/{p}" for p in PLUGINS), THIRD_PARTY]
-PIP = ("--quiet", "--disable-pip-version-check", "--no-compile")
+PIP = ("--quiet", "--disable-pip-version-check")
 LOCKED = {f"{tool}_{kind}": "constraints.txt" for tool in ("PIP", "UV") for kind in ("CONSTRAINT", "BUILD_CONSTRAINT")}
 """The lock as pip's environment and as uv's, so that it also holds for what builds our packages."""
 

@@ -66,8 +66,7 @@ def too_large(name: str, value: object) -> bool:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?`, or the list of what exists."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
+    if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known)}" if known else "there is none here"
 
@@ -108,8 +107,8 @@ def problems(cls: type, options: Mapping[str, Any], who: str) -> tuple[dict[str,
         except ConfigError as error:
             errors.append(as_config_error(error, f"{who}.{name}"))
         except Exception as error:
-            for reason in reasons(error, f"{who}.{name}"):
-                errors.append(ConfigError(reason, who=who, fix=f.metadata.get("help", "")))
+            fix = f.metadata.get("help", "")
+            errors += [ConfigError(reason, who=who, fix=fix) for reason in reasons(error, f"{who}.{name}")]
         else:
             values[name] = value
     return values, errors

@@ -32,11 +32,8 @@ def device_error(name: str) -> AndesError | None:
     except RuntimeError as error:
         why = str(error).splitlines()[0]
         return BackendUnavailable(f"no device {name!r}", who="device", why=why, fix="use cpu, cuda or mps")
-    present = {
-        "cuda": torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not present.get(kind, False):
+    cuda = torch.cuda.is_available() and int(index or 0) < torch.cuda.device_count()
+    if not {"cuda": cuda, "mps": torch.backends.mps.is_available()}.get(kind):
         fix = "use device='cpu', or run elsewhere"
         return BackendUnavailable(f"this machine has no {name!r}", who="device", fix=fix)
     return None
@@ -76,7 +73,9 @@ def build_meta(assembly: Assembly, tokenizer: Tokenizer) -> VisionLanguageModel:
     """The modules without memory for weights."""
     import torch
 
-    with torch.device("meta"):
+    from andes_sdk.assembling.hollow import Undrawn
+
+    with torch.device("meta"), Undrawn():
         return build(assembly, tokenizer)
 
 
@@ -94,9 +93,10 @@ def build(
     """
     import torch
 
+    from andes_sdk.assembling.hollow import Undrawn
     from andes_sdk.model import VisionLanguageModel
 
-    with torch.device("meta") if hollow else nullcontext():
+    with torch.device("meta") if hollow else nullcontext(), Undrawn() if hollow else nullcontext():
         encoder = assembly.slot("vision_encoder")
         language_model = assembly.slot("language_model", packed=packed)
         projector = assembly.slot("projector", vision=encoder.spec, text=language_model.spec)
