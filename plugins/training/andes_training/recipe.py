@@ -315,8 +315,8 @@ class Recipe:
                 del stage[key]
             for source in stage["data"]:  # a run that met a bad sample may go on and skip it
                 del source["on_error"], source["max_errors"]
-        folder = json.dumps(data.pop("folder"))[1:-1]
-        found: dict[str, Any] = json.loads(json.dumps(data, sort_keys=True).replace(folder, ""))
+        folder = data.pop("folder")
+        found: dict[str, Any] = data if folder == "." else _replaced(data, folder, "")
         return found
 
     def digest(self) -> str:
@@ -354,7 +354,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     data = read_recipe(path)
     for override in overrides:
         _override(data, override)
-    data = _in_folder(data, str(path.parent.resolve()))
+    data = _replaced(data, "{folder}", str(path.parent.resolve()))
     return structure(Recipe, {**data, "folder": path.parent.resolve()}, path.name)
 
 
@@ -418,13 +418,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise TrainingError("the recipe cannot be read", who=str(path), why=str(error), fix=fix) from None
 
 
-def _in_folder(value: Any, folder: str) -> Any:
-    """The same data with `{folder}` in texts replaced by the recipe's folder."""
+def _replaced(value: Any, text: str, by: str) -> Any:
+    """The same plain data with a text replaced wherever it stands."""
     if isinstance(value, str):
-        return value.replace("{folder}", folder)
+        return value.replace(text, by)
     if isinstance(value, list):
-        return [_in_folder(v, folder) for v in value]
-    return {k: _in_folder(v, folder) for k, v in value.items()} if isinstance(value, dict) else value
+        return [_replaced(v, text, by) for v in value]
+    return {k: _replaced(v, text, by) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _override(data: dict[str, Any], text: str) -> None:

@@ -21,7 +21,7 @@ from andes_training.data.inspection import problems
 from andes_training.data.samples import stage_samples
 from andes_training.data.shards import find_files, open_shard
 from andes_training.progress import Progress
-from andes_training.recipe import DataRecipe, load_recipe
+from andes_training.recipe import DataRecipe, Recipe, StageRecipe, load_recipe
 from andes_training.report import write_report
 from andes_training.state import states
 from andes_training.stopping import Stopping
@@ -212,7 +212,7 @@ from andes_training.data.inspection import problems
 from andes_training.data.samples import stage_samples
 from andes_training.data.shards import find_files, open_shard
 from andes_training.progress import Progress
-from andes_training.recipe import DataRecipe, load_recipe
+from andes_training.recipe import DataRecipe, Recipe, StageRecipe, load_recipe
 recipe = load_recipe(Path(sys.argv[1]))
 class Slow(Progress):
     def show(self, event):
@@ -456,3 +456,14 @@ def test_an_averaged_adapter_lay_elsewhere_and_its_base_nowhere(recipe: Path, tm
     Pipeline.from_pretrained(base).add_adapter("averaged", out / "ema-00")
     Pipeline.from_pretrained(out / "model").add_adapter("last", out / "adapters" / "sft")
     assert (out / "ema-00" / "model").exists() == bool(rates)
+
+
+@pytest.mark.parametrize("folder", [".", "/data/runs"])
+def test_facts_of_a_recipe_are_the_same_wherever_it_lies(folder):
+    stage = {"stage": "sft", "steps": 1, "floor": 0.25, "data": [DataRecipe(path=Path("d.jsonl"))]}
+    pipeline = {"plugins": [{"qwen3": {"tokenizer": f"{folder}/tokenizer"}}]}
+    facts = Recipe(name="a", pipeline=pipeline, stages=[StageRecipe(**stage)], folder=Path(folder)).facts()
+    assert facts["stages"][0]["floor"] == 0.25
+    assert facts["stages"][0]["weight_decay"] == 0.05
+    assert facts["stages"][0]["data"][0]["path"].endswith("jsonl")
+    assert json.loads(json.dumps(facts)) == facts
