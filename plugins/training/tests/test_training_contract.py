@@ -162,6 +162,7 @@ def test_learnt_scales_vectors_and_marked_parameters_do_not_decay() -> None:
 
 
 def test_without_the_checks_of_stages_the_kit_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry.counts()  # imports all checks: done later, they would be registered in what is put in below
     monkeypatch.setattr(registry, "extensions", lambda group: [])
     monkeypatch.setattr(registry, "_CHECKS", {k: c for k, c in registry._CHECKS.items() if c.kind != "training_stages"})
     (result,) = run_checks(ReferenceStage, kinds=["training_stages"])
