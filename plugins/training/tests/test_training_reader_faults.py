@@ -291,11 +291,14 @@ def test_check_refused_every_line_of_a_stage_that_makes_its_own_batches(recipe: 
         {"messages": [{"role": "user", "content": [picture]}], "answer": "2"},
         {"messages": [{"role": "owner", "content": "?"}], "answer": "2"},
         {"messages": [], "answer": "2"},
+        {"messages": [{"role": "user", "content": "1 + 1?"}], "answer": "2", "think": "yes"},
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "2"}], "answer": "2"},
     )
     grpo = '"verifiers", { grpo = { rewards = { exact = 1.0 }, group = 2, prompts_per_step = 2, max_answer = 4 } }'
     recipe.write_text(recipe.read_text().replace("{ sft = { rate = 1e-3 } }", grpo).replace('"sft"', '"grpo"'))
     found = checked("--recipe", recipe)
-    assert [p["where"][-1] for p in found["problems"]] == ["2", "3", "4"]
+    assert [p["where"][-1] for p in found["problems"]] == ["2", "3", "4", "5", "6"]
+    assert [p["reason"] for p in found["problems"][3:]] == ["think", "shape"]
     (facts,) = json.loads(invoke("data", "stats", "--recipe", recipe, "--json")[1])
     assert sum(facts["unusable"].values()) == 3
 
