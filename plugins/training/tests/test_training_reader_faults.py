@@ -244,6 +244,15 @@ def test_two_runs_in_one_folder_broke_each_other(recipe: Path, tmp_path: Path) -
     assert len(figures(out)) == 5
 
 
+@pytest.mark.parametrize("option", ["samples", "tokens", "repeat"])
+def test_an_epoch_beyond_all_memory_was_begun_and_could_not_be_stopped(
+    recipe: Path, tmp_path: Path, option: str
+) -> None:
+    recipe.write_text(recipe.read_text().replace('"data.jsonl" }', f'"data.jsonl", {option} = {10**12} }}'))
+    with pytest.raises(TrainingError, match=r"(?s)data\.jsonl: an epoch is too long.*100,000,000 at most"):
+        train(recipe, tmp_path / "out")
+
+
 # ---------------------------------------------------------------- andes data
 
 
