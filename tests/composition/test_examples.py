@@ -56,6 +56,6 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
 
 def test_the_shipped_model_scores_what_its_card_states() -> None:
     pytest.importorskip("easy_vqa", reason="the questions")
-    shown = json.loads(started("benchmarks/first_light.py", "--limit", 400, "--json"))
+    shown = json.loads(started("benchmarks/first_light.py", "--limit", 200, "--json"))
     assert shown["easy_vqa"] >= 0.98
     assert shown["digits"] >= 0.95
