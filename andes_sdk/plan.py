@@ -76,7 +76,9 @@ class Plan:
         """Rebuild a plan. Raises PlanError with every problem if the data is not one."""
         try:
             bounded(data)
-            return CONVERTER.structure(data, cls)
+            plan = CONVERTER.structure(data, cls)
+            if len({*plan.names}) < len(plan.names):
+                raise ValueError("a plugin is listed twice")
+            return plan
         except Exception as error:
-            why = "; ".join(reasons(error, "plan"))
-            raise PlanError("not a plan", why=why, fix="use the file `save_pretrained` wrote") from None
+            raise PlanError("not a plan", why="; ".join(reasons(error, "plan")), fix="save the model again") from None

@@ -197,3 +197,10 @@ def test_a_hook_that_fails_names_its_plugin(tiny) -> None:
     with pytest.raises(PluginBroken, match="no such layer") as caught:
         pipeline.model  # noqa: B018
     assert caught.value.who == "failing"
+
+
+def test_a_plan_that_lists_a_plugin_twice_lost_one_of_them(tiny):
+    plan = Pipeline.from_plugins(tiny).plan.to_dict()
+    twice = {**plan, "plugins": [*plan["plugins"], plan["plugins"][0]]}
+    with pytest.raises(PlanError, match="a plugin is listed twice"):
+        Plan.from_dict(twice)

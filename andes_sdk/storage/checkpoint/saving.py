@@ -185,9 +185,7 @@ def _kept(weights: Path | None) -> dict[str, Any] | None:
         return None
     if (weights / MANIFEST).is_file():
         published = Manifest.read(weights).published
-        if published is None:
-            return None
-        return {**published, "files": _side_files(weights / PUBLISHED)}
+        return None if published is None else {**published, "files": _side_files(weights / PUBLISHED)}
     if not (weights / CONFIG).is_file():
         return None
     found = files.scan(weights)

@@ -245,7 +245,7 @@ def parquet_rows(paths: Sequence[Path]) -> Iterator[Row]:
             with parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(batch_size=TOGETHER):
                     yield from batch.to_pylist()
-        except (OSError, arrow.ArrowException) as error:
+        except (OSError, arrow.ArrowException, ValueError, LookupError, OverflowError) as error:  # no UTF-8, no date
             raise InputError("cannot be read", who=str(path), why=str(error), fix="get the file again") from None
 
 

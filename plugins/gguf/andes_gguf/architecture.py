@@ -145,9 +145,13 @@ def _fields(file: GgufFile, kind: str, own: Mapping[str, Any]) -> dict[str, Any]
     for key in ("attention.value_length", "rope.dimension_count"):
         if own.get(key, head) != head:
             raise CheckpointError(f"has {kind}.{key} {own[key]}, heads of {head}", who=who, why="it must be the same")
+    rows, tokens = file.tensors["token_embd.weight"].shape[0], len(file.metadata.get("tokenizer.ggml.tokens", ()))
+    if rows < max(tokens, own.get("vocab_size", 0)):
+        why = f"{rows} embeddings for {max(tokens, own.get('vocab_size', 0))} tokens"
+        raise CheckpointError("has sizes that cannot be", who=who, why=why, fix="convert the model again")
     fields = {
         "model_type": kind,
-        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "vocab_size": rows,
         **sizes,
         "num_key_value_heads": own.get("attention.head_count_kv", sizes["num_attention_heads"]),
         "head_dim": head,

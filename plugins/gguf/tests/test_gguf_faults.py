@@ -330,3 +330,11 @@ def test_s5_sizes_of_a_saved_configuration_are_capped(tmp_path):
     for changes in ({"num_hidden_layers": 10**7}, {"hidden_size": 1 << 40}, {"rms_norm_eps": float("nan")}):
         with pytest.raises(AndesError):
             Gguf(config={**config, **changes})
+
+
+def test_fewer_embeddings_than_tokens_were_taken_as_they_are(tmp_path):
+    path = write_small(tmp_path / "small.gguf", extra={"llama.vocab_size": 271})
+    with pytest.raises(
+        CheckpointError, match=r"(?s)small\.gguf: has sizes that cannot be.*270 embeddings for 271 tokens"
+    ):
+        Gguf(path=str(path))

@@ -253,6 +253,23 @@ def test_an_epoch_beyond_all_memory_was_begun_and_could_not_be_stopped(
         train(recipe, tmp_path / "out")
 
 
+@pytest.mark.parametrize("value", ["2026-01-02", "2026-01-02T03:04:05Z", "03:04:05"])
+def test_a_date_in_a_recipe_ended_in_a_traceback(recipe: Path, tmp_path: Path, value: str) -> None:
+    recipe.write_text(recipe.read_text().replace("[pipeline]", f"[pipeline]\nimage = {{ max_size = {value} }}", 1))
+    with pytest.raises(TrainingError, match=r"(?s)r\.toml.*is a date or a time: write it in quotes"):
+        train(recipe, tmp_path / "out")
+
+
+def test_a_date_beyond_all_calendars_in_parquet_ended_in_a_traceback(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="the format's own library is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    talks = [json.dumps(talk("a", "b")["messages"])] * 2
+    days = arrow.array([1_667_999_861, 1], arrow.int32()).view(arrow.date32())
+    parquet.write_table(arrow.table({"messages": talks, "day": days}), tmp_path / "d.parquet")
+    found = checked(tmp_path / "d.parquet")
+    assert [(p["where"][-1], p["what"]) for p in found["problems"]] == [("1", "the row cannot be decoded")]
+
+
 # ---------------------------------------------------------------- andes data
 
 

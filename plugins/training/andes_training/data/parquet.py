@@ -60,7 +60,7 @@ class Parquet:
         group = bisect_right(self._starts, index) - 1
         try:
             row = self._group(group).slice(index - self._starts[group], 1).to_pylist()[0]
-        except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:  # no UTF-8, no date, no such row
+        except (pyarrow.ArrowException, OSError, ValueError, LookupError, OverflowError) as error:  # no UTF-8, no date
             raise BadSample(
                 "the row cannot be decoded", reason="json", who=self.where(index), why=str(error), fix="write it again"
             ) from None
