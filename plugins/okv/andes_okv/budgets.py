@@ -2,7 +2,8 @@
 
 Sources: equal shares per head; AdaKV (Feng et al. 2024, arXiv 2407.11550, algorithm 1: the best rows of a layer,
 whatever their head, with a safeguard for each head); KVzip (arXiv 2505.23416: the best rows of all layers and heads);
-DMS and KVzap (arXiv 2601.07891: a threshold). `uniform` adds up ranks (Borda counts), so that scales of heads do not matter.
+DMS and KVzap (arXiv 2601.07891: a threshold). `uniform` adds up ranks (Borda counts), so that scales of heads do not
+matter.
 """
 
 from __future__ import annotations
