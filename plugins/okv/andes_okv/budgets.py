@@ -66,14 +66,16 @@ class Budget:
         """(n,) True for what stays before heads compete: sinks, recent rows, floors of modalities, the safeguard."""
         seen = len(image)
         stays = (positions < sinks) | (positions >= seen - recent)
-        pictures = image[positions]
+        pictures, fit = image[positions], torch.ones_like(stays)
+        if self.threshold is not None:  # floors and safeguards hold against competition, not against a threshold
+            fit = scores >= self.threshold
         for kind in (pictures, ~pictures):
             share = int(image.sum()) if kind is pictures else seen - int(image.sum())
             least = int(self.floor * room * share / max(1, seen))
-            stays = _with_best(stays, scores, kind, least - int((stays & kind).sum()), room)
+            stays = _with_best(stays, scores, kind & fit, least - int((stays & kind).sum()), room)
         if self.kind in ("layer", "global", "threshold"):
             least = int(self.safeguard * room)
-            stays = _with_best(stays, scores, torch.ones_like(stays), least - int(stays.sum()), room)
+            stays = _with_best(stays, scores, fit, least - int(stays.sum()), room)
         return stays
 
 
