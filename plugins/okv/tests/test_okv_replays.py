@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_a_replay_is_shorter_where_the_model_has_few_positions() -> None:
     chunks = [(a, b, len(r)) for a, b, r in _requests(pipe, 60).chunks(noise_rows(pipe, 100), 0)]
     assert chunks[0][0] == 0
     assert chunks[-1][1] == 100
-    assert all(a[1] == b[0] for a, b in zip(chunks, chunks[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(chunks))
     assert all(n <= 60 for _, _, n in chunks)
 
 

@@ -244,9 +244,7 @@ def test_rkv_subtracts_redundancy_from_importance() -> None:
     total = softmax({j: mean([cosine[i][j] for i in range(count)]) for j in range(count)})
     importance = []
     for w in range(8):
-        logits = {
-            i: max(float(one.queries[g, w] @ keys[i]) / math.sqrt(D) for g in range(GROUP)) for i in rows
-        }
+        logits = {i: max(float(one.queries[g, w] @ keys[i]) / math.sqrt(D) for g in range(GROUP)) for i in rows}
         share = softmax(logits)
         importance.append([share[i] for i in rows])
     pooled = smoothed([mean([x[i] for x in importance]) for i in range(len(rows))], 7, max)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,8 +101,8 @@ def test_decoding_evicts_once_the_slack_is_used_up(budget: str) -> None:
         session.extend([token])
         session.commit()
         held.append(sum(map(sum, session.stats.rows)))
-    drops = [i for i, (a, b) in enumerate(zip(held, held[1:], strict=False)) if b < a]
-    assert all(b - a == 9 for a, b in zip(drops, drops[1:], strict=False))  # eight rows pile up, the ninth is too much
+    drops = [i for i, (a, b) in enumerate(itertools.pairwise(held)) if b < a]
+    assert all(b - a == 9 for a, b in itertools.pairwise(drops))  # eight rows pile up, the ninth is too much
     assert len(drops) >= 4
     assert max(held) <= policy.heads * 48
     assert min(held[drops[0] + 1 :]) == policy.heads * 40

@@ -17,7 +17,8 @@ from .base import Scorer
 if TYPE_CHECKING:
     from andes_okv.heads import Head
 
-EPSILON = 1e-6
+EPSILON = 1e-12
+"""Rows of zeros stay zeros."""
 
 
 @frozen(eq=False, kw_only=True)
