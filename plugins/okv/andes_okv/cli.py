@@ -1,4 +1,4 @@
-"""`andes okv`: fit a learned scorer, and say what a file of one holds."""
+"""`andes okv`: fit a learned scorer, and say what its file holds. `andes context`: what a session kept."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
+from andes_sdk.cli.loading import Request, requesting
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Scorers that a cache policy learns.")
 
@@ -65,3 +66,33 @@ def show(
 
 def _shown(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+@clean
+@requesting
+def context(
+    request: Request,
+    text: Annotated[str, typer.Argument(help="The question; or @FILE, a text to read.")],
+    out: Annotated[Path, typer.Option(help="The HTML page to write.")] = Path("context.html"),
+    tokens: Annotated[int, typer.Option(min=0, help="Tokens to answer before looking.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Show what a session keeps of its context and why: a heat map of layers and heads, pictures, text."""
+    from andes_okv.context import look, page
+    from andes_okv.samples import text_of
+    from andes_sdk.files import write_atomically, writing
+    from andes_sdk.inputs.images import load_image
+    from andes_sdk.inputs.messages import user_message
+
+    asked = text_of(text)
+    pipeline, pictures = request.pipeline(), list(request.image or ())
+    inputs = pipeline.prepare([user_message(asked, pictures)], think=request.think, allow_remote=request.allow_remote)
+    found = look(pipeline, inputs, tokens)
+    shown = [load_image(one, allow_remote=request.allow_remote) for one in pictures]
+    with writing(out):
+        write_atomically(out, page(found, pipeline, shown).encode(errors="replace"))
+    facts = {**found.to_dict(), "out": str(out)}
+    if as_json:
+        print_json(facts)
+        return
+    stdout().print(table(("", "value"), [(k, _shown(v)) for k, v in facts.items() if k != "layers"], "context"))

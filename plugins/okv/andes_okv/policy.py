@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from .outputs import Outputs
     from .replaying import Requests
     from .scorers.base import Scorer
+
+Each = list[list[Tensor]]
+"""A tensor per layer and KV head."""
+
+Watch = Callable[[int, Each, Each, Each], None]
 
 
 @frozen(eq=False, kw_only=True)
@@ -96,11 +101,13 @@ class OKVKeeper:
     Attributes:
         since: rows seen when it last chose.
         past: (layer, head) -> (m,) what the scorer said of the first m stored rows, if it remembers.
+        watch: told rows seen, and per layer and head scores, positions and indices kept, whenever it chose.
     """
 
     policy: OKVPolicy
     since: int = 0
     past: dict[tuple[int, int], Tensor] = field(factory=dict)
+    watch: Watch | None = None
 
     @classmethod
     def of(cls, policy: OKVPolicy, state: Mapping[str, Tensor]) -> OKVKeeper:
@@ -151,6 +158,8 @@ class OKVKeeper:
         kept = policy.shares.keep(
             scores, positions, cache.layers[0].image, room=room, sinks=policy.sinks, recent=policy.recent
         )
+        if self.watch is not None:
+            self.watch(cache.seen, scores, positions, kept)
         if policy.scorer.remembers:
             for number, (some, indices) in enumerate(zip(scores, kept, strict=True)):
                 for head, (score, index) in enumerate(zip(some, indices, strict=True)):

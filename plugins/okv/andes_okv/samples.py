@@ -88,3 +88,17 @@ def _placed(messages: Any, folder: Path) -> Any:
             placed["image"] = str(folder / placed["image"])
         return placed
     return messages
+
+
+def text_of(argument: str) -> str:
+    """The text itself, or the content of the file after an @.
+
+    Raises:
+        InputError: the file cannot be read, or is no text.
+    """
+    if not argument.startswith("@"):
+        return argument
+    try:
+        return decoded(regular(Path(argument[1:])).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError("cannot be read", who=argument[1:], why=str(error), fix="give a text file in UTF-8") from None
