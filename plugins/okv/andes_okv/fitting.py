@@ -49,7 +49,8 @@ class Sums:
     @classmethod
     def zero(cls, width: int, heads: int) -> Sums:
         """Of no rows."""
-        return cls(*(torch.zeros(s, dtype=torch.float64) for s in ((width + 1,) * 2, (width + 1, heads), heads, heads)))
+        wide, narrow = (torch.zeros(width + 1, n, dtype=torch.float64) for n in (width + 1, heads))
+        return cls(wide, narrow, torch.zeros(heads, dtype=torch.float64), torch.zeros(heads, dtype=torch.float64))
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Rows more."""
@@ -66,7 +67,8 @@ class Sums:
         scale = self.inputs.diagonal()[:-1].mean().clamp(min=1e-12)
         drawn = torch.full((len(self.inputs),), float(ridge * scale), dtype=torch.float64)
         drawn[-1] = 1e-9 * scale
-        return torch.linalg.solve(self.inputs + drawn.diag(), self.mixed)
+        weights: Tensor = torch.linalg.solve(self.inputs + drawn.diag(), self.mixed)
+        return weights
 
     def errors(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of squared errors, and of squared distances from the mean, per head."""

@@ -84,7 +84,8 @@ def attention(queries: Tensor, at: Tensor, keys: Tensor, positions: Tensor) -> T
     """(g, w, d) queries at (w,), (n, d) keys at (n,) -> (g, w, n). A query that sees no row gives zeros."""
     logits = queries @ keys.T * keys.shape[-1] ** -0.5
     hidden = positions[None, :] > at[:, None]  # (w, n)
-    return logits.masked_fill(hidden, float("-inf")).softmax(dim=-1).nan_to_num(0.0)
+    shares: Tensor = logits.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    return shares.nan_to_num(0.0)
 
 
 def averaged(scores: Tensor, width: int) -> Tensor:

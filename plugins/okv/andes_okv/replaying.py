@@ -42,11 +42,11 @@ class Requests:
     @classmethod
     def of(cls, model: Model) -> Requests:
         """In a model's own tokens."""
-        rows = [
+        first, later = (
             model.embed(torch.tensor(model.tokenizer.encode(text), device=model.device)).detach()
             for text in (FIRST, LATER)
-        ]
-        return cls(*rows, model.text.max_positions)
+        )
+        return cls(first, later, model.text.max_positions)
 
     def chunks(self, embeds: Tensor, since: int) -> Iterator[tuple[int, int, Tensor]]:
         """Chunks of the (seen, D) inputs from `since` on -> first, last, and the rows to run."""

@@ -25,4 +25,5 @@ class KeyNorm(Scorer):
 
     def __call__(self, head: Head) -> Tensor:
         """(n,)"""
-        return -head.keys.norm(dim=-1)
+        lengths: Tensor = head.keys.norm(dim=-1)
+        return -lengths
