@@ -1,8 +1,8 @@
 """KVzip+: KVzip, weighed by what a row adds to the residual stream.
 
 Source: Jegou and Jeblick 2026, arXiv 2601.07891, equation 2: s_i = max over j of A_ji·‖W_O v_i‖₂ / ‖h_j‖₂, over
-replayed rows j and the query heads of a KV head. h_j is the residual stream that enters the layer. (kvpress divides by
-the norm after the layer's RMSNorm, which hardly differs from row to row.)
+replayed rows j and the query heads of a KV head. h_j is taken as the residual stream that enters the layer, to which A
+and W_O v add. kvpress takes it after the layer's RMSNorm, where its norm hardly differs from row to row.
 """
 
 from __future__ import annotations
