@@ -41,6 +41,11 @@ def test_projections_are_read_from_a_packed_file(file: Path, scorer: str) -> Non
         for layer in range(packed.model.text.layers):
             assert torch.allclose(a.euclidean(layer, 1, rows), b.euclidean(layer, 1, rows), rtol=1e-3)
             assert torch.allclose(a.absolute(layer, 1, rows), b.absolute(layer, 1, rows), rtol=1e-3)
+
+
+@pytest.mark.parametrize("scorer", ["restkv", "kvzip+"])
+def test_int8_rows_take_the_bytes_that_they_say(file: Path, scorer: str) -> None:
+    packed = opened(file, "numba", scorer=scorer)
     session: Any = packed.session()
     session.prefill(plain_inputs(packed, 90))
     for token in range(10):
