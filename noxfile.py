@@ -5,6 +5,7 @@ nox -s plugin       each plugin alone, with only its declared dependencies
 nox -s minimum      all tests on the lowest versions we declare
 nox -s newest       lint, tests, conformance and docs on the newest versions within our bounds
 nox -s pythons      the tests on each installed Python from 3.11
+nox -s kvpress      our scorers beside kvpress on the same tensors, in an environment that has it
 nox -s lmms         our scores and our models beside lmms-eval, in an environment that has it
 nox -s lock         constraints.txt anew, from the bounds in every pyproject.toml
 nox -s thorough     2 000 fuzzed cases of every kind of file, torch.compile with Inductor
@@ -142,6 +143,13 @@ def lmms(session: nox.Session) -> None:
     session.install(*PIP, "--no-deps", *LMMS)
     session.run("python", "benchmarks/eval_parity.py")
     session.run("pytest", "-p", "no:cacheprovider", "-W", "default", "plugins/evaluation/tests/test_evaluation_lmms.py")
+
+
+@nox.session
+def kvpress(session: nox.Session) -> None:
+    """Rows that our scorers keep beside those of kvpress, which needs an older transformers than we do."""
+    session.install(*PIP, "-e", ".", "-e", "./plugins/okv", "kvpress==0.5.5", TORCH)
+    session.run("python", "benchmarks/kv_parity.py", *session.posargs)
 
 
 def lowest(project: str) -> list[str]:

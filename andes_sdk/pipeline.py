@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     )
 
 _BROUGHT = {
-    "train": "andes-training", "evaluate": "andes-evaluation", "compress": "andes-compression",
-    "add_adapter": "andes-adapters", "remove_adapter": "andes-adapters",
+    "train": "andes-training", "evaluate": "andes-evaluation", "save_session": "andes-okv", "load_session": "andes-okv",
+    "compress": "andes-compression", "add_adapter": "andes-adapters", "remove_adapter": "andes-adapters",
 }  # fmt: skip
 """Methods that distributions of ours add -> the distribution, which is named where it is not installed."""
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -160,7 +160,7 @@ class BaseSession(ABC):
         embeds = self._embedded(inputs)
         mark = self.model.tokenizer.placeholder("image")
         image = inputs.ids.to(self._device) == mark if "image" in inputs.media else None
-        size = int(getattr(self.compiled, "chunk_rows", CHUNK_ROWS))
+        size = min(int(getattr(one, "chunk_rows", CHUNK_ROWS)) for one in (self.compiled, self.policy))
         for start in range(0, len(tokens), size):
             part, last = slice(start, start + size), start + size >= len(tokens)
             yield Work(
@@ -328,15 +328,15 @@ class BaseSession(ABC):
         self.keeping.commit(rows, self.pending)
         self._tree.cut(0)
 
-    def _replay(self, embeds: Tensor, look: Look) -> None:
-        """Run rows behind those that are stored, show `look` their queries and keys, and forget them.
+    def _replay(self, embeds: Tensor, look: Look) -> Tensor:
+        """Run rows behind those that are stored, show `look` their queries and keys, forget them -> what taps saw.
 
         Near the model's last position they stand at its last ones, some of which stored rows have too.
 
         Raises:
             SessionError: no rows, more than the model has positions, or no memory for them.
         """
-        rows, keeping = len(embeds), self.keeping
+        rows, keeping, compiled = len(embeds), self.keeping, cast("Any", self.compiled)
         if not 0 < rows <= self._limit:
             who, why = f"cache policy {self.policy.name!r}", f"the model has {self._limit} positions"
             raise SessionError(f"replays {rows} rows", who=who, why=why, fix="replay 1 to that many rows at a time")
@@ -346,7 +346,7 @@ class BaseSession(ABC):
         keeping.look = look
         try:
             step = self._tree.add(rows, None, min(self.length, self._limit - rows), self._device)
-            self.compiled.compute([(self, work, step)])  # type: ignore[attr-defined]
+            return cast("Tensor", compiled.compute([(self, work, step)])[0].features[:, keeping.columns])
         finally:
             keeping.look = None
             self.undo(moment)

@@ -24,7 +24,7 @@ class Keeping:
 
     Attributes:
         plain: nothing is ever evicted, and nothing needs remembering.
-        held: committed rows of all layers and heads.
+        held: committed rows of all layers and heads. columns: where the policy's taps stand among the model's.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Keeping:
         self.policy, self.keeper = policy, policy.open(state)
         self.plain = type(policy) is KeepAll
         self.held = 0
-        self._spec, self._columns = spec, [list(taps).index(t) for t in policy.taps]
+        self._spec, self.columns = spec, [list(taps).index(t) for t in policy.taps]
         self.queries: list[list[Tensor]] = [[] for _ in range(spec.layers)]
         self.windows: list[Tensor | None] = [None] * spec.layers
         self.image = torch.zeros(0, dtype=torch.bool, device=device)
@@ -78,7 +78,7 @@ class Keeping:
         self._pending_image.append(image)
         if self.policy.replays:
             self._pending_embeds.append(rows.embeds)
-        for layer, column in zip(self.policy.taps, self._columns, strict=True):
+        for layer, column in zip(self.policy.taps, self.columns, strict=True):
             score = self.keeper.score(layer, rows.features[:, column])
             if score is not None:
                 check_score(self.policy, score, self._spec.kv_heads, len(rows.hidden))
@@ -148,7 +148,7 @@ class Keeping:
         reading: bool,
         counts: Callable[[], Sequence[Sequence[int]]],
         heads: Callable[[int], Heads],
-        replay: Callable[[Tensor, Look], None],
+        replay: Callable[[Tensor, Look], Tensor],
         evict: Callable[[int, Sequence[Tensor]], None],
     ) -> None:
         """Let the policy choose, if it is time, and hold it to its budget."""

@@ -66,15 +66,15 @@ class Cache:
         seen: rows committed so far.
         layers: each is read when it is looked at.
         embeds: (seen, D) inputs of all rows, for policies that say `replays`; None otherwise.
-        replay: runs (T, D) embeddings behind the rows that are stored, and forgets them; `look` gets their queries and
-            keys layer by layer. No logits are computed. T is at least 1. Where fewer than T positions are left, the
-            rows stand at the model's last T. More rows than the model has positions are refused.
+        replay: runs (T, D) embeddings behind the rows that are stored, forgets them, and gives (T, taps, D), what they
+            are as they enter the policy's taps; `look` gets their queries and keys layer by layer. No logits. Where
+            fewer than T positions are left, they stand at the model's last T; more than it has, or none, are refused.
     """
 
     seen: int
     layers: Sequence[Layer]
     embeds: Tensor | None
-    replay: Callable[[Tensor, Look], None]
+    replay: Callable[[Tensor, Look], Tensor]
 
 
 class Keeper(Protocol):
@@ -100,7 +100,8 @@ class Keeper(Protocol):
 class CachePolicy(Protocol):
     """Decides which KV rows stay. The session moves the memory.
 
-    The policy is shared; each session has a keeper, which is the policy's memory of that session.
+    The policy is shared; each session has a keeper, which is the policy's memory of that session. An attribute
+    `chunk_rows`, if it has one, is the most rows of a prompt that are read before it is asked again.
     """
 
     @property

@@ -84,9 +84,9 @@ class WatchedKeeper:
         shown = rows if cache.embeds is None else [*rows, cache.embeds]
         before = [t.clone() for t in shown]
 
-        def replay(embeds: Tensor, look: Look) -> None:
+        def replay(embeds: Tensor, look: Look) -> Tensor:
             self.policy.replayed += len(embeds)
-            cache.replay(embeds, look)
+            return cache.replay(embeds, look)
 
         self.policy.asked += 1
         kept = self.inner.keep(Cache(seen=cache.seen, layers=layers, embeds=cache.embeds, replay=replay))
@@ -134,11 +134,12 @@ def _kept(subject: Subject, policy: Any, rows: int) -> Sequence[Sequence[Tensor]
     """What a new keeper keeps of so many rows of noise in every layer and head."""
     spec, keeper = subject.pipe.model.text, policy.open()
 
-    def replay(embeds: Tensor, look: Look) -> None:
+    def replay(embeds: Tensor, look: Look) -> Tensor:
         noise = _noise(len(embeds))
         for index in range(spec.layers):
             shapes = ((heads, len(embeds), spec.head_dim) for heads in (spec.query_heads, spec.kv_heads))
             look(index, *(noise(*shape) for shape in shapes))
+        return noise(len(embeds), len(policy.taps), spec.width)
 
     layers = [_layer(subject, policy, keeper, index, rows) for index in range(spec.layers)]
     embeds = _noise(3)(rows, spec.width) if policy.replays else None
