@@ -1,0 +1,66 @@
+"""Speculative decoding: a drafter proposes tokens, the model verifies several of them in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from attrs import field, frozen
+from attrs.validators import and_, ge, in_, le, optional
+
+from andes_sdk import hookimpl
+
+if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.plan import Plan
+    from andes_sdk.types import Decoder
+
+DRAFTERS = ("suffix",)
+_MADE: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+"""Plugin -> the decoder that it made, for `explain()`."""
+
+
+@frozen(eq=False, kw_only=True)
+class Speculative:
+    """Verify several guessed tokens in one pass; the text stays. Shortest use: Pipeline.from_plugins([..., "speculative"])."""
+
+    contract = "1.1"
+
+    drafter: str = field(default="suffix", validator=in_(DRAFTERS), metadata={"help": f"one of {', '.join(DRAFTERS)}"})
+    depth: int = field(default=64, validator=and_(ge(1), le(64)), metadata={"help": "most tokens guessed in a row"})
+    width: int = field(default=3, validator=and_(ge(1), le(8)), metadata={"help": "ways on followed at each place"})
+    rows: int = field(default=64, validator=and_(ge(1), le(256)), metadata={"help": "most guesses in one pass"})
+    corpus: str = field(
+        default="", metadata={"help": "suffix: a text file to look into, beside the conversation", "local": True}
+    )
+    adapt: bool = field(
+        default=True, metadata={"help": "propose what pays by measured cost; false: all that is guessed"}
+    )
+    row_cost: float | None = field(
+        default=None,
+        validator=optional(and_(ge(0.0), le(10.0))),
+        metadata={"help": "time of a further row in a pass, the first being 1; without it: measured"},
+    )
+
+    @hookimpl
+    def andes_decoder(self, model: VisionLanguageModel) -> Decoder:
+        """A decoder around the drafter."""
+        from .building import build
+
+        _MADE[self] = made = build(self, model)
+        return made
+
+    @hookimpl
+    def andes_check(self, plan: Plan) -> list[str]:
+        """Files that are not there."""
+        from .corpus import problem
+
+        return [why] if self.corpus and (why := problem(self.corpus)) else []
+
+    @hookimpl
+    def andes_explain(self, plan: Plan) -> Mapping[str, str]:
+        """The drafter, what verifying costs here, and whether guessing pays."""
+        made = _MADE.get(self)
+        said = {"drafter": self.drafter + (f", with {self.corpus}" if self.corpus else "")}
+        return said if made is None else {**said, **made.facts()}

@@ -1,0 +1,33 @@
+"""From the options of the plugin to a decoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .cost import linear
+from .decoder import SpeculativeDecoder
+
+if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
+
+    from . import Speculative
+    from .drafter import Drafter
+
+
+def build(options: Speculative, model: VisionLanguageModel) -> SpeculativeDecoder:
+    """A decoder for a model.
+
+    Raises:
+        ConfigError: a file that cannot be used.
+    """
+    fixed = None if options.row_cost is None else linear(options.row_cost)
+    return SpeculativeDecoder(drafter_of(options, model), options.depth, options.adapt, fixed)
+
+
+def drafter_of(options: Speculative, model: VisionLanguageModel) -> Drafter:
+    """The drafter that the options name."""
+    from .corpus import read_corpus
+    from .suffix import SuffixDrafter
+
+    corpus = read_corpus(options.corpus, model.tokenizer) if options.corpus else None
+    return SuffixDrafter(options.width, options.rows, corpus)
