@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .cost import linear
 from .decoder import SpeculativeDecoder
@@ -10,11 +10,22 @@ from .decoder import SpeculativeDecoder
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
 
-    from . import Speculative
     from .drafter import Drafter
 
 
-def build(options: Speculative, model: VisionLanguageModel) -> SpeculativeDecoder:
+class Options(Protocol):
+    """What of the plugin's options is needed here."""
+
+    drafter: str
+    depth: int
+    width: int
+    rows: int
+    corpus: str
+    adapt: bool
+    row_cost: float | None
+
+
+def build(options: Options, model: VisionLanguageModel) -> SpeculativeDecoder:
     """A decoder for a model.
 
     Raises:
@@ -24,7 +35,7 @@ def build(options: Speculative, model: VisionLanguageModel) -> SpeculativeDecode
     return SpeculativeDecoder(drafter_of(options, model), options.depth, options.adapt, fixed)
 
 
-def drafter_of(options: Speculative, model: VisionLanguageModel) -> Drafter:
+def drafter_of(options: Options, model: VisionLanguageModel) -> Drafter:
     """The drafter that the options name."""
     from .corpus import read_corpus
     from .suffix import SuffixDrafter

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
-from attrs import field, frozen
+from attrs import frozen
 
 from andes_sdk.errors import AndesError
 from andes_sdk.runtime.policy import KeepAll
@@ -84,7 +84,7 @@ def measure(compiled: Any) -> Cost:
         _timed(compiled, session, SIZES[0])
         for turn in range(ROUNDS):
             for size in SIZES:
-                if size > 1 and (turn and size not in best or time.perf_counter() - start > SECONDS):
+                if size > 1 and ((turn and size not in best) or time.perf_counter() - start > SECONDS):
                     continue
                 best[size] = min(_timed(compiled, session, size), best.get(size, 1e9))
     except AndesError:

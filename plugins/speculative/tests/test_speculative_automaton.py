@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from andes_speculative.automaton import ROOT, SuffixAutomaton
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from andes_speculative.automaton import ROOT, SuffixAutomaton
 
 TEXTS = st.lists(st.integers(0, 3), max_size=60)
 
