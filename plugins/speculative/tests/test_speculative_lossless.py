@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
+
 from andes_sdk import Pipeline
 from andes_sdk.errors import SessionError
 from andes_sdk.runtime.engine import Conversation, Engine
@@ -21,7 +23,6 @@ from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.testing.material import conversation, plain_inputs
 from andes_sdk.testing.weights import randomised
 from andes_sdk.types import Adapter, Inputs, LowRank
-from attrs import evolve
 
 MODEL = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 TREES = {"speculative": {"adapt": False, "rows": 9, "width": 3}}
@@ -107,12 +108,12 @@ def check_same(plain: Pipeline, guessing: Pipeline, jobs: Sequence[Job], *, toge
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_random_prompts_with_random_options_have_the_same_text(
-    pair: tuple[Pipeline, Pipeline], together: bool
-) -> None:
+def test_random_prompts_with_random_options_have_the_same_text(pair: tuple[Pipeline, Pipeline], together: bool) -> None:
     plain, guessing = pair
     rng = random.Random(7 + together)
-    check_same(plain, guessing, [(random_prompt(plain, rng), random_options(rng)) for _ in range(16)], together=together)
+    check_same(
+        plain, guessing, [(random_prompt(plain, rng), random_options(rng)) for _ in range(16)], together=together
+    )
 
 
 @pytest.mark.slow
