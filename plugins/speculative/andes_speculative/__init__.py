@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from andes_sdk.plan import Plan
     from andes_sdk.types import Decoder
 
-DRAFTERS = ("suffix",)
+DRAFTERS = ("suffix", "model")
 _MADE: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """Plugin -> the decoder that it made, for `explain()`."""
 
@@ -35,6 +35,10 @@ class Speculative:
     corpus: str = field(
         default="", metadata={"help": "suffix: a text file to look into, beside the conversation", "local": True}
     )
+    model: str = field(
+        default="", metadata={"help": "model: where the smaller model is; a folder, a file or a name", "local": True}
+    )
+    backend: str = field(default="", metadata={"help": "model: what runs it; without it as it was saved"})
     adapt: bool = field(
         default=True, metadata={"help": "propose what pays by measured cost; false: all that is guessed"}
     )
@@ -57,11 +61,15 @@ class Speculative:
         """Files that are not there."""
         from .corpus import problem
 
-        return [why] if self.corpus and (why := problem(self.corpus)) else []
+        found = [why] if self.corpus and (why := problem(self.corpus)) else []
+        if self.drafter == "model" and not self.model:
+            found.append("the drafter 'model' needs a smaller model: give the option `model` a path")
+        return found
 
     @hookimpl
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
         """The drafter, what verifying costs here, and whether guessing pays."""
         made = _MADE.get(self)
-        said = {"drafter": self.drafter + (f", with {self.corpus}" if self.corpus else "")}
+        file = {"suffix": self.corpus, "model": self.model}[self.drafter]
+        said = {"drafter": self.drafter + (f", with {file}" if file else "")}
         return said if made is None else {**said, **made.facts()}

@@ -21,6 +21,8 @@ class Options(Protocol):
     width: int
     rows: int
     corpus: str
+    model: str
+    backend: str
     adapt: bool
     row_cost: float | None
 
@@ -29,7 +31,7 @@ def build(options: Options, model: VisionLanguageModel) -> SpeculativeDecoder:
     """A decoder for a model.
 
     Raises:
-        ConfigError: a file that cannot be used.
+        ConfigError: a file or model that cannot be used. CheckpointError: a model that cannot be opened.
     """
     fixed = None if options.row_cost is None else linear(options.row_cost)
     return SpeculativeDecoder(drafter_of(options, model), options.depth, options.adapt, fixed)
@@ -37,6 +39,13 @@ def build(options: Options, model: VisionLanguageModel) -> SpeculativeDecoder:
 
 def drafter_of(options: Options, model: VisionLanguageModel) -> Drafter:
     """The drafter that the options name."""
+    if options.drafter == "model":
+        from andes_sdk.pipeline import Pipeline
+
+        from .model import ModelDrafter
+
+        small = Pipeline.from_pretrained(options.model, backend=options.backend or None)
+        return ModelDrafter.of(small, model.tokenizer, model.vision)
     from .corpus import read_corpus
     from .suffix import SuffixDrafter
 

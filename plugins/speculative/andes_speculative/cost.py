@@ -21,9 +21,12 @@ from andes_sdk.types import Work
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT = 64
-ROUNDS = 3
-SECONDS = 2.0
-"""Larger sizes are left out once measuring took this long."""
+ROUNDS = 2, 12
+"""At least and at most."""
+SECONDS = 0.5
+"""No further round once measuring took this long."""
+SLOW = 0.05, 16
+"""Seconds of one row from which larger sizes than this are left out: they would take seconds."""
 
 
 @frozen
@@ -82,10 +85,12 @@ def measure(compiled: Any) -> Cost:
         compiled.step([Work(session=session, tokens=[0] * CONTEXT, logits=0)])
         session.commit()
         _timed(compiled, session, SIZES[0])
-        for turn in range(ROUNDS):
+        for turn in range(ROUNDS[1]):
+            if turn >= ROUNDS[0] and time.perf_counter() - start > SECONDS:
+                break
             for size in SIZES:
-                if size > 1 and ((turn and size not in best) or time.perf_counter() - start > SECONDS):
-                    continue
+                if size > SLOW[1] and best[1] > SLOW[0]:
+                    break
                 best[size] = min(_timed(compiled, session, size), best.get(size, 1e9))
     except AndesError:
         if 1 not in best:  # not even one row behind the context: nothing to choose by
