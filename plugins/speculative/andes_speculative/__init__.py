@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from attrs import field, frozen
-from attrs.validators import and_, ge, in_, le, optional
+from attrs.validators import and_, ge, gt, in_, le, optional
 
 from andes_sdk import hookimpl
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from andes_sdk.plan import Plan
     from andes_sdk.types import Decoder
 
-DRAFTERS = ("suffix", "model")
+DRAFTERS = ("suffix", "model", "eagle3")
 _MADE: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """Plugin -> the decoder that it made, for `explain()`."""
 
@@ -39,6 +39,9 @@ class Speculative:
         default="", metadata={"help": "model: where the smaller model is; a folder, a file or a name", "local": True}
     )
     backend: str = field(default="", metadata={"help": "model: what runs it; without it as it was saved"})
+    head: str = field(
+        default="", metadata={"help": "eagle3: the head's file, as `andes draft train` wrote it", "local": True}
+    )
     adapt: bool = field(
         default=True, metadata={"help": "propose what pays by measured cost; false: all that is guessed"}
     )
@@ -64,12 +67,37 @@ class Speculative:
         found = [why] if self.corpus and (why := problem(self.corpus)) else []
         if self.drafter == "model" and not self.model:
             found.append("the drafter 'model' needs a smaller model: give the option `model` a path")
+        if self.drafter == "eagle3" and not self.head:
+            found.append("the drafter 'eagle3' needs a head: give the option `head` a file of `andes draft train`")
         return found
 
     @hookimpl
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
         """The drafter, what verifying costs here, and whether guessing pays."""
         made = _MADE.get(self)
-        file = {"suffix": self.corpus, "model": self.model}[self.drafter]
+        file = {"suffix": self.corpus, "model": self.model, "eagle3": self.head}[self.drafter]
         said = {"drafter": self.drafter + (f", with {file}" if file else "")}
         return said if made is None else {**said, **made.facts()}
+
+
+@frozen(eq=False, kw_only=True)
+class DraftHeads:
+    """A training stage for draft heads: `eagle3`. `andes draft train` uses it."""
+
+    contract = "1.1"
+    testing: ClassVar[Mapping[str, object]] = {"vocabulary": 64, "unroll": 3}
+
+    rate: float = field(default=3e-4, validator=gt(0.0), metadata={"help": "learning rate of the head"})
+    vocabulary: int = field(
+        default=8192, validator=and_(ge(2), le(1 << 18)), metadata={"help": "most tokens that the head knows"}
+    )
+    unroll: int = field(
+        default=7, validator=and_(ge(1), le(16)), metadata={"help": "tokens that it learns to go ahead"}
+    )
+
+    @hookimpl
+    def andes_training_stages(self) -> list[Any]:
+        """One stage, `eagle3`."""
+        from .stage import Eagle3Stage
+
+        return [Eagle3Stage(rate=self.rate, vocabulary=self.vocabulary, unroll=self.unroll)]

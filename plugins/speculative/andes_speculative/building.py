@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from .cost import linear
@@ -23,6 +24,7 @@ class Options(Protocol):
     corpus: str
     model: str
     backend: str
+    head: str
     adapt: bool
     row_cost: float | None
 
@@ -31,7 +33,7 @@ def build(options: Options, model: VisionLanguageModel) -> SpeculativeDecoder:
     """A decoder for a model.
 
     Raises:
-        ConfigError: a file or model that cannot be used. CheckpointError: a model that cannot be opened.
+        ConfigError: a file or model that cannot be used. CheckpointError: a model or head that cannot be read.
     """
     fixed = None if options.row_cost is None else linear(options.row_cost)
     return SpeculativeDecoder(drafter_of(options, model), options.depth, options.adapt, fixed)
@@ -46,6 +48,11 @@ def drafter_of(options: Options, model: VisionLanguageModel) -> Drafter:
 
         small = Pipeline.from_pretrained(options.model, backend=options.backend or None)
         return ModelDrafter.of(small, model.tokenizer, model.vision)
+    if options.drafter == "eagle3":
+        from .head_drafter import HeadDrafter
+        from .heads import load_head
+
+        return HeadDrafter(load_head(Path(options.head), model), model, options.width)
     from .corpus import read_corpus
     from .suffix import SuffixDrafter
 

@@ -174,7 +174,7 @@ class SpeculativeDecoder:
             self.step = taken if self.step == 0.0 else self.step + 0.1 * (taken - self.step)
         for draft in drafts:
             draft.idle = draft.waited = 0
-        made = [proposal(some, range(len(some))) for some in guesses]
+        made = choose(guesses, self.cost)
         self._note(made)
         return made
 

@@ -1,4 +1,4 @@
-"""Drafter `model`: a smaller model of the same vocabulary goes ahead, greedily (Leviathan et al. 2023, arXiv 2211.17192).
+"""Drafter `model`: a smaller model of the same vocabulary goes ahead, greedily (arXiv 2211.17192).
 
 Each conversation has a session of the smaller model. What the drafter said ahead stays there as uncommitted rows. Once
 the larger model has decided, the rows that came true are committed and the others dropped. One pass of the smaller

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from andes_speculative.decoder import SpeculativeDecoder
+from andes_speculative.model import Ahead, ModelDrafter, refuse_other_vocabulary
+from attrs import evolve
+
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, ConfigError
 from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.testing.material import conversation, plain_inputs
 from andes_sdk.testing.weights import randomised
-from andes_speculative.decoder import SpeculativeDecoder
-from andes_speculative.model import Ahead, ModelDrafter, refuse_other_vocabulary
-from attrs import evolve
 
 MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 
@@ -94,7 +95,7 @@ def test_wrong_guesses_leave_no_rows_behind(large: Pipeline, small: Path) -> Non
     """After right and wrong guesses its logits are those of a session that read the text at once."""
     decoder = guessing(large, small)
     pipe = decoder.drafter.pipeline
-    jobs = [(plain_inputs(large, 12), GenerationOptions(max_tokens=24, temperature=1.0, seed=5))]
+    jobs = [(plain_inputs(large, 12), GenerationOptions(max_tokens=24, temperature=0.2, seed=5))]
     (tokens,), (draft,) = texts(large, jobs, decoder)
     assert 0 < draft.accepted < draft.proposed
     memory: Ahead = draft.memory
@@ -179,17 +180,19 @@ def test_the_option_opens_a_checkpoint_and_adapts(large: Pipeline, small: Path) 
     facts = {row.part: row.value for row in pipe.explain().rows}
     assert facts["drafter"] == f"model, with {small}"
     assert facts["speculation"].startswith(("on", "off"))
-    assert "small" not in str(pipe.plan.to_json()) or True
 
 
 def test_the_drafter_model_without_a_model_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(AssemblyError, match="needs a smaller model"):
+    with pytest.raises(AssemblyError) as caught:
         lively({"speculative": {"drafter": "model"}})
+    assert "needs a smaller model" in str(caught.value.problems[0])
 
 
 def test_on_numba_too(small: Path) -> None:
     plain = lively(backend="numba")
-    pipe = lively({"speculative": {"drafter": "model", "model": str(small), "adapt": False, "depth": 3}}, backend="numba")
+    pipe = lively(
+        {"speculative": {"drafter": "model", "model": str(small), "adapt": False, "depth": 3}}, backend="numba"
+    )
     jobs = [
         (plain_inputs(plain, 12 + n, seed=n), GenerationOptions(max_tokens=20, temperature=t, seed=n))
         for n, t in enumerate((0.0, 0.8))
