@@ -82,7 +82,7 @@ class Speculative:
 
 @frozen(eq=False, kw_only=True)
 class DraftHeads:
-    """A training stage for draft heads: `eagle3`. `andes draft train` uses it."""
+    """Train draft heads, as `andes draft train` does. Shortest use: Pipeline.from_plugins([..., "draft-heads"])."""
 
     contract = "1.1"
     testing: ClassVar[Mapping[str, object]] = {"vocabulary": 64, "unroll": 3}

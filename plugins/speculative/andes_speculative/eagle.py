@@ -49,7 +49,7 @@ class Eagle3(nn.Module):
     """The head.
 
     Attributes:
-        tokens: (vocabulary,) ids of the target's tokens that it knows, ascending; -1 until they are chosen.
+        tokens: (vocabulary,) ids of the target's tokens that it knows, ascending; the first ones until they are chosen.
     """
 
     tokens: Tensor
@@ -69,7 +69,7 @@ class Eagle3(nn.Module):
         self.up = nn.Linear(d, shape.inner, bias=False)
         self.down = nn.Linear(shape.inner, d, bias=False)
         self.head = nn.Linear(d, shape.vocabulary, bias=False)
-        self.register_buffer("tokens", torch.full((shape.vocabulary,), -1))
+        self.register_buffer("tokens", torch.arange(shape.vocabulary))
 
     def joined(self, features: Tensor) -> Tensor:
         """(T, taps, D) rows of the target -> (T, D)."""

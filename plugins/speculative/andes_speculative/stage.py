@@ -73,8 +73,8 @@ class Eagle3Stage:
 
     def feed(self, run: StageRun) -> Iterator[tuple[Position, Batch]]:
         """The usual packs. Before the first one the head is told its tokens: the most frequent of the data."""
-        head: Eagle3 = getattr(run.pipeline.model, HEAD)
-        if int(head.tokens[0]) < 0:
+        head: Eagle3 | None = getattr(run.pipeline.model, HEAD, None)
+        if head is not None and run.position.step == 0:  # later they are those that the head has learnt
             head.tokens.copy_(frequent(run, len(head.tokens)))
         return packed(run)
 
