@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -77,21 +77,21 @@ def cost_of(compiled: Any) -> Cost:
     return _KNOWN[key]
 
 
-def measure(compiled: Any) -> Cost:
+def measure(compiled: Any, clock: Callable[[], float] = time.perf_counter) -> Cost:
     """Time passes of several sizes -> c(k). What a model with few positions cannot hold is left out."""
-    session, start = compiled.session(KeepAll()), time.perf_counter()
+    session, start = compiled.session(KeepAll()), clock()
     best: dict[int, float] = {}
     try:
         compiled.step([Work(session=session, tokens=[0] * CONTEXT, logits=0)])
         session.commit()
-        _timed(compiled, session, SIZES[0])
+        _timed(compiled, session, SIZES[0], clock)
         for turn in range(ROUNDS[1]):
-            if turn >= ROUNDS[0] and time.perf_counter() - start > SECONDS:
+            if turn >= ROUNDS[0] and clock() - start > SECONDS:
                 break
             for size in SIZES:
                 if size > SLOW[1] and best[1] > SLOW[0]:
                     break
-                best[size] = min(_timed(compiled, session, size), best.get(size, 1e9))
+                best[size] = min(_timed(compiled, session, size, clock), best.get(size, 1e9))
     except AndesError:
         if 1 not in best:  # not even one row behind the context: nothing to choose by
             return ASSUMED
@@ -105,9 +105,9 @@ def measure(compiled: Any) -> Cost:
     return Cost(tuple(sizes), tuple(ratios), best[1])
 
 
-def _timed(compiled: Any, session: Any, rows: int) -> float:
-    start = time.perf_counter()
+def _timed(compiled: Any, session: Any, rows: int, clock: Callable[[], float]) -> float:
+    start = clock()
     compiled.step([Work(session=session, tokens=[0] * rows)])
-    seconds = time.perf_counter() - start
+    seconds = clock() - start
     session.rollback()
     return seconds

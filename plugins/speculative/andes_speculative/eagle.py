@@ -92,7 +92,7 @@ class Eagle3(nn.Module):
         return scores
 
     def _split(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(-1, (-1, self.shape.head_dim)).transpose(0, 1)  # (heads, T, d)
+        return rows.reshape(len(rows), -1, self.shape.head_dim).transpose(0, 1)  # (heads, T, d)
 
 
 def turned(x: Tensor, positions: Tensor, theta: float) -> Tensor:
