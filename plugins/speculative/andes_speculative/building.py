@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .cost import linear
 from .decoder import SpeculativeDecoder
@@ -14,23 +14,8 @@ if TYPE_CHECKING:
     from .drafter import Drafter
 
 
-class Options(Protocol):
-    """What of the plugin's options is needed here."""
-
-    drafter: str
-    depth: int
-    width: int
-    rows: int
-    corpus: str
-    model: str
-    backend: str
-    head: str
-    adapt: bool
-    row_cost: float | None
-
-
-def build(options: Options, model: VisionLanguageModel) -> SpeculativeDecoder:
-    """A decoder for a model.
+def build(options: Any, model: VisionLanguageModel) -> SpeculativeDecoder:
+    """A decoder for a model; `options` is the plugin `Speculative`, which this file cannot name: it is named by it.
 
     Raises:
         ConfigError: a file or model that cannot be used. CheckpointError: a model or head that cannot be read.
@@ -39,7 +24,7 @@ def build(options: Options, model: VisionLanguageModel) -> SpeculativeDecoder:
     return SpeculativeDecoder(drafter_of(options, model), options.depth, options.adapt, fixed)
 
 
-def drafter_of(options: Options, model: VisionLanguageModel) -> Drafter:
+def drafter_of(options: Any, model: VisionLanguageModel) -> Drafter:
     """The drafter that the options name."""
     if options.drafter == "model":
         from andes_sdk.pipeline import Pipeline

@@ -117,9 +117,9 @@ def target_rows(model: VisionLanguageModel, batch: Batch, taps: Sequence[int]) -
     """A pack through the model -> inputs (T, D), features (T, taps, D), rows after the last norm (T, D)."""
     seen: dict[int, Tensor] = {}
 
-    def tap(layer: int, rows: Tensor) -> None:
+    def tap(layer: int, hidden: Tensor) -> None:
         if layer in taps:
-            seen[layer] = rows.detach()
+            seen[layer] = hidden.detach()
 
     embeds = model.embed(batch.ids, model.encode(batch.media))
     hidden = model.hidden_states(embeds, batch.positions, batch.attend, tap)
