@@ -9,20 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from andes_sdk.errors import InputError, PluginBroken
+from andes_sdk.types import VisionEncoder, VisionSpec
 
 if TYPE_CHECKING:
-    from andes_sdk.types import (
-        Attend,
-        LanguageModel,
-        Media,
-        Modality,
-        Projector,
-        Tap,
-        TextSpec,
-        Tokenizer,
-        VisionEncoder,
-        VisionSpec,
-    )
+    from andes_sdk.types import Attend, LanguageModel, Media, Modality, Projector, Tap, TextSpec, Tokenizer
 
 
 class VisionLanguageModel(nn.Module):

@@ -20,7 +20,7 @@ from andes_sdk.errors import AndesError, AssemblyError, ConfigError, MethodNotFo
 from andes_sdk.hookspecs import METHODS
 from andes_sdk.plan import Plan
 from andes_sdk.storage.stored import Folder, PackedStored, Random
-from andes_sdk.types import DeviceBackend, PackedBackend
+from andes_sdk.types import DeviceBackend, PackedBackend, Tokenizer
 
 if TYPE_CHECKING:
     from andes_sdk.assembling.assembly import Assembly, PluginItem
@@ -31,18 +31,7 @@ if TYPE_CHECKING:
     from andes_sdk.runtime.engine import Engine
     from andes_sdk.runtime.generation import Answer, GenerationOptions
     from andes_sdk.storage.stored import Stored
-    from andes_sdk.types import (
-        Backend,
-        CachePolicy,
-        Compiled,
-        Decoder,
-        Event,
-        Format,
-        Inputs,
-        Packed,
-        Session,
-        Tokenizer,
-    )
+    from andes_sdk.types import Backend, CachePolicy, Compiled, Decoder, Event, Format, Inputs, Packed, Session
 
 _BROUGHT = {
     "train": "andes-training", "evaluate": "andes-evaluation", "save_session": "andes-okv", "load_session": "andes-okv",

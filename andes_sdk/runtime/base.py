@@ -56,6 +56,7 @@ class BaseSession(ABC):
         self._limit, self._vocabulary, self._device = spec.max_positions, spec.vocab_size, model.device
         self.keeping = Keeping(policy, spec, model.device, taps, keeper)
         self.length = self.proposed = 0
+        self.notes: dict[str, float] = {}
         self._adapters = adapters  # the compiled model's own collection: it may grow
         self._adapter: str | None = None
         self._tree = Tree()
@@ -143,7 +144,7 @@ class BaseSession(ABC):
         return SessionStats(
             kv_bytes=self.kv_bytes(),
             rows=tuple(tuple(int(n) - self.pending for n in layer) for layer in self.counts()), committed=self.length,
-            accepted=self._accepted, proposed=self.proposed, seconds=dict(self._seconds),
+            accepted=self._accepted, proposed=self.proposed, seconds=dict(self._seconds), notes=dict(self.notes),
         )  # fmt: skip
 
     def chunks(self, inputs: Inputs) -> Iterator[Work]:

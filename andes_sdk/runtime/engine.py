@@ -20,7 +20,7 @@ from torch import Tensor
 from andes_sdk.errors import SessionError
 from andes_sdk.runtime.base import CHUNK_ROWS
 from andes_sdk.runtime.sampling import TokenSampler
-from andes_sdk.types import Inputs, Proposal, Rows, Work
+from andes_sdk.types import Inputs, JoiningDraft, Proposal, Rows, Work
 
 if TYPE_CHECKING:
     from andes_sdk.runtime.options import GenerationOptions
@@ -110,7 +110,7 @@ class Engine:
             raise SessionError("one prompt is read with one adapter", fix="join once for each adapter")
         session = self.compiled.session(self.policy)
         session.adapter = options[0].adapter
-        prompt, draft = inputs.ids.tolist(), self.decoder.open()
+        prompt, draft = inputs.ids.tolist(), _told(self.decoder.open(), session, inputs)
         made = [
             Conversation(session, inputs, o, TokenSampler(o, prompt, self.ends), draft, w)
             for o, w in zip(options, watches, strict=True)
@@ -149,7 +149,7 @@ class Engine:
         heir, *others = left
         heir.session = self.compiled.session(self.policy)
         heir.session.adapter = heir.options.adapter
-        heir.draft, heir._waits = self.decoder.open(), False
+        heir.draft, heir._waits = _told(self.decoder.open(), heir.session, heir.inputs), False
         heir._chunks, heir._twins = heir.session.chunks(heir.inputs), others
         self.active.append(heir)
 
@@ -239,11 +239,8 @@ class Engine:
             for n in guilty:
                 self.leave(plans[n][0], "error", error)
             rest = [plan for n, plan in enumerate(plans) if n not in guilty]
-            if guilty and rest:
-                self._pass(rest)
-            elif rest:
-                for plan in rest:
-                    self._pass([plan])
+            for some in [rest] if guilty and rest else [[plan] for plan in rest]:
+                self._pass(some)
             return
         for (one, work), computed in zip(plans, rows, strict=True):
             try:
@@ -262,7 +259,8 @@ class Engine:
         one._twins = []
         for twin in twins:
             try:
-                twin.session, twin.draft, twin._waits = one.session.fork(), one.draft.fork(), False
+                twin.session, twin._waits = one.session.fork(), False
+                twin.draft = _told(one.draft.fork(), twin.session, twin.inputs)
                 self.active.append(twin)
             except Exception as error:
                 self.leave(twin, "error", error)
@@ -311,6 +309,13 @@ class Engine:
         if commit:
             self.leave(one, ended)
         return ended
+
+
+def _told(draft: Draft, session: Session, inputs: Inputs) -> Draft:
+    """A draft that knows its conversation, if it wants to."""
+    if isinstance(draft, JoiningDraft):
+        draft.join(session, inputs)
+    return draft
 
 
 def raise_errors(conversations: Sequence[Any]) -> None:

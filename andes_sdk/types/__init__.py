@@ -23,6 +23,7 @@ from .sessions import (
     Decoder,
     Draft,
     Inputs,
+    JoiningDraft,
     Keeper,
     Layer,
     Look,
@@ -50,9 +51,9 @@ from .training import (
 __all__ = [
     "AdaptableCompiled", "Adapter", "Attend", "Backend", "Benchmark", "Cache", "CachePolicy", "Codes", "Compiled",
     "Compressed", "Compressor", "Constraint", "ConversationStage", "DataFilter", "Decoder", "DeviceBackend", "Draft",
-    "Event", "Exporter", "FeedRun", "FeedingStage", "Files", "Format", "Grid", "Inputs", "Keeper", "LanguageModel",
-    "Layer", "Look", "LowRank", "Media", "Modality", "Model", "ModelChange", "Packed", "PackedBackend", "Position",
-    "Projector", "Proposal", "PublishedLayout", "Quantised", "Range", "Rendered", "Reward", "Rows", "Session",
-    "SessionStats", "Slot", "StatefulStage", "SteppingStage", "TableFilter", "Tap", "TextSpec", "Tokenizer",
+    "Event", "Exporter", "FeedRun", "FeedingStage", "Files", "Format", "Grid", "Inputs", "JoiningDraft", "Keeper",
+    "LanguageModel", "Layer", "Look", "LowRank", "Media", "Modality", "Model", "ModelChange", "Packed", "PackedBackend",
+    "Position", "Projector", "Proposal", "PublishedLayout", "Quantised", "Range", "Rendered", "Reward", "Rows",
+    "Session", "SessionStats", "Slot", "StatefulStage", "SteppingStage", "TableFilter", "Tap", "TextSpec", "Tokenizer",
     "TrainingStage", "Turn", "VisionEncoder", "VisionSpec", "Work",
 ]  # fmt: skip

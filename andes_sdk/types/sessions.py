@@ -190,6 +190,9 @@ class Session(Protocol):
     adapter: str | None
     """Name of the LoRA adapter of the rows to come; None: none. An unknown name raises `SessionError`."""
 
+    notes: dict[str, float]
+    """What a decoder says of its work, for `stats`."""
+
     @property
     def length(self) -> int:
         """Committed rows seen so far; the position of the next token. Eviction does not lower it."""
@@ -239,6 +242,7 @@ class SessionStats:
         committed: rows committed so far.
         accepted, proposed: tokens a decoder committed, and rows it asked `extend` for.
         seconds: time per part: preprocess, vision, projector, prefill, decode, and each modality by its name.
+        notes: what the decoder says of its work.
     """
 
     kv_bytes: int
@@ -247,6 +251,7 @@ class SessionStats:
     accepted: int
     proposed: int
     seconds: Mapping[str, float]
+    notes: Mapping[str, float] = field(factory=dict)
 
 
 @frozen(eq=False, kw_only=True)
@@ -308,6 +313,14 @@ class Draft(Protocol):
 
     def fork(self) -> Draft:
         """A memory of its own with the same content."""
+
+
+@runtime_checkable
+class JoiningDraft(Protocol):
+    """A draft that wants to know its conversation: session and prompt, media included. Optional, beside `Draft`."""
+
+    def join(self, session: Session, inputs: Inputs) -> None:
+        """Called before the prompt is read, and for a fork with its own session."""
 
 
 @runtime_checkable

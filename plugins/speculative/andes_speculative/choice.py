@@ -1,0 +1,59 @@
+"""Which guesses are worth a row: those for which the expected tokens a second are most.
+
+A pass with n rows more costs c(B + n) for B conversations, and gives B tokens and the sum of the chances of the n
+guesses. Chances only fall along a path, so the likeliest n are always trees. The best n is found by trying all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from andes_sdk.types import Proposal
+
+from .cost import Cost
+from .drafter import Guess
+
+NOTHING = Proposal()
+
+
+def choose(guesses: Sequence[Sequence[Guess]], cost: Cost) -> list[Proposal]:
+    """Of each conversation the guesses that pay, all conversations weighed together."""
+    ranked = sorted((-guess.chance, index, who) for who, some in enumerate(guesses) for index, guess in enumerate(some))
+    base = len(guesses)
+    gain, best, count = float(base), base / cost.of(base), 0
+    for n, (negative, _, _) in enumerate(ranked, 1):
+        gain -= negative
+        if gain / cost.of(base + n) > best:
+            best, count = gain / cost.of(base + n), n
+    kept: list[list[int]] = [[] for _ in guesses]
+    for _, index, who in ranked[:count]:
+        kept[who].append(index)
+    return [proposal(some, sorted(chosen)) for some, chosen in zip(guesses, kept, strict=True)]
+
+
+def proposal(guesses: Sequence[Guess], chosen: Sequence[int]) -> Proposal:
+    """Some guesses as a proposal; a parent is chosen with its child. Chains come without parents."""
+    if not chosen:
+        return NOTHING
+    place = {index: n for n, index in enumerate(chosen)} | {-1: -1}
+    parents = tuple(place[guesses[index].parent] for index in chosen)
+    tokens = tuple(guesses[index].token for index in chosen)
+    chain = parents == tuple(range(-1, len(chosen) - 1))
+    return Proposal(tokens, () if chain else parents)
+
+
+def deepest(rate: float, cost: Cost, step: float, depth: int, beside: int = 1) -> int:
+    """How many tokens a drafter that guesses one after another should guess; 0: it does not pay.
+
+    Args:
+        rate: chance that a guess is right if those before are. step: time of one of its steps, a pass with one row
+        being 1. beside: conversations that share the pass.
+    """
+    best, found, gain, chance = float(beside) / cost.of(beside), 0, float(beside), 1.0
+    for n in range(1, depth + 1):
+        chance *= rate
+        gain += beside * chance
+        speed = gain / (cost.of(beside * (n + 1)) + n * step)
+        if speed > best:
+            best, found = speed, n
+    return found

@@ -1,0 +1,90 @@
+"""`andes draft train`: a draft head for a model, from the model's own answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Draft heads for speculative decoding.")
+KINDS = ("eagle3",)
+
+
+@app.callback()
+def draft() -> None:
+    """Draft heads for speculative decoding."""
+
+
+@clean
+def train(
+    model: Annotated[str, typer.Argument(help="The model that the head is for: a folder, a file or a name.")],
+    data: Annotated[Path, typer.Option(help="Data lines; their last answers are replaced by the model's own.")],
+    out: Annotated[Path, typer.Option(help="Folder for answers, states and the head.")],
+    kind: Annotated[str, typer.Option(help="eagle3.")] = "eagle3",
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 1000,
+    rate: Annotated[float, typer.Option(help="Learning rate.")] = 3e-4,
+    vocabulary: Annotated[int, typer.Option(min=2, help="Most tokens that the head knows.")] = 8192,
+    unroll: Annotated[int, typer.Option(min=1, max=16, help="Tokens that it learns to go ahead.")] = 7,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the model.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Of the model's answers; 0 is greedy, and loops.")] = 0.7,
+    limit: Annotated[int, typer.Option(min=0, help="Lines of the data; 0 for all.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=16, help="Tokens of a pack.")] = 1024,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two states.")] = 200,
+    given: Annotated[bool, typer.Option("--given", help="Learn from the answers in the data, as they are.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a draft head for MODEL. A run that was stopped goes on with the same command.
+
+    The head is written to OUT/draft/eagle3.safetensors, and fits this model only.
+    """
+    if kind not in KINDS:
+        raise typer.BadParameter(f"no kind {kind!r}; known: {', '.join(KINDS)}", param_hint="--kind")
+    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.runtime.options import GenerationOptions
+
+    heads = {"draft-heads": {"rate": rate, "vocabulary": vocabulary, "unroll": unroll}}
+    pipeline = Pipeline.from_pretrained(model, plugins=[heads], backend="torch")
+    source = data.resolve()
+    if not given:
+        from .answers import own_answers
+
+        source = (out / "answers.jsonl").resolve()
+        options = GenerationOptions(max_tokens=answer_tokens, temperature=temperature)
+        own_answers(pipeline, data, source, options, limit=limit)
+    last = _learn(pipeline, out, source, kind, steps, max_tokens, checkpoint_every, as_json)
+    head = out / "draft" / f"{kind}.safetensors"
+    if as_json:
+        print_json({"head": str(head), "answers": None if given else str(source), "last": last})
+    else:
+        stdout().print(f"trained head: {head}", markup=False, soft_wrap=True)
+
+
+def _learn(
+    pipeline: Any, out: Path, source: Path, kind: str, steps: int, max_tokens: int, every: int, as_json: bool
+) -> Any:
+    """Run the stage -> its last figures."""
+    from andes_training.progress import Progress
+    from andes_training.recipe import DataRecipe, Recipe, StageRecipe
+    from andes_training.stopping import Stopped, Stopping
+
+    from andes_sdk.files import Journal
+
+    stage = StageRecipe(
+        stage=kind, data=[DataRecipe(path=source)], steps=steps, warmup=min(50, steps // 2), max_tokens=max_tokens,
+        checkpoint_every=every, clip=1.0, weight_decay=0.01,
+    )  # fmt: skip
+    recipe = Recipe(name=f"draft-{kind}", stages=[stage])
+    with Progress(out, None if as_json else stdout(), [stage.log_every]) as progress, Stopping() as stopping:
+        try:
+            pipeline.train(recipe, out, progress=progress, stopping=stopping)
+        except Stopped as stopped:
+            stderr().print(f"{stopped.what}; to go on: the same command", markup=False, soft_wrap=True)
+            raise typer.Exit(128 + stopped.signal) from None
+    rows = Journal(progress.path).rows()
+    return rows[-1] if rows else None
+
+
+app.command("train")(train)

@@ -1,0 +1,221 @@
+"""What is proposed: the best by the cost of a pass, found by trying all; and what the cost is."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+from andes_speculative import cost as costs
+from andes_speculative.acceptance import HitRate
+from andes_speculative.choice import choose, deepest
+from andes_speculative.cost import ASSUMED, Cost, cost_of, linear, measure
+from andes_speculative.decoder import Draft, SpeculativeDecoder, depth_of
+from andes_speculative.drafter import Guess
+from andes_speculative.suffix import SuffixDrafter
+from attrs import define, evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from andes_sdk import Pipeline
+from andes_sdk.runtime.options import GenerationOptions
+from andes_sdk.testing.material import plain_inputs
+
+MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
+
+
+def some_guesses(rng: random.Random, count: int) -> list[Guess]:
+    """A random tree whose chances fall along paths and add up to at most that of the parent."""
+    made: list[Guess] = []
+    left = {-1: 1.0}
+    for _ in range(count):
+        parent = rng.choice(list(left))
+        chance = left[parent] * rng.uniform(0.1, 0.9)
+        left[parent] -= chance
+        made.append(Guess(len(made), parent, chance))
+        left[len(made) - 1] = chance
+    return made
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_no_other_set_of_guesses_promises_more_tokens_a_second(seed: int) -> None:
+    rng = random.Random(seed)
+    guesses = [some_guesses(rng, rng.randint(0, 4)) for _ in range(2)]
+    cost = Cost((1, 2, 4, 8), (1.0, *sorted(rng.uniform(1, 4) for _ in range(3))))
+
+    def speed(chosen: list[tuple[int, int]]) -> float:
+        return (2 + sum(guesses[w][i].chance for w, i in chosen)) / cost.of(2 + len(chosen))
+
+    every = [(who, index) for who, some in enumerate(guesses) for index in range(len(some))]
+    best = max(speed(list(chosen)) for n in range(len(every) + 1) for chosen in itertools.combinations(every, n))
+    made = choose(guesses, cost)
+    got = []
+    for who, one in enumerate(made):
+        parents = one.parents or tuple(range(-1, len(one.tokens) - 1))
+        assert all(-1 <= p < n for n, p in enumerate(parents))
+        got += [(who, index) for index in matched(guesses[who], one.tokens, parents)]
+    assert speed(got) == pytest.approx(best)
+
+
+def matched(guesses: list[Guess], tokens: tuple[int, ...], parents: tuple[int, ...]) -> list[int]:
+    """Which guesses a proposal holds: proposals keep their order."""
+    found: list[int] = []
+    start = 0
+    for token, parent in zip(tokens, parents, strict=True):
+        wanted = -1 if parent < 0 else found[parent]
+        index = next(i for i in range(start, len(guesses)) if guesses[i].token == token and guesses[i].parent == wanted)
+        found.append(index)
+        start = index + 1
+    return found
+
+
+def test_where_a_row_costs_as_much_as_a_pass_nothing_is_proposed() -> None:
+    guesses = [[Guess(1, -1, 0.9), Guess(2, 0, 0.8)]]
+    assert choose(guesses, linear(1.0))[0].tokens == ()
+    assert choose(guesses, linear(0.1))[0].tokens == (1, 2)
+    # 1.9 / 1.5 beats 1, and 2.7 / 2 beats that
+    assert choose(guesses, linear(0.5))[0].tokens == (1, 2)
+    # a second row that doubles the pass does not pay: 1.9 / 1.2 = 1.58, 2.7 / 2.4 = 1.13
+    assert choose(guesses, Cost((1, 2, 3), (1.0, 1.2, 2.4)))[0].tokens == (1,)
+
+
+def test_the_likelier_way_on_has_its_rows_before_the_other_conversation_has() -> None:
+    sure = [Guess(1, -1, 0.95), Guess(2, 0, 0.9)]
+    unsure = [Guess(3, -1, 0.3), Guess(4, -1, 0.2)]
+    one, other = choose([sure, unsure], linear(0.4))
+    assert one.tokens == (1, 2)
+    assert other.tokens == ()
+    both = choose([sure, unsure], linear(0.01))[1]
+    assert both.tokens == (3, 4)
+    assert both.parents == (-1, -1)  # two ways on from one place: a tree
+
+
+def test_depth_is_that_of_the_best_speed_by_hand() -> None:
+    # rate 1/2, a row 0.1, a step 0.1: 1.5/1.2 = 1.25, 1.75/1.4 = 1.25, 1.875/1.6 = 1.17
+    assert deepest(0.5, linear(0.1), 0.1, 8) in (1, 2)
+    assert deepest(0.5, linear(0.1), 0.09, 8) == 2
+    assert deepest(0.9, linear(0.05), 0.05, 8) == 8
+    assert deepest(0.3, linear(0.2), 0.2, 8) == 0
+
+
+def test_lines_between_what_was_measured_and_beyond() -> None:
+    cost = Cost((1, 4, 8), (1.0, 1.6, 2.6))
+    assert [cost.of(n) for n in (1, 2, 4, 6, 8, 12)] == pytest.approx([1.0, 1.2, 1.6, 2.1, 2.6, 3.6])
+    assert str(cost) == "c(4) = 1.60, c(8) = 2.60"
+    assert Cost((1,), (1.0,)).of(9) == 1.0
+
+
+def test_the_cost_of_a_model_is_measured_once_for_all_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (Pipeline.from_plugins(MODEL, seed=n) for n in (1, 2))
+    monkeypatch.setattr(costs, "_KNOWN", {})
+    found = cost_of(one.compiled)
+    assert found.rows[:5] == (1, 2, 4, 8, 16)  # larger ones only where a row takes less than 50 ms
+    assert found.ratios[0] == 1.0
+    assert list(found.ratios) == sorted(found.ratios)
+    assert found.one > 0
+    assert cost_of(other.compiled) is found
+    assert [s for s in one.compiled.sessions if s.is_open] == []  # type: ignore[attr-defined]
+
+
+def test_a_model_with_few_positions_is_measured_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipeline.from_plugins([*MODEL[:2], {"qwen3": {"preset": "tiny", "config": {"max_position_embeddings": 70}}}])
+    assert measure(pipe.compiled).rows == (1, 2, 4)  # 64 rows of context, 6 more
+    monkeypatch.setattr(costs, "CONTEXT", 70)
+    assert measure(pipe.compiled) is ASSUMED
+
+
+@define(eq=False)
+class Timed:
+    """A compiled model on a clock of its own: a pass takes what one says by rows, and now and then a second more."""
+
+    inner: Any
+    now: float = 0.0
+    passes: int = 0
+
+    def step(self, work: Any) -> Any:
+        rows = sum(len(w.tokens) for w in work)
+        self.passes += 1
+        self.now += {1: 0.01, 2: 0.012, 4: 0.015, 8: 0.025}.get(rows, 0.04) + (self.passes % 11 == 5)
+        return self.inner.step(work)
+
+    def session(self, policy: Any) -> Any:
+        return self.inner.session(policy)
+
+    def clock(self) -> float:
+        return self.now
+
+
+def test_what_is_measured_is_what_a_pass_takes_when_nothing_disturbs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "SECONDS", 1e9)
+    timed = Timed(Pipeline.from_plugins(MODEL).compiled)
+    found = measure(timed, timed.clock)
+    assert found.rows == (1, 2, 4, 8, 16, 32, 64)
+    assert found.ratios == pytest.approx((1.0, 1.2, 1.5, 2.5, 4.0, 4.0, 4.0))
+    assert found.one == pytest.approx(0.01)
+
+
+def test_guessing_stops_where_it_does_not_pay_starts_again_where_it_does_and_both_are_said() -> None:
+    plain = Pipeline.from_plugins(MODEL, seed=1)
+    dear = Pipeline.from_plugins([*MODEL, {"speculative": {"row_cost": 5.0}}], seed=1)
+    inputs = plain_inputs(plain, 20)
+    engine = evolve(dear.engine(), ends=())
+    one = engine.join(inputs, GenerationOptions(max_tokens=60))
+    assert {row.part: row.value for row in dear.explain().rows}["speculation"] == "not used yet"
+    engine.run()
+    notes = one.session.stats.notes
+    assert notes["guesses"] == 0
+    assert notes["passes without guesses, which would not pay"] > 10  # the answer repeats itself
+    assert one.session.stats.proposed == one.session.stats.accepted == 59
+    assert {row.part: row.value for row in dear.explain().rows}["speculation"].startswith("off")
+    cheap = evolve(dear.decoder, fixed=linear(0.01))  # type: ignore[type-var]
+    engine = evolve(dear.engine(), ends=(), decoder=cheap)
+    two = engine.join(inputs, GenerationOptions(max_tokens=60))
+    engine.run()
+    assert list(two.tokens) == list(one.tokens)
+    assert two.session.stats.notes["guesses right"] > 30
+    assert cheap.facts()["speculation"].startswith("on")
+    assert cheap.facts()["cost of verifying"] == "c(2) = 1.01; as given"
+
+
+def test_measured_cost_and_state_stand_in_explain() -> None:
+    pipe = Pipeline.from_plugins([*MODEL, "speculative"], seed=1)
+    pipe.generate([{"role": "user", "content": "again and again and again"}], GenerationOptions(max_tokens=40))
+    facts = {row.part: row.value for row in pipe.explain().rows}
+    assert facts["drafter"] == "suffix"
+    assert facts["cost of verifying"].startswith("c(2) = ")
+    assert facts["cost of verifying"].endswith("; measured")
+    assert facts["speculation"].startswith(("on", "off"))
+
+
+def test_a_hit_rate_moves_from_what_was_assumed_to_what_is_seen_and_forgets() -> None:
+    rate = HitRate()
+    assert rate.chance(1, 0.4) == pytest.approx(0.4)
+    for _ in range(200):
+        rate.note(1, True)
+    assert rate.chance(1, 0.4) > 0.94
+    fork = rate.fork()
+    for _ in range(100):
+        fork.note(1, False)
+    assert fork.chance(1, 0.4) < 0.1
+    assert rate.chance(1, 0.4) > 0.94
+    assert rate.chance(2, 0.4) == pytest.approx(0.4)
+
+
+def test_copying_makes_long_drafts_and_prose_short_ones() -> None:
+    rng = random.Random(3)
+    passage = [rng.randrange(400) for _ in range(200)]
+    drafter = SuffixDrafter()
+    copying = drafter.open()
+    copying.read([*passage, 1, *passage[:40]], None)  # type: ignore[arg-type]
+    (long,) = drafter.guess([copying], [passage[40]], 64)
+    decoder = SpeculativeDecoder(drafter, fixed=linear(0.2))
+    (chosen,) = decoder.propose([Draft(copying)], [passage[40]])
+    assert list(chosen.tokens[:20]) == passage[41:61]
+    assert depth_of(chosen) >= 20
+    assert len(long) == 64
+    prose = drafter.open()
+    prose.read([rng.randrange(30) for _ in range(300)], None)  # type: ignore[arg-type]
+    (chosen,) = decoder.propose([Draft(prose)], [5])
+    assert depth_of(chosen) <= 2 if chosen.tokens else True

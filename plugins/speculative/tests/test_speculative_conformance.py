@@ -1,0 +1,37 @@
+"""The published conformance kit on this plugin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from andes_speculative.eagle import Eagle3, shape_for
+from andes_speculative.heads import base_of, save_head
+
+from andes_sdk import Pipeline
+from andes_sdk.testing import conformance, run_checks
+from andes_sdk.testing.weights import randomised
+
+test_conformance = conformance("speculative")
+test_conformance_of_heads = conformance("draft-heads")
+test_conformance_of_everything_that_is_guessed = conformance("speculative", options={"adapt": False, "rows": 12})
+
+
+COMPANIONS: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
+
+
+@pytest.mark.parametrize("drafter", ["model", "eagle3"])
+def test_conformance_of_drafters_that_read_files(drafter: str, tmp_path: Path) -> None:
+    """The same kit, around a file that is made here."""
+    pipe = Pipeline.from_plugins(COMPANIONS)
+    options: dict[str, Any] = {"drafter": drafter, "adapt": False, "depth": 3, "width": 2}
+    if drafter == "model":
+        options["model"] = str(pipe.save_pretrained(tmp_path / "small"))
+    else:
+        head = Eagle3(shape_for(pipe.model.text, 128))
+        save_head(randomised(head), tmp_path / "head", base_of(pipe.model))
+        options["head"] = str(tmp_path / "head")
+    results = run_checks("speculative", options=options, companions=COMPANIONS)
+    assert [f"{r.id}: {r.reason}" for r in results if r.status == "failed"] == []
+    assert sum(r.status == "passed" and r.kind == "decoder" for r in results) >= 8

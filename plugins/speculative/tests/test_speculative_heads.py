@@ -1,0 +1,321 @@
+"""Draft heads: what is learnt is what is drafted, files are refused where they do not belong, the text stays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from andes_speculative.decoder import SpeculativeDecoder
+from andes_speculative.eagle import Eagle3, shape_for, taps_of, unrolled
+from andes_speculative.head_drafter import HeadDrafter
+from andes_speculative.heads import base_of, load_head, save_head
+from attrs import evolve
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from andes_sdk import Pipeline
+from andes_sdk.cli import app
+from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.runtime.options import GenerationOptions
+from andes_sdk.testing.material import conversation, plain_inputs
+from andes_sdk.testing.weights import randomised
+
+MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
+
+
+def lively(*plugins: Any, backend: str = "torch", seed: int = 1) -> Pipeline:
+    more = [{"numba": {"format": "w8", "threads": 1}}] if backend == "numba" else []
+    pipe = Pipeline.from_plugins([*MODEL, *more, *plugins], seed=seed, backend=backend)
+    randomised(pipe.model.language_model)
+    return pipe
+
+
+def new_head(pipe: Pipeline, vocabulary: int = 512) -> Eagle3:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        head = Eagle3(shape_for(pipe.model.text, vocabulary))
+    head.tokens.copy_(torch.arange(len(head.tokens)))
+    return randomised(head).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def plain() -> Pipeline:
+    return lively()
+
+
+@pytest.fixture
+def file(plain: Pipeline, tmp_path: Path) -> Path:
+    save_head(new_head(plain), tmp_path / "head.safetensors", base_of(plain.model))
+    return tmp_path / "head.safetensors"
+
+
+def test_the_layers_are_those_of_the_paper_or_the_nearest() -> None:
+    assert taps_of(28) == (2, 14, 25)
+    assert taps_of(2) == (2, 1, 0)
+
+
+def test_drafting_gives_the_logits_that_were_trained(plain: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tokens ahead of a text: the drafter's rows, read in parts, are those of the unrolled training pass."""
+    head = new_head(plain)
+    pipe = lively({"speculative": {}})
+    text = plain_inputs(plain, 14).ids.tolist()
+    compiled = evolve_taps(pipe, head)
+    session = compiled.session(pipe.policy)
+    (rows,) = compiled.step([work(session, text)])
+    steps = unrolled(head, rows.embeds, rows.features, 3)
+
+    drafter = HeadDrafter(head, pipe.model, width=1)
+    last = 9  # the token at position 10: rows 0 to 9 are read, in two parts
+    memory = drafter.open()
+    memory.read(text[:4], rows.take(range(4)))
+    memory.read(text[4 : last + 1], rows.take(range(4, last + 1)))
+    (guesses,) = drafter.guess([memory], [text[last + 1]], 1)
+    # row 9 of the first step took the embedding of token 10
+    assert guesses[0].token == int(head.tokens[steps[0][last].argmax()])
+    assert guesses[0].chance == pytest.approx(float(steps[0][last].softmax(-1).max()), abs=1e-5)
+    # when the draft follows the text by force, later steps agree too
+    rest = [float(s[last].softmax(-1).max()) for s in steps]
+    tokens = iter(text[last + 2 :])
+    monkeypatch.setattr("andes_speculative.head_drafter.UNLIKELY", 0.0)
+    forced = Forced(head, pipe.model, tokens=tokens)
+    memory = forced.open()
+    memory.read(text[: last + 1], rows.take(range(last + 1)))
+    (guesses,) = forced.guess([memory], [text[last + 1]], 3)
+    shares = [b.chance / a for a, b in zip([1.0, *(g.chance for g in guesses)], guesses, strict=False)]
+    assert shares == pytest.approx(rest, abs=1e-5)
+
+
+class Forced(HeadDrafter):
+    """Follows given tokens, whatever it thinks."""
+
+    def __init__(self, head: Eagle3, model: Any, tokens: Any) -> None:
+        super().__init__(head, model, 1)
+        object.__setattr__(self, "given", tokens)
+
+    def _embed(self, tokens: Any) -> Any:
+        if getattr(self, "started", False):
+            tokens = [next(self.given)]  # type: ignore[attr-defined]
+        object.__setattr__(self, "started", True)
+        return super()._embed(tokens)
+
+
+def evolve_taps(pipe: Pipeline, head: Eagle3) -> Any:
+    from andes_sdk.runtime.torch_backend import TorchBackend
+
+    return TorchBackend().compile(pipe.model, device="cpu", dtype="float32", taps=head.shape.taps)
+
+
+def work(session: Any, tokens: list[int]) -> Any:
+    from andes_sdk.types import Work
+
+    return Work(session=session, tokens=tokens)
+
+
+def test_guesses_do_not_depend_on_earlier_guesses_or_on_the_parts_that_were_read(plain: Pipeline) -> None:
+    head = new_head(plain)
+    compiled = evolve_taps(plain, head)
+    text = plain_inputs(plain, 20, seed=8).ids.tolist()
+    (rows,) = compiled.step([work(compiled.session(plain.policy), text)])
+    drafter = HeadDrafter(head, plain.model, width=2)
+    asked, quiet = drafter.open(), drafter.open()
+    for start, stop in ((0, 5), (5, 6), (6, 9), (9, 15)):
+        asked.read(text[start:stop], rows.take(range(start, stop)))
+        drafter.guess([asked], [text[stop]], 3)  # right: what is read next begins with that token
+        drafter.guess([asked], [text[stop] + 1], 2)
+        drafter.guess([asked], [text[stop]], 2)
+    quiet.read(text[:15], rows.take(range(15)))
+    together = drafter.guess([asked, quiet], [text[15], text[15]], 4)
+    for a, b in zip(*together, strict=True):
+        assert (a.token, a.parent) == (b.token, b.parent)
+        assert a.chance == pytest.approx(b.chance, abs=1e-5)
+    fork = asked.fork()
+    fork.read(text[15:18], rows.take(range(15, 18)))
+    (again,) = drafter.guess([asked], [text[15]], 4)
+    assert [g.token for g in again] == [g.token for g in together[0]]
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_the_text_stays_with_pictures_and_without(plain: Pipeline, file: Path, backend: str) -> None:
+    base = plain if backend == "torch" else lively(backend=backend)
+    options = {"drafter": "eagle3", "head": str(file), "adapt": False, "depth": 3, "width": 2}
+    pipe = lively({"speculative": options}, backend=backend)
+    for messages in (conversation(0), [{"role": "user", "content": "no picture"}]):
+        for own in (GenerationOptions(max_tokens=16), GenerationOptions(max_tokens=16, temperature=0.9, seed=2)):
+            assert pipe.generate(messages, own).tokens == base.generate(messages, own).tokens
+    jobs = [(plain_inputs(base, 9 + n), GenerationOptions(max_tokens=14, temperature=n / 2)) for n in range(3)]
+    got = []
+    for one in (base, pipe):
+        engine = evolve(one.engine(), ends=())
+        some = [engine.join(*job) for job in jobs]
+        engine.run()
+        assert [c.error for c in some] == [None] * 3
+        got.append([list(c.tokens) for c in some])
+    assert got[0] == got[1]
+
+
+def test_a_head_that_does_not_pay_is_asked_rarely(plain: Pipeline) -> None:
+    """Random weights are never right: after a few passes nothing is guessed, and now and then one token is tried."""
+    decoder = SpeculativeDecoder(HeadDrafter(new_head(plain), plain.model), 4)
+    compiled = evolve_taps(plain, new_head(plain))
+    engine = evolve(plain.engine(), ends=(), compiled=compiled, decoder=decoder)
+    one = engine.join(plain_inputs(plain, 9), GenerationOptions(max_tokens=150))
+    engine.run()
+    assert one.error is None
+    notes = one.draft.notes()  # type: ignore[attr-defined]
+    assert notes["verifications"] == pytest.approx(148, abs=4)
+    assert notes["guesses"] < 150
+    assert decoder.facts()["speculation"].startswith("off")
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_a_head_of_another_model_is_refused(file: Path) -> None:
+    other = lively({"speculative": {"drafter": "eagle3", "head": str(file)}})
+    with torch.no_grad():
+        next(other.model.language_model.parameters()).mul_(1.5)
+    with pytest.raises(ConfigError, match="belongs to another model") as caught:
+        _ = other.decoder
+    assert "weights:" in caught.value.why
+    assert "andes draft train" in caught.value.fix
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_cut_file_is_refused(plain: Pipeline, file: Path, share: float) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_head(file, plain.model)
+
+
+def test_other_files_are_refused(plain: Pipeline, file: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_head(tmp_path / "nothing", plain.model)
+    save_file({"x": torch.zeros(2)}, tmp_path / "x")
+    with pytest.raises(CheckpointError, match="no draft head 'eagle3'"):
+        load_head(tmp_path / "x", plain.model)
+    base = base_of(plain.model)
+    facts = {"andes_draft": "eagle3", "andes_base": base}
+    for shape in ("", "[]", "{}", json.dumps({"width": 1 << 40})):
+        save_file({"x": torch.zeros(2)}, tmp_path / "x", {**facts, "andes_shape": shape})
+        with pytest.raises(CheckpointError, match="has no shape"):
+            load_head(tmp_path / "x", plain.model)
+    wrong = new_head(plain)
+    wrong.tokens[3] = 100_000
+    save_head(wrong, tmp_path / "x", base)
+    with pytest.raises(CheckpointError, match="tokens that the model does not have"):
+        load_head(tmp_path / "x", plain.model)
+    wrong = new_head(plain)
+    wrong.fc.weight[0, 0] = torch.nan
+    save_head(wrong, tmp_path / "x", base)
+    with pytest.raises(CheckpointError, match=r"not finite in \['fc.weight'\]"):
+        load_head(tmp_path / "x", plain.model)
+    assert load_head(file, plain.model).shape == new_head(plain).shape
+
+
+# ---------------------------------------------------------------- training
+
+
+def data(folder: Path, count: int = 12) -> Path:
+    lines = [
+        {"messages": [{"role": "user", "content": f"say {n % 3}"}, {"role": "assistant", "content": "abcabcab" * 3}]}
+        for n in range(count)
+    ]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "data.jsonl"
+
+
+def draft_train(*arguments: object) -> Any:
+    result = CliRunner().invoke(app, ["draft", "train", *map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+COMMON = ("--vocabulary", 96, "--rate", 0.01, "--unroll", 3, "--max-tokens", 256)
+
+
+LEARNS = ("--steps", 60, "--vocabulary", 512, "--rate", 0.005, "--unroll", 3, "--max-tokens", 256, "--given")
+
+
+def test_a_trained_head_guesses_better_than_chance_keeps_the_text_and_fits_its_model_only(tmp_path: Path) -> None:
+    model = lively().save_pretrained(tmp_path / "model")
+    before = load_file(model / "model.safetensors") if (model / "model.safetensors").exists() else {}
+    told = draft_train(model, "--data", data(tmp_path), "--out", tmp_path / "run", *LEARNS)
+    assert told["last"]["right_1"] > 0.5  # of 512 tokens
+    trained = Pipeline.from_pretrained(model, plugins=[{"speculative": {"drafter": "eagle3", "head": told["head"]}}])
+    plain = Pipeline.from_pretrained(model)
+    messages = [{"role": "user", "content": "say 1"}]
+    options = GenerationOptions(max_tokens=20)
+    assert trained.generate(messages, options).tokens == plain.generate(messages, options).tokens
+    assert "draft" not in dict(trained.model.named_children())
+    for name, tensor in before.items():
+        assert torch.equal(tensor, load_file(model / "model.safetensors")[name])
+
+
+def test_a_run_that_was_stopped_goes_on_with_identical_numbers_and_answers(tmp_path: Path) -> None:
+    model = lively().save_pretrained(tmp_path / "model")
+    source = data(tmp_path, 6)
+    more = ("--data", source, "--answer-tokens", 12, "--checkpoint-every", 2, *COMMON)
+    whole = draft_train(model, *more, "--out", tmp_path / "whole", "--steps", 6)
+    answers = (tmp_path / "whole" / "answers.jsonl").read_text().splitlines()
+    assert len(answers) == 6
+    first = json.loads(answers[0])
+    assert first["messages"][0]["content"] == "say 0"
+    assert first["messages"][1]["content"] != "abcabcab" * 3
+    # the same, its answers torn in the middle of the third line, and its head and later states gone
+    (tmp_path / "part").mkdir()
+    torn = "\n".join(answers)[: len("\n".join(answers[:2])) + 20]
+    (tmp_path / "part" / "answers.jsonl").write_text(torn)
+    part = draft_train(model, *more, "--out", tmp_path / "part", "--steps", 6)
+    assert (tmp_path / "part" / "answers.jsonl").read_text().splitlines() == answers
+    one, other = (load_file(told["head"]) for told in (whole, part))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from andes_speculative.stage import Eagle3Stage
+
+    model = lively().save_pretrained(tmp_path / "model")
+    more = ("--data", data(tmp_path, 6), "--checkpoint-every", 2, "--steps", 6, "--given", *COMMON)
+    whole = draft_train(model, *more, "--out", tmp_path / "whole")
+    inner, calls = Eagle3Stage.loss, [0]
+
+    def dies(self: Any, model: Any, batch: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise KeyboardInterrupt
+        return inner(self, model, batch)
+
+    monkeypatch.setattr(Eagle3Stage, "loss", dies)
+    result = CliRunner().invoke(app, ["draft", "train", *map(str, (model, *more, "--out", tmp_path / "part"))])
+    assert result.exit_code != 0
+    assert not (tmp_path / "part" / "draft").exists()
+    monkeypatch.setattr(Eagle3Stage, "loss", inner)
+    part = draft_train(model, *more, "--out", tmp_path / "part")
+    one, other = (load_file(told["head"]) for told in (whole, part))
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_answers_to_other_data_are_not_taken_for_ones_own(tmp_path: Path) -> None:
+    model = lively().save_pretrained(tmp_path / "model")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "answers.jsonl").write_text(json.dumps({"of": "elsewhere:1", "messages": []}) + "\n")
+    arguments = [model, "--data", data(tmp_path), "--out", tmp_path / "run", "--steps", 1]
+    result = CliRunner().invoke(app, ["draft", "train", *map(str, arguments)])
+    assert result.exit_code == 1
+    assert "answers to other data" in result.output
+
+
+def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
+    arguments = [tmp_path, "--data", tmp_path, "--out", tmp_path, "--kind", "medusa"]
+    result = CliRunner().invoke(app, ["draft", "train", *map(str, arguments)])
+    assert result.exit_code == 2
+    assert "no kind 'medusa'" in result.output
