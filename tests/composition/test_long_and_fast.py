@@ -79,10 +79,15 @@ def told(pipe: Pipeline, pictures: int, adapter: str | None) -> list[Conversatio
     return made
 
 
-CELLS = list(product(BACKENDS, POLICIES, SHOWN, (None, "own")))
+ALWAYS = {("text", None), ("picture", "own"), ("two pictures", None)}
+CELLS = [
+    pytest.param(*cell, id="-".join(map(str, cell)), marks=() if cell[2:] in ALWAYS else pytest.mark.slow)
+    for cell in product(BACKENDS, POLICIES, SHOWN, (None, "own"))
+]
+"""Every combination; half of them in the longer checks."""
 
 
-@pytest.mark.parametrize(("backend", "policy", "shown", "adapter"), CELLS, ids=["-".join(map(str, c)) for c in CELLS])
+@pytest.mark.parametrize(("backend", "policy", "shown", "adapter"), CELLS)
 def test_speculation_says_and_holds_what_plain_decoding_does(
     backend: str, policy: str, shown: str, adapter: str | None
 ) -> None:
