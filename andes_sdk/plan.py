@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from attrs import field, frozen
 
@@ -53,6 +53,10 @@ class Plan:
     sdk: str = ""
     contract: str = ".".join(map(str, CONTRACT))
 
+    def __attrs_post_init__(self) -> None:
+        if len({*self.names}) < len(self.plugins):
+            raise ValueError("a plugin is listed twice")
+
     @property
     def names(self) -> tuple[str, ...]:
         """Plugin names in order."""
@@ -64,8 +68,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        data: dict[str, Any] = CONVERTER.unstructure(self)
-        return data
+        return cast("dict[str, Any]", CONVERTER.unstructure(self))
 
     def to_json(self) -> str:
         """Stable JSON text."""
@@ -76,9 +79,6 @@ class Plan:
         """Rebuild a plan. Raises PlanError with every problem if the data is not one."""
         try:
             bounded(data)
-            plan = CONVERTER.structure(data, cls)
-            if len({*plan.names}) < len(plan.names):
-                raise ValueError("a plugin is listed twice")
-            return plan
+            return CONVERTER.structure(data, cls)
         except Exception as error:
             raise PlanError("not a plan", why="; ".join(reasons(error, "plan")), fix="save the model again") from None
