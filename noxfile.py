@@ -159,6 +159,12 @@ def lowest(project: str) -> list[str]:
     return [f"{m[1]}=={m[2]}" for m in found if m and m[1] != "torch" and not m[1].startswith("andes-")]
 
 
+def extra(name: str) -> str:
+    """What a plugin's tests need, as the extra of a requirement; empty where they need no more."""
+    facts = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
+    return "[testing]" if "testing" in facts.get("optional-dependencies", {}) else ""
+
+
 def editable(folders: Iterable[str]) -> list[str]:
     """Each folder as an editable install."""
     return [part for folder in folders for part in ("--editable", folder)]
@@ -170,7 +176,7 @@ def minimum(session: nox.Session) -> None:
     projects = [".", *(f"plugins/{p}" for p in PLUGINS)]
     pins = sorted({pin for project in projects for pin in lowest(project)})
     session.install(*PIP, *pins, TORCH, "scikit-learn", "easy-vqa", "pytest-xdist")
-    session.install(*PIP, "-e", ".[testing]", *editable(f"./plugins/{p}" for p in PLUGINS), *pins, TORCH)
+    session.install(*PIP, "-e", ".[testing]", *editable(f"./plugins/{p}{extra(p)}" for p in PLUGINS), *pins, TORCH)
     pip(session, "list")
     session.run("pytest", "tests", "plugins", "-n", "2", "-m", "not slow", "-W", "default")
 

@@ -31,11 +31,11 @@ def download(name: str, revision: str | None = None) -> Path:
         why = "there is no such path, and huggingface_hub, which fetches models by name, is not installed"
         fix = "give the path of a folder or file, or `pip install andes-sdk[hub]`"
         raise CheckpointError("cannot be opened", who=who, why=why, fix=fix) from None
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*WANTED], local_files_only=offline))
     except Exception as error:  # of many kinds: the network's, the Hub's, the disk's
         reason = next(iter(str(error).strip().splitlines()), "")
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         fix = "unset HF_HUB_OFFLINE" if offline else "check the name, the network, and `hf auth login`"
         why = f"there is no such path, and the Hub did not give it: {type(error).__name__}: {reason}"
         raise CheckpointError("cannot be fetched", who=who, why=why, fix=f"{fix}, or give a local path") from error

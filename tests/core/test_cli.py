@@ -98,6 +98,8 @@ print("loaded:", *every, file=sys.stderr)
         "andes_curation",
         "andes_evaluation",
         "andes_numba",
+        "andes_okv",
+        "andes_speculative",
         "andes_training",
     ]
     added = added if arguments == ["--help"] else []

@@ -147,7 +147,9 @@ def test_only_weights_configuration_and_tokenizer_are_asked_for(folder: Path, mo
 
     standing_in(monkeypatch, answer)
     Pipeline.from_pretrained("ours/tiny@refs/pr/3")
-    assert asked == [("ours/tiny", {"revision": "refs/pr/3", "allow_patterns": list(WANTED)})]
+    assert asked == [
+        ("ours/tiny", {"revision": "refs/pr/3", "allow_patterns": list(WANTED), "local_files_only": False})
+    ]
     code = ("modeling_x.py", "pytorch_model.bin", "weights.pt", "model.gguf", "model.onnx", "x.pkl", "x.h5")
     assert not [name for name in code if any(Path(name).match(pattern) for pattern in WANTED)]
 

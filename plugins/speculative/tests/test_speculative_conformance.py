@@ -18,6 +18,7 @@ test_conformance_of_heads = conformance("draft-heads")
 test_conformance_of_everything_that_is_guessed = conformance("speculative", options={"adapt": False, "rows": 12})
 
 
+ANOTHER = "general: what one pipeline computes does not depend on another"
 COMPANIONS: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 
 
@@ -33,5 +34,8 @@ def test_conformance_of_drafters_that_read_files(drafter: str, tmp_path: Path) -
         save_head(randomised(head), tmp_path / "head", base_of(pipe.model))
         options["head"] = str(tmp_path / "head")
     results = run_checks("speculative", options=options, companions=COMPANIONS)
-    assert [f"{r.id}: {r.reason}" for r in results if r.status == "failed"] == []
+    failed = {r.id: r.reason for r in results if r.status == "failed"}
+    if drafter == "eagle3":  # this check changes the weights first, and a head works for its own alone
+        assert "train one with `andes draft train` for this model" in failed.pop(ANOTHER)
+    assert failed == {}
     assert sum(r.status == "passed" and r.kind == "decoder" for r in results) >= 8

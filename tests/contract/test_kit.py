@@ -20,6 +20,7 @@ from andes_sdk.testing.subject import Subject
 pytest_plugins = ["pytester"]
 INTACT = {name: getattr(reference, name) for name in reference.__all__ if name != "REFERENCES"}
 INTACT["ReferenceStage"] = ReferenceStage
+CHANGES = "training_stages: a stage that changes the model leaves its modules and weights as they were"
 SCORES = "cache_policy: scores are finite, one for each KV head and row, and those of dropped rows leave no trace"
 
 
@@ -30,7 +31,7 @@ def test_the_reference_plugin_passes_every_check_of_its_kinds(name):
     assert {r.id: r.reason for r in results if r.status == "failed"} == {}
     assert Counter(r.kind for r in results) == {kind: counts()[kind] for kind in Subject(cls).kinds}
     skipped = {r.id for r in results if r.status == "not applicable"}
-    plain = {"general: an option of the wrong type is refused", SCORES}  # no options, no scores
+    plain = {"general: an option of the wrong type is refused", SCORES, CHANGES}  # no options, no scores, no change
     assert skipped - plain == {
         "general: its distribution registers it",
         "general: the list of plugins shows it without importing it",
