@@ -9,7 +9,7 @@ import typer
 
 from andes_sdk.cli.console import Json, clean, print_json, stdout
 
-app = typer.Typer(no_args_is_help=True, help="Adapters that peft, or `andes train`, saved.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Adapters that peft, or `andes train`, saved.")
 
 
 @app.callback()

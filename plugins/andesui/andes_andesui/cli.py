@@ -10,7 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
 
-app = typer.Typer(no_args_is_help=True, help="Render user interfaces as data: screens, elements, tasks.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Render user interfaces as data: screens, elements, tasks."
+)
 
 
 def _names(text: str) -> tuple[str, ...]:

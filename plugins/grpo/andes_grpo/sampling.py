@@ -9,10 +9,10 @@ takes the whole softmax for what was sampled from.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from andes_training.evaluating import evaluation_mode
 from attrs import define, field, frozen
 from torch import Tensor
 
@@ -24,7 +24,6 @@ from .policy import log_policy, placeholders
 from .prompts import Completion, Prompt
 
 if TYPE_CHECKING:
-    from andes_sdk.model import VisionLanguageModel
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.runtime.engine import Conversation
 
@@ -74,7 +73,7 @@ class SessionSampler:
 
     def answers(self, prompts: Sequence[Prompt]) -> list[list[Completion]]:
         """Per prompt one answer for each of its seeds."""
-        with torch.inference_mode(), _evaluating(self.pipeline.model):
+        with torch.inference_mode(), evaluation_mode(self.pipeline.model):
             return self._decoded(prompts, self._engine())
 
     def _engine(self) -> Engine:
@@ -128,14 +127,3 @@ class SessionSampler:
         tokens, ended = conversation.tokens, conversation.finish == "stop"
         text = self.pipeline.tokenizer.decode(tokens[:-1] if ended else tokens)
         return Completion(tuple(tokens), tuple(answer.logps), conversation.inputs.prefix + text, ended)
-
-
-@contextmanager
-def _evaluating(model: VisionLanguageModel) -> Iterator[None]:
-    """Evaluation mode for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -97,7 +97,7 @@ class Evaluation:
         self.run.gather()
         if self.run.rank:
             return {}
-        with torch.inference_mode(), _evaluating(self.run.pipeline.model):
+        with torch.inference_mode(), evaluation_mode(self.run.pipeline.model):
             return {f"eval/{one.task}": self._main(one, limit) for one in self.run.recipe.eval}
 
     def _main(self, one: EvalRecipe, limit: int) -> float:
@@ -123,7 +123,8 @@ def task_hash(one: EvalRecipe, folder: Path) -> str:
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """A model in evaluation mode for a while."""
     training = model.training
     model.eval()
     try:

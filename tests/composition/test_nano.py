@@ -1,0 +1,56 @@
+"""The data of andes-nano: training takes every line, and tests hold words that training never shows."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from andes_training.data.inspection import problems
+from andes_training.data.samples import stage_samples
+from andes_training.recipe import DataRecipe
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "nano"
+PARTS = "reading elements line paragraph shapes two chart digit easy sums thought call".split()  # noqa: SIM905
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("easy_vqa", reason="pictures of the example")
+    if not Path("/usr/share/fonts/truetype/dejavu").is_dir():
+        pytest.skip("the example's fonts are not installed: apt-get install fonts-dejavu")
+    folder = tmp_path_factory.mktemp("nano")
+    photos = ["photo"] if importlib.util.find_spec("skimage") else []
+    command = [sys.executable, EXAMPLE / "prepare.py", *PARTS, *photos, "--limit", "6", "--out", folder]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_training_takes_every_line(data: Path, split: str) -> None:
+    files = sorted((data / split).glob("*.jsonl"))
+    assert len(files) >= len(PARTS)
+    samples = stage_samples([DataRecipe(path=path) for path in files], data)
+    assert len(samples) == 6 * len(files)
+    assert list(problems(samples)) == []
+
+
+def test_words_of_tests_are_in_no_training_page(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    spec = importlib.util.spec_from_file_location("nano_words", EXAMPLE / "words.py")
+    assert spec is not None
+    assert spec.loader is not None
+    words = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(words)
+    for split in ("train", "test"):
+        lines = [json.loads(text) for text in (data / split / "line.jsonl").read_text().splitlines()]
+        read = [line["conversations"][0][1]["content"] for line in lines]
+        # a line that is too long ends in the middle of its last word
+        found = [w for text in read for w in text.split()[:-1] if re.fullmatch("[A-Za-z]+", w)]
+        assert found
+        assert {words.held_out(w) for w in found} == {split == "test"}
