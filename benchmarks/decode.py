@@ -90,9 +90,12 @@ class Worker:
     prefill: dict[int, list[float]] = field(factory=dict)
 
     @classmethod
-    def start(cls, spec: Spec, path: Path, size: int, threads: int, context: int) -> Worker:
-        """Start and wait until the model is loaded."""
-        command = [sys.executable, HERE / "decode_worker.py", spec.engine, path, spec.kv, str(threads), str(context)]
+    def start(
+        cls, spec: Spec, path: Path, size: int, threads: int, context: int,
+        script: Sequence[str | Path] = (sys.executable, HERE / "decode_worker.py"),
+    ) -> Worker:  # fmt: skip
+        """Start and wait until the model is loaded. `script`: a Python and a worker, perhaps of another checkout."""
+        command = [*script, spec.engine, path, spec.kv, str(threads), str(context)]
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
         errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         process = subprocess.Popen(

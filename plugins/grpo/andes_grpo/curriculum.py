@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
 
 PROMPTS_AT_ONCE = 16
+MOST_SAMPLES = 65_536
 
 
 @frozen(kw_only=True)
@@ -64,6 +65,9 @@ class Measurement:
         for name in ("samples", "max_answer", "concurrency"):
             if (value := getattr(self, name)) < 1:
                 raise TrainingError(f"{name} is {value}", who="measurement", fix="give 1 or more")
+        if self.samples > MOST_SAMPLES:
+            what, fix = f"samples is {self.samples}", f"give {MOST_SAMPLES} at most"
+            raise TrainingError(what, who="measurement", why="answers to a prompt are held at once", fix=fix)
         if not math.isfinite(self.threshold):
             why, fix = "no answer's score can be compared with it", "give a finite number"
             raise TrainingError(f"threshold is {self.threshold}", who="measurement", why=why, fix=fix)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,11 +14,14 @@ from .objective import Surrogate, grpo_loss
 from .policy import answer_logps
 
 if TYPE_CHECKING:
+    from andes_training.data.samples import Sample
     from andes_training.packing import Batch
+    from andes_training.recipe import StageRecipe
     from andes_training.run import StageRun
     from torch import Tensor
 
     from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.pipeline import Pipeline
     from andes_sdk.types import Position
 
     from .options import Options
@@ -60,6 +63,13 @@ class GroupRelative:
         from .rollout import Rollouts
 
         return Rollouts.of(run, self.options).batches()
+
+    def line_check(self, pipeline: Pipeline, recipe: StageRecipe) -> Callable[[Sample], object]:
+        """Whether a line is a prompt with room for an answer, for `andes data check`."""
+        from .prompts import PromptMaker
+
+        maker = PromptMaker.of(pipeline, self.options.max_answer, recipe)
+        return lambda sample: maker.prompt(sample, ())
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """A pack of answers -> (scalar, figures).

@@ -76,6 +76,7 @@ def test_a_line_that_asks_to_think_is_refused_where_the_model_has_no_such_mode(p
     ("option", "value"),
     [
         ("threshold", "nan"), ("threshold", "inf"), ("threshold", "-inf"), ("samples", "0"), ("samples", "-1"),
+        ("samples", "999999999999"),
         ("max-answer", "0"), ("max-answer", "-3"), ("concurrency", "0"), ("concurrency", "-1"), ("temperature", "nan"),
         ("temperature", "inf"), ("temperature", "-1"), ("temperature", "1e-5"), ("temperature", "1e9"),
     ],

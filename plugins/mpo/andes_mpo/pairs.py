@@ -63,7 +63,8 @@ class PairOptions:
         threshold: the score from which an answer is right.
         k: answers per prompt. pairs: pairs per prompt, at most.
         blind: make a wrong answer where there is none.
-        temperature, top_k, top_p, max_tokens, think: as in `GenerationOptions`.
+        temperature, top_k, top_p, max_tokens: as in `GenerationOptions`.
+        think: whether answers reason first; None: as each line's own `think` says, or the model does.
         batch: prompts that are answered together.
     """
 
@@ -80,18 +81,21 @@ class PairOptions:
     seed: int = field(default=0, validator=ge(0))
     batch: int = field(default=16, validator=ge(1))
 
-    def generation(self, *name: object) -> GenerationOptions:
+    def generation(self, think: bool, *name: object) -> GenerationOptions:
         """Sampling options whose noise belongs to a name."""
         key = hashlib.sha256("/".join(map(str, (self.seed, *name))).encode()).digest()
         return GenerationOptions(
             max_tokens=self.max_tokens, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
-            think=self.think, seed=int.from_bytes(key[:6], "big"),
+            think=think, seed=int.from_bytes(key[:6], "big"),
         )  # fmt: skip
 
 
 @frozen(eq=False)
 class Prompt:
-    """One line of a prompt file: its number, messages with pictures as paths, URLs or bytes, and the whole entry."""
+    """One line of a prompt file: its number, messages with pictures as paths, URLs or bytes, and the whole entry.
+
+    `think` in the entry, which rewards see, is what was asked for, never missing or null.
+    """
 
     number: int
     messages: Messages
@@ -99,13 +103,22 @@ class Prompt:
     where: str
 
     @classmethod
-    def of(cls, number: int, sample: Sample) -> Prompt:
+    def of(cls, number: int, sample: Sample, think: bool | None = None, *, thinking: bool = False) -> Prompt:
         """`{"prompt": [messages]}`, or `{"messages": [...]}`, whose last assistant text is the answer if none is given.
 
+        Args:
+            think: whether the answer reasons first; None: as the line says.
+            thinking: where neither says.
+
         Raises:
-            TrainingError: neither.
+            TrainingError: neither, or a `think` that is no truth value.
         """
-        entry = dict(sample.entry)
+        own = sample.entry.get("think")
+        if not isinstance(own, bool | None):
+            fix = "write true, false or null"
+            raise TrainingError(f"`think` is {repr(own)[:80]}", who=sample.where, fix=fix)
+        asked = next((x for x in (think, own) if x is not None), thinking)
+        entry = {**sample.entry, "think": asked}
         messages = entry.get("prompt", entry.get("messages"))
         if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
             fix = 'write {"prompt": [messages], "answer": "…"}'
@@ -151,7 +164,7 @@ class PairBuilder:
             raise TrainingError("the progress file is damaged", who=str(progress.journal.path), why=why, fix=fix)
         for start in range(len(done), len(samples), self.options.batch):
             numbers = range(start, min(start + self.options.batch, len(samples)))
-            for result in self._results([Prompt.of(n, samples[n]) for n in numbers]):
+            for result in self._results([self._prompt(n, samples[n]) for n in numbers]):
                 progress.append(result)
                 done.append(result)
                 self.show(len(done), len(samples))
@@ -160,6 +173,10 @@ class PairBuilder:
             write_atomically(self.out, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
         counts = Counter(result["reason"] for result in done)
         return {**{reason: counts[reason] for reason in REASONS}, "pairs": len(lines)}
+
+    def _prompt(self, number: int, sample: Sample) -> Prompt:
+        thinking = bool(getattr(self.pipeline.tokenizer, "thinking", False))
+        return Prompt.of(number, sample, self.options.think, thinking=thinking)
 
     def _digest(self) -> str:
         """A hash of everything that decides the pairs."""
@@ -174,7 +191,8 @@ class PairBuilder:
     def _results(self, prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:
         conversations = [p.messages for p in prompts]
         rounds = [
-            self.pipeline.generate_batch(conversations, self.options.generation(i)) for i in range(self.options.k)
+            self.pipeline.generate_batch(conversations, [self.options.generation(p.entry["think"], i) for p in prompts])
+            for i in range(self.options.k)
         ]
         for number, prompt in enumerate(prompts):
             reason, chosen = self._pairs(prompt, [answers[number] for answers in rounds])
@@ -213,7 +231,7 @@ class PairBuilder:
             return []
         made, ends = [], {self.pipeline.tokenizer.eos, self.pipeline.tokenizer.pad}
         for number, answer in enumerate(right[: self.options.pairs]):
-            options = self.options.generation("blind", prompt.number, number)
+            options = self.options.generation(prompt.entry["think"], "blind", prompt.number, number)
             tokens = [token for token in answer.tokens if token not in ends]
             text = finish(self.pipeline, without, tokens[: len(tokens) // 2], options)
             different = text is not None and text != answer.text and _usable(text)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AndesError, TrainingError
+from andes_sdk.runtime.generation import Answer
 
 
 def pair(number: int, **more: Any) -> str:
@@ -78,3 +79,36 @@ def test_pairs_found_out_after_all_work_that_they_have_no_reward_or_no_place(tmp
         builder = PairBuilder(pipeline, tmp_path / "prompts.jsonl", tmp_path / out, PairOptions(reward=reward))
         with pytest.raises(AndesError, match=message):
             builder.run()
+
+
+@pytest.mark.parametrize(("option", "asked"), [(None, [False, False, True]), (False, [False] * 3), (True, [True] * 3)])
+def test_rewards_of_pairs_saw_null_where_the_model_had_been_told_whether_to_think(
+    tmp_path: Path, option: bool | None, asked: list[bool]
+) -> None:
+    question = {"prompt": [{"role": "user", "content": "2 + 2?"}], "answer": "4"}
+    entries = [{**question, "think": None}, {**question, "think": False}, {**question, "think": True}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(x) + "\n" for x in entries))
+    pipeline = Pipeline.from_plugins([{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}, "verifiers"])
+    told: list[bool | None] = []
+
+    def answer(think: bool) -> Answer:
+        text = "<think>so</think>4" if think else "4"
+        return Answer(text=text, tokens=(1, 2), finish="stop", prompt_tokens=3, seconds={}, kv_bytes=0)
+
+    def answers(conversations: Any, options: Any) -> list[Answer]:
+        told.extend(one.think for one in options)
+        return [answer(bool(one.think)) for one in options]
+
+    pipeline.generate_batch = answers  # type: ignore[method-assign]
+    options = PairOptions(reward="format", k=1, think=option)
+    counts = PairBuilder(pipeline, tmp_path / "prompts.jsonl", tmp_path / "pairs.jsonl", options).run()
+    # the reward `format` calls an answer right that reasons if, and only if, it was asked to
+    assert (told, counts["all right"]) == (asked, 3)
+
+
+def test_a_prompt_of_pairs_that_says_nonsense_of_thinking_was_answered(tmp_path: Path) -> None:
+    line = {"prompt": [{"role": "user", "content": "2 + 2?"}], "think": "yes"}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(line))
+    pipeline = Pipeline.from_plugins([{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}, "verifiers"])
+    with pytest.raises(TrainingError, match=r"(?s)prompts\.jsonl:1.*`think` is 'yes'"):
+        PairBuilder(pipeline, tmp_path / "prompts.jsonl", tmp_path / "pairs.jsonl").run()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from attrs import evolve
@@ -116,12 +116,21 @@ def _stage_image(pipeline: Pipeline, recipe: StageRecipe) -> dict[str, Any]:
     return image
 
 
+@runtime_checkable
+class CheckingStage(Protocol):
+    """A stage that makes its own batches, and says itself which lines it refuses. Optional, beside `FeedingStage`."""
+
+    def line_check(self, pipeline: Pipeline, recipe: StageRecipe) -> Callable[[Sample], object]:
+        """What `andes data check --recipe` asks of each line; raises `BadSample` where `feed` would refuse it."""
+
+
 def stage_maker(pipeline: Pipeline, recipe: StageRecipe, stage: TrainingStage) -> RowMaker:
-    """How the samples of a stage become rows: its conversations, its resolution, its limits."""
+    """How the samples of a stage become rows: its conversations, its resolution, its limits, its own check."""
     conversations = stage.conversations if isinstance(stage, ConversationStage) else conversations_of
     answered = isinstance(stage, ConversationStage) or not isinstance(stage, FeedingStage)
     limits = recipe.max_tokens, recipe.max_patches
-    return RowMaker(stage_processor(pipeline, recipe), conversations, *limits, answered=answered)
+    check = stage.line_check(pipeline, recipe) if isinstance(stage, CheckingStage) else None
+    return RowMaker(stage_processor(pipeline, recipe), conversations, *limits, answered=answered, check=check)
 
 
 # ---------------------------------------------------------------- an epoch

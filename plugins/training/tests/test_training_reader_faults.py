@@ -244,6 +244,15 @@ def test_two_runs_in_one_folder_broke_each_other(recipe: Path, tmp_path: Path) -
     assert len(figures(out)) == 5
 
 
+@pytest.mark.parametrize("option", ["samples", "tokens", "repeat"])
+def test_an_epoch_beyond_all_memory_was_begun_and_could_not_be_stopped(
+    recipe: Path, tmp_path: Path, option: str
+) -> None:
+    recipe.write_text(recipe.read_text().replace('"data.jsonl" }', f'"data.jsonl", {option} = {10**12} }}'))
+    with pytest.raises(TrainingError, match=r"(?s)data\.jsonl: an epoch is too long.*100,000,000 at most"):
+        train(recipe, tmp_path / "out")
+
+
 # ---------------------------------------------------------------- andes data
 
 
@@ -291,11 +300,14 @@ def test_check_refused_every_line_of_a_stage_that_makes_its_own_batches(recipe: 
         {"messages": [{"role": "user", "content": [picture]}], "answer": "2"},
         {"messages": [{"role": "owner", "content": "?"}], "answer": "2"},
         {"messages": [], "answer": "2"},
+        {"messages": [{"role": "user", "content": "1 + 1?"}], "answer": "2", "think": "yes"},
+        {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "2"}], "answer": "2"},
     )
     grpo = '"verifiers", { grpo = { rewards = { exact = 1.0 }, group = 2, prompts_per_step = 2, max_answer = 4 } }'
     recipe.write_text(recipe.read_text().replace("{ sft = { rate = 1e-3 } }", grpo).replace('"sft"', '"grpo"'))
     found = checked("--recipe", recipe)
-    assert [p["where"][-1] for p in found["problems"]] == ["2", "3", "4"]
+    assert [p["where"][-1] for p in found["problems"]] == ["2", "3", "4", "5", "6"]
+    assert [p["reason"] for p in found["problems"][3:]] == ["think", "shape"]
     (facts,) = json.loads(invoke("data", "stats", "--recipe", recipe, "--json")[1])
     assert sum(facts["unusable"].values()) == 3
 

@@ -64,6 +64,8 @@ def problems(samples: Samples, maker: RowMaker | None = None, workers: int = 1) 
                 inspect(samples[index])
             elif maker.answered:
                 maker.row(samples[index], random.Random(0))
+            elif maker.check is not None:
+                maker.check(samples[index])
             else:
                 inspect_prompt(samples[index], tuple(maker.processor.modalities))
         except BadSample as error:

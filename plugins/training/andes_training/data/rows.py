@@ -79,6 +79,7 @@ class RowMaker:
         max_tokens, max_patches: the most that a sample may have; 0 for no limit but the model's positions.
         load: source of a picture -> picture.
         answered: whether a line is known to be conversations that end in an answer, as training learns from them.
+        check: what the stage itself asks of a line that is not known to be answered; None: nothing.
         thinking: what the chat template writes before an answer that reasons.
     """
 
@@ -88,6 +89,7 @@ class RowMaker:
     max_patches: int = 0
     load: Callable[[Any], Any] = load_image
     answered: bool = True
+    check: Callable[[Sample], object] | None = None
     thinking: Thinking = field(
         init=False, default=Factory(lambda self: Thinking.of(self.processor.tokenizer), takes_self=True)
     )

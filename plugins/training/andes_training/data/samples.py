@@ -25,6 +25,8 @@ from andes_training.data.shards import Shard, find_files, open_shard
 if TYPE_CHECKING:
     from andes_training.recipe import DataRecipe
 
+MOST_DRAWN = 100_000_000
+"""Samples of an epoch that draws or repeats; their order takes eight bytes each."""
 PROBES = 32
 """Samples whose mean length stands for their file where a budget is given in tokens."""
 
@@ -137,7 +139,12 @@ class Samples(Sequence[Sample]):
         return place
 
     def order(self, seed: int, epoch: int) -> Sequence[int]:
-        """Indices of an epoch's samples in their order."""
+        """Indices of an epoch's samples in their order.
+
+        Raises:
+            TrainingError: more than `MOST_DRAWN`, and more than the files hold.
+        """
+        self._bounded()
         if not any(s.drawn for s in self.sources):
             return _shuffled(len(self), f"{seed}/{epoch}")
         order = array("Q")
@@ -148,6 +155,17 @@ class Samples(Sequence[Sample]):
                 order.extend(range(start, start + taken))
         random.Random(f"{seed}/{epoch}").shuffle(order)
         return order
+
+    def _bounded(self) -> None:
+        shares = self.shares()
+        if sum(shares) <= max(MOST_DRAWN, sum(s.count for s in self.sources)):
+            return
+        most, source = max(zip(shares, self.sources, strict=True), key=lambda pair: pair[0])
+        raise TrainingError(
+            "an epoch is too long", who=str(source.recipe.path),
+            why=f"it takes {sum(shares):,} samples, {most:,} of them from here; their order has to fit into memory",
+            fix=f"lower samples, tokens or repeat: {MOST_DRAWN:,} at most; epochs may be many",
+        )  # fmt: skip
 
     def once(self, seed: int) -> Sequence[int]:
         """Indices of each sample once, in the files' order; of a file with `samples` as many, the same each time."""
