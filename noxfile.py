@@ -215,8 +215,9 @@ def pythons(session: nox.Session) -> None:
 def thorough(session: nox.Session) -> None:
     """2 000 fuzzed cases, and the slow tests."""
     session.run(
-        "pytest", "tests", "plugins", "-m", "slow or not slow", "-k", "fuzz or slow", env={"ANDES_FUZZ": "2000"}
-    )
+        "pytest", "tests", "plugins", "-n", "2", "--dist", "worksteal", "-m", "slow or not slow", "-k", "fuzz or slow",
+        *session.posargs, env={"ANDES_FUZZ": "2000"},
+    )  # fmt: skip
 
 
 @here

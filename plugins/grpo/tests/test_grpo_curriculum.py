@@ -131,11 +131,11 @@ def test_the_command_measures_a_checkpoint(pipe, tmp_path):
     gym.write_lines(tmp_path / "d.jsonl", list(gym.entries("chain_sum", size=3, options={"max_digits": 1})))
     command = [sys.executable, "-m", "andes_grpo.curriculum", model, tmp_path / "d.jsonl", tmp_path / "o.jsonl"]
     options = ["--reward", "reasoning_gym", "--samples", "2", "--max-answer", "2"]
-    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*map(str, command), *options], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["prompts"] == 3
     assert all(x["pass_rate"] == 0.0 for x in gym.read_lines(Path(tmp_path / "o.jsonl")))
-    wrong = subprocess.run([*map(str, command), "--reward", "exacts"], capture_output=True, text=True, timeout=120)
+    wrong = subprocess.run([*map(str, command), "--reward", "exacts"], capture_output=True, text=True, timeout=600)
     assert wrong.returncode == 1
     assert "did you mean 'exact'" in wrong.stderr
     assert "Traceback" not in wrong.stderr

@@ -392,7 +392,7 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path):
 
     def train(out, kill=0):
         done = subprocess.run(
-            [sys.executable, "-c", RUN, str(tmp_path), out, str(kill)], capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", RUN, str(tmp_path), out, str(kill)], capture_output=True, text=True, timeout=600
         )
         assert done.returncode == (-9 if kill else 0), done.stderr
 

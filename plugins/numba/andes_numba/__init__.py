@@ -1,4 +1,4 @@
-"""Streaming low-bit CPU kernels for Qwen3, written in Numba."""
+"""Streaming low-bit CPU kernels for Qwen3, Qwen2 and Llama, written in Numba."""
 
 from __future__ import annotations
 

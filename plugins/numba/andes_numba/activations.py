@@ -34,6 +34,7 @@ from .simd import (
     store_i32,
     sub_f,
     to_f,
+    total_f,
     total_i,
     zeros_f,
     zeros_i,
@@ -57,6 +58,19 @@ def copy_rows(x, to, count, columns):
     for r in range(count):
         for j in range(columns):
             to[r, j] = x[r, j]
+
+
+@inline
+def norm_row(x, weight, out, size, eps):
+    """RMSNorm of `size` numbers (a multiple of 16) at address x, with weights, to address out."""
+    squares = zeros_f(ONE)
+    for j in range(0, size, 16):
+        part = load_f(ONE, x + 4 * j, 0)
+        squares = fma(part, part, squares)
+    factor = splat_f(np.float32(1) / np.sqrt(total_f(squares) / np.float32(size) + eps))
+    for j in range(0, size, 16):
+        scaled = mul_f(load_f(ONE, x + 4 * j, 0), factor)
+        store_f(out + 4 * j, 0, mul_f(scaled, load_f(ONE, weight + 4 * j, 0)))
 
 
 @inline

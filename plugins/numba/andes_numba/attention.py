@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from .activations import address, exp, inline
+from .activations import address, exp, inline, norm_row
 from .apart import apart
 from .simd import (
     EIGHT,
@@ -126,28 +126,31 @@ def _row_bytes(kv, size):
 
 
 @inline
-def rotate(x, weight, cos, sin, eps):
-    """RMSNorm of one head's (d,) values with weights (d,), then the rotary embedding with (d / 2,) tables; in place."""
-    size, at = x.size, address(x)
-    squares = zeros_f(ONE)
-    for j in range(0, size, 16):
-        part = load_f(ONE, at + 4 * j, 0)
-        squares = fma(part, part, squares)
-    factor = np.float32(1) / np.sqrt(total_f(squares) / np.float32(size) + eps)
-    half = size // 2
+def rotate(x, cos, sin):
+    """The rotary embedding of one head's (d,) values with (d / 2,) tables; in place."""
+    at, half = address(x), x.size // 2
     whole = half // 16 * 16
-    every, scales = splat_f(factor), address(weight)
     for j in range(0, whole, 16):
         left, right = at + 4 * j, at + 4 * (half + j)
-        low = mul_f(mul_f(load_f(ONE, left, 0), every), load_f(ONE, scales + 4 * j, 0))
-        high = mul_f(mul_f(load_f(ONE, right, 0), every), load_f(ONE, scales + 4 * (half + j), 0))
+        low, high = load_f(ONE, left, 0), load_f(ONE, right, 0)
         across, along = load_f(ONE, address(cos) + 4 * j, 0), load_f(ONE, address(sin) + 4 * j, 0)
         store_f(left, 0, sub_f(mul_f(low, across), mul_f(high, along)))
         store_f(right, 0, add_f(mul_f(high, across), mul_f(low, along)))
     for j in range(whole, half):
-        low, high = x[j] * factor * weight[j], x[half + j] * factor * weight[half + j]
+        low, high = x[j], x[half + j]
         x[j] = low * cos[j] - high * sin[j]
         x[half + j] = high * cos[j] + low * sin[j]
+
+
+@inline
+def settle(x, bias, norm, eps):
+    """One head's (d,) values from its matrix: plus their biases, then RMSNorm, each if there is one; in place."""
+    at = address(x)
+    if bias.size:
+        for j in range(0, x.size, 16):
+            store_f(at + 4 * j, 0, add_f(load_f(ONE, at + 4 * j, 0), load_f(ONE, address(bias) + 4 * j, 0)))
+    if norm.size:
+        norm_row(at, address(norm), at, x.size, eps)
 
 
 @inline
@@ -157,9 +160,14 @@ def query(queries, layer, t):
 
 
 @apart
-def place(kv, layer, store, t, head, qkv, heads, norms, cos, sin, eps, queries):
-    """Norms and positions for new row t of one KV head: its queries stay in `qkv`, key and value go to the store."""
+def place(kv, layer, store, t, head, qkv, heads, own, cos, sin, eps, queries):
+    """Biases, norms, positions for new row t of one KV head: its queries stay in `qkv`, key and value go to the store.
+
+    own: of the layer, norms (2, d) of queries and keys, and biases (features of `qkv`,); without numbers where a model
+    has none.
+    """
     q_heads, kv_heads, size = heads
+    norms, biases = own
     s = store.owners[t]
     places = store.addresses[s]
     keys, values, key_scales, value_scales = places[0], places[1], places[2], places[3]
@@ -167,17 +175,20 @@ def place(kv, layer, store, t, head, qkv, heads, norms, cos, sin, eps, queries):
     per_head = q_heads // kv_heads
     for r in range(head * per_head, (head + 1) * per_head):
         q = qkv[r * size : (r + 1) * size]
-        rotate(q, norms[0], cos, sin, eps)
+        settle(q, biases[r * size : (r + 1) * size], norms[0], eps)
+        rotate(q, cos, sin)
         if queries.size:
             for j in range(size):
                 queries[r * size + j] = q[j]
     first = (q_heads + head) * size
-    k = qkv[first : first + size]
-    rotate(k, norms[1], cos, sin, eps)
-    v = address(qkv) + 4 * (first + kv_heads * size)
+    last = first + kv_heads * size
+    k, v = qkv[first : first + size], qkv[last : last + size]
+    settle(k, biases[first : first + size], norms[1], eps)
+    rotate(k, cos, sin)
+    settle(v, biases[last : last + size], norms[0, :0], eps)
     offset = row * row_bytes(kv, size)
     store_kv(kv, keys + offset, key_scales + 4 * row, address(k), size)
-    store_kv(kv, values + offset, value_scales + 4 * row, v, size)
+    store_kv(kv, values + offset, value_scales + 4 * row, address(v), size)
 
 
 # ---------------------------------------------------------------- a row looks at others

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class NumbaBackend:
-    """Packs a Qwen3 into a low-bit format and decodes it with compiled kernels."""
+    """Packs a decoder into a low-bit format and decodes it with compiled kernels."""
 
     options: Options
     name: str = "numba"
@@ -61,7 +61,7 @@ class NumbaBackend:
 
         Raises:
             BackendUnavailable: another device than the CPU, a kernel set, a number of threads or CPUs this machine does
-                not have, a model that is no Qwen3, or no threading layer but workqueue.
+                not have, a model without a blueprint or of another make, or no threading layer but workqueue.
         """
         self._check(device)
         options = self.options
@@ -159,7 +159,7 @@ class CompiledNumba(BaseCompiled):
         """Make an adapter known to all sessions.
 
         Raises:
-            DuplicateName: there is one of that name. ConfigError: it adapts what is no linear layer of a Qwen3 layer.
+            DuplicateName: there is one of that name. ConfigError: it adapts what is no linear layer of a decoder layer.
         """
         self.adapters.add(adapter)
 

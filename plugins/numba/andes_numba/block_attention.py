@@ -347,7 +347,7 @@ def look_together(kv, layer, store, group, sight, head, qkv, heads, keys, desk, 
 
 @apart
 def _attend(
-    counters, kv, layer, store, qkv, count, groups, sight, heads, keys, norms, cos, sin, eps, queries, desk, out
+    counters, kv, layer, store, qkv, count, groups, sight, heads, keys, own, cos, sin, eps, queries, desk, out
 ):  # fmt: skip
     """What a thread does in `attend_rows`: two stages."""
     stage = first_stage(counters)
@@ -356,7 +356,7 @@ def _attend(
     while item < items:
         for t in range(TAKEN * item, min(TAKEN * (item + 1), count)):
             for h in range(kv_heads):
-                place(kv, layer, store, t, h, qkv[t], heads, norms, cos[t], sin[t], eps, query(queries, layer, t))
+                place(kv, layer, store, t, h, qkv[t], heads, own, cos[t], sin[t], eps, query(queries, layer, t))
         finish(stage)
         item = claim(stage)
     meet(stage, items)
@@ -373,12 +373,12 @@ def _attend(
 
 @njit(parallel=True, nogil=True)
 def attend_rows(
-    kv, layer, store, qkv, count, groups, sight, heads, keys, norms, cos, sin, eps, queries, desk, out, threads
+    kv, layer, store, qkv, count, groups, sight, heads, keys, own, cos, sin, eps, queries, desk, out, threads
 ):  # fmt: skip
     """`attention.place`, then `attention.look`, for `count` new rows of every KV head; long rows, the last, first."""
     counters = no_stages(2)
     for n in prange(threads):
         _attend(
-            counters, kv, layer, store, qkv, count, groups, sight, heads, keys, norms, cos, sin, eps, queries, desk[n],
+            counters, kv, layer, store, qkv, count, groups, sight, heads, keys, own, cos, sin, eps, queries, desk[n],
             out,
         )  # fmt: skip

@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from .activations import address, bare, from_row, inline, space
+from .activations import address, bare, from_row, inline, norm_row, space
 from .apart import apart
 from .attention import look, place, query
 from .crew import LINE, claim, finish, first_stage, meet, no_stages, piece, pieces
 from .machine import kept
 from .product import gate, multiply_blocks
-from .step import norm_row, ready_row
+from .step import ready_row
 
 FEW = 12
 """Rows below which this is faster."""
@@ -69,7 +69,7 @@ def _project(n, stage, isa, mode, fmt, runs, size, x, source, weight, eps, scrat
 
 
 @bare
-def _attend(stage, kv, layer, store, qkv, count, heads, norms, cos, sin, eps, queries, out, room):
+def _attend(stage, kv, layer, store, qkv, count, heads, own, cos, sin, eps, queries, out, room):
     """`place`, then `look`, for every row and KV head: one stage for a single row, two for several."""
     kv_heads = heads[1]
     items = count * kv_heads
@@ -77,7 +77,7 @@ def _attend(stage, kv, layer, store, qkv, count, heads, norms, cos, sin, eps, qu
     item = claim(stage)
     while item < items:
         t, h = item // kv_heads, item % kv_heads
-        place(kv, layer, store, t, h, qkv[t], heads, norms, cos[t], sin[t], eps, query(queries, layer, t))
+        place(kv, layer, store, t, h, qkv[t], heads, own, cos[t], sin[t], eps, query(queries, layer, t))
         if count == 1:
             look(kv, layer, store, t, h, qkv[t], heads, scores, out[t])
         finish(stage)
@@ -110,21 +110,9 @@ def _work(
             n, at, isa, mode, formats[0], runs[:3], weights.sizes[0], a, rows, norms[0], eps, own, qkv, SET, threads
         )
         _attend(
-            at + two,
-            kv,
-            layer,
-            store,
-            qkv,
-            count,
-            heads,
-            weights.head_norms[layer],
-            cos,
-            sin,
-            eps,
-            queries,
-            mixed,
-            room,
-        )
+            at + two, kv, layer, store, qkv, count, heads, (weights.head_norms[layer], weights.biases[layer]), cos, sin,
+            eps, queries, mixed, room,
+        )  # fmt: skip
         _project(
             n, at + 2 * two, isa, mode, formats[1], runs[3:4], weights.sizes[3], b, mixed[:count], none, eps, own, x,
             ADD, threads,

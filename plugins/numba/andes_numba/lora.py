@@ -152,7 +152,7 @@ class Adapters(Mapping[str, int]):
         """Lay an adapter's matrices out.
 
         Raises:
-            DuplicateName: there is one of that name. ConfigError: a pair for what is no linear layer of a Qwen3 layer,
+            DuplicateName: there is one of that name. ConfigError: a pair for no linear layer of a decoder layer,
                 of another shape or type, or a base of other numbers than the model's.
         """
         refuse_double(adapter, self)

@@ -1,4 +1,4 @@
-"""Sizes of a Qwen3, which kernels, memory and adapters share."""
+"""Sizes of a decoder, which kernels, memory and adapters share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Sizes(NamedTuple):
-    """Of a Qwen3."""
+    """Of a decoder."""
 
     layers: int
     width: int

@@ -1,4 +1,4 @@
-"""One pass of Qwen3 over new rows, as one compiled function: norms, products, attention, SwiGLU, head.
+"""One pass of a decoder over new rows, as one compiled function: norms, products, attention, SwiGLU, head.
 
 Buffers hold float32 rows padded to 128 columns of zeros, and several rows padded to a multiple of four. Every row is
 computed in the same order however many there are.
@@ -11,13 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from .activations import address, copy_rows, inline, space, take
+from .activations import address, copy_rows, inline, norm_row, space, take
 from .apart import apart
 from .block_attention import attend_rows, desks, longest, row_groups, sights
 from .gemm import FEW, multiply, multiply_gated
 from .lora import adapt, gate_rows
 from .machine import kept
-from .simd import ONE, fma, load_f, mul_f, splat_f, store_f, total_f, zeros_f
 
 
 class Weights(NamedTuple):
@@ -25,7 +24,8 @@ class Weights(NamedTuple):
 
     products: (layers, 7, 2) address and row blocks of q, k, v, output, gate, up and down; sizes: (7,) bytes per row
     block of each. head: (1, 2) as products; head_size: bytes per row block. norms: (layers, 2, width) before attention
-    and before the MLP; head_norms: (layers, 2, d) of queries and keys; last: (width,) norm.
+    and before the MLP; head_norms: (layers, 2, d) of queries and keys, biases: (layers, features of q, k and v), both
+    without numbers where a model has none; last: (width,) norm.
     """
 
     products: np.ndarray
@@ -34,6 +34,7 @@ class Weights(NamedTuple):
     head_size: np.int64
     norms: np.ndarray
     head_norms: np.ndarray
+    biases: np.ndarray
     last: np.ndarray
     eps: np.float32
 
@@ -64,19 +65,6 @@ def padded(columns: int) -> int:
 def padded_rows(count: int) -> int:
     """Rows of a buffer."""
     return count if count == 1 else -(-count // 4) * 4
-
-
-@inline
-def norm_row(x, weight, out, size, eps):
-    """RMSNorm of `size` numbers (a multiple of 16) at address x, with weights, to address out."""
-    squares = zeros_f(ONE)
-    for j in range(0, size, 16):
-        part = load_f(ONE, x + 4 * j, 0)
-        squares = fma(part, part, squares)
-    factor = splat_f(np.float32(1) / np.sqrt(total_f(squares) / np.float32(size) + eps))
-    for j in range(0, size, 16):
-        scaled = mul_f(load_f(ONE, x + 4 * j, 0), factor)
-        store_f(out + 4 * j, 0, mul_f(scaled, load_f(ONE, weight + 4 * j, 0)))
 
 
 @apart
@@ -150,8 +138,8 @@ def forward(
         if used[0]:
             adapt(lora, n, edges[0], edges[1], normed, qkv, low, count, threads)
         attend_rows(
-            kv, n, store, qkv, count, groups, sight, heads, keys, weights.head_norms[n], cos, sin, eps, queries, desk,
-            mixed, threads,
+            kv, n, store, qkv, count, groups, sight, heads, keys, (weights.head_norms[n], weights.biases[n]), cos, sin,
+            eps, queries, desk, mixed, threads,
         )  # fmt: skip
         ready(mode, formats[1], mixed, none, eps, mixed, b, count, threads)
         multiply(isa, formats[1], products[3:4], bytes_[3], b, count, address(x), 4 * x.shape[1], True, threads)

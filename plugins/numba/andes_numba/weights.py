@@ -1,9 +1,9 @@
-"""From a Qwen3 in torch to packed matrices and norms at known addresses."""
+"""From a decoder in torch to packed matrices and norms at known addresses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,18 +20,46 @@ from .step import Weights
 
 if TYPE_CHECKING:
     from andes_packing import Artefact
+    from torch import Tensor
 
     from andes_sdk.model import VisionLanguageModel
 
+BIASED = ROLES[:3]
+"""Linear layers that may have biases: q, k and v."""
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
 
-_FIXED = {"model_type": "qwen3", "hidden_act": "silu", "attention_bias": False}
-"""What the compiled step takes for granted of a configuration."""
+
+class DecoderPlan(TypedDict):
+    """A decoder of pre-norm layers: x + o(attention(q x, k x, v x)), then x + down(activation(gate x) * up x).
+
+    All norms are RMS norms with `eps`. activation: "silu". inner: outputs of `gate`. biased: linear layers of a decoder
+    layer that have biases, such as "self_attn.q_proj". head_norms: whether each head of q and k has a norm,
+    "self_attn.q_norm" and "self_attn.k_norm". scale: what scores are multiplied with. rotary: (T,) positions -> cosines
+    and sines (T, d / 2), float32, which turn feature i with i + d / 2; None where they depend on more than positions.
+
+    Weights have the names that transformers gives them in a Llama, a Qwen2 or a Qwen3.
+    """
+
+    inner: int
+    eps: float
+    activation: str
+    biased: Sequence[str]
+    head_norms: bool
+    scale: float
+    rotary: Callable[[Tensor], tuple[Tensor, Tensor]] | None
+
+
+@runtime_checkable
+class DescribedDecoder(Protocol):
+    """A language model that can be compiled."""
+
+    def blueprint(self) -> DecoderPlan:
+        """Its structure."""
 
 
 @frozen(eq=False)
 class PackedModel:
-    """A Qwen3 whose matrices are packed.
+    """A decoder whose matrices are packed.
 
     Attributes:
         formats: of q-k-v, output, gate-up, down and head.
@@ -53,32 +81,50 @@ class PackedModel:
         return sum(a.nbytes for a in self.arrays)
 
 
+def plan_of(model: VisionLanguageModel) -> DecoderPlan:
+    """The description of a language model this backend can run.
+
+    Raises:
+        BackendUnavailable: it describes nothing, has parts that the compiled step lacks, or sizes that do not fill
+            vectors of sixteen.
+    """
+    language, spec = model.language_model, model.text
+    plan = language.blueprint() if isinstance(language, DescribedDecoder) else None
+    why = ["it has no blueprint() that says what it computes"] if plan is None else obstacles(plan, spec.head_dim)
+    why += [
+        f"{n} is {v}, not a multiple of 16" for n, v in (("width", spec.width), ("head_dim", spec.head_dim)) if v % 16
+    ]
+    if why or plan is None:
+        raise BackendUnavailable(
+            f"cannot run {type(language).__name__}", who="numba", why="; ".join(why), fix="use backend='torch'"
+        )
+    return plan
+
+
+def obstacles(plan: DecoderPlan, head: int) -> list[str]:
+    """Parts of a decoder with heads of so many features that the compiled step lacks."""
+    why = []
+    if plan["activation"] != "silu":
+        why.append(f"its activation is {plan['activation']!r}, not 'silu'")
+    if other := sorted({*plan["biased"]} - {*BIASED}):
+        why.append(f"{', '.join(other)}: there are no biases but those of q, k and v")
+    if plan["rotary"] is None:
+        why.append("its positions depend on the length of the text")
+    if abs(plan["scale"] * head**0.5 - 1) > 1e-6:
+        why.append(f"its scores are multiplied with {plan['scale']:g}, not with head_dim ** -0.5")
+    return why
+
+
 def sizes_of(model: VisionLanguageModel) -> Sizes:
     """Sizes of a model this backend can run.
 
     Raises:
-        BackendUnavailable: it is no Qwen3, or has sizes that do not fill vectors of sixteen.
+        BackendUnavailable: as `plan_of`.
     """
-    config = getattr(model.language_model, "config", None)
-    found = {name: getattr(config, name, None) for name in _FIXED}
-    why = [f"{name} is {found[name]!r}, not {value!r}" for name, value in _FIXED.items() if found[name] != value]
-    kind = getattr(getattr(getattr(model.language_model, "model", None), "rotary_emb", None), "rope_type", "default")
-    if kind == "dynamic" or kind == "longrope":
-        why.append(f"positions of the kind {kind!r} depend on the length of the text")
     spec = model.text
-    why += [
-        f"{n} is {v}, not a multiple of 16" for n, v in (("width", spec.width), ("head_dim", spec.head_dim)) if v % 16
-    ]
-    if why or config is None:
-        raise BackendUnavailable(
-            f"cannot run {type(model.language_model).__name__}",
-            who="numba",
-            why="; ".join(why),
-            fix="use backend='torch'",
-        )
     return Sizes(
         layers=spec.layers, width=spec.width, q_heads=spec.query_heads, kv_heads=spec.kv_heads, head=spec.head_dim,
-        inner=config.intermediate_size, vocab=spec.vocab_size,
+        inner=plan_of(model)["inner"], vocab=spec.vocab_size,
     )  # fmt: skip
 
 
@@ -155,7 +201,7 @@ def _assembled(
     formats: tuple[str, ...],
 ) -> PackedModel:
     """Matrices by name, as (row blocks, bytes), and norms -> what the compiled step takes."""
-    sizes = sizes_of(model)
+    sizes, plan = sizes_of(model), plan_of(model)
     every = range(sizes.layers)
     layers = [[matrix(f"model.layers.{n}.{role}.weight") for role in ROLES] for n in every]
     head = matrix(HEAD)
@@ -163,15 +209,26 @@ def _assembled(
     def norms(*names: str) -> np.ndarray:
         return np.array([[array(f"model.layers.{n}.{name}.weight") for name in names] for n in every], np.float32)
 
+    def biases(n: int) -> np.ndarray:
+        lengths = [sizes.head * heads for heads in (sizes.q_heads, sizes.kv_heads, sizes.kv_heads)]
+        parts = [
+            array(f"model.layers.{n}.{role}.bias") if role in plan["biased"] else np.zeros(length, np.float32)
+            for role, length in zip(BIASED, lengths, strict=True)
+        ]
+        return np.concatenate(parts)
+
+    empty = np.zeros((sizes.layers, 2, 0), np.float32)
+
     weights = Weights(
         products=np.array([[(m.ctypes.data, len(m)) for m in seven] for seven in layers], np.int64),
         sizes=np.array([m.shape[1] for m in layers[0]], np.int64),
         head=np.array([[head.ctypes.data, len(head)]], np.int64),
         head_size=np.int64(head.shape[1]),
         norms=norms("input_layernorm", "post_attention_layernorm"),
-        head_norms=norms("self_attn.q_norm", "self_attn.k_norm"),
+        head_norms=norms("self_attn.q_norm", "self_attn.k_norm") if plan["head_norms"] else empty,
+        biases=np.array([biases(n) for n in every], np.float32) if plan["biased"] else empty[:, 0],
         last=np.array(array("model.norm.weight"), np.float32),
-        eps=np.float32(model.language_model.config.rms_norm_eps),  # type: ignore[union-attr, arg-type]
+        eps=np.float32(plan["eps"]),
     )
     return PackedModel(sizes, weights, formats, (*(m for seven in layers for m in seven), head))
 
@@ -189,15 +246,13 @@ class Rotary:
     """Cosines and sines of the model's rotary embedding, computed by torch and kept for positions seen so far."""
 
     def __init__(self, model: VisionLanguageModel) -> None:
-        self._embedding = model.language_model.model.rotary_emb  # type: ignore[union-attr]
+        self._tables = plan_of(model)["rotary"]
         self._cos = self._sin = np.zeros((0, 0), np.float32)
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(T,) positions -> (T, d / 2) cosines and sines."""
         last = int(positions.max())
-        if last >= len(self._cos):
+        if last >= len(self._cos) and self._tables is not None:
             every = torch.arange(max(256, 1 << (last + 1).bit_length()))
-            tables = self._embedding(torch.zeros(1, dtype=torch.float32), every[None])
-            half = tables[0].shape[-1] // 2
-            self._cos, self._sin = (t[0, :, :half].contiguous().numpy() for t in tables)
+            self._cos, self._sin = (t.contiguous().numpy() for t in self._tables(every))
         return self._cos[positions], self._sin[positions]

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -65,20 +66,23 @@ def test_a_pass_of_many_rows_has_the_bits_of_single_steps(numbers):
 
 
 READ = """
-import hashlib, sys, torch
+import hashlib, json, sys, torch
 from andes_sdk import Pipeline
 from andes_sdk.types import Inputs
 
-tiny = ["mlp", {"aimv2": {"preset": "tiny"}}, {"qwen3": {"preset": "tiny"}}, {"numba": {"format": sys.argv[1]}}]
+tiny = ["mlp", {"aimv2": {"preset": "tiny"}}, {"qwen3": {"preset": "tiny"}}, {"numba": json.loads(sys.argv[1])}]
 session = Pipeline.from_plugins(tiny, backend="numba", seed=1).session()
 found = [session.prefill(Inputs(ids=torch.arange(40))), session.extend([1, 2])[0], session.extend(list(range(20)))[0]]
 print(hashlib.sha256(b"".join(part.numpy().tobytes() for part in found)).hexdigest())
 """
 
 
-@pytest.mark.parametrize("name", ["w4_g32", "nm14_w4"])
-def test_nothing_is_read_from_memory_that_was_given_back(name):
+@pytest.mark.parametrize(
+    "options", [{"format": "w4_g32"}, {"format": "nm14_w4", "head": "w8", "kv": "int8"}], ids=["dense", "sparse"]
+)
+def test_nothing_is_read_from_memory_that_was_given_back(options):
     """glibc overwrites what is freed if it is told to: a counter or a buffer freed too early would tell."""
+    name = json.dumps(options)
     spoilt = {"MALLOC_PERTURB_": "165", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
     digests = [
         subprocess.run(

@@ -22,7 +22,7 @@ def files(tmp_path_factory):
     for seed in (1, 2):
         pipe = Pipeline.from_plugins(MODEL, seed=seed)
         pack_model(
-            pipe.model, default_recipe(pipe.model, "w4_g32", head="w8"), folder / f"{seed}.andes", plan=pipe.plan
+            pipe.model, default_recipe(pipe.model, "w4_g32", head="w4_g32"), folder / f"{seed}.andes", plan=pipe.plan
         )
     return folder
 

@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 
 from andes_sdk.types import Attend, Tap, TextSpec
 
-from .roles import linears_of
+from .roles import blueprint_of, linears_of
 
 
 def fits(fields: Mapping[str, Any]) -> bool:
@@ -177,6 +177,10 @@ class PlainQwen3(nn.Module):
     def linears(self) -> dict[str, tuple[int, str]]:
         """Linear layers by module name -> (layer, role)."""
         return linears_of(self.config.num_hidden_layers)
+
+    def blueprint(self) -> dict[str, Any]:
+        """Structure as plain data, for backends that compile decoders (`andes_numba.weights.DecoderPlan`)."""
+        return blueprint_of(self.config, self.model)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(T, D) -> (T, V)."""

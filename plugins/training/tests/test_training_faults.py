@@ -401,7 +401,7 @@ def test_t14_a_signal_saves_a_state_and_says_how_to_go_on(recipe: Path, tmp_path
     while not ((out / "metrics.jsonl").exists() and metrics_begun(out)) and time.time() < deadline:
         time.sleep(0.05)
     child.send_signal(getattr(signal, name))
-    _, told = child.communicate(timeout=60)
+    _, told = child.communicate(timeout=300)
     assert child.returncode == code
     (saved,) = states(out)
     step = int(saved.name.rpartition("-")[2])
