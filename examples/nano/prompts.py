@@ -1,9 +1,9 @@
-"""Prompts for the last two stages, from lines that are there: questions with one right answer, and puzzles to think about.
+"""Prompts for the last two stages: questions about pictures with one right answer, and puzzles to think about.
 
     python examples/nano/prompts.py
 
-`prompts.jsonl`: one question of each of some lines, for `andes-pairs`. `puzzles.jsonl`: sums and puzzles of a seed that no
-line of `sums` or `thought` has, for GRPO.
+`prompts.jsonl`: one question of each of some lines of training data, for `andes-pairs`. `puzzles.jsonl`: sums and puzzles of
+seeds that no line of `sums` or `thought` has, for GRPO.
 """
 
 from __future__ import annotations
