@@ -2,8 +2,8 @@
 
     python examples/nano/prompts.py
 
-`prompts.jsonl`: one question of each of some lines of training data, for `andes-pairs`. `puzzles.jsonl`: sums and puzzles of
-seeds that no line of `sums` or `thought` has, for GRPO.
+`prompts.jsonl`: one question of each of some lines of training data, for `andes-pairs`.
+`puzzles.jsonl`: sums and puzzles of seeds that no line of `sums` or `thought` has, for GRPO.
 """
 
 from __future__ import annotations
