@@ -2,6 +2,7 @@
 
     python examples/nano/prepare.py                   # everything, into examples/nano/data
     python examples/nano/prepare.py reading --limit 200
+    python examples/nano/prepare.py screens           # needs the plugin andesui, Chromium, and npm's registry
 
 Each part is skipped where it is complete; `--limit` makes small ones, to try a recipe.
 """
@@ -20,6 +21,7 @@ from typing import Any
 import language
 import pages
 import real
+import screens
 import tasks
 import tokenizer
 from PIL import Image
@@ -80,6 +82,8 @@ PARTS: dict[str, tuple[Callable[[random.Random, str], Line], int]] = {
 }
 """Name -> what makes a line, and how many for training; tests have `TESTS` of each."""
 
+SCREENS = "screens"
+"""Rendered screens, which `screens.py` writes."""
 TESTS = 400
 
 
@@ -104,16 +108,20 @@ def write(name: str, split: str, out: Path, count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; none: all")
+    known = [*PARTS, SCREENS]
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(known)}; none: all")
     parser.add_argument("--out", type=Path, default=HERE / "data")
     parser.add_argument("--limit", type=int, default=0, help="lines of each part")
     args = parser.parse_args()
-    if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if unknown := set(args.parts) - set(known):
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(known)}")
     args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "tokenizer" / "tokenizer.json").is_file():
         tokenizer.write(args.out / "tokenizer")
-    for name in args.parts or PARTS:
+    for name in args.parts or known:
+        if name == SCREENS:
+            screens.write(args.out, args.limit)
+            continue
         for split, count in (("train", PARTS[name][1]), ("test", TESTS)):
             write(name, split, args.out / split, args.limit or count)
 
