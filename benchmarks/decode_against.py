@@ -48,7 +48,8 @@ def open_worker(tree: Path, weights: str, folder: Path, context: int) -> Worker:
     """Write a model with a checkout's code, and load it."""
     python, worker = (sys.executable, HERE / "decode_worker.py") if tree == HERE.parent else script(tree)
     path = folder / f"{'this' if tree == HERE.parent else 'other'}-{weights}.andes"
-    size = int(subprocess.check_output([python, "-c", WRITE, tree / "benchmarks", path, weights]))
+    # its folder is where `-c` looks for modules first
+    size = int(subprocess.check_output([python, "-c", WRITE, tree / "benchmarks", path, weights], cwd=tree))
     return Worker.start(Spec("numba", weights), path, size, os.cpu_count() or 1, context, (python, worker))
 
 
