@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import Progress as Bar
 
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout
 
@@ -42,6 +43,8 @@ def train(
     """
     if kind not in KINDS:
         raise typer.BadParameter(f"no kind {kind!r}; known: {', '.join(KINDS)}", param_hint="--kind")
+    from andes_training.recipe import DataRecipe, Recipe, StageRecipe
+
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.runtime.options import GenerationOptions
 
@@ -53,8 +56,19 @@ def train(
 
         source = (out / "answers.jsonl").resolve()
         options = GenerationOptions(max_tokens=answer_tokens, temperature=temperature)
-        own_answers(pipeline, data, source, options, limit=limit)
-    last = _learn(pipeline, out, source, kind, steps, max_tokens, checkpoint_every, as_json)
+        with Bar(console=stderr(), disable=as_json) as bar:
+            job = bar.add_task("answers", total=None)
+            own_answers(
+                pipeline, data, source, options, limit=limit,
+                show=lambda done, of: bar.update(job, completed=done, total=of),
+            )  # fmt: skip
+    stage = StageRecipe(
+        stage=kind, data=[DataRecipe(path=source)], steps=steps, warmup=min(50, steps // 2), max_tokens=max_tokens,
+        checkpoint_every=checkpoint_every, clip=1.0, weight_decay=0.01,
+    )  # fmt: skip
+    # with the head's options, so that a run does not go on with others
+    recipe = Recipe(name=f"draft-{kind}", stages=[stage], pipeline={"plugins": [heads]})
+    last = _learn(pipeline, recipe, out, as_json)
     head = out / "draft" / f"{kind}.safetensors"
     if as_json:
         print_json({"head": str(head), "answers": None if given else str(source), "last": last})
@@ -62,22 +76,14 @@ def train(
         stdout().print(f"trained head: {head}", markup=False, soft_wrap=True)
 
 
-def _learn(
-    pipeline: Any, out: Path, source: Path, kind: str, steps: int, max_tokens: int, every: int, as_json: bool
-) -> Any:
+def _learn(pipeline: Any, recipe: Any, out: Path, as_json: bool) -> Any:
     """Run the stage -> its last figures."""
     from andes_training.progress import Progress
-    from andes_training.recipe import DataRecipe, Recipe, StageRecipe
     from andes_training.stopping import Stopped, Stopping
 
     from andes_sdk.files import Journal
 
-    stage = StageRecipe(
-        stage=kind, data=[DataRecipe(path=source)], steps=steps, warmup=min(50, steps // 2), max_tokens=max_tokens,
-        checkpoint_every=every, clip=1.0, weight_decay=0.01,
-    )  # fmt: skip
-    recipe = Recipe(name=f"draft-{kind}", stages=[stage])
-    with Progress(out, None if as_json else stdout(), [stage.log_every]) as progress, Stopping() as stopping:
+    with Progress(out, None if as_json else stdout(), [recipe.stages[0].log_every]) as progress, Stopping() as stopping:
         try:
             pipeline.train(recipe, out, progress=progress, stopping=stopping)
         except Stopped as stopped:

@@ -314,6 +314,28 @@ def test_answers_to_other_data_are_not_taken_for_ones_own(tmp_path: Path) -> Non
     assert "answers to other data" in result.output
 
 
+@pytest.mark.parametrize(("option", "value"), [("--answer-tokens", 5), ("--temperature", 0.1)])
+def test_answers_of_other_options_are_not_gone_on_with(tmp_path: Path, option: str, value: float) -> None:
+    arguments = [lively().save_pretrained(tmp_path / "model"), "--data", data(tmp_path), "--out", tmp_path / "run"]
+    more = ["--steps", 1, "--answer-tokens", 4, "--vocabulary", 64, "--unroll", 2]
+    draft_train(*arguments, *more)
+    result = CliRunner().invoke(app, ["draft", "train", *map(str, [*arguments, *more, option, value])])
+    assert result.exit_code == 1
+    assert "made otherwise" in result.output
+    assert f"{value} now" in result.output
+
+
+@pytest.mark.parametrize(("option", "value"), [("--rate", 0.5), ("--unroll", 3), ("--vocabulary", 32)])
+def test_a_run_does_not_go_on_with_other_options_of_the_head(tmp_path: Path, option: str, value: float) -> None:
+    arguments = [lively().save_pretrained(tmp_path / "model"), "--data", data(tmp_path), "--out", tmp_path / "run"]
+    more = ["--given", "--steps", 1, "--vocabulary", 64, "--unroll", 2]
+    draft_train(*arguments, *more)
+    result = CliRunner().invoke(app, ["draft", "train", *map(str, [*arguments, *more, option, value])])
+    assert result.exit_code == 1
+    assert "another recipe" in result.output
+    assert option.removeprefix("--") in result.output
+
+
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     arguments = [tmp_path, "--data", tmp_path, "--out", tmp_path, "--kind", "medusa"]
     result = CliRunner().invoke(app, ["draft", "train", *map(str, arguments)])
