@@ -30,7 +30,9 @@ def questions(data: Path) -> Iterator[dict[str, Any]]:
     """One question of each of some lines, with its answer and the path of its picture."""
     rng = random.Random("nano/prompts")
     for part, count in ASKED.items():
-        lines = (data / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
+        if not (path := data / f"{part}.jsonl").is_file():
+            raise SystemExit(f"{path} is missing: python examples/nano/prepare.py")
+        lines = path.read_text(encoding="utf-8").splitlines()
         for text in rng.sample(lines, min(count, len(lines))):
             line = json.loads(text)
             talk = rng.choice(line.get("conversations") or [line["messages"]])

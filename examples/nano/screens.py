@@ -19,8 +19,10 @@ SIZES = ("desktop", "mobile", "small")
 FEWEST = 6
 """Elements that a screen of a test names, at least: among fewer, a guess is often right."""
 
-TASKS = {"train": {"": ("grounding", "referring", "qa", "description")}}
-TASKS["test"] = {"": ("grounding", "referring"), "-qa": ("qa",)}
+TASKS: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {"": ("grounding", "referring", "qa", "description")},
+    "test": {"": ("grounding", "referring"), "-qa": ("qa",)},
+}
 """Split -> what is added to the name of a size, and the tasks of that file."""
 
 

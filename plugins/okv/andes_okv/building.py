@@ -13,6 +13,7 @@ from .outputs import Outputs
 from .policy import OKVPolicy
 from .replaying import Requests
 from .scorers import scorer_class
+from .scorers.base import ReplayingScorer
 from .weights import Weights, shipped
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def build(options: Options, model: Model, rows: int | None) -> OKVPolicy:
         ),
         share=options.keep, fixed=options.rows, sinks=options.sinks, recent=options.recent, slack=options.slack,
         reading=options.reading, chunk_rows=options.chunk,
-        outputs=Outputs(model) if scorer.weighs else None, requests=Requests.of(model) if scorer.replays else None,
+        outputs=Outputs(model) if scorer.weighs else None,
+        requests=Requests.of(model) if isinstance(scorer, ReplayingScorer) else None,
     )  # fmt: skip
     if rows is not None:
         _fits(policy, options, model, rows)

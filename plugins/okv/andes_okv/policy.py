@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .heads import Head
 from .replaying import replay
+from .scorers.base import ReplayingScorer
 
 if TYPE_CHECKING:
     from andes_sdk.types import Cache, Layer, TextSpec
@@ -63,7 +64,7 @@ class OKVPolicy:
     @property
     def replays(self) -> bool:
         """Whether rows are replayed."""
-        return self.scorer.replays
+        return isinstance(self.scorer, ReplayingScorer)
 
     @property
     def heads(self) -> int:
@@ -146,7 +147,7 @@ class OKVKeeper:
         """Score every stored row, and share out the room."""
         policy = self.policy
         fresh = None
-        if policy.replays:
+        if isinstance(policy.scorer, ReplayingScorer):
             assert policy.requests is not None
             fresh = replay(cache, policy.scorer, policy.requests, self.since, policy.sinks, policy.outputs)
         scores, positions = [], []

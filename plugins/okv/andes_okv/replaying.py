@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from andes_sdk.types import Cache, Model
 
     from .outputs import Outputs
-    from .scorers.base import Scorer
+    from .scorers.base import ReplayingScorer
 
 FIRST = "\n\nRepeat the previous context exactly."
 LATER = "\n\nRepeat the part of the previous context exactly, starting with"
@@ -59,7 +59,7 @@ class Requests:
 
 
 def replay(
-    cache: Cache, scorer: Scorer, requests: Requests, since: int, sinks: int, outputs: Outputs | None
+    cache: Cache, scorer: ReplayingScorer, requests: Requests, since: int, sinks: int, outputs: Outputs | None
 ) -> list[list[Tensor]]:
     """Replay every row from `since` on -> per layer and KV head the scores (k,) of those of them that are stored."""
     assert cache.embeds is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
@@ -14,13 +15,12 @@ if TYPE_CHECKING:
 
 
 @frozen(eq=False, kw_only=True)
-class Scorer:
+class Scorer(ABC):
     """Says how much each stored row of a KV head is worth; more is better. A subclass says `__call__`.
 
     Class attributes, which a subclass replaces:
         name: as users write it.
         remembers: `Head.past` and `Head.since` are wanted: what was said last time goes with the rows.
-        replays: each new chunk of rows is replayed before it is scored; the subclass also says `replayed`.
         taps: the rows that enter each layer are wanted, by `made`, or their norms by `replayed`.
         weighs: the output projections are wanted (`Head.outputs`).
         every_query: the window must reach back to where the scorer was last asked.
@@ -31,21 +31,32 @@ class Scorer:
 
     name: ClassVar[str] = ""
     remembers: ClassVar[bool] = False
-    replays: ClassVar[bool] = False
     taps: ClassVar[bool] = False
     weighs: ClassVar[bool] = False
     every_query: ClassVar[bool] = False
 
     window: int = 0
 
+    @abstractmethod
     def __call__(self, head: Head) -> Tensor:
         """(n,) float32, finite."""
-        raise NotImplementedError
 
     def made(self, layer: int, hidden: Tensor) -> Tensor | None:
         """(T, D) rows entering a layer -> (Hkv, T), which the session stores beside the rows and `Head.given` shows."""
         return None
 
+
+@frozen(eq=False, kw_only=True)
+class ReplayingScorer(Scorer):
+    """Each new chunk of rows is replayed, and scored once."""
+
+    remembers: ClassVar[bool] = True
+
+    def __call__(self, head: Head) -> Tensor:
+        """(n,) what the replays said."""
+        assert head.past is not None
+        return head.past
+
+    @abstractmethod
     def replayed(self, head: Replayed) -> Tensor:
         """(c,) for the rows of a chunk that was replayed."""
-        raise NotImplementedError

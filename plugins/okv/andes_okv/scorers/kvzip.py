@@ -13,27 +13,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 from attrs import frozen
 
-from .base import Scorer
+from .base import ReplayingScorer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from andes_okv.heads import Head
     from andes_okv.replayed import Replayed
 
 
 @frozen(eq=False, kw_only=True)
-class KVzip(Scorer):
+class KVzip(ReplayingScorer):
     """The highest attention in a replay."""
 
     name: ClassVar[str] = "kvzip"
-    remembers: ClassVar[bool] = True
-    replays: ClassVar[bool] = True
-
-    def __call__(self, head: Head) -> Tensor:
-        """(n,) what the replays said."""
-        assert head.past is not None
-        return head.past
 
     def replayed(self, head: Replayed) -> Tensor:
         """(c,)"""
