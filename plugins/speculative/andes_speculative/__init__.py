@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from andes_sdk.plan import Plan
     from andes_sdk.types import Decoder
 
-DRAFTERS = ("suffix", "model", "eagle3")
+DRAFTERS = ("suffix", "model", "eagle3", "block")
 _MADE: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 """Plugin -> the decoder that it made, for `explain()`."""
 
@@ -40,7 +40,12 @@ class Speculative:
     )
     backend: str = field(default="", metadata={"help": "model: what runs it; without it as it was saved"})
     head: str = field(
-        default="", metadata={"help": "eagle3: the head's file, as `andes draft train` wrote it", "local": True}
+        default="", metadata={"help": "eagle3, block: the head's file, as `andes draft train` wrote it", "local": True}
+    )
+    matched: int = field(
+        default=3,
+        validator=and_(ge(0), le(64)),
+        metadata={"help": "not suffix: if so many tokens stood there before, the text guesses instead; 0: never"},
     )
     adapt: bool = field(
         default=True, metadata={"help": "propose what pays by measured cost; false: all that is guessed"}
@@ -67,15 +72,16 @@ class Speculative:
         found = [why] if self.corpus and (why := problem(self.corpus)) else []
         if self.drafter == "model" and not self.model:
             found.append("the drafter 'model' needs a smaller model: give the option `model` a path")
-        if self.drafter == "eagle3" and not self.head:
-            found.append("the drafter 'eagle3' needs a head: give the option `head` a file of `andes draft train`")
+        if self.drafter in ("eagle3", "block") and not self.head:
+            why = f"the drafter {self.drafter!r} needs a head: give the option `head` a file of `andes draft train`"
+            found.append(why)
         return found
 
     @hookimpl
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
         """The drafter, what verifying costs here, and whether guessing pays."""
         made = _MADE.get(self)
-        file = {"suffix": self.corpus, "model": self.model, "eagle3": self.head}[self.drafter]
+        file = {"suffix": self.corpus, "model": self.model}.get(self.drafter, self.head)
         said = {"drafter": self.drafter + (f", with {file}" if file else "")}
         return said if made is None else {**said, **made.facts()}
 
@@ -85,19 +91,24 @@ class DraftHeads:
     """Train draft heads, as `andes draft train` does. Shortest use: Pipeline.from_plugins([..., "draft-heads"])."""
 
     contract = "1.1"
-    testing: ClassVar[Mapping[str, object]] = {"vocabulary": 64, "unroll": 3}
+    testing: ClassVar[Mapping[str, object]] = {"vocabulary": 64, "unroll": 3, "block": 3}
 
     rate: float = field(default=3e-4, validator=gt(0.0), metadata={"help": "learning rate of the head"})
     vocabulary: int = field(
         default=8192, validator=and_(ge(2), le(1 << 18)), metadata={"help": "most tokens that the head knows"}
     )
     unroll: int = field(
-        default=7, validator=and_(ge(1), le(16)), metadata={"help": "tokens that it learns to go ahead"}
+        default=7, validator=and_(ge(1), le(16)), metadata={"help": "eagle3: tokens that it learns to go ahead"}
     )
+    block: int = field(default=5, validator=and_(ge(2), le(16)), metadata={"help": "block: tokens guessed in one pass"})
+    layers: int = field(default=1, validator=and_(ge(1), le(16)), metadata={"help": "block: layers of the head"})
 
     @hookimpl
     def andes_training_stages(self) -> list[Any]:
-        """One stage, `eagle3`."""
-        from .stage import Eagle3Stage
+        """Two stages, `eagle3` and `block`."""
+        from .stage import BlockStage, Eagle3Stage
 
-        return [Eagle3Stage(rate=self.rate, vocabulary=self.vocabulary, unroll=self.unroll)]
+        return [
+            Eagle3Stage(rate=self.rate, vocabulary=self.vocabulary, unroll=self.unroll),
+            BlockStage(rate=self.rate, vocabulary=self.vocabulary, block=self.block, layers=self.layers),
+        ]

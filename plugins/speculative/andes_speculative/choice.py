@@ -42,18 +42,18 @@ def proposal(guesses: Sequence[Guess], chosen: Sequence[int]) -> Proposal:
     return Proposal(tokens, () if chain else parents)
 
 
-def deepest(rate: float, cost: Cost, step: float, depth: int, beside: int = 1) -> int:
-    """How many tokens a drafter that guesses one after another should guess; 0: it does not pay.
+def deepest(rate: float, cost: Cost, step: float, depth: int, beside: int = 1, stride: int = 1) -> int:
+    """How many tokens a drafter that computes should guess; 0: it does not pay.
 
     Args:
-        rate: chance that a guess is right if those before are. step: time of one of its steps, a pass with one row
-        being 1. beside: conversations that share the pass.
+        rate: chance that a guess is right if those before are. step: time of one of its passes, a pass of the model
+        with one row being 1. beside: conversations that share the pass. stride: tokens that one of its passes guesses.
     """
     best, found, gain, chance = float(beside) / cost.of(beside), 0, float(beside), 1.0
     for n in range(1, depth + 1):
         chance *= rate
         gain += beside * chance
-        speed = gain / (cost.of(beside * (n + 1)) + n * step)
+        speed = gain / (cost.of(beside * (n + 1)) + -(-n // stride) * step)
         if speed > best:
             best, found = speed, n
     return found

@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Draft heads for speculative decoding.")
-KINDS = ("eagle3",)
+KINDS = ("eagle3", "block")
 
 
 @app.callback()
@@ -24,11 +24,13 @@ def train(
     model: Annotated[str, typer.Argument(help="The model that the head is for: a folder, a file or a name.")],
     data: Annotated[Path, typer.Option(help="Data lines; their last answers are replaced by the model's own.")],
     out: Annotated[Path, typer.Option(help="Folder for answers, states and the head.")],
-    kind: Annotated[str, typer.Option(help="eagle3.")] = "eagle3",
+    kind: Annotated[str, typer.Option(help="eagle3 or block.")] = "eagle3",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 1000,
     rate: Annotated[float, typer.Option(help="Learning rate.")] = 3e-4,
     vocabulary: Annotated[int, typer.Option(min=2, help="Most tokens that the head knows.")] = 8192,
-    unroll: Annotated[int, typer.Option(min=1, max=16, help="Tokens that it learns to go ahead.")] = 7,
+    unroll: Annotated[int, typer.Option(min=1, max=16, help="eagle3: tokens that it learns to go ahead.")] = 7,
+    block: Annotated[int, typer.Option(min=2, max=16, help="block: tokens guessed in one pass.")] = 5,
+    layers: Annotated[int, typer.Option(min=1, max=16, help="block: layers of the head.")] = 1,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the model.")] = 256,
     temperature: Annotated[float, typer.Option(help="Of the model's answers; 0 is greedy, and loops.")] = 0.7,
     limit: Annotated[int, typer.Option(min=0, help="Lines of the data; 0 for all.")] = 0,
@@ -39,7 +41,7 @@ def train(
 ) -> None:
     """Train a draft head for MODEL. A run that was stopped goes on with the same command.
 
-    The head is written to OUT/draft/eagle3.safetensors, and fits this model only.
+    The head is written to OUT/draft/KIND.safetensors, and fits this model only.
     """
     if kind not in KINDS:
         raise typer.BadParameter(f"no kind {kind!r}; known: {', '.join(KINDS)}", param_hint="--kind")
@@ -48,7 +50,8 @@ def train(
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.runtime.options import GenerationOptions
 
-    heads = {"draft-heads": {"rate": rate, "vocabulary": vocabulary, "unroll": unroll}}
+    own = {"unroll": unroll} if kind == "eagle3" else {"block": block, "layers": layers}
+    heads = {"draft-heads": {"rate": rate, "vocabulary": vocabulary, **own}}
     pipeline = Pipeline.from_pretrained(model, plugins=[heads], backend="torch")
     source = data.resolve()
     if not given:

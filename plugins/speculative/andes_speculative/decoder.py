@@ -17,8 +17,10 @@ from andes_sdk.types import Inputs, Proposal, Rows, Session
 
 from .choice import NOTHING, choose, deepest, proposal
 from .cost import ASSUMED, Cost, cost_of
-from .drafter import Drafter
+from .drafter import Drafter, Guess
+from .suffix import SuffixDrafter, Words
 
+OFF = "off: guesses would not pay now"
 RETRY = 32
 """Passes after which a drafter that did not pay, and costs something, is tried again."""
 
@@ -33,9 +35,11 @@ class Draft:
             pass of an answer verified is not told, and not counted.
         idle: passes in a row for which nothing was proposed although something could have been.
         waited: passes since a drafter that costs something was last asked.
+        words: the text, where it may guess instead of the drafter. copied: whether it made the last guesses.
     """
 
     memory: Any
+    words: Words | None = None
     session: Any = None
     rate: float = 0.6
     passes: int = 0
@@ -44,6 +48,7 @@ class Draft:
     idle: int = 0
     waited: int = 0
     asked: Proposal | None = None
+    copied: bool = False
     seconds: float = 0.0
 
     def join(self, session: Session, inputs: Inputs) -> None:
@@ -59,16 +64,18 @@ class Draft:
             right = len(tokens) - 1
             self.passes, self.proposed = self.passes + 1, self.proposed + len(asked.tokens)
             self.accepted += right
-            if asked.tokens:
+            if asked.tokens and not self.copied:
                 deep = depth_of(asked)
                 for level in range(min(right + 1, deep)):
                     self.rate += 0.05 * ((level < right) - self.rate)
             self._tell()
         self.memory.read(tokens, rows)
+        if self.words is not None:
+            self.words.read(tokens, rows)
 
     def fork(self) -> Draft:
         """A copy that has counted nothing yet."""
-        return Draft(self.memory.fork(), rate=self.rate)
+        return Draft(self.memory.fork(), self.words and self.words.fork(), rate=self.rate)
 
     def _tell(self) -> None:
         notes = getattr(self.session, "notes", None)
@@ -102,6 +109,7 @@ class SpeculativeDecoder:
         depth: most tokens on a path.
         adapt: whether cost and acceptance choose; otherwise everything that the drafter guesses is proposed.
         fixed: c(k) that was given; None: it is measured.
+        copies: guesses instead of a drafter that computes, where the last `matched` tokens stood in the text before.
     """
 
     drafter: Drafter
@@ -111,11 +119,13 @@ class SpeculativeDecoder:
     measured: Cost | None = None
     step: float = field(default=0.0)
     last_choice: str = field(default="")
+    copies: SuffixDrafter | None = None
+    matched: int = 3
 
     @property
     def name(self) -> str:
         """With the drafter's."""
-        return f"speculative, {self.drafter.name}"
+        return f"speculative, {self.drafter.name}" + (" and suffix" if self.copies else "")
 
     @property
     def taps(self) -> Sequence[int]:
@@ -124,7 +134,7 @@ class SpeculativeDecoder:
 
     def open(self) -> Draft:
         """A memory for a new conversation."""
-        return Draft(self.drafter.open())
+        return Draft(self.drafter.open(), self.copies.open() if self.copies else None)
 
     @property
     def cost(self) -> Cost:
@@ -134,16 +144,39 @@ class SpeculativeDecoder:
     def propose(self, drafts: Sequence[Any], last: Sequence[int]) -> list[Proposal]:
         """What may follow the last token of each conversation."""
         start = time.perf_counter()
-        made = self._free(drafts, last) if self.drafter.free or not self.adapt else self._dear(drafts, last)
+        guesses: list[list[Guess]] = [[] for _ in drafts]
+        for draft, token in zip(drafts, last, strict=True):
+            draft.copied = self._copies(draft, token)
+        free = [n for n, draft in enumerate(drafts) if self.drafter.free or draft.copied]
+        dear = [n for n in range(len(drafts)) if n not in set(free)]
+        self._ask(self.drafter if self.drafter.free else self.copies, free, drafts, last, self.depth, guesses)
+        if dear and (depth := self._depth([drafts[n] for n in dear])):
+            asked = time.perf_counter()
+            self._ask(self.drafter, dear, drafts, last, depth, guesses)
+            self._time((time.perf_counter() - asked) / -(-depth // self.drafter.stride))
+        made = self._chosen(drafts, guesses)
         each = (time.perf_counter() - start) / max(len(drafts), 1)
         for draft, one in zip(drafts, made, strict=True):
             draft.asked = one
             draft.seconds += each
         return made
 
-    def _free(self, drafts: Sequence[Draft], last: Sequence[int]) -> list[Proposal]:
-        """Guess first, then choose."""
-        guesses = self.drafter.guess([d.memory for d in drafts], last, self.depth)
+    def _copies(self, draft: Draft, token: int) -> bool:
+        """Whether the text guesses instead of the drafter."""
+        return self.copies is not None and self.copies.matched(draft.words, token) >= self.matched  # type: ignore[arg-type]
+
+    def _ask(
+        self, drafter: Any, some: Sequence[int], drafts: Sequence[Draft], last: Sequence[int], depth: int,
+        guesses: list[list[Guess]],
+    ) -> None:  # fmt: skip
+        """Guesses of a drafter for some of the conversations, into `guesses`."""
+        if some:
+            memories = [drafts[n].words if drafter is self.copies else drafts[n].memory for n in some]
+            for n, found in zip(some, drafter.guess(memories, [last[n] for n in some], depth), strict=True):
+                guesses[n] = found
+
+    def _chosen(self, drafts: Sequence[Draft], guesses: Sequence[Sequence[Guess]]) -> list[Proposal]:
+        """The guesses that pay, all conversations weighed together."""
         if not self.adapt:
             return [proposal(some, range(len(some))) for some in guesses]
         if not any(guesses):
@@ -151,42 +184,40 @@ class SpeculativeDecoder:
         self._measure(drafts)
         made = choose(guesses, self.cost)
         for draft, some, one in zip(drafts, guesses, made, strict=True):
-            draft.idle = draft.idle + 1 if some and not one.tokens else 0
-        self._note(made)
+            if some:
+                draft.idle = 0 if one.tokens else draft.idle + 1
+        rows = sum(len(one.tokens) for one in made)
+        self.last_choice = f"on: {rows} guesses verified in the last pass" if rows else OFF
         return made
 
-    def _dear(self, drafts: Sequence[Draft], last: Sequence[int]) -> list[Proposal]:
-        """Choose how deep first, by what guesses were worth lately: guessing itself costs time."""
+    def _depth(self, drafts: Sequence[Draft]) -> int:
+        """How deep a drafter that costs time goes, by what its guesses were worth lately; 0: it is not asked."""
+        if not self.adapt:
+            return self.depth
         self._measure(drafts)
         rate = sum(d.rate for d in drafts) / len(drafts)
-        depth = deepest(rate, self.cost, self.step, self.depth, len(drafts))
-        if depth == 0:
-            for draft in drafts:
-                draft.idle, draft.waited = draft.idle + 1, draft.waited + 1
-            if min(d.waited for d in drafts) < RETRY:
-                self._note([NOTHING])
-                return [NOTHING] * len(drafts)
-            depth = 1
-        start = time.perf_counter()
-        guesses = self.drafter.guess([d.memory for d in drafts], last, depth)
-        if self.cost.one:
-            taken = (time.perf_counter() - start) / depth / self.cost.one
-            self.step = taken if self.step == 0.0 else self.step + 0.1 * (taken - self.step)
+        depth = deepest(rate, self.cost, self.step, self.depth, len(drafts), self.drafter.stride)
         for draft in drafts:
-            draft.idle = draft.waited = 0
-        made = choose(guesses, self.cost)
-        self._note(made)
-        return made
+            draft.waited = draft.waited + 1 if depth == 0 else 0
+            draft.idle += depth == 0
+        if depth == 0 and min(d.waited for d in drafts) >= RETRY:
+            for draft in drafts:
+                draft.waited = 0
+            return 1
+        self.last_choice = self.last_choice if depth else OFF
+        return depth
+
+    def _time(self, taken: float) -> None:
+        """Seconds of one pass of the drafter."""
+        if self.cost.one:
+            taken /= self.cost.one
+            self.step = taken if self.step == 0.0 else self.step + 0.1 * (taken - self.step)
 
     def _measure(self, drafts: Sequence[Draft]) -> None:
         if self.fixed is None and self.measured is None:
             compiled = next((c for d in drafts if (c := getattr(d.session, "compiled", None)) is not None), None)
             if compiled is not None:
                 self.measured = cost_of(compiled)
-
-    def _note(self, made: Sequence[Proposal]) -> None:
-        rows = sum(len(one.tokens) for one in made)
-        self.last_choice = f"on: {rows} guesses verified in the last pass" if rows else "off: guesses would not pay now"
 
     def facts(self) -> Mapping[str, str]:
         """For `explain()`."""

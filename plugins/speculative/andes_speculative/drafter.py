@@ -61,6 +61,10 @@ class Drafter(Protocol):
     def free(self) -> bool:
         """Whether guessing costs next to nothing, so that the guesses may be made before one knows how many pay."""
 
+    @property
+    def stride(self) -> int:
+        """Tokens that one of its passes guesses."""
+
     def open(self) -> Any:
         """A memory for a new conversation."""
 

@@ -26,6 +26,12 @@ UNLIKELY = 0.03
 """A path less likely than this is not followed."""
 
 
+def embedded(model: VisionLanguageModel, tokens: Sequence[int]) -> Tensor:
+    """(n, D) float32 inputs of the model."""
+    ids = torch.tensor(tokens, device=model.device)
+    return model.llm.embed(ids).float().cpu()
+
+
 @define(eq=False)
 class Features:
     """The head's rows of one conversation.
@@ -98,6 +104,7 @@ class HeadDrafter:
     width: int = 3
     name: str = "eagle3"
     free: bool = False
+    stride: int = 1
 
     @property
     def taps(self) -> Sequence[int]:
@@ -117,7 +124,8 @@ class HeadDrafter:
         if not live:
             return found
         some = [memories[n] for n in live]
-        pairs = [m.start(last[n], e) for m, n, e in zip(some, live, self._embed([last[n] for n in live]), strict=True)]
+        starts = embedded(self.model, [last[n] for n in live]).split(1)
+        pairs = [m.start(last[n], e) for m, n, e in zip(some, live, starts, strict=True)]
         hidden = self.head.joined(torch.cat([f for _, f in pairs]))
         counts = [len(e) for e, _ in pairs]
         rows = self._rows(some, [list(range(m.position, m.position + n)) for m, n in zip(some, counts, strict=True)],
@@ -132,15 +140,11 @@ class HeadDrafter:
             path = [found[live[i]][-self._leaves(found[live[i]])].token for i in going]
             rows = self._rows(
                 [some[i] for i in going], [[some[i].position + step] for i in going],
-                torch.cat(self._embed(path)), rows[picked], [1] * len(going), keep=False,
+                embedded(self.model, path), rows[picked], [1] * len(going), keep=False,
             )  # fmt: skip
         for memory, (keys, values) in zip(some, tracks, strict=True):
             memory.keys, memory.values = keys, values
         return found
-
-    def _embed(self, tokens: Sequence[int]) -> list[Tensor]:
-        ids = torch.tensor(tokens, device=self.model.device)
-        return list(self.model.llm.embed(ids).float().cpu().split(1))
 
     def _rows(
         self, some: Sequence[Features], positions: Sequence[list[int]], embeds: Tensor, hidden: Tensor,

@@ -16,6 +16,7 @@ from andes_sdk.errors import AndesError, AssemblyError, CheckpointError, ConfigE
 from andes_sdk.files import appearing_file, regular
 from andes_sdk.numbers import numbers_of, weights_of
 
+from .block import Block, BlockShape
 from .eagle import Eagle3, HeadShape
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 KIND, BASE, SHAPE = "andes_draft", "andes_base", "andes_shape"
 FIX = "train one with `andes draft train`"
+MOST = 16
+"""Largest block, and layers of a head."""
+Head = Eagle3 | Block
+KINDS: dict[str, tuple[type[Any], type[Any]]] = {"eagle3": (HeadShape, Eagle3), "block": (BlockShape, Block)}
+"""Kind of head -> its shape and its class."""
 
 
 def base_of(model: VisionLanguageModel) -> str:
@@ -30,15 +36,20 @@ def base_of(model: VisionLanguageModel) -> str:
     return model.numbers or numbers_of(model) or weights_of(model)
 
 
-def save_head(head: Eagle3, path: Path, base: str, kind: str = "eagle3") -> None:
+def kind_of(head: Head) -> str:
+    """As users write it."""
+    return next(kind for kind, (_, cls) in KINDS.items() if isinstance(head, cls))
+
+
+def save_head(head: Head, path: Path, base: str) -> None:
     """Write a head; the file appears whole or not at all."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
     with appearing_file(path) as place:
-        save_file(tensors, place, {KIND: kind, BASE: base, SHAPE: json.dumps(asdict(head.shape))})
+        save_file(tensors, place, {KIND: kind_of(head), BASE: base, SHAPE: json.dumps(asdict(head.shape))})
 
 
-def load_head(path: Path, model: VisionLanguageModel, kind: str = "eagle3") -> Eagle3:
-    """Read the head of a model.
+def load_head(path: Path, model: VisionLanguageModel, kind: str) -> Any:
+    """Read the head of a model, of a kind of `KINDS`.
 
     Raises:
         CheckpointError: a file that is missing, cut, or no head of this kind. ConfigError: a head of another model.
@@ -57,27 +68,31 @@ def load_head(path: Path, model: VisionLanguageModel, kind: str = "eagle3") -> E
     if facts.get(BASE) != own:
         why = f"it was trained on {facts.get(BASE)}, this model has {own or 'no weights that can be compared'}"
         raise ConfigError("the draft head belongs to another model", who=who, why=why, fix=f"{FIX} for this model")
-    head = _built(facts.get(SHAPE, ""), who)
+    head = _built(kind, facts.get(SHAPE, ""), who)
     if why := _misfit(head, tensors, model):
         raise CheckpointError("the draft head does not fit", who=who, why=why, fix=FIX)
     head.load_state_dict(tensors)
     return head.eval().requires_grad_(False)
 
 
-def _built(text: str, who: str) -> Eagle3:
+def _built(kind: str, text: str, who: str) -> Head:
+    shape_class, head_class = KINDS[kind]
     try:
-        shape: Any = structure(HeadShape, json.loads(text), "draft head")
-        sizes = (shape.width, shape.inner, shape.heads, shape.kv_heads, shape.head_dim, shape.vocabulary)
-        if min(sizes) < 1 or max(sizes) > 1 << 20 or shape.heads % shape.kv_heads or shape.head_dim % 2:
+        shape = structure(shape_class, json.loads(text), "draft head")
+        sizes = {name: size for name, size in asdict(shape).items() if isinstance(size, int)}
+        small = {name: sizes[name] for name in ("block", "layers") if name in sizes}
+        if min(sizes.values()) < 1 or max(sizes.values()) > 1 << 20 or max(small.values(), default=1) > MOST:
             raise ValueError(f"sizes {sizes}")
+        if shape.heads % shape.kv_heads or shape.head_dim % 2:
+            raise ValueError(f"{shape.heads} heads on {shape.kv_heads} of {shape.head_dim}")
         with torch.device("meta"):
-            head = Eagle3(shape)
+            head: Head = head_class(shape)
     except (ValueError, TypeError, AndesError, AssemblyError) as error:
         raise CheckpointError("the draft head has no shape", who=who, why=str(error), fix=FIX) from None
     return head.to_empty(device="cpu")
 
 
-def _misfit(head: Eagle3, tensors: dict[str, torch.Tensor], model: VisionLanguageModel) -> str:
+def _misfit(head: Head, tensors: dict[str, torch.Tensor], model: VisionLanguageModel) -> str:
     """Why a head cannot work for a model, or nothing."""
     wanted = {name: tuple(t.shape) for name, t in head.state_dict().items()}
     if (got := {name: tuple(t.shape) for name, t in tensors.items()}) != wanted:

@@ -105,6 +105,7 @@ class ModelDrafter:
     name: str = "model"
     taps: Sequence[int] = ()
     free: bool = False
+    stride: int = 1
 
     @classmethod
     def of(cls, pipeline: Pipeline, tokenizer: Tokenizer, vision: VisionSpec) -> ModelDrafter:

@@ -1,12 +1,13 @@
-"""Stage `eagle3`: a draft head learns what the model itself says; the model stays as it is.
+"""Stages `eagle3` and `block`: a draft head learns what the model itself says; the model stays as it is.
 
-The head goes `unroll` tokens ahead of every position, its own rows in place of features, and the loss of step i weighs
-0.8^i (EAGLE-3, arXiv 2503.01840, section 3.2). The target is the model's distribution at that position, the tokens that
-the head does not know left out. Data lines are conversations as any other, best with the model's own answers.
+The loss of a token that is i tokens ahead weighs 0.8^i (EAGLE-3, arXiv 2503.01840, section 3.2). The target is the
+model's distribution at that position, the tokens that the head does not know left out. Data lines are conversations as
+any other, best with the model's own answers.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,47 +16,62 @@ from typing import TYPE_CHECKING, Any
 import torch
 from andes_training.data.rows import conversations_of
 from andes_training.feed import packed
-from attrs import define, field
+from attrs import asdict, define, field, frozen
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from .block import Block, BlockShape, blocks, spread_out
 from .eagle import Eagle3, shape_for, unrolled
-from .heads import base_of, save_head
+from .heads import Head, base_of, save_head
 
 if TYPE_CHECKING:
     from andes_training.packing import Batch
     from andes_training.run import StageRun
 
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import Model, Position
+    from andes_sdk.types import Model, Position, TextSpec
 
 HEAD = "draft"
 """The head's name in the model during the stage."""
 DECAY = 0.8
+ANCHORS = 512
+"""Most blocks of one text."""
 CHUNK_LOGITS = 1 << 25
 """Logits of the model that exist at once: 128 MiB."""
 
 
 @define(eq=False, kw_only=True)
-class Eagle3Stage:
+class HeadStage(ABC):
     """Trains a draft head.
 
     Attributes:
-        rate: learning rate. vocabulary: most tokens that the head knows. unroll: tokens that it goes ahead.
+        rate: learning rate. vocabulary: most tokens that the head knows. name: its kind.
     """
 
     rate: float
     vocabulary: int
-    unroll: int = 7
-    name: str = "eagle3"
+    name: str
     folder: str = "draft"
     _base: str = field(default="", init=False)
+
+    @abstractmethod
+    def new_head(self, text: TextSpec) -> Head:
+        """A head that fits a model."""
+
+    @abstractmethod
+    def ahead(self, head: Any, embeds: Tensor, features: Tensor, wanted: Tensor) -> Iterator[Ahead]:
+        """What the head says of a text at each distance.
+
+        Args:
+            embeds: (n, D). features: (n, taps, D). wanted: (n,) rows whose next token is learnt.
+        """
 
     def put_in(self, model: Model) -> None:
         """Add the head."""
         self._base = base_of(model)  # type: ignore[arg-type]
-        head = Eagle3(shape_for(model.text, self.vocabulary))
+        head = self.new_head(model.text)
         for name, weight in head.named_parameters():
-            if weight.ndim > 1:
+            if weight.ndim > 1 or name == "mark":
                 nn.init.normal_(weight, std=0.02 if name != "head.weight" else 0.01)
         model.add_module(HEAD, head.to(model.device))
 
@@ -64,7 +80,7 @@ class Eagle3Stage:
         return {HEAD: self.rate}
 
     def save(self, model: Model, folder: Path) -> None:
-        """Write `eagle3.safetensors`."""
+        """Write the head, named after its kind."""
         save_head(getattr(model, HEAD), folder / f"{self.name}.safetensors", self._base)
 
     def take_out(self, model: Model) -> None:
@@ -72,36 +88,100 @@ class Eagle3Stage:
         delattr(model, HEAD)
 
     def feed(self, run: StageRun) -> Iterator[tuple[Position, Batch]]:
-        """The usual packs. Before the first one the head is told its tokens: the most frequent of the data."""
-        head: Eagle3 | None = getattr(run.pipeline.model, HEAD, None)
+        """The usual packs. Before the first one the head gets the most frequent tokens, as the model says them."""
+        head: Head | None = getattr(run.pipeline.model, HEAD, None)
         if head is not None and run.position.step == 0:  # later they are those that the head has learnt
             head.tokens.copy_(frequent(run, len(head.tokens)))
+            with torch.no_grad():
+                head.head.weight.copy_(spoken(run.pipeline.model, head.tokens))
         return packed(run)
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """-> (nats a supervised token, {"right_1": share of first guesses that are the model's choice, ...})."""
-        head: Eagle3 = getattr(model, HEAD)
+        head: Head = getattr(model, HEAD)
         embeds, features, hidden = target_rows(model, batch, head.shape.taps)
         wanted = batch.labels != -100
         chances, choices = said(model, hidden, wanted, head.tokens)
         total = embeds.new_zeros((), dtype=torch.float32)
-        right, seen = [0.0] * self.unroll, [0] * self.unroll
+        right: Counter[int] = Counter()
+        seen: Counter[int] = Counter()
         for chain in chains(batch.attend.segments):
             index = torch.tensor(chain, device=embeds.device)
-            steps = unrolled(head, embeds[index].float(), features[index].float(), self.unroll)
-            for step, logits in enumerate(steps):
-                rows = index[1 + step :]  # row i of this step guesses what the model says at row i + 1 + step
-                some = wanted[rows]
+            own, held = wanted[index], torch.ones(len(index), dtype=torch.bool, device=embeds.device)
+            for step, one in enumerate(self.ahead(head, embeds[index].float(), features[index].float(), own)):
+                some = own[one.rows]
                 if not bool(some.any()):
                     continue
-                logps = logits[some].float().log_softmax(-1)
-                place = chances.places[rows[some]]
-                total = total - DECAY**step * (chances.values[place] * logps).sum()
-                best = head.tokens[logps.detach().argmax(-1)]
-                right[step] += float((best == choices[place]).sum())
+                place = chances.places[index[one.rows[some]]]
+                logits = one.logits[some].float()
+                total = total - DECAY**step * (chances.values[place] * logits.log_softmax(-1)).sum()
+                hit = head.tokens[logits.detach().argmax(-1)] == choices[place]
+                if one.trust is not None:
+                    starts = one.rows[some] - step
+                    there = held[starts]  # all before it in its block were right
+                    total = total + binary_cross_entropy_with_logits(
+                        one.trust[some][there].float(), hit[there].float(), reduction="sum"
+                    )
+                    held[starts] = there & hit
+                right[step] += int(hit.sum())
                 seen[step] += int(some.sum())
-        figures = {f"right_{n + 1}": right[n] / seen[n] for n in (0, 1, 3) if n < self.unroll and seen[n]}
+        figures = {f"right_{n + 1}": right[n] / seen[n] for n in (0, 1, 3) if seen[n]}
         return total / batch.tokens, figures
+
+
+@frozen(eq=False)
+class Ahead:
+    """What a head says at one distance from where it begins.
+
+    Attributes:
+        rows: (n,) of the text: the head says what comes behind them. logits: (n, vocabulary).
+        trust: (n,) logits of the first guess being right where those before are; None: the head has no such thing.
+    """
+
+    rows: Tensor
+    logits: Tensor
+    trust: Tensor | None = None
+
+
+@define(eq=False, kw_only=True)
+class Eagle3Stage(HeadStage):
+    """The head `eagle3`; `unroll`: tokens that it learns to go ahead, each step with its own rows for features."""
+
+    unroll: int = 7
+    name: str = "eagle3"
+
+    def new_head(self, text: TextSpec) -> Eagle3:
+        """One decoder layer."""
+        return Eagle3(shape_for(text, self.vocabulary))
+
+    def ahead(self, head: Eagle3, embeds: Tensor, features: Tensor, wanted: Tensor) -> Iterator[Ahead]:
+        """Row i of step k has gone k tokens ahead of position i."""
+        for step, logits in enumerate(unrolled(head, embeds, features, self.unroll)):
+            yield Ahead(torch.arange(1 + step, len(embeds), device=embeds.device), logits)
+
+
+@define(eq=False, kw_only=True)
+class BlockStage(HeadStage):
+    """The head `block`; `block`: tokens of a pass, `layers`: of the head. It also learns how far to trust itself."""
+
+    block: int = 5
+    layers: int = 1
+    name: str = "block"
+
+    def new_head(self, text: TextSpec) -> Block:
+        """As wide as the model."""
+        shape = asdict(shape_for(text, self.vocabulary))
+        return Block(BlockShape(**shape, block=self.block, layers=self.layers))
+
+    def ahead(self, head: Block, embeds: Tensor, features: Tensor, wanted: Tensor) -> Iterator[Ahead]:
+        """Blocks that begin inside the answers."""
+        anchors = torch.tensor(spread_out([n for n in wanted.nonzero().flatten().tolist() if n > 0], ANCHORS))
+        if len(anchors):
+            anchors = anchors.to(embeds.device)
+            logits, trust = blocks(head, embeds, features, anchors)
+            for step in range(self.block):
+                fits = anchors + step < len(embeds)
+                yield Ahead(anchors[fits] + step, logits[fits, step], trust[fits, step])
 
 
 @define(eq=False)
@@ -137,6 +217,16 @@ def said(model: VisionLanguageModel, hidden: Tensor, wanted: Tensor, tokens: Ten
         choices.append(logits.argmax(-1))
     places = torch.cumsum(wanted, 0) - 1
     return Chances(torch.cat(values), places), torch.cat(choices)
+
+
+@torch.no_grad()
+def spoken(model: VisionLanguageModel, tokens: Tensor) -> Tensor:
+    """(n, D) rows of the matrix that turns rows after the last norm into logits."""
+    like = model.llm.embed(torch.zeros(1, dtype=torch.long, device=model.device))
+    some = []
+    for rows in torch.eye(model.text.width).split(max(1, CHUNK_LOGITS // model.text.vocab_size)):
+        some.append(model.logits(rows.to(like)).float()[:, tokens])
+    return (torch.cat(some) - model.logits(torch.zeros_like(like)).float()[:, tokens]).T
 
 
 def chains(segments: Sequence[Any]) -> Iterator[list[int]]:

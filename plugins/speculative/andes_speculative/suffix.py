@@ -106,6 +106,7 @@ class SuffixDrafter:
     name: str = "suffix"
     taps: Sequence[int] = ()
     free: bool = True
+    stride: int = 1
 
     def open(self) -> Words:
         """An empty text."""
@@ -114,6 +115,11 @@ class SuffixDrafter:
     def guess(self, memories: Sequence[Any], last: Sequence[int], depth: int) -> list[list[Guess]]:
         """The likeliest guesses of each conversation, likeliest first."""
         return [self._guess(memory, token, depth) for memory, token in zip(memories, last, strict=True)]
+
+    def matched(self, words: Words, last: int) -> int:
+        """Tokens, the last one among them, that stood in the text or in the corpus before."""
+        there = 0 if words.corpus is None else words.corpus.step(*words.place, last)[1]
+        return max(there, words.text.step(*words.text.match(), last)[1])
 
     def _guess(self, words: Words, last: int, depth: int) -> list[Guess]:
         found: list[Guess] = []

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from andes_speculative.block import Block, BlockShape, blocks
+from andes_speculative.block_drafter import BlockDrafter
+from andes_speculative.choice import deepest
+from andes_speculative.cost import linear
 from andes_speculative.decoder import SpeculativeDecoder
 from andes_speculative.eagle import Eagle3, shape_for, taps_of, unrolled
-from andes_speculative.head_drafter import HeadDrafter
+from andes_speculative.head_drafter import HeadDrafter, embedded
 from andes_speculative.heads import base_of, load_head, save_head
-from attrs import evolve
+from attrs import asdict, evolve
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -41,6 +45,13 @@ def new_head(pipe: Pipeline, vocabulary: int = 512) -> Eagle3:
     return randomised(head).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
+def new_block(pipe: Pipeline, layers: int = 2) -> Block:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        shape = {**asdict(shape_for(pipe.model.text, 512)), "block": 4, "layers": layers}
+        return randomised(Block(BlockShape(**shape))).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="module")
 def plain() -> Pipeline:
     return lively()
@@ -50,6 +61,12 @@ def plain() -> Pipeline:
 def file(plain: Pipeline, tmp_path: Path) -> Path:
     save_head(new_head(plain), tmp_path / "head.safetensors", base_of(plain.model))
     return tmp_path / "head.safetensors"
+
+
+@pytest.fixture
+def block_file(plain: Pipeline, tmp_path: Path) -> Path:
+    save_head(new_block(plain), tmp_path / "block.safetensors", base_of(plain.model))
+    return tmp_path / "block.safetensors"
 
 
 def test_the_layers_are_those_of_the_paper_or_the_nearest() -> None:
@@ -78,34 +95,78 @@ def test_drafting_gives_the_logits_that_were_trained(plain: Pipeline, monkeypatc
     assert guesses[0].chance == pytest.approx(float(steps[0][last].softmax(-1).max()), abs=1e-5)
     # when the draft follows the text by force, later steps agree too
     rest = [float(s[last].softmax(-1).max()) for s in steps]
-    tokens = iter(text[last + 2 :])
+    tokens = iter(text[last + 1 :])
     monkeypatch.setattr("andes_speculative.head_drafter.UNLIKELY", 0.0)
-    forced = Forced(head, pipe.model, tokens=tokens)
-    memory = forced.open()
+    monkeypatch.setattr("andes_speculative.head_drafter.embedded", lambda model, _: embedded(model, [next(tokens)]))
+    memory = drafter.open()
     memory.read(text[: last + 1], rows.take(range(last + 1)))
-    (guesses,) = forced.guess([memory], [text[last + 1]], 3)
+    (guesses,) = drafter.guess([memory], [text[last + 1]], 3)
     shares = [b.chance / a for a, b in zip([1.0, *(g.chance for g in guesses)], guesses, strict=False)]
     assert shares == pytest.approx(rest, abs=1e-5)
-
-
-class Forced(HeadDrafter):
-    """Follows given tokens, whatever it thinks."""
-
-    def __init__(self, head: Eagle3, model: Any, tokens: Any) -> None:
-        super().__init__(head, model, 1)
-        object.__setattr__(self, "given", tokens)
-
-    def _embed(self, tokens: Any) -> Any:
-        if getattr(self, "started", False):
-            tokens = [next(self.given)]  # type: ignore[attr-defined]
-        object.__setattr__(self, "started", True)
-        return super()._embed(tokens)
 
 
 def evolve_taps(pipe: Pipeline, head: Eagle3) -> Any:
     from andes_sdk.runtime.torch_backend import TorchBackend
 
     return TorchBackend().compile(pipe.model, device="cpu", dtype="float32", taps=head.shape.taps)
+
+
+def test_a_block_gives_the_logits_that_were_trained(plain: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks behind a text that was read in parts are those of the training pass, in which many blocks share a text."""
+    monkeypatch.setattr("andes_speculative.block_drafter.UNLIKELY", 0.0)
+    head = new_block(plain)
+    text = plain_inputs(plain, 14).ids.tolist()
+    compiled = evolve_taps(plain, head)
+    (rows,) = compiled.step([work(compiled.session(plain.policy), text)])
+    anchors = torch.tensor([2, 7, 13])
+    logits, trust = blocks(head, rows.embeds, rows.features, anchors)
+    drafter = BlockDrafter(head, plain.model, width=2)
+    memories = [drafter.open() for _ in anchors]
+    for memory, last in zip(memories, anchors.tolist(), strict=True):
+        memory.read(text[: last // 2], rows.take(range(last // 2)))
+        drafter.guess([memory], [text[0]], 4)  # an earlier guess leaves no trace
+        memory.read(text[last // 2 : last], rows.take(range(last // 2, last)))
+    found = drafter.guess(memories, [text[n] for n in anchors.tolist()], 4)
+    for guesses, own, sure in zip(found, logits.softmax(-1), trust.sigmoid(), strict=True):
+        assert [g.parent for g in guesses] == [-1, -1, 0, 0, 2, 2, 4, 4]
+        assert [g.token for g in guesses[::2]] == own.argmax(-1).tolist()
+        assert [g.token for g in guesses[1::2]] == own.topk(2).indices[:, 1].tolist()
+        assert [g.chance for g in guesses[::2]] == pytest.approx(sure.cumprod(0).tolist(), abs=1e-5)
+    before = torch.tensor([1.0, *(g.chance for g in guesses[:-2:2])])
+    assert [g.chance for g in guesses[1::2]] == pytest.approx(  # what is left of the trust
+        (before * (1 - sure) * own.topk(2).values[:, 1] / (1 - own.max(-1).values)).tolist(), abs=1e-5
+    )
+
+
+def test_a_block_ends_where_the_head_does_not_trust_it(plain: Pipeline) -> None:
+    head = new_block(plain)
+    head.trust.weight.zero_()
+    head.trust.bias.fill_(-2.0)  # 0.12: two places are 0.014
+    compiled = evolve_taps(plain, head)
+    text = plain_inputs(plain, 9).ids.tolist()
+    (rows,) = compiled.step([work(compiled.session(plain.policy), text)])
+    memory = BlockDrafter(head, plain.model).open()
+    memory.read(text, rows)
+    (guesses,) = BlockDrafter(head, plain.model, width=1).guess([memory], [5], 4)
+    assert [round(g.chance, 3) for g in guesses] == [0.119, 0.014]
+
+
+def test_of_a_long_text_a_block_sees_what_came_last(plain: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("andes_speculative.block_drafter.WINDOW", 6)
+    head = new_block(plain)
+    compiled = evolve_taps(plain, head)
+    text = plain_inputs(plain, 14).ids.tolist()
+    (rows,) = compiled.step([work(compiled.session(plain.policy), text)])
+    drafter = BlockDrafter(head, plain.model, width=1)
+    whole, parts = drafter.open(), drafter.open()
+    whole.read(text, rows)
+    for n in range(14):
+        parts.read(text[n : n + 1], rows.take([n]))
+        drafter.guess([parts], [3], 4)
+    assert parts.kept[0][0].shape[1] == 6
+    for a, b in zip(*drafter.guess([whole, parts], [3, 3], 4), strict=True):
+        assert (a.token, a.parent) == (b.token, b.parent)
+        assert a.chance == pytest.approx(b.chance, abs=1e-5)
 
 
 def work(session: Any, tokens: list[int]) -> Any:
@@ -137,10 +198,15 @@ def test_guesses_do_not_depend_on_earlier_guesses_or_on_the_parts_that_were_read
     assert [g.token for g in again] == [g.token for g in together[0]]
 
 
+@pytest.mark.parametrize("kind", ["eagle3", "block"])
+@pytest.mark.parametrize("matched", [0, 2])
 @pytest.mark.parametrize("backend", ["torch", "numba"])
-def test_the_text_stays_with_pictures_and_without(plain: Pipeline, file: Path, backend: str) -> None:
+def test_the_text_stays_with_pictures_and_without(
+    plain: Pipeline, file: Path, block_file: Path, backend: str, kind: str, matched: int
+) -> None:
     base = plain if backend == "torch" else lively(backend=backend)
-    options = {"drafter": "eagle3", "head": str(file), "adapt": False, "depth": 3, "width": 2}
+    head = file if kind == "eagle3" else block_file
+    options = {"drafter": kind, "head": str(head), "adapt": False, "depth": 3, "width": 2, "matched": matched}
     pipe = lively({"speculative": options}, backend=backend)
     for messages in (conversation(0), [{"role": "user", "content": "no picture"}]):
         for own in (GenerationOptions(max_tokens=16), GenerationOptions(max_tokens=16, temperature=0.9, seed=2)):
@@ -170,6 +236,39 @@ def test_a_head_that_does_not_pay_is_asked_rarely(plain: Pipeline) -> None:
     assert decoder.facts()["speculation"].startswith("off")
 
 
+def test_where_the_text_repeats_itself_it_guesses_instead_of_the_head(plain: Pipeline, block_file: Path) -> None:
+    made = []
+    for matched in (0, 3):
+        own = {"drafter": "block", "head": str(block_file), "matched": matched, "row_cost": 0.01}
+        pipe = lively({"speculative": own})
+        engine = evolve(pipe.engine(), ends=())
+        one = engine.join(plain_inputs(pipe, 20), GenerationOptions(max_tokens=60, constraint=Few(100), min_p=1.0))
+        engine.run()
+        assert one.error is None
+        made.append((list(one.tokens), one.session.stats.notes["guesses right"], pipe.decoder.name))
+    assert made[0][0] == made[1][0]
+    assert made[1][1] > made[0][1] + 10
+    assert [name for _, _, name in made] == ["speculative, block", "speculative, block and suffix"]
+
+
+class Few:
+    """Three tokens: the text soon repeats itself."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def allowed(self, answer: Any) -> torch.Tensor:
+        allowed = torch.zeros(512, dtype=torch.bool)
+        allowed[self.first : self.first + 3] = True
+        return allowed
+
+
+def test_a_pass_of_a_block_costs_the_same_however_many_tokens_of_it_are_wanted() -> None:
+    cost = linear(0.05)
+    assert deepest(0.5, cost, 0.6, 8, stride=8) > 1
+    assert deepest(0.5, cost, 0.6, 8, stride=1) == 0
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -188,34 +287,51 @@ def test_a_cut_file_is_refused(plain: Pipeline, file: Path, share: float) -> Non
     content = file.read_bytes()
     file.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_head(file, plain.model)
+        load_head(file, plain.model, "eagle3")
 
 
 def test_other_files_are_refused(plain: Pipeline, file: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_head(tmp_path / "nothing", plain.model)
+        load_head(tmp_path / "nothing", plain.model, "eagle3")
     save_file({"x": torch.zeros(2)}, tmp_path / "x")
     with pytest.raises(CheckpointError, match="no draft head 'eagle3'"):
-        load_head(tmp_path / "x", plain.model)
+        load_head(tmp_path / "x", plain.model, "eagle3")
     base = base_of(plain.model)
     facts = {"andes_draft": "eagle3", "andes_base": base}
     for shape in ("", "[]", "{}", json.dumps({"width": 1 << 40})):
         save_file({"x": torch.zeros(2)}, tmp_path / "x", {**facts, "andes_shape": shape})
         with pytest.raises(CheckpointError, match="has no shape"):
-            load_head(tmp_path / "x", plain.model)
+            load_head(tmp_path / "x", plain.model, "eagle3")
     wrong = new_head(plain)
     wrong.tokens[3] = 100_000
     save_head(wrong, tmp_path / "x", base)
     with pytest.raises(CheckpointError, match="tokens that the model does not have"):
-        load_head(tmp_path / "x", plain.model)
+        load_head(tmp_path / "x", plain.model, "eagle3")
     wrong = new_head(plain)
     wrong.fc.weight[0, 0] = torch.nan
     save_head(wrong, tmp_path / "x", base)
     with pytest.raises(CheckpointError, match=r"not finite in \['fc.weight'\]"):
-        load_head(tmp_path / "x", plain.model)
-    assert load_head(file, plain.model).shape == new_head(plain).shape
+        load_head(tmp_path / "x", plain.model, "eagle3")
+    assert load_head(file, plain.model, "eagle3").shape == new_head(plain).shape
+    with pytest.raises(CheckpointError, match="no draft head 'block'"):
+        load_head(file, plain.model, "block")
+
+
+def test_a_block_is_read_as_it_was_written(plain: Pipeline, block_file: Path, tmp_path: Path) -> None:
+    head, again = new_block(plain), load_head(block_file, plain.model, "block")
+    assert again.shape == head.shape
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    from safetensors.torch import save_file
+
+    facts = {"andes_draft": "block", "andes_base": base_of(plain.model)}
+    for wrong in ({"block": 0}, {"block": 17}, {"layers": 1000}, {"layers": "two"}):
+        shape = json.dumps({**asdict(head.shape), **wrong})
+        save_file({"x": torch.zeros(2)}, tmp_path / "x", {**facts, "andes_shape": shape})
+        with pytest.raises(CheckpointError, match="has no shape"):
+            load_head(tmp_path / "x", plain.model, "block")
 
 
 # ---------------------------------------------------------------- training
@@ -242,12 +358,15 @@ COMMON = ("--vocabulary", 96, "--rate", 0.01, "--unroll", 3, "--max-tokens", 256
 LEARNS = ("--steps", 60, "--vocabulary", 512, "--rate", 0.005, "--unroll", 3, "--max-tokens", 256, "--given")
 
 
-def test_a_trained_head_guesses_better_than_chance_keeps_the_text_and_fits_its_model_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["eagle3", "block"])
+def test_a_trained_head_guesses_better_than_chance_keeps_the_text_and_fits_its_model_only(
+    tmp_path: Path, kind: str
+) -> None:
     model = lively().save_pretrained(tmp_path / "model")
     before = load_file(model / "model.safetensors") if (model / "model.safetensors").exists() else {}
-    told = draft_train(model, "--data", data(tmp_path), "--out", tmp_path / "run", *LEARNS)
+    told = draft_train(model, "--data", data(tmp_path), "--out", tmp_path / "run", *LEARNS, "--kind", kind)
     assert told["last"]["right_1"] > 0.5  # of 512 tokens
-    trained = Pipeline.from_pretrained(model, plugins=[{"speculative": {"drafter": "eagle3", "head": told["head"]}}])
+    trained = Pipeline.from_pretrained(model, plugins=[{"speculative": {"drafter": kind, "head": told["head"]}}])
     plain = Pipeline.from_pretrained(model)
     messages = [{"role": "user", "content": "say 1"}]
     options = GenerationOptions(max_tokens=20)

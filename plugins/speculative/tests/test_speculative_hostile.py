@@ -160,7 +160,8 @@ def test_a_broken_constraint_inside_a_tree_ends_its_conversation_alone(plain: Pi
     [
         ({"depth": 0}, "depth"), ({"depth": 65}, "depth"), ({"width": 9}, "width"), ({"rows": 0}, "rows"),
         ({"drafter": "medusa"}, "drafter"), ({"row_cost": -0.5}, "row_cost"), ({"row_cost": "cheap"}, "row_cost"),
-        ({"drafter": "eagle3"}, "needs a head"), ({"deep": 3}, "deep"),
+        ({"drafter": "eagle3"}, "needs a head"), ({"drafter": "block"}, "needs a head"), ({"matched": -1}, "matched"),
+        ({"deep": 3}, "deep"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_fit_are_refused_by_name(options: dict[str, Any], what: str) -> None:
