@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ from andes_training.state import states
 from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
+from andes_sdk.testing.elsewhere import start
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STAGES = ["alignment", "joint", "multitask", "sft", "mpo"]
@@ -82,21 +81,18 @@ def start_and_kill(folder: Path, out: Path, stage: int, step: int, delay: float)
     code = "import sys; from andes_sdk.cli import main; sys.exit(main())"
     options = [word for option in SHORT for word in ("--set", option)]
     words = ["train", str(folder / "recipe.toml"), "--out", str(out), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, *words], stdout=subprocess.DEVNULL, env=environment
-    )
+    child = start(code, words, folder / "told")
     try:
         deadline = time.monotonic() + 120
         while (rows := steps_of(out)[-1:]) == [] or (rows[0]["index"], rows[0]["step"]) < (stage, step):
-            assert child.poll() is None, "the run ended before it was killed"
+            assert child.exitcode is None, "the run ended before it was killed"
             assert time.monotonic() < deadline, "the run did not get to the step"
             time.sleep(0.002)
         time.sleep(delay)
-        child.send_signal(signal.SIGKILL)
     finally:
         child.kill()
-        assert child.wait() == -signal.SIGKILL
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
     return str(steps_of(out)[-1]["stage"])
 
 

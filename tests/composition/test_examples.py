@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from andes_sdk.testing.elsewhere import start
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.stem for path in ROOT.glob("examples/*.py"))
@@ -17,20 +16,30 @@ LONG = {"train_chain": pytest.mark.slow}
 """Examples that take minutes; `test_chain.py` runs this one with fewer steps."""
 
 
-def started(script: str, *arguments: object) -> str:
+SCRIPT = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def started(script: str, folder: Path, *arguments: object) -> str:
     """What a script prints. It leaves with an error where a model did not learn what it should."""
-    command = [sys.executable, script, *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # another test runs beside it
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
+    child = start(SCRIPT, [ROOT / script, *arguments], folder / "told")
+    child.join()
+    told = (folder / "told").read_text()
+    assert child.exitcode == 0, told[-6000:]
+    return told
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=LONG.get(name, ())) for name in EXAMPLES])
 def test_an_example_runs(name: str, tmp_path: Path) -> None:
     pytest.importorskip("pyarrow", reason="an example writes Parquet")
     pytest.importorskip("easy_vqa", reason="pictures of an example")
-    shown = started(f"examples/{name}.py", *[tmp_path] if name in TRAINING or name == "shapes" else [])
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shown = started(f"examples/{name}.py", tmp_path, *[folder] if name in TRAINING or name == "shapes" else [])
     assert shown.strip()
     if name == "shapes":
         assert shown.splitlines() == [
@@ -54,8 +63,8 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
     assert any(tmp_path.rglob("model.safetensors")) == (name in TRAINING)
 
 
-def test_the_shipped_model_scores_what_its_card_states() -> None:
+def test_the_shipped_model_scores_what_its_card_states(tmp_path: Path) -> None:
     pytest.importorskip("easy_vqa", reason="the questions")
-    shown = json.loads(started("benchmarks/first_light.py", "--limit", 200, "--json"))
+    shown = json.loads(started("benchmarks/first_light.py", tmp_path, "--limit", 200, "--json"))
     assert shown["easy_vqa"] >= 0.98
     assert shown["digits"] >= 0.95

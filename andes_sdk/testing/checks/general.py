@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from andes_sdk.assembling import discovery
 from andes_sdk.errors import AssemblyError, ConfigError
 from andes_sdk.hookspecs import GROUP, HOOKS
 from andes_sdk.plan import Plan
+from andes_sdk.testing.elsewhere import rebuilt
 from andes_sdk.testing.registry import check
 from andes_sdk.testing.require import NotApplicable, require
 from andes_sdk.types import Event
@@ -27,47 +27,21 @@ if TYPE_CHECKING:
 KIND = "general"
 HEAVY = ("torch", "transformers")
 
-IMPORT = """
-import importlib, importlib.util, sys
-name, file, wanted = sys.argv[1], sys.argv[2], sys.argv[3].split(",")
-def load(name, file):
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name + ".").startswith(error.name + "."):
-            raise
-    spec = importlib.util.spec_from_file_location(name.rpartition(".")[2], file)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+LIGHT = """
+import sys
+from andes_sdk.testing.elsewhere import load
+load(sys.argv[1], sys.argv[2])
+print(",".join(m for m in sys.argv[3].split(",") if m in sys.modules))
 """
-"""Imports a module by name, or by file where its name means nothing outside the test run."""
-
-LIGHT = IMPORT + "load(name, file); print(','.join(m for m in wanted if m in sys.modules))"
-REBUILD = (
-    IMPORT
-    + """
-import pickle, warnings
-warnings.simplefilter("ignore")
-plan, objects = pickle.loads(sys.stdin.buffer.read())
-from andes_sdk import Pipeline, config
-def made(module, file, qualified, options):
-    thing = load(module, file)
-    for part in qualified.split("."):
-        thing = getattr(thing, part)
-    return config.structure(thing, options, qualified)
-print(Pipeline.from_plan(plan, objects=[made(*o) for o in objects]).plan.to_json())
-"""
-)
 
 
-def _python(code: str, cls: type, extra: str = "", data: bytes = b"") -> str:
-    """Run code in a fresh interpreter that finds the same modules -> what it printed."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, cls.__module__, _file_of(cls), extra]
-    done = subprocess.run(command, input=data, capture_output=True, env=environment, timeout=300)
-    require(done.returncode == 0, f"a fresh interpreter fails: {done.stderr.decode(errors='replace')[-600:]}")
-    return done.stdout.decode().strip()
+def _imported(cls: type) -> str:
+    """Which of `HEAVY` a fresh interpreter has loaded once it has imported the module of a class."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", LIGHT, cls.__module__, _file_of(cls), ",".join(HEAVY)]
+    done = subprocess.run(command, capture_output=True, env=environment, text=True, timeout=300)
+    require(done.returncode == 0, f"a fresh interpreter fails: {done.stderr[-600:]}")
+    return done.stdout.strip()
 
 
 def _file_of(cls: type) -> str:
@@ -82,7 +56,7 @@ def _fields(subject: Subject) -> list[attrs.Attribute[Any]]:
 def _light(subject: Subject) -> None:
     if not _file_of(subject.cls):
         raise NotApplicable("its module has no file")
-    loaded = _python(LIGHT, subject.cls, ",".join(HEAVY))
+    loaded = _imported(subject.cls)
     require(not loaded, f"importing {subject.cls.__module__} loads {loaded}: import it inside the hook")
 
 
@@ -193,8 +167,7 @@ def _elsewhere(subject: Subject) -> None:
         if not _findable(cls):
             raise NotApplicable(f"{cls.__qualname__} cannot be found by its name in a file")
         objects.append((cls.__module__, _file_of(cls), cls.__qualname__, config.plain(plugin)))
-    printed = _python(REBUILD, subject.cls, data=pickle.dumps((pipe.plan, objects)))
-    require(printed == pipe.plan.to_json(), "the plan rebuilt in another process is another")
+    require(rebuilt(pipe.plan, objects) == pipe.plan.to_json(), "the plan rebuilt in another process is another")
 
 
 def _findable(cls: type) -> bool:

@@ -7,8 +7,6 @@ import io
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from typer.testing import CliRunner
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
 from andes_sdk.errors import ConfigError, InputError
+from andes_sdk.testing.elsewhere import start
 
 MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 
@@ -281,14 +280,15 @@ def test_a_command_that_was_killed_goes_on_and_ends_as_one_that_was_not(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     right = json.loads(andes(*words, "--out", whole).stdout)["tasks"]["andesui-grounding"]
     code = "import sys; from andes_sdk.cli import main; sys.exit(main())"
-    child = subprocess.Popen([sys.executable, "-c", code, *words, "--out", killed], stdout=subprocess.DEVNULL)
+    child = start(code, [*words, "--out", killed], tmp_path / "told")
     file, end = killed / "andesui-grounding.jsonl", time.monotonic() + 300
     while not file.exists() or file.read_bytes().count(b"\n") < 3:
-        assert child.poll() is None, "it ended before it was killed"
+        assert child.exitcode is None, "it ended before it was killed"
         assert time.monotonic() < end, "it answered nothing"
         time.sleep(0.002)
     child.kill()
-    assert child.wait() == -signal.SIGKILL
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert 3 <= file.read_bytes().count(b"\n") < 60
     found = json.loads(andes(*words, "--out", killed).stdout)["tasks"]["andesui-grounding"]
     assert 0 < found["answered_now"] <= 57

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +25,7 @@ from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, ConfigError, TrainingError
 from andes_sdk.hookspecs import hookimpl
 from andes_sdk.runtime.generation import GenerationOptions
+from andes_sdk.testing.elsewhere import start
 from andes_sdk.types import Inputs, Position
 
 MODEL = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
@@ -391,10 +390,9 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path):
     (tmp_path / "code" / "rewards.py").write_text(CODE)
 
     def train(out, kill=0):
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, str(tmp_path), out, str(kill)], capture_output=True, text=True, timeout=600
-        )
-        assert done.returncode == (-9 if kill else 0), done.stderr
+        child = start(RUN, [tmp_path, out, kill], tmp_path / "told")
+        child.join()
+        assert child.exitcode == (-9 if kill else 0), (tmp_path / "told").read_text()
 
     train("whole")
     train("killed", kill=3)

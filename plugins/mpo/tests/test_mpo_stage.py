@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -26,6 +25,7 @@ from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, TrainingError
+from andes_sdk.testing.elsewhere import start
 from andes_sdk.types import Position
 
 COLOURS = ("red", "green", "blue", "white")
@@ -171,17 +171,21 @@ def test_stored_and_online_references_train_alike(tmp_path: Path) -> None:
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-4)
 
 
-def _train(recipe: str, out: str) -> None:
-    torch.set_num_threads(1)
-    train(Path(recipe), Path(out))
+TRAIN = """
+import sys
+from pathlib import Path
+from andes_sdk import Pipeline
+from andes_training.recipe import load_recipe
+recipe = load_recipe(Path(sys.argv[1]))
+Pipeline.from_plugins(**recipe.pipeline).train(recipe, sys.argv[2])
+"""
 
 
 @pytest.mark.parametrize("options", ["", ', reference = "online"'])
 def test_a_run_killed_in_the_middle_goes_on_to_the_bit(tmp_path: Path, options: str) -> None:
     recipe = write_run(tmp_path, options=options)
     metrics, whole = train(recipe, tmp_path / "whole")
-    process = multiprocessing.get_context("spawn").Process(target=_train, args=(str(recipe), str(tmp_path / "cut")))
-    process.start()
+    process = start(TRAIN, [recipe, tmp_path / "cut"], tmp_path / "told")
     deadline = time.monotonic() + 60
     while not states(tmp_path / "cut") and time.monotonic() < deadline:
         time.sleep(0.002)

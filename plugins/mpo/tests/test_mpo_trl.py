@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,13 @@ def trainer(model: Any, reference: Any, folder: Path, beta: float = 0.1) -> Any:
 
     words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<pad>": 2, "<eos>": 3}, unk_token="a"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+    known = {field.name for field in dataclasses.fields(trl.DPOConfig)}
+    off = (
+        "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    )  # transformers 5.10
     options = trl.DPOConfig(
         output_dir=str(folder), loss_type=["sigmoid", "bco_pair", "sft"], loss_weights=list(WEIGHTS), beta=beta,
-        report_to=[], use_cpu=True, bf16=False, activation_checkpointing=False, disable_dropout=True,
+        report_to=[], use_cpu=True, bf16=False, disable_dropout=True, **{off: False},
     )  # fmt: skip
     data = datasets.Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "a"}])
     return trl.DPOTrainer(

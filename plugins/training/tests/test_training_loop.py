@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from safetensors.torch import load_file
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, TrainingError
 from andes_sdk.runtime.attention import Segment
+from andes_sdk.testing.elsewhere import start
 
 
 @pytest.fixture(scope="module")
@@ -206,13 +204,13 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_bit(tmp_path: Path) -> None:
     out = tmp_path / "killed"
     for wait in random.Random(time.time()).sample([0.0, 0.05, 0.1, 0.15, 0.2, 0.25], 3):
         before = states(out)[-1:]
-        child = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(recipe), str(out)])
+        child = start(code, [recipe, out], tmp_path / "told")
         deadline = time.time() + 60
-        while states(out)[-1:] == before and time.time() < deadline and child.poll() is None:
+        while states(out)[-1:] == before and time.time() < deadline and child.exitcode is None:
             time.sleep(0.01)
         time.sleep(wait)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.kill()
+        child.join()
         assert states(out)
     resumed, again = run(recipe, out)
     assert resumed == expected[len(expected) - len(resumed) :]
