@@ -105,6 +105,7 @@ def test_the_loss_of_every_stage_falls(undisturbed: dict[str, torch.Tensor], exa
     ]
 
 
+@pytest.mark.slow
 def test_three_kills_in_three_stages_end_in_the_same_weights_to_the_bit(
     undisturbed: dict[str, torch.Tensor], folder: Path
 ) -> None:
