@@ -75,6 +75,7 @@ def test_weights_are_used_where_they_lie(path):
     assert torch.equal(table(ids), table.weight[ids])
 
 
+@pytest.mark.slow
 def test_roles_may_have_formats_of_their_own(source, tmp_path):
     changes = {"*.down_proj.weight": "w8", "*.o_proj.weight": "nm14_w4"}
     file = packed(source, tmp_path / "model.andes", **changes)

@@ -77,6 +77,7 @@ print(hashlib.sha256(b"".join(part.numpy().tobytes() for part in found)).hexdige
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"format": "w4_g32"}, {"format": "nm14_w4", "head": "w8", "kv": "int8"}], ids=["dense", "sparse"]
 )
