@@ -45,9 +45,9 @@ def rebuilt(plan: Plan, objects: Sequence[Made]) -> str:
 
 
 def start(code: str, arguments: Sequence[object], told: Path) -> BaseProcess:
-    """Start what `python -c CODE ARGUMENTS` would run, on one thread; what it says goes to a file.
+    """Start what `python -c CODE ARGUMENTS` would run, on one thread; what it prints goes to a file.
 
-    Its `pid`, `exitcode`, `kill` and `join` are those of `multiprocessing`.
+    What it says on stderr goes to a file beside it, ending in `.err`. Its `pid`, `exitcode`, `kill` and `join` are those of `multiprocessing`.
     """
     child: BaseProcess = _context().Process(target=_run, args=(code, [*map(str, arguments)], str(told)))
     child.start()
@@ -57,9 +57,9 @@ def start(code: str, arguments: Sequence[object], told: Path) -> BaseProcess:
 def _run(code: str, arguments: Sequence[str], told: str) -> None:
     import torch
 
-    with open(told, "wb") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    for number, path in ((1, told), (2, f"{told}.err")):
+        with open(path, "wb") as file:
+            os.dup2(file.fileno(), number)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     sys.argv = ["-c", *arguments]

@@ -28,8 +28,8 @@ def started(script: str, folder: Path, *arguments: object) -> str:
     """What a script prints. It leaves with an error where a model did not learn what it should."""
     child = start(SCRIPT, [ROOT / script, *arguments], folder / "told")
     child.join()
-    told = (folder / "told").read_text()
-    assert child.exitcode == 0, told[-6000:]
+    told, errors = ((folder / name).read_text() for name in ("told", "told.err"))
+    assert child.exitcode == 0, told[-2000:] + errors[-4000:]
     return told
 
 

@@ -87,7 +87,7 @@ app()
     arguments = ["batch", tmp_path / "in.jsonl", tmp_path / "o", "-m", model, "--max-tokens", "2"]
     child = start(program, arguments, tmp_path / "told")
     child.join()
-    told = (tmp_path / "told").read_text()
+    told = (tmp_path / "told.err").read_text()
     assert child.exitcode == 1
     assert "cannot be written" in told, told
     assert "make room" in told

@@ -392,7 +392,7 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path):
     def train(out, kill=0):
         child = start(RUN, [tmp_path, out, kill], tmp_path / "told")
         child.join()
-        assert child.exitcode == (-9 if kill else 0), (tmp_path / "told").read_text()
+        assert child.exitcode == (-9 if kill else 0), (tmp_path / "told.err").read_text()
 
     train("whole")
     train("killed", kill=3)
