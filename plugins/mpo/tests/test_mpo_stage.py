@@ -175,9 +175,11 @@ TRAIN = """
 import sys
 from pathlib import Path
 from andes_sdk import Pipeline
+from andes_training.progress import Progress
 from andes_training.recipe import load_recipe
 recipe = load_recipe(Path(sys.argv[1]))
-Pipeline.from_plugins(**recipe.pipeline).train(recipe, sys.argv[2])
+with Progress(Path(sys.argv[2])) as progress:
+    Pipeline.from_plugins(**recipe.pipeline).train(recipe, sys.argv[2], progress=progress)
 """
 
 
