@@ -88,12 +88,10 @@ class HeadStage(ABC):
         delattr(model, HEAD)
 
     def feed(self, run: StageRun) -> Iterator[tuple[Position, Batch]]:
-        """The usual packs. Before the first one the head gets the most frequent tokens, as the model says them."""
+        """The usual packs. Before the first one the head is told its tokens: the most frequent of the data."""
         head: Head | None = getattr(run.pipeline.model, HEAD, None)
         if head is not None and run.position.step == 0:  # later they are those that the head has learnt
             head.tokens.copy_(frequent(run, len(head.tokens)))
-            with torch.no_grad():
-                head.head.weight.copy_(spoken(run.pipeline.model, head.tokens))
         return packed(run)
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
@@ -217,16 +215,6 @@ def said(model: VisionLanguageModel, hidden: Tensor, wanted: Tensor, tokens: Ten
         choices.append(logits.argmax(-1))
     places = torch.cumsum(wanted, 0) - 1
     return Chances(torch.cat(values), places), torch.cat(choices)
-
-
-@torch.no_grad()
-def spoken(model: VisionLanguageModel, tokens: Tensor) -> Tensor:
-    """(n, D) rows of the matrix that turns rows after the last norm into logits."""
-    like = model.llm.embed(torch.zeros(1, dtype=torch.long, device=model.device))
-    some = []
-    for rows in torch.eye(model.text.width).split(max(1, CHUNK_LOGITS // model.text.vocab_size)):
-        some.append(model.logits(rows.to(like)).float()[:, tokens])
-    return (torch.cat(some) - model.logits(torch.zeros_like(like)).float()[:, tokens]).T
 
 
 def chains(segments: Sequence[Any]) -> Iterator[list[int]]:
