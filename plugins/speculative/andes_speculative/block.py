@@ -4,7 +4,7 @@ Source: DFlash (arXiv 2602.06036): rows that enter some layers of the target are
 layer of the head reads keys and values of them beside those of its own rows. A block is the last token and `block` - 1
 marks, which all see one another. Row j says which token comes j + 1 places behind the last one. The confidence follows
 DSpark (arXiv 2607.05147): how likely row j is right where the rows before it are. Left out: the target's own head and
-embedding are not shared; the head knows `vocabulary` frequent tokens, and begins with the target's rows for them.
+embedding are not shared; the head knows `vocabulary` frequent tokens.
 """
 
 from __future__ import annotations
