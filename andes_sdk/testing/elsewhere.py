@@ -47,7 +47,8 @@ def rebuilt(plan: Plan, objects: Sequence[Made]) -> str:
 def start(code: str, arguments: Sequence[object], told: Path) -> BaseProcess:
     """Start what `python -c CODE ARGUMENTS` would run, on one thread; what it prints goes to a file.
 
-    What it says on stderr goes to a file beside it, ending in `.err`. Its `pid`, `exitcode`, `kill` and `join` are those of `multiprocessing`.
+    What it says on stderr goes to a file beside it, ending in `.err`. `pid`, `exitcode`, `kill` and `join` of what is
+    returned are those of `multiprocessing`.
     """
     child: BaseProcess = _context().Process(target=_run, args=(code, [*map(str, arguments)], str(told)))
     child.start()
