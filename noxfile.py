@@ -178,7 +178,7 @@ def minimum(session: nox.Session) -> None:
     session.install(*PIP, *pins, TORCH, "scikit-learn", "easy-vqa", "pytest-xdist")
     session.install(*PIP, "-e", ".[testing]", *editable(f"./plugins/{p}{extra(p)}" for p in PLUGINS), *pins, TORCH)
     pip(session, "list")
-    session.run("pytest", "tests", "plugins", "-n", "2", "-m", "not slow", "-W", "default")
+    session.run("pytest", "tests", "plugins", "-n", "2", "--dist", "worksteal", "-m", "not slow", "-W", "default")
 
 
 @nox.session
@@ -222,7 +222,7 @@ def lock(session: nox.Session) -> None:
 def pythons(session: nox.Session) -> None:
     """The tests on each installed Python."""
     session.install(*PIP, "-e", ".[dev]", *editable(f"./plugins/{p}" for p in PLUGINS), env=LOCKED)
-    session.run("pytest", "tests", "plugins", "-n", "2", "-m", "not slow")
+    session.run("pytest", "tests", "plugins", "-n", "2", "--dist", "worksteal", "-m", "not slow")
 
 
 @here
