@@ -11,9 +11,8 @@ import multiprocessing
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
@@ -33,76 +32,98 @@ def rebuilt(plan: Plan, objects: Sequence[Made]) -> str:
     """The plan of the pipeline that another process builds from a plan, as JSON.
 
     Raises:
-        Nonconformance: that process fails.
+        Nonconformance: that process fails, dies, or takes longer than `SECONDS`.
     """
-    with ProcessPoolExecutor(1, mp_context=_context(), initializer=_find, initargs=(sys.path,)) as pool:
+    here, there = multiprocessing.Pipe(duplex=False)
+    with here, _started(_rebuild, plan, objects, there):
+        there.close()
+        if not here.poll(SECONDS):
+            raise Nonconformance(f"another process has not rebuilt the plan after {SECONDS} s")
         try:
-            plan_again, error = pool.submit(_tried, plan, objects).result(SECONDS)
-        except BrokenProcessPool:
+            again, error = here.recv()
+        except EOFError:
             raise Nonconformance("another process dies when it rebuilds the plan") from None
     require(not error, f"another process fails to rebuild the plan: {error}")
-    return plan_again
+    return str(again)
 
 
-def start(code: str, arguments: Sequence[object], told: Path) -> BaseProcess:
-    """Start what `python -c CODE ARGUMENTS` would run, on one thread; what it prints goes to a file.
+@contextmanager
+def started(code: str, arguments: Sequence[object], told: Path) -> Iterator[BaseProcess]:
+    """Run what `python -c CODE ARGUMENTS` would, torch on one thread; it is killed at the end of the block.
 
-    What it says on stderr goes to a file beside it, ending in `.err`. `pid`, `exitcode`, `kill` and `join` of what is
-    returned are those of `multiprocessing`.
+    What it prints goes to the file `told`, and what it says on stderr to one beside it, ending in `.err`.
     """
-    child: BaseProcess = _context().Process(target=_run, args=(code, [*map(str, arguments)], str(told)))
-    child.start()
-    return child
+    with _started(_run, code, [*map(str, arguments)], str(told)) as child:
+        yield child
+
+
+@contextmanager
+def _started(function: Callable[..., None], *arguments: Any) -> Iterator[BaseProcess]:
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context: Any = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(LIBRARIES)
+    else:
+        context = multiprocessing.get_context("spawn")
+    child: BaseProcess = context.Process(target=_in, args=(dict(os.environ), function, *arguments))
+    with _no_script():
+        child.start()
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.join()
+
+
+@contextmanager
+def _no_script() -> Iterator[None]:
+    """A child would run the script that is running here, unless that has a guard."""
+    main, hidden = sys.modules["__main__"], {}
+    for name in ("__file__", "__spec__"):
+        if hasattr(main, name):
+            hidden[name] = getattr(main, name)
+    try:
+        for name in hidden:
+            setattr(main, name, None)
+        yield
+    finally:
+        for name, value in hidden.items():
+            setattr(main, name, value)
+
+
+def _in(environment: Mapping[str, str], function: Callable[..., None], *arguments: Any) -> None:
+    """Run a function in a child, in the environment of the one who started it."""
+    import torch
+
+    os.environ.clear()
+    os.environ.update(environment)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    function(*arguments)
 
 
 def _run(code: str, arguments: Sequence[str], told: str) -> None:
-    import torch
-
     for number, path in ((1, told), (2, f"{told}.err")):
         with open(path, "wb") as file:
             os.dup2(file.fileno(), number)
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     sys.argv = ["-c", *arguments]
     exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
     sys.stdout.flush()
 
 
-def _context() -> Any:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LIBRARIES)
-    return context
-
-
-def _find(path: list[str]) -> None:
-    """The same modules are found as by the one who asks."""
-    sys.path[:] = path
-
-
-def _tried(plan: Plan, objects: Sequence[Made]) -> tuple[str, str]:
-    """The plan, and why there is none: not every error survives the way back."""
-    try:
-        return _rebuild(plan, objects), ""
-    except Exception as error:
-        return "", f"{type(error).__name__}: {error}"
-
-
-def _rebuild(plan: Plan, objects: Sequence[Made]) -> str:
-    import torch
-
+def _rebuild(plan: Plan, objects: Sequence[Made], there: Any) -> None:
+    """Send the plan, and why there is none: not every error survives the way back."""
     from andes_sdk import Pipeline, config
 
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    plugins = []
-    for module, file, qualified, options in objects:
-        thing: Any = load(module, file)
-        for part in qualified.split("."):
-            thing = getattr(thing, part)
-        plugins.append(config.structure(thing, options, qualified))
-    return Pipeline.from_plan(plan, objects=plugins).plan.to_json()
+    try:
+        plugins = []
+        for module, file, qualified, options in objects:
+            thing: Any = load(module, file)
+            for part in qualified.split("."):
+                thing = getattr(thing, part)
+            plugins.append(config.structure(thing, options, qualified))
+        there.send((Pipeline.from_plan(plan, objects=plugins).plan.to_json(), ""))
+    except BaseException as error:
+        there.send(("", f"{type(error).__name__}: {error}"))
 
 
 def load(name: str, file: str) -> ModuleType:

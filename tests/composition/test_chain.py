@@ -19,7 +19,7 @@ from andes_training.state import states
 from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
-from andes_sdk.testing.elsewhere import start
+from andes_sdk.testing.elsewhere import started
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 STAGES = ["alignment", "joint", "multitask", "sft", "mpo"]
@@ -81,15 +81,13 @@ def start_and_kill(folder: Path, out: Path, stage: int, step: int, delay: float)
     code = "import sys; from andes_sdk.cli import main; sys.exit(main())"
     options = [word for option in SHORT for word in ("--set", option)]
     words = ["train", str(folder / "recipe.toml"), "--out", str(out), *options]
-    child = start(code, words, folder / "told")
-    try:
+    with started(code, words, folder / "told") as child:
         deadline = time.monotonic() + 120
         while (rows := steps_of(out)[-1:]) == [] or (rows[0]["index"], rows[0]["step"]) < (stage, step):
             assert child.exitcode is None, "the run ended before it was killed"
             assert time.monotonic() < deadline, "the run did not get to the step"
             time.sleep(0.002)
         time.sleep(delay)
-    finally:
         child.kill()
         child.join()
         assert child.exitcode == -signal.SIGKILL

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from andes_sdk.testing.elsewhere import start
+from andes_sdk.testing.elsewhere import started
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.stem for path in ROOT.glob("examples/*.py"))
@@ -24,10 +24,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def started(script: str, folder: Path, *arguments: object) -> str:
+def shown_by(script: str, folder: Path, *arguments: object) -> str:
     """What a script prints. It leaves with an error where a model did not learn what it should."""
-    child = start(SCRIPT, [ROOT / script, *arguments], folder / "told")
-    child.join()
+    with started(SCRIPT, [ROOT / script, *arguments], folder / "told") as child:
+        child.join(900)
     told, errors = ((folder / name).read_text() for name in ("told", "told.err"))
     assert child.exitcode == 0, told[-2000:] + errors[-4000:]
     return told
@@ -39,7 +39,7 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
     pytest.importorskip("easy_vqa", reason="pictures of an example")
     folder = tmp_path / "folder"
     folder.mkdir()
-    shown = started(f"examples/{name}.py", tmp_path, *[folder] if name in TRAINING or name == "shapes" else [])
+    shown = shown_by(f"examples/{name}.py", tmp_path, *[folder] if name in TRAINING or name == "shapes" else [])
     assert shown.strip()
     if name == "shapes":
         assert shown.splitlines() == [
@@ -65,6 +65,6 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
 
 def test_the_shipped_model_scores_what_its_card_states(tmp_path: Path) -> None:
     pytest.importorskip("easy_vqa", reason="the questions")
-    shown = json.loads(started("benchmarks/first_light.py", tmp_path, "--limit", 200, "--json"))
+    shown = json.loads(shown_by("benchmarks/first_light.py", tmp_path, "--limit", 200, "--json"))
     assert shown["easy_vqa"] >= 0.98
     assert shown["digits"] >= 0.95

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from andes_sdk import Pipeline
 from andes_sdk.cli import app
 from andes_sdk.errors import ConfigError, InputError
-from andes_sdk.testing.elsewhere import start
+from andes_sdk.testing.elsewhere import started
 
 MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 
@@ -280,15 +280,15 @@ def test_a_command_that_was_killed_goes_on_and_ends_as_one_that_was_not(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     right = json.loads(andes(*words, "--out", whole).stdout)["tasks"]["andesui-grounding"]
     code = "import sys; from andes_sdk.cli import main; sys.exit(main())"
-    child = start(code, [*words, "--out", killed], tmp_path / "told")
     file, end = killed / "andesui-grounding.jsonl", time.monotonic() + 300
-    while not file.exists() or file.read_bytes().count(b"\n") < 3:
-        assert child.exitcode is None, "it ended before it was killed"
-        assert time.monotonic() < end, "it answered nothing"
-        time.sleep(0.002)
-    child.kill()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL
+    with started(code, [*words, "--out", killed], tmp_path / "told") as child:
+        while not file.exists() or file.read_bytes().count(b"\n") < 3:
+            assert child.exitcode is None, "it ended before it was killed"
+            assert time.monotonic() < end, "it answered nothing"
+            time.sleep(0.002)
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
     assert 3 <= file.read_bytes().count(b"\n") < 60
     found = json.loads(andes(*words, "--out", killed).stdout)["tasks"]["andesui-grounding"]
     assert 0 < found["answered_now"] <= 57

@@ -25,7 +25,7 @@ from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, ConfigError, TrainingError
 from andes_sdk.hookspecs import hookimpl
 from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.testing.elsewhere import start
+from andes_sdk.testing.elsewhere import started
 from andes_sdk.types import Inputs, Position
 
 MODEL = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
@@ -390,8 +390,8 @@ def test_a_killed_run_goes_on_to_the_bit(tmp_path):
     (tmp_path / "code" / "rewards.py").write_text(CODE)
 
     def train(out, kill=0):
-        child = start(RUN, [tmp_path, out, kill], tmp_path / "told")
-        child.join()
+        with started(RUN, [tmp_path, out, kill], tmp_path / "told") as child:
+            child.join(600)
         assert child.exitcode == (-9 if kill else 0), (tmp_path / "told.err").read_text()
 
     train("whole")

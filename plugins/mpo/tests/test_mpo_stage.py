@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from safetensors.torch import load_file
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, TrainingError
-from andes_sdk.testing.elsewhere import start
+from andes_sdk.testing.elsewhere import started
 from andes_sdk.types import Position
 
 COLOURS = ("red", "green", "blue", "white")
@@ -187,13 +186,14 @@ with Progress(Path(sys.argv[2])) as progress:
 def test_a_run_killed_in_the_middle_goes_on_to_the_bit(tmp_path: Path, options: str) -> None:
     recipe = write_run(tmp_path, options=options)
     metrics, whole = train(recipe, tmp_path / "whole")
-    process = start(TRAIN, [recipe, tmp_path / "cut"], tmp_path / "told")
-    deadline = time.monotonic() + 60
-    while not states(tmp_path / "cut") and time.monotonic() < deadline:
-        time.sleep(0.002)
-    assert process.pid
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    with started(TRAIN, [recipe, tmp_path / "cut"], tmp_path / "told") as child:
+        deadline = time.monotonic() + 60
+        while not states(tmp_path / "cut") and time.monotonic() < deadline:
+            time.sleep(0.002)
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, (tmp_path / "told.err").read_text()
+    assert states(tmp_path / "cut")
     assert not (tmp_path / "cut" / "model").exists()
     resumed, weights = train(recipe, tmp_path / "cut")
     assert [(r["loss"], r["shift"]) for r in resumed] == [(r["loss"], r["shift"]) for r in metrics]

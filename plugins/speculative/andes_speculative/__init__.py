@@ -33,7 +33,7 @@ class Speculative:
     width: int = field(default=3, validator=and_(ge(1), le(8)), metadata={"help": "ways on followed at each place"})
     rows: int = field(default=64, validator=and_(ge(1), le(256)), metadata={"help": "most guesses in one pass"})
     corpus: str = field(
-        default="", metadata={"help": "suffix: a text file to look into, beside the conversation", "local": True}
+        default="", metadata={"help": "a text file that `suffix` looks into, beside the conversation", "local": True}
     )
     model: str = field(
         default="", metadata={"help": "model: where the smaller model is; a folder, a file or a name", "local": True}
@@ -70,6 +70,8 @@ class Speculative:
         from .corpus import problem
 
         found = [why] if self.corpus and (why := problem(self.corpus)) else []
+        if self.corpus and self.drafter != "suffix" and not self.matched:
+            found.append("`corpus` has no effect: only `suffix` looks into it, and `matched` is 0")
         if self.drafter == "model" and not self.model:
             found.append("the drafter 'model' needs a smaller model: give the option `model` a path")
         if self.drafter in ("eagle3", "block") and not self.head:
@@ -81,8 +83,10 @@ class Speculative:
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
         """The drafter, what verifying costs here, and whether guessing pays."""
         made = _MADE.get(self)
-        file = {"suffix": self.corpus, "model": self.model}.get(self.drafter, self.head)
-        said = {"drafter": self.drafter + (f", with {file}" if file else "")}
+        file = {"suffix": "", "model": self.model}.get(self.drafter, self.head)
+        both = " and suffix" if self.drafter != "suffix" and self.matched else ""
+        files = "".join(f", with {name}" for name in (file, self.corpus) if name)
+        said = {"drafter": f"{self.drafter}{both}{files}"}
         return said if made is None else {**said, **made.facts()}
 
 

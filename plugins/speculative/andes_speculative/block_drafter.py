@@ -39,8 +39,10 @@ class Read:
     def read(self, tokens: Sequence[int], rows: Rows) -> None:
         """Rows that were committed, with their features."""
         # a copy, so that the other rows of the pass need not live on
-        self.todo.append(rows.features[-WINDOW:].float().clone())
+        self.todo.append(rows.features[-WINDOW:].to("cpu", torch.float32, copy=True))
         self.position += len(rows.features)
+        while sum(map(len, self.todo[1:])) >= WINDOW:  # nobody will see what stands before
+            del self.todo[0]
 
     def fork(self) -> Read:
         """A copy; tensors are shared, since nothing writes into them."""
@@ -77,6 +79,11 @@ class BlockDrafter:
 
     @property
     def stride(self) -> int:
+        """The block."""
+        return self.head.shape.block
+
+    @property
+    def most(self) -> int:
         """The block."""
         return self.head.shape.block
 

@@ -192,18 +192,19 @@ class SpeculativeDecoder:
 
     def _depth(self, drafts: Sequence[Draft]) -> int:
         """How deep a drafter that costs time goes, by what its guesses were worth lately; 0: it is not asked."""
+        most, stride = min(self.depth, self.drafter.most), self.drafter.stride
         if not self.adapt:
-            return self.depth
+            return most
         self._measure(drafts)
         rate = sum(d.rate for d in drafts) / len(drafts)
-        depth = deepest(rate, self.cost, self.step, self.depth, len(drafts), self.drafter.stride)
+        depth = deepest(rate, self.cost, self.step, most, len(drafts), stride)
         for draft in drafts:
             draft.waited = draft.waited + 1 if depth == 0 else 0
             draft.idle += depth == 0
         if depth == 0 and min(d.waited for d in drafts) >= RETRY:
             for draft in drafts:
                 draft.waited = 0
-            return 1
+            return min(stride, most)  # a whole pass costs as much as one token of it
         self.last_choice = self.last_choice if depth else OFF
         return depth
 

@@ -65,6 +65,10 @@ class Drafter(Protocol):
     def stride(self) -> int:
         """Tokens that one of its passes guesses."""
 
+    @property
+    def most(self) -> int:
+        """Tokens on the longest path that it guesses at once."""
+
     def open(self) -> Any:
         """A memory for a new conversation."""
 

@@ -52,7 +52,7 @@ class Features:
 
     def read(self, tokens: Sequence[int], rows: Rows) -> None:
         """Rows that were committed, with their embeddings and features."""
-        embeds, features = rows.embeds.float(), rows.features.float()
+        embeds, features = rows.embeds.float().cpu(), rows.features.float().cpu()
         if self.tail is not None:
             embeds, features = embeds, torch.cat([self.tail, features])
             if self.ahead == tokens[0]:  # its row is there already
@@ -105,6 +105,7 @@ class HeadDrafter:
     name: str = "eagle3"
     free: bool = False
     stride: int = 1
+    most: int = 64
 
     @property
     def taps(self) -> Sequence[int]:

@@ -113,14 +113,15 @@ class HeadStage(ABC):
                 place = chances.places[index[one.rows[some]]]
                 logits = one.logits[some].float()
                 total = total - DECAY**step * (chances.values[place] * logits.log_softmax(-1)).sum()
-                hit = head.tokens[logits.detach().argmax(-1)] == choices[place]
+                guess = head.tokens[logits.detach().argmax(-1)]
+                hit = guess == choices[place]
                 if one.trust is not None:
                     starts = one.rows[some] - step
-                    there = held[starts]  # all before it in its block were right
+                    there = held[starts]  # the text has what would have been guessed before it in the block
                     total = total + binary_cross_entropy_with_logits(
                         one.trust[some][there].float(), hit[there].float(), reduction="sum"
                     )
-                    held[starts] = there & hit
+                    held[starts] = there & (guess == batch.labels[index[one.rows[some]]])
                 right[step] += int(hit.sum())
                 seen[step] += int(some.sum())
         figures = {f"right_{n + 1}": right[n] / seen[n] for n in (0, 1, 3) if seen[n]}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from andes_speculative import stage as stage_module
 from andes_speculative.block import Block, BlockShape, blocks
 from andes_speculative.block_drafter import BlockDrafter
 from andes_speculative.choice import deepest
@@ -16,6 +17,8 @@ from andes_speculative.decoder import SpeculativeDecoder
 from andes_speculative.eagle import Eagle3, shape_for, taps_of, unrolled
 from andes_speculative.head_drafter import HeadDrafter, embedded
 from andes_speculative.heads import base_of, load_head, save_head
+from andes_speculative.stage import BlockStage
+from andes_training.testing.material import stage_batches
 from attrs import asdict, evolve
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -269,6 +272,59 @@ def test_a_pass_of_a_block_costs_the_same_however_many_tokens_of_it_are_wanted()
     assert deepest(0.5, cost, 0.6, 8, stride=1) == 0
 
 
+def test_a_block_is_never_asked_for_more_than_it_guesses(plain: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = BlockDrafter(new_block(plain), plain.model)
+    decoder = SpeculativeDecoder(drafter, 64, fixed=evolve(linear(0.01), one=1.0))
+    asked: list[int] = []
+    inner = BlockDrafter.guess
+
+    def noted(self: Any, memories: Any, last: Any, depth: int) -> Any:
+        asked.append(depth)
+        return inner(self, memories, last, depth)
+
+    monkeypatch.setattr(BlockDrafter, "guess", noted)
+    text = plain_inputs(plain, 9).ids.tolist()
+    (rows,) = evolve_taps(plain, drafter.head).step(
+        [work(evolve_taps(plain, drafter.head).session(plain.policy), text)]
+    )
+    draft = decoder.open()
+    draft.memory.read(text, rows)
+    for rate in (0.95, 0.99):
+        draft.rate = rate
+        decoder.propose([draft], [5])
+    assert asked == [4, 4]
+    draft.rate, decoder.step = 0.01, 5.0  # it does not pay: after a while it is tried with a whole pass
+    for _ in range(32):
+        decoder.propose([draft], [5])
+    assert asked == [4, 4, 4]
+
+
+def test_the_trust_is_learnt_where_the_text_has_what_was_guessed(plain: Pipeline) -> None:
+    """Of a head whose first guess is never in the text, only the first place learns."""
+    stage = BlockStage(rate=0.1, vocabulary=512, block=3)
+    model = lively().model
+    stage.put_in(model)
+    (batch,) = stage_batches(lively(), stage, [LINE], 1)[:1]
+    head = model.draft
+    with torch.no_grad():
+        head.tokens.copy_(torch.arange(512))
+        head.head.weight.zero_()  # all logits are equal: token 0 is guessed, which no answer holds
+    assert 0 not in batch.labels
+    head.trust.weight.requires_grad_()
+    seen: list[int] = []
+    inner = stage_module.binary_cross_entropy_with_logits
+
+    def noted(trust: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        seen.append(len(trust))
+        return inner(trust, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_module, "binary_cross_entropy_with_logits", noted)
+        stage.loss(model, batch)
+    assert seen[0] > 0
+    assert seen[1:] == [0, 0]
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -335,6 +391,8 @@ def test_a_block_is_read_as_it_was_written(plain: Pipeline, block_file: Path, tm
 
 
 # ---------------------------------------------------------------- training
+
+LINE = {"messages": [{"role": "user", "content": "say it"}, {"role": "assistant", "content": "abcabcab"}]}
 
 
 def data(folder: Path, count: int = 12) -> Path:

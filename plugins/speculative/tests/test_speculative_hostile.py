@@ -161,6 +161,7 @@ def test_a_broken_constraint_inside_a_tree_ends_its_conversation_alone(plain: Pi
         ({"depth": 0}, "depth"), ({"depth": 65}, "depth"), ({"width": 9}, "width"), ({"rows": 0}, "rows"),
         ({"drafter": "medusa"}, "drafter"), ({"row_cost": -0.5}, "row_cost"), ({"row_cost": "cheap"}, "row_cost"),
         ({"drafter": "eagle3"}, "needs a head"), ({"drafter": "block"}, "needs a head"), ({"matched": -1}, "matched"),
+        ({"drafter": "model", "model": "x", "corpus": __file__, "matched": 0}, "`corpus` has no effect"),
         ({"deep": 3}, "deep"),
     ],
 )  # fmt: skip

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, TrainingError
 from andes_sdk.runtime.attention import Segment
-from andes_sdk.testing.elsewhere import start
+from andes_sdk.testing.elsewhere import started
 
 
 @pytest.fixture(scope="module")
@@ -204,13 +204,12 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_bit(tmp_path: Path) -> None:
     out = tmp_path / "killed"
     for wait in random.Random(time.time()).sample([0.0, 0.05, 0.1, 0.15, 0.2, 0.25], 3):
         before = states(out)[-1:]
-        child = start(code, [recipe, out], tmp_path / "told")
-        deadline = time.time() + 60
-        while states(out)[-1:] == before and time.time() < deadline and child.exitcode is None:
-            time.sleep(0.01)
-        time.sleep(wait)
-        child.kill()
-        child.join()
+        with started(code, [recipe, out], tmp_path / "told") as child:
+            deadline = time.time() + 60
+            while states(out)[-1:] == before and time.time() < deadline and child.exitcode is None:
+                time.sleep(0.01)
+            time.sleep(wait)
+            child.kill()
         assert states(out)
     resumed, again = run(recipe, out)
     assert resumed == expected[len(expected) - len(resumed) :]
