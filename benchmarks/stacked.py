@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kv import hidden_in
+from kv import fitting
 from rich.console import Console
 from rich.progress import track
 from smollm2 import plugins_of, smollm2
@@ -41,11 +41,11 @@ WAYS: Mapping[str, tuple[str, list[Any]]] = {
 """Name -> format of the weights, plugins."""
 
 
-def prompts(count: int, context: int) -> list[tuple[str, str]]:
+def prompts(pipe: Pipeline, count: int, context: int) -> list[tuple[str, str]]:
     """Kind and text of each prompt."""
     rng, found = random.Random(0), []
     for n in range(count):
-        case = hidden_in(rng, context // 2, 1)
+        case = fitting(pipe, rng, context, 1)
         asked = f"{case.text}\nTell the story of this text, and the code of the {case.facts[0][0]}."
         found += [("prose", PROSE[n % len(PROSE)]), ("copy", COPY[n * 5 % len(COPY)]), ("long", asked)]
     return found
@@ -117,7 +117,7 @@ def main() -> None:
         name: Pipeline.from_pretrained(model, plugins=[*plugins_of(model), *more], backend={"numba": {"format": form}})
         for name, (form, more) in WAYS.items()
     }
-    jobs = list(enumerate(prompts(given.prompts, given.context)))
+    jobs = list(enumerate(prompts(pipes["f16"], given.prompts, given.context)))
     rows = [
         (kind, text, speeds(pipes, text, given.tokens, turn))
         for turn, (kind, text) in track(jobs, "prompts", console=Console(stderr=True))

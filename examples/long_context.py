@@ -32,6 +32,8 @@ def held(pipe: Pipeline, text: str) -> tuple[int, int, str]:
     engine = pipe.engine()
     one = engine.join(pipe.prepare([{"role": "user", "content": text}]), GenerationOptions(max_tokens=16))
     engine.run()
+    if one.error is not None:
+        raise one.error
     stats = one.session.stats
     told = pipe.tokenizer.decode(list(one.tokens))
     found = stats.kv_bytes, max(stats.rows[0]), told
@@ -51,6 +53,7 @@ def main(model: str = "", keep: float = 0.25) -> float:
     for row in pipe.explain().rows:
         if row.owner == "okv":
             print(f"  {row.part}: {row.value}")
+    assert keep == 1 or kept[0] < full[0], "the policy must keep fewer bytes"
     return kept[0] / full[0]
 
 
