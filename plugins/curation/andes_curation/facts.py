@@ -25,6 +25,8 @@ ENGINES = ("local", "ray")
 BLOCK, WAITING_BLOCK = 4096, 128
 """Samples after which facts are written down; fewer where each one costs a request."""
 
+MAKE = "CREATE TABLE IF NOT EXISTS facts (version TEXT, sample TEXT, value TEXT, PRIMARY KEY(version, sample))"
+
 Work = Callable[[int], str]
 """Index of a sample -> JSON text."""
 
@@ -188,9 +190,11 @@ class Facts:
         self._path = path
         with self._reading():
             self._db = sqlite3.connect(path)
-            self._db.execute(
-                "CREATE TABLE IF NOT EXISTS facts (version TEXT, sample TEXT, value TEXT, PRIMARY KEY(version, sample))"
-            )
+            try:
+                self._db.execute(MAKE)
+            except sqlite3.DatabaseError:
+                self._db.close()
+                raise
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

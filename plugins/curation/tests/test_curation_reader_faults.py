@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
 from andes_curation import Curation
 from andes_curation.clusters import lsa
+from andes_curation.facts import Facts
 from andes_curation.leak import passages
 from andes_curation.score import by_rules
 from andes_curation.words import normalised
+
+from andes_sdk.errors import TrainingError
 
 BOX = "<|box_start|>{}<|box_end|>"
 
@@ -97,3 +102,19 @@ def test_an_answer_of_a_symbol_is_not_empty_and_another_sign_is_another_answer()
 def test_clusters_see_words_whole_with_their_vowel_signs() -> None:
     vectors = lsa(["की", "के", "की की"])
     assert abs(float(vectors[0] @ vectors[1])) < 1e-6
+
+
+def test_a_damaged_file_of_facts_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.13 warns of one that is not."""
+    (tmp_path / "facts.sqlite").write_bytes(b"no database, but more than nothing" * 40)
+    opened, connect = [], sqlite3.connect
+
+    def noted(*arguments: Any) -> sqlite3.Connection:
+        opened.append(connect(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", noted)
+    with pytest.raises(TrainingError, match="cannot be read"):
+        Facts(tmp_path / "facts.sqlite")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
