@@ -284,9 +284,8 @@ def test_a_block_is_never_asked_for_more_than_it_guesses(plain: Pipeline, monkey
 
     monkeypatch.setattr(BlockDrafter, "guess", noted)
     text = plain_inputs(plain, 9).ids.tolist()
-    (rows,) = evolve_taps(plain, drafter.head).step(
-        [work(evolve_taps(plain, drafter.head).session(plain.policy), text)]
-    )
+    compiled = evolve_taps(plain, drafter.head)
+    (rows,) = compiled.step([work(compiled.session(plain.policy), text)])
     draft = decoder.open()
     draft.memory.read(text, rows)
     for rate in (0.95, 0.99):
@@ -413,7 +412,7 @@ def draft_train(*arguments: object) -> Any:
 COMMON = ("--vocabulary", 96, "--rate", 0.01, "--unroll", 3, "--max-tokens", 256)
 
 
-LEARNS = ("--steps", 60, "--vocabulary", 512, "--rate", 0.005, "--unroll", 3, "--max-tokens", 256, "--given")
+LEARNS = ("--steps", 60, "--vocabulary", 512, "--rate", 0.02, "--unroll", 3, "--max-tokens", 256, "--given")
 
 
 @pytest.mark.parametrize("kind", ["eagle3", "block"])
@@ -423,7 +422,7 @@ def test_a_trained_head_guesses_better_than_chance_keeps_the_text_and_fits_its_m
     model = lively().save_pretrained(tmp_path / "model")
     before = load_file(model / "model.safetensors") if (model / "model.safetensors").exists() else {}
     told = draft_train(model, "--data", data(tmp_path), "--out", tmp_path / "run", *LEARNS, "--kind", kind)
-    assert told["last"]["right_1"] > 0.2  # chance is 1 of 512
+    assert told["last"]["right_1"] > 0.5  # of 512 tokens
     trained = Pipeline.from_pretrained(model, plugins=[{"speculative": {"drafter": kind, "head": told["head"]}}])
     plain = Pipeline.from_pretrained(model)
     messages = [{"role": "user", "content": "say 1"}]

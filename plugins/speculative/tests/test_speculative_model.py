@@ -178,7 +178,7 @@ def test_the_option_opens_a_checkpoint_and_adapts(large: Pipeline, small: Path) 
     options = GenerationOptions(max_tokens=24)
     assert pipe.generate(conversation(1), options).tokens == large.generate(conversation(1), options).tokens
     facts = {row.part: row.value for row in pipe.explain().rows}
-    assert facts["drafter"] == f"model, with {small}"
+    assert facts["drafter"] == f"model and suffix, with {small}"
     assert facts["speculation"].startswith(("on", "off"))
 
 
