@@ -93,7 +93,7 @@ Pipeline.from_plugins(**recipe.pipeline).train(recipe, sys.argv[2], progress=Pro
 """
 
 
-@pytest.mark.parametrize("name", ["mixed", "texts"])
+@pytest.mark.parametrize("name", ["mixed", pytest.param("texts", marks=pytest.mark.slow)])
 def test_t2_two_processes_treat_a_module_without_pictures_as_one_does(tmp_path: Path, name: str) -> None:
     shutil.copytree(FAULTS / "processes", tmp_path / "in")
     recipe, script = tmp_path / "in" / f"{name}.toml", tmp_path / "train.py"

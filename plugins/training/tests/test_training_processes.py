@@ -125,6 +125,7 @@ def test_two_processes_give_the_losses_of_one_and_one_goes_on_with_their_state(
     require_same_run(single, out)
 
 
+@pytest.mark.slow
 def test_two_processes_that_divide_the_model_go_on_with_the_state_of_one(
     recipe: Path, single: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +168,7 @@ def test_a_process_that_dies_does_not_leave_the_other_waiting(recipe: Path, tmp_
             child.communicate()
 
 
+@pytest.mark.slow
 def test_packs_that_cannot_be_shared_are_refused(recipe: Path, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(CODE)
