@@ -138,7 +138,8 @@ def read(session: Any, tokens: Sequence[int]) -> int:
     """Read a prompt in the policy's chunks -> the most bytes held, those of a chunk not yet judged included."""
     most = 0
     for work in session.chunks(Inputs(ids=torch.tensor(tokens))):
-        session.compiled.step([work])
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+            session.compiled.step([work])
         most = max(most, sum(map(sum, session.counts())))
         session.commit(reading=True)
     stats = session.stats
@@ -152,8 +153,7 @@ def ask(pipe: Pipeline, cases: Mapping[str, Sequence[Hidden]], visible: bool, sh
     for task, case in track(jobs, show, console=Console(stderr=True)):
         ahead = [split(pipe, case, name) for name, _ in case.facts]
         session = pipe.session()
-        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            found.peak.append(read(session, ahead[0][0]))
+        found.peak.append(read(session, ahead[0][0]))
         found.end.append(session.stats.kv_bytes)
         right = []
         for (_, question), (_, number) in zip(ahead, case.facts, strict=True):
@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decode-rows", type=int, default=131_072, help="0: leave the speed of decoding out")
     parser.add_argument("--decode-kv", default="f16", choices=["f16", "int8"], help="precision of those rows")
-    parser.add_argument("--only-hidden", action="store_true", help="leave out the questions in sight")
+    parser.add_argument("--ways", nargs="+", default=["hidden", "asked"], choices=["hidden", "asked"])
     parser.add_argument("--bf16", action="store_true", help="read the texts in bf16, which is faster on some CPUs")
     parser.add_argument("--plot", type=Path, help="write bars to this file")
     parser.add_argument("--quick", action="store_true", help="2048 tokens, 12 questions, four policies, rows in int8")
@@ -337,13 +337,11 @@ def main() -> None:
     given = parser.parse_args()
     if given.quick:
         given.lengths, given.keys, given.questions, given.decode_kv = [2048], [4], 12, "int8"
-        given.policies, given.only_hidden = ["full", "okv", "snapkv", "kvzip+"], True
+        given.policies, given.ways = ["full", "okv", "snapkv", "kvzip+"], ["hidden"]
     given.model = given.model or smollm2()
     global BF16
     BF16 = given.bf16
-    found = {"hidden": measured(given, visible=False)}
-    if not given.only_hidden:
-        found["asked"] = measured(given, visible=True)
+    found = {way: measured(given, visible=way == "asked") for way in given.ways}
     kinds = {kind: facts(some) for kind, some in found.items()}
     report: dict[str, Any] = {
         "model": Path(given.model).name,
@@ -354,11 +352,11 @@ def main() -> None:
     }
     rng = np.random.default_rng(0)
     for other in ("full", "snapkv", "kvzip+"):
-        if {"okv", other} <= found["hidden"].keys():
+        if {"okv", other} <= found.get("hidden", {}).keys():
             one = difference(found["hidden"]["okv"], found["hidden"][other], rng)
             report[f"okv_vs_{other.replace('+', '_plus')}"] = one["points"]
             report[f"okv_vs_{other.replace('+', '_plus')}_interval"] = one["interval"]
-    if "okv" in kinds["hidden"]:
+    if "okv" in kinds.get("hidden", {}):
         report["kv_bytes_ratio"] = kinds["hidden"]["okv"].get("peak_bytes")
     report["decode_128k_speedup"] = None
     if given.decode_rows:

@@ -34,8 +34,8 @@ def fit(
     from andes_sdk.files import writing
 
     total = count(data, limit)
-    own = {"plugins": [*(plugin or ()), "okv"], "options": [*(option or ()), "okv.scorer=kvzip+"]}
-    pipeline = open_pipeline(model, None, **own, backend=backend)
+    plugins, options = [*(plugin or ()), "okv"], [*(option or ()), "okv.scorer=kvzip+"]
+    pipeline = open_pipeline(model, None, plugins=plugins, options=options, backend=backend)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr(), disable=as_json) as bar:
         job = bar.add_task("samples", total=total)

@@ -45,7 +45,7 @@ class Options:
         metadata={"help": f"who shares rows: {', '.join(KINDS)}; auto is global for {', '.join(COMPARABLE)}, or head"},
     )
     sinks: int = field(default=4, validator=ge(0), metadata={"help": "first rows, which always stay"})
-    recent: int = field(default=64, validator=ge(1), metadata={"help": "latest rows, which always stay"})
+    recent: int = field(default=32, validator=ge(1), metadata={"help": "latest rows, which always stay"})
     window: int | None = field(
         default=None, validator=optional(ge(1)), metadata={"help": "last queries looked at; else the scorer's own"}
     )

@@ -47,7 +47,7 @@ class OKVPolicy:
     fixed: int | None = None
     sinks: int = 4
     least: int = 256
-    recent: int = 64
+    recent: int = 32
     slack: int = 64
     reading: bool = True
     chunk_rows: int = 64

@@ -23,8 +23,8 @@ WRONG = {
     "no rows": ({"rows": 0}, "rows"),
     "no share": ({"keep": 0.0}, "keep"),
     "more than all": ({"keep": 1.5}, "keep"),
-    "fewer than must stay": ({"rows": 60}, "less than the 4 sinks and 64 recent rows"),
-    "one row": ({"rows": 1}, "give rows=68 or more"),
+    "fewer than must stay": ({"rows": 30}, "less than the 4 sinks and 32 recent rows"),
+    "one row": ({"rows": 1}, "give rows=36 or more"),
     "two sizes": ({"rows": 200, "keep": 0.5}, "keep has no effect beside rows"),
     "a threshold alone": ({"threshold": 1.0}, "give both or neither"),
     "no threshold": ({"budget": "threshold"}, "give both or neither"),
@@ -61,7 +61,7 @@ def test_what_was_chosen_is_explained() -> None:
     }
     assert rows["scorer"] == "rkv"
     assert "0.1 of the rows seen, 256 or more; heads of a layer compete, each has 0.2" in rows["budget"]
-    assert "4 first and 64 latest rows" in rows["always stay"]
+    assert "4 first and 32 latest rows" in rows["always stay"]
     assert "between chunks of 64 rows" in rows["evicts"]
     assert "kv='int8'" in rows["precision of rows"]
     whole = {r.part: r.value for r in pipeline(rows=500, reading=False).explain().rows if r.owner == "okv"}
