@@ -36,9 +36,13 @@ ALPHABET = "".join(map(chr, [*range(33, 127), *range(161, 384)]))
 
 CLASSES = len(ALPHABET) + 2
 EMPTY, OTHER = 0, CLASSES - 1
+BINS = 32
+"""Columns, and rows, that a picture is divided into for the place of a patch."""
 _CLASS = {character: number for number, character in enumerate(ALPHABET, 1)}
-HEAD = "reader"
-"""The head's name in the model during the stage."""
+HEAD, SEEN = "reader", "seen"
+"""Names in the model during the stage: of the head over the encoder's rows, and of the one over the projector's."""
+LIKE = 16.0
+"""What the cosine of a projected row and a token is multiplied by, as a score."""
 
 
 @frozen(kw_only=True)
@@ -48,23 +52,32 @@ class ReadingStage:
     Attributes:
         rate: learning rate of the encoder and of the head.
         slots: characters told apart in one patch.
+        place_weight: of the loss of a patch's place beside that of its characters.
+        align_weight: of the loss of projected rows, which shall be like the tokens of their characters; 0: no projector.
     """
 
     rate: float
     slots: int
+    place_weight: float = 0.3
+    align_weight: float = 0.0
     name: str = "reading"
     folder: str = "reading"
 
     def put_in(self, model: Model) -> None:
         """Add the head."""
-        head = nn.Linear(model.vision.width, self.slots * CLASSES)
+        head = nn.Linear(model.vision.width, self.slots * CLASSES + 2 * BINS)
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         model.add_module(HEAD, head.to(model.device))
+        if self.align_weight:
+            seen = nn.Linear(model.text.width, 2 * BINS)
+            nn.init.normal_(seen.weight, std=0.02)
+            model.add_module(SEEN, seen.to(model.device))
 
     def rates(self, model: Model) -> Mapping[str, float]:
-        """The encoder and the head."""
-        return {"vision_encoder": self.rate, HEAD: self.rate}
+        """The encoder and the heads; with alignment the projector and the language model's embeddings, too."""
+        rates = {"vision_encoder": self.rate, HEAD: self.rate}
+        return rates | ({"mlp": self.rate, "language_model": self.rate, SEEN: self.rate} if self.align_weight else {})
 
     def save(self, model: Model, folder: Path) -> None:
         """Nothing: what was learnt lies in the encoder."""
@@ -72,6 +85,8 @@ class ReadingStage:
     def take_out(self, model: Model) -> None:
         """Remove the head."""
         delattr(model, HEAD)
+        if self.align_weight:
+            delattr(model, SEEN)
 
     def feed(self, run: StageRun) -> Iterator[tuple[Position, Batch]]:
         """The usual packs, with a class for every slot of every patch.
@@ -98,10 +113,14 @@ class ReadingStage:
             yield position, evolve(batch, extras={**batch.extras, "glyphs": torch.cat(targets).reshape(-1)})
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
-        """-> (mean cross-entropy of a slot in nats, {"read": share of characters named right})."""
+        """-> (mean cross-entropy of a slot, and of a place, in nats; shares of characters and places named right)."""
         images = batch.media["image"]
         rows = model.vision_encoder(images.data.to(model.dtype), images.sizes)
-        scores = getattr(model, HEAD)(rows).float().view(-1, CLASSES)
+        named = getattr(model, HEAD)(rows).float()
+        scores, places = named[:, : -2 * BINS].reshape(-1, CLASSES), named[:, -2 * BINS :].reshape(-1, BINS)
+        wanted = torch.cat([place_classes(grid, model.vision.merge) for grid in images.sizes]).reshape(-1)
+        wanted = wanted.to(places.device)
+        placed = float((places.detach().argmax(1) == wanted).float().mean())
         targets = batch.extras["glyphs"]
         right = scores.detach().argmax(1) == targets
         there = targets != EMPTY
@@ -109,7 +128,43 @@ class ReadingStage:
         # an empty slot is easy and there are many: together they weigh as much as the characters
         losses = cross_entropy(scores, targets, reduction="none")
         parts = [losses[mask].mean() for mask in (there, ~there) if bool(mask.any())]
-        return torch.stack(parts).mean(), {"read": read}
+        loss = torch.stack(parts).mean() + self.place_weight * cross_entropy(places, wanted)
+        figures = {"read": read, "placed": placed}
+        if self.align_weight:
+            added, figures["alike"] = self._alike(model, rows, batch)
+            loss = loss + self.align_weight * added
+        return loss, figures
+
+    def _alike(self, model: VisionLanguageModel, rows: Tensor, batch: Batch) -> tuple[Tensor, float]:
+        """-> (loss of projected rows against the tokens of their characters, share whose likest is one of them)."""
+        merge = model.vision.merge
+        projected = model.projector(rows)
+        ids = torch.tensor([_single(model, c) for c in ALPHABET[:94]] + [_single(model, " ")], device=rows.device)
+        tokens = model.llm.embed(ids).float()
+        scores = LIKE * nn.functional.normalize(projected.float(), dim=1) @ nn.functional.normalize(tokens, dim=1).T
+        classes = batch.extras["glyphs"].view(len(projected), -1)
+        bags = torch.zeros(len(projected), CLASSES, device=rows.device).scatter_add_(
+            1, classes, torch.ones_like(classes, dtype=torch.float32)
+        )
+        bags = torch.cat([bags[:, 1:95], (classes == EMPTY).all(1, keepdim=True).float()], 1)
+        there = bags.sum(1) > 0
+        wanted = bags[there] / bags[there].sum(1, keepdim=True)
+        # blank rows are many: as above
+        blank = wanted[:, -1] > 0
+        losses = cross_entropy(scores[there], wanted, reduction="none")
+        parts = [losses[mask].mean() for mask in (blank, ~blank) if bool(mask.any())]
+        places = torch.cat([place_classes((h // merge, w // merge), 1) for h, w in batch.media["image"].sizes])
+        placed = cross_entropy(getattr(model, SEEN)(projected).float().view(-1, BINS), places.reshape(-1).to(rows.device))
+        best = scores[there].detach().argmax(1)
+        alike = float((wanted[torch.arange(len(best)), best] > 0)[~blank].float().mean())
+        return torch.stack(parts).mean() + self.place_weight * placed, alike
+
+
+def _single(model: VisionLanguageModel, character: str) -> int:
+    ids = model.tokenizer.encode(character)
+    if len(ids) != 1:
+        raise TrainingError(f"{character!r} is {len(ids)} tokens", who="grounding.align_weight", fix="set it to 0")
+    return int(ids[0])
 
 
 def _one_of_each(samples: Sequence[Any]) -> Iterator[Any]:
@@ -120,6 +175,15 @@ def _one_of_each(samples: Sequence[Any]) -> Iterator[Any]:
         if source.path not in seen:
             seen.add(source.path)
             yield samples[index]
+
+
+def place_classes(grid: Sequence[int], merge: int) -> Tensor:
+    """(h*w, 2) column and row, of `BINS`, of each patch of a picture, patches in blocks of `merge` x `merge`."""
+    h, w = grid
+    rows, columns = torch.arange(h) * BINS // h, torch.arange(w) * BINS // w
+    cells = torch.stack([columns.expand(h, w), rows[:, None].expand(h, w)], 2)
+    blocks = cells.view(h // merge, merge, w // merge, merge, 2).transpose(1, 2)
+    return blocks.reshape(h * w, 2)
 
 
 def glyph_classes(glyphs: Any, grid: Sequence[int], merge: int, slots: int, where: str) -> Tensor:
