@@ -9,7 +9,6 @@ from typing import Any
 
 from words import word
 
-
 SUMS = ("Calculate {}.", "What is {}?", "State the final answer to {} =")
 QUESTIONS = (
     *SUMS, "Which is the largest of 1, 2? Which is the smallest of", "1 or 2: 3; 4 + 5 = 6; 7 - 8 = 9",

@@ -2,9 +2,9 @@
 
     python examples/nano/start.py           # runs/nano/0-start/model
 
-A random position table is one vector for each of 1,024 places, which small data cannot teach one by one: after 3,000 steps of
-reading, nothing in the encoder's rows said where they lie (R² −0.1 of a linear probe). So the table starts as sines and
-cosines of row and column (Vaswani et al. 2017, section 3.5), over 0.5 of a patch embedding's size.
+A random position table is one vector for each of 1,024 places, which small data cannot teach one by one: after 3,000
+steps of reading, nothing in the encoder's rows said where they lie (R² −0.1 of a linear probe). So the table starts as
+sines and cosines of row and column (Vaswani et al. 2017, section 3.5), half as large as a patch's embedding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tokenizer of andes-nano: bytes, and the words that questions and answers are made of.
 
-What stands on a page is spelt, letter by letter, so that the model can match and copy it. Words of templates are one token
-each. There are no merges: a piece is a word of the list, or bytes.
+What stands on a page is spelt, letter by letter, so that the model can match and copy it. Words of templates are one
+token each. There are no merges: a piece is a word of the list, or bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def corpus() -> Iterator[str]:
             yield from value
     yield from texts.WORDS
     yield from (f" {word}" for word in texts.WORDS)
-    yield from (*(t for some in screens.POINT.values() for t in some), *screens.REFER, *screens.DESCRIBE, screens.SCREEN)
+    yield from (t for some in screens.POINT.values() for t in some)
+    yield from (*screens.REFER, *screens.DESCRIBE, screens.SCREEN)
     for name, (wishes, fields) in language.CALLS.items():
         yield from (*wishes, json.dumps({"name": name, "arguments": dict.fromkeys(fields, "")}))
     yield from language.QUESTIONS

@@ -65,7 +65,10 @@ class Grounding:
         rates = {"language_model": self.rate, "mlp": self.projector_rate, "vision_encoder": self.encoder_rate}
         return [
             ReadingStage(
-                rate=self.read_rate, slots=self.read_slots, place_weight=self.place_weight, align_weight=self.align_weight
+                rate=self.read_rate,
+                slots=self.read_slots,
+                place_weight=self.place_weight,
+                align_weight=self.align_weight,
             ),
             PointingStage(module_rates=rates, weight=self.look_weight, layer=self.look_layer),
         ]

@@ -53,7 +53,7 @@ class ReadingStage:
         rate: learning rate of the encoder and of the head.
         slots: characters told apart in one patch.
         place_weight: of the loss of a patch's place beside that of its characters.
-        align_weight: of the loss of projected rows, which shall be like the tokens of their characters; 0: no projector.
+        align_weight: of the loss of projected rows, which are like the tokens of their characters; 0: no projector.
     """
 
     rate: float
@@ -139,7 +139,7 @@ class ReadingStage:
         """-> (loss of projected rows against the tokens of their characters, share whose likest is one of them)."""
         merge = model.vision.merge
         projected = model.projector(rows)
-        ids = torch.tensor([_single(model, c) for c in ALPHABET[:94]] + [_single(model, " ")], device=rows.device)
+        ids = torch.tensor([single(model, c) for c in ALPHABET[:94]] + [single(model, " ")], device=rows.device)
         tokens = model.llm.embed(ids).float()
         scores = LIKE * nn.functional.normalize(projected.float(), dim=1) @ nn.functional.normalize(tokens, dim=1).T
         classes = batch.extras["glyphs"].view(len(projected), -1)
@@ -154,13 +154,15 @@ class ReadingStage:
         losses = cross_entropy(scores[there], wanted, reduction="none")
         parts = [losses[mask].mean() for mask in (blank, ~blank) if bool(mask.any())]
         places = torch.cat([place_classes((h // merge, w // merge), 1) for h, w in batch.media["image"].sizes])
-        placed = cross_entropy(getattr(model, SEEN)(projected).float().view(-1, BINS), places.reshape(-1).to(rows.device))
+        named = getattr(model, SEEN)(projected).float().view(-1, BINS)
+        placed = cross_entropy(named, places.reshape(-1).to(rows.device))
         best = scores[there].detach().argmax(1)
         alike = float((wanted[torch.arange(len(best)), best] > 0)[~blank].float().mean())
         return torch.stack(parts).mean() + self.place_weight * placed, alike
 
 
-def _single(model: VisionLanguageModel, character: str) -> int:
+def single(model: VisionLanguageModel, character: str) -> int:
+    """The one token of a character. Raises TrainingError where it has several."""
     ids = model.tokenizer.encode(character)
     if len(ids) != 1:
         raise TrainingError(f"{character!r} is {len(ids)} tokens", who="grounding.align_weight", fix="set it to 0")

@@ -11,11 +11,12 @@ import pytest
 import torch
 from andes_grounding import Grounding
 from andes_grounding.pointing import Watch, coverage, looks_of, pictures_of
-from andes_grounding.reading import EMPTY, HEAD, OTHER, glyph_classes
+from andes_grounding.reading import BINS, EMPTY, HEAD, OTHER, SEEN, glyph_classes, place_classes, single
 from andes_training.data.samples import stage_samples
 from andes_training.progress import Progress
 from andes_training.recipe import DataRecipe, StageRecipe
 from andes_training.run import StageRun
+from attrs import evolve
 from PIL import Image, ImageDraw
 
 from andes_sdk import Pipeline
@@ -117,6 +118,42 @@ def test_reading_trains_the_encoder_and_leaves_no_head(folder: Path, tmp_path: P
     told = [json.loads(text) for text in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     read = [event["read"] for event in told if "read" in event]
     assert read[0] < 0.5 < 0.95 < read[-1]
+
+
+def test_places_are_columns_and_rows_of_patches_in_block_order() -> None:
+    columns, rows = place_classes((2, 4), 2).T.tolist()
+    step = BINS // 4
+    assert columns == [0, step, 0, step, 2 * step, 3 * step, 2 * step, 3 * step]
+    assert rows == [0, 0, BINS // 2, BINS // 2] * 2
+    assert int(place_classes((91, 57), 1).max()) == BINS - 1
+
+
+def test_reading_aligns_projected_rows_with_the_tokens_of_their_characters(folder: Path, tmp_path: Path) -> None:
+    options = {"read_slots": 1, "read_rate": 5e-3, "align_weight": 1.0}
+    pipe = Pipeline.from_plugins([*MODEL, {"grounding": options}], seed=0)
+    before = {name: p.clone() for name, p in pipe.model.state_dict().items()}
+    (folder / "glyphs.jsonl").write_text("\n".join(glyph_lines()))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "tiny"\n[[stages]]\nstage = "reading"\nsteps = 150\nwarmup = 5\nlog_every = 1\n'
+        f'data = [{{ path = "{folder / "glyphs.jsonl"}" }}]\n'
+    )
+    with Progress(tmp_path / "out") as progress:
+        pipe.train(recipe, tmp_path / "out", progress=progress)
+    after = pipe.model.state_dict()
+    changed = {name.split(".")[0] for name, p in after.items() if not torch.equal(p, before[name])}
+    assert (before.keys(), changed) == (after.keys(), {"vision_encoder", "mlp", "language_model"})
+    told = [json.loads(text) for text in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    alike = [event["alike"] for event in told if "alike" in event]
+    placed = [event["placed"] for event in told if "placed" in event]
+    assert alike[0] < 0.3 < 0.8 < alike[-1]
+    assert placed[0] < 0.5 < placed[-1]
+
+
+def test_characters_of_several_tokens_cannot_be_aligned() -> None:
+    pipe = Pipeline.from_plugins([*MODEL, "grounding"], seed=0)
+    with pytest.raises(TrainingError, match="is 3 tokens"):
+        single(pipe.model, "字")
 
 
 def test_reading_refuses_changed_pictures_and_lines_without_one(folder: Path) -> None:
@@ -263,3 +300,8 @@ def test_the_head_is_no_part_of_a_checkpoint() -> None:
     assert any(name.startswith(f"{HEAD}.") for name, _ in pipe.model.named_parameters())
     stage.take_out(pipe.model)
     assert not any(name.startswith(f"{HEAD}.") for name, _ in pipe.model.named_parameters())
+    aligning = evolve(stage, align_weight=1.0)
+    aligning.put_in(pipe.model)
+    assert aligning.rates(pipe.model).keys() == {"vision_encoder", "mlp", "language_model", HEAD, SEEN}
+    aligning.take_out(pipe.model)
+    assert not any(name.startswith((HEAD, SEEN)) for name, _ in pipe.model.named_parameters())

@@ -257,7 +257,7 @@ def test_the_command_fits_and_its_file_is_used(model: Path, tmp_path: Path) -> N
     assert facts["samples"] == 6
     assert facts["image_rows"] > 0
     assert facts["out"] == str(out)
-    okv = {**SMALL, "scorer": "learned", "weights": str(out)}
+    okv = {**SMALL, "scorer": "learned", "weights": str(out), "budget": "head"}
     pipe = Pipeline.from_pretrained(model, plugins=[{"okv": okv}])
     session = pipe.session()
     session.prefill(plain_inputs(pipe, 90))

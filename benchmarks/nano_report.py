@@ -1,0 +1,111 @@
+"""Write docs/results/nano.md and its plots from docs/results/nano.json, which benchmarks/nano.py measured.
+
+    python benchmarks/nano_report.py
+
+`nano.svg` shows the last run's scores beside noise for pictures and what can be had without looking;
+`nano_stages.svg` the scores after each stage of training.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
+SCALE = "share right; of /error: share of characters wrong"
+
+
+def scores_of(run: dict[str, Any], of: str = "scores") -> dict[str, dict[str, Any]]:
+    """The figures of a run that have questions."""
+    return {name: score for name, score in run[of].items() if score["n"]}
+
+
+def model_plot(run: dict[str, Any], path: Path) -> None:
+    """One model's scores, noise and baselines."""
+    scores, noise = scores_of(run), scores_of(run, "blind_scores")
+    rows = range(len(scores))
+    values = [s["value"] for s in scores.values()]
+    below = [s["value"] - s["ci"][0] for s in scores.values()]
+    above = [s["ci"][1] - s["value"] for s in scores.values()]
+    best = [(min if n.endswith("/error") else max)(run["baselines"][n].values()) for n in scores]
+    figure, axes = pyplot.subplots(figsize=(9, 0.36 * len(scores) + 1), layout="constrained")
+    axes.barh(rows, values, xerr=[below, above], color="#4477aa", ecolor="#222222", capsize=2, label="this model, 95 %")
+    axes.scatter(best, rows, marker="|", s=160, color="#ee6677", zorder=3, label="best without looking")
+    blind = [(noise[name]["value"], row) for row, name in enumerate(scores) if name in noise]
+    axes.scatter(*zip(*blind, strict=True), marker="x", color="#ccbb44", zorder=3, label="noise for the picture")
+    axes.set_yticks(rows, [f"{name} (lower is better)" if name.endswith("/error") else name for name in scores])
+    axes.set(xlim=(0, 1), xlabel=SCALE)
+    axes.invert_yaxis()
+    axes.legend(loc="lower right")
+    figure.savefig(path)
+
+
+def stages_plot(runs: dict[str, dict[str, Any]], path: Path) -> None:
+    """Every score after each stage."""
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    for name in scores_of(list(runs.values())[-1]):
+        found = [(n, run["scores"][name]["value"]) for n, run in enumerate(runs.values()) if name in run["scores"]]
+        axes.plot(*zip(*found, strict=True), marker="o", label=name)
+    axes.set_xticks(range(len(runs)), list(runs))
+    axes.set(ylim=(0, 1), ylabel=SCALE)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(path)
+
+
+PAGE = """# andes-nano after each stage
+
+Shares of right answers on held-out data; of `/error` the share of characters that are wrong. `place` counts a
+hit where the centre of the answered box lies in the true one. Screens are those of applications that training
+never saw, with at least six texts that can be told apart. `n` differs where a run was scored on fewer
+questions. The last columns belong to the last run: its 95 % interval, noise shown in place of the pictures, and
+the best that can be had without looking (the most frequent answer, the most frequent answer to the same
+question text; for places the centre, a random box of the training data, the largest element).
+
+{table}
+
+![Scores of the last run](nano.svg)
+
+![Scores after each stage](nano_stages.svg)
+
+Repeat: `python examples/nano/prepare.py`, the recipes in `examples/nano` in their order, and after each
+`python benchmarks/nano.py runs/nano/STAGE/model --name STAGE --out docs/results/nano.json`; then
+`python benchmarks/nano_report.py`.
+"""
+
+
+def page(runs: dict[str, dict[str, Any]]) -> str:
+    """The table of every run."""
+    last = list(runs.values())[-1]
+    rows = [
+        f"| task | {' | '.join(runs)} | n | 95 % | noise shown | best without looking |",
+        f"|---|{'---|' * len(runs)}---|---|---|---|",
+    ]
+    for name, score in scores_of(last).items():
+        found = [run["scores"].get(name, {}).get("value") for run in runs.values()]
+        low, high = score["ci"]
+        pick = min if name.endswith("/error") else max
+        best, value = pick(last["baselines"][name].items(), key=lambda pair: pair[1])
+        blind = last["blind_scores"].get(name, {}).get("value")
+        cells = [*("" if v is None else f"{v:.1%}" for v in found), f"{score['n']:,}", f"{low:.1%} to {high:.1%}"]
+        cells += ["" if blind is None else f"{blind:.1%}", f"{value:.1%} ({best})"]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return PAGE.format(table="\n".join(rows))
+
+
+def main() -> None:
+    runs = json.loads((FOLDER / "nano.json").read_text(encoding="utf-8"))
+    by_stage = {name: run for name, run in runs.items() if name[0].isdigit()}
+    model_plot(list(by_stage.values())[-1], FOLDER / "nano.svg")
+    stages_plot(by_stage, FOLDER / "nano_stages.svg")
+    (FOLDER / "nano.md").write_text(page(runs), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
