@@ -63,11 +63,11 @@ class Calibration:
         return cls(model, packs, [model.embed(p.ids, model.encode(p.media)) for p in packs])
 
     @torch.no_grad()
-    def show(self, layer: int, modules: Mapping[str, nn.Linear], see: Callable[[str, Tensor], None]) -> None:
+    def show(self, last: int, modules: Mapping[str, nn.Linear], see: Callable[[str, Tensor], None]) -> None:
         """Run all packs up to the end of a layer; `see` gets names of its modules and the (T, columns) that enter."""
 
-        def stop(number: int, hidden: Tensor) -> None:
-            if number > layer:
+        def stop(layer: int, hidden: Tensor) -> None:
+            if layer > last:
                 raise _Enough
 
         def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 METHODS = ("magnitude", "wanda", "sparsegpt")
 BLOCK = 128
 """Columns of a block of `sparsegpt`, about."""
-OPTIONS = {"n": int, "m": int, "data": str, "lines": int, "max_tokens": int, "damping": float}
+OPTIONS: Mapping[str, type] = {"n": int, "m": int, "data": str, "lines": int, "max_tokens": int, "damping": float}
 """What a call may say otherwise than the plugin's options."""
 
 
@@ -139,8 +139,9 @@ class Pruner:
         for name, value in options.items():
             if name not in OPTIONS:
                 raise ConfigError(f"no option {name!r}", who=self.name, fix=f"use {', '.join(OPTIONS)}")
-            kind = (int, float) if OPTIONS[name] is float else OPTIONS[name]
-            if not isinstance(value, kind) or isinstance(value, bool) or (kind is not str and value <= 0):
+            kinds: tuple[type, ...] = (int, float) if OPTIONS[name] is float else (OPTIONS[name],)
+            right = isinstance(value, kinds) and not isinstance(value, bool)
+            if not right or (kinds != (str,) and not value > 0):
                 raise ConfigError(f"{name} cannot be {value!r}", who=self.name, fix="see `andes plugins show sparsity`")
         own = evolve(self, **options)
         if not own.n < own.m:

@@ -45,7 +45,7 @@ class _Masked(torch.autograd.Function):
         return weight * mask
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -58,7 +58,7 @@ class _Pull(torch.autograd.Function):
         return 0.5 * weight.masked_fill(mask, 0.0).square().sum()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         weight, mask = ctx.saved_tensors
         return gradient * weight.masked_fill(mask, 0.0), None
 
@@ -133,7 +133,7 @@ class SparseStage:
         for module in sparse_layers(model):
             module.weight.mul_(module.mask)
             del module.mask
-            module.__class__ = nn.Linear
+            module.__class__ = nn.Linear  # type: ignore[assignment]
 
     def conversations(self, entry: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """The usual lines."""
