@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from andes_distillation.stage import DistillationStage
@@ -61,6 +61,11 @@ class _Pull(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         weight, mask = ctx.saved_tensors
         return gradient * weight.masked_fill(mask, 0.0), None
+
+
+def pull(weight: Tensor, mask: Tensor) -> Tensor:
+    """Half the sum of squares of the weights that a mask leaves out: a scalar whose gradient is (1 - mask) · weight."""
+    return cast("Tensor", _Pull.apply(weight, mask))
 
 
 class SparseLinear(nn.Linear):
@@ -157,9 +162,8 @@ class SparseStage:
         }
         for option, (given, why) in refused.items():
             if given:
-                raise TrainingError(
-                    "sparse training cannot be combined", who=option, why=why, fix=f"leave {option} out"
-                )
+                fix = f"leave {option} out"
+                raise TrainingError("cannot be combined with sparse training", who=option, why=why, fix=fix)
         self.steps = recipe.steps
         return packed(run)
 
@@ -198,7 +202,7 @@ class SparseStage:
         loss, figures = (next_token_loss if self.inner is None else self.inner.loss)(model, batch)
         layers = sparse_layers(model)
         if self.decay and torch.is_grad_enabled():
-            pulls = [_Pull.apply(layer.weight, layer.mask) for layer in layers if layer.weight.requires_grad]
+            pulls = [pull(layer.weight, layer.mask) for layer in layers if layer.weight.requires_grad]
             loss = loss + self.decay * torch.stack(pulls).sum() if pulls else loss
         kept, total = (sum(parts) for parts in zip(*((int(x.mask.sum()), x.mask.numel()) for x in layers), strict=True))
         return loss, {**figures, "sparsity": 1.0 - kept / total}

@@ -89,8 +89,8 @@ def test_wanda_weighs_inputs(n: int, m: int) -> None:
 def by_hand_obs(weight: Floats, hessian: Floats, n: int, m: int) -> Floats:
     """Optimal brain surgeon along the columns, with the inverse of what is left computed anew for each column.
 
-    Removing w_c from a quadratic loss costs w_c² / [H⁻¹]_cc, and the best change of the others is -w_c [H⁻¹]_c / [H⁻¹]_cc
-    (Hassibi and Stork, eq. 5), H being that of the columns that may still change: c and those right of it.
+    Removing w_c from a quadratic loss costs w_c² / [H⁻¹]_cc. The best change of the others is -w_c [H⁻¹]_c / [H⁻¹]_cc
+    (Hassibi and Stork, eq. 5). H is that of the columns that may still change: c and those right of it.
     """
     w = weight.copy()
     columns = w.shape[1]
