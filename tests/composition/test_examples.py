@@ -55,6 +55,9 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
             assert steps[-1]["loss"] < steps[0]["loss"]
             assert {step["stage"] for step in steps} == {name.removeprefix("train_")}
             assert (metrics.parent / "model" / "andes.json").is_file()
+        if name == "train_distil" and metrics.parent.name == "distillation":
+            assert steps[-1]["kl"] < 0.2 * steps[0]["kl"]
+            assert steps[-1]["agreement"] > steps[0]["agreement"]
         if name == "train_grpo" and metrics.parent.name == "grpo":
             rewards = [step["reward"] for step in steps]
             assert sum(rewards[-8:]) > sum(rewards[:8])

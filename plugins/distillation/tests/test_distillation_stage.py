@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -302,3 +305,22 @@ def test_options_reach_the_stage(tmp_path: Path) -> None:
     assert type(stage) is DistillationStage
     assert (stage.kl, stage.ce, stage.k, stage.temperature) == (2.0, 0.5, 7, 1.0)
     assert stage.rates(Pipeline.from_plugins([*MODEL]).meta_model()) == {"language_model": 1e-5}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
+    recipe = write_run(tmp_path, options=HIDDEN, stage="accumulate = 2")
+    recipe.write_text(recipe.read_text().replace("steps = 6", "steps = 3"))
+    alone, _ = train(recipe, tmp_path / "alone")
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*command, str(recipe), str(tmp_path / "both")], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = [json.loads(line) for line in (tmp_path / "both" / "metrics.jsonl").read_text().splitlines()]
+    for one, two in zip(alone, both, strict=True):  # gradients are added up in another order
+        for name in ("loss", "kl", "ce", "agreement", "hidden"):
+            assert two[name] == pytest.approx(one[name], abs=1e-4)
