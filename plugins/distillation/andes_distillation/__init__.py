@@ -26,7 +26,7 @@ def _rate(default: float, of: str) -> Any:
 
 def _pairs(plugin: Any, attribute: Attribute[Any], value: Sequence[Sequence[int]]) -> None:
     if any(len(pair) != 2 for pair in value):
-        raise ValueError(f"'{attribute.name}' must hold pairs [layer of the student, layer of the teacher]: {value}")
+        raise ValueError(f"'{attribute.name}' must hold pairs [student's layer, teacher's layer]: {value}")
 
 
 @frozen(eq=False, kw_only=True)
@@ -64,14 +64,15 @@ class Distillation:
         factory=list,
         validator=_pairs,
         metadata={
-            "help": "pairs [student, teacher]: what enters these layers; below 0 from the end, -1 enters the last norm"
+            "help": "pairs [student, teacher]: what enters these layers; below 0 from the end, -1: the last norm"
         },
     )
     map_rate: float = _rate(1e-3, "the maps between hidden states of different widths")
 
     def __attrs_post_init__(self) -> None:
         if not self.kl and not self.hidden:
-            raise ConfigError("nothing of the teacher is learnt", who="distillation", fix="give kl or hidden a weight")
+            fix = "give kl or hidden a weight"
+            raise ConfigError("nothing of the teacher is learnt", who="distillation", fix=fix)
         if bool(self.hidden) != bool(self.layers):
             fix = "give both, such as hidden = 1.0 and layers = [[-1, -1]], or neither"
             raise ConfigError("`hidden` and `layers` belong together", who="distillation", fix=fix)

@@ -1,9 +1,9 @@
 """Losses of distillation as pure functions.
 
-The divergence is the forward KL between the teacher's distribution and the student's, both at a temperature T (arXiv
-1503.02531, section 2). It is taken over the teacher's k most likely tokens and one bucket that holds all others. By
-the log-sum inequality that is at most the KL over the whole vocabulary, and 0 where that is 0. The stage multiplies it
-by T².
+The divergence is the forward KL between the teacher's distribution and the student's, both at a temperature T
+(arXiv 1503.02531, section 2). It is taken over the teacher's k most likely tokens and one bucket that holds all
+others. By the log-sum inequality that is at most the KL over the whole vocabulary, and 0 where that is 0. The stage
+multiplies it by T².
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class DistillationStage:
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """A packed batch -> (weighted losses in nats, figures).
 
-        Figures: `kl` (nats, without T²), `ce`, `agreement`: the share of rows at which both find the same token best.
+        Figures: `kl` (nats, without T²), `ce`, `agreement`: the share of rows whose best token is the same for both.
         """
         rows, told, seen, shown = self._both(model, batch)
         top = taught(self.teacher(model), told, self.k, self.temperature)
@@ -218,7 +218,7 @@ class HiddenStage(DistillationStage):
 
 
 def supervised_rows(model: VisionLanguageModel, batch: Batch, layers: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-    """A pack through a model -> supervised rows (N, D) after the last norm, and (N, D) of what enters each layer."""
+    """A pack through a model -> supervised rows (N, D) after the last norm, and (N, D) that enter each layer."""
     wanted = batch.labels != -100
     seen: dict[int, Tensor] = {}
 

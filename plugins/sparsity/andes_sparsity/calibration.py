@@ -64,7 +64,7 @@ class Calibration:
 
     @torch.no_grad()
     def show(self, last: int, modules: Mapping[str, nn.Linear], see: Callable[[str, Tensor], None]) -> None:
-        """Run all packs up to the end of a layer; `see` gets names of its modules and the (T, columns) that enter."""
+        """Run all packs up to the end of a layer; `see` gets each module's name and the (T, columns) that enter."""
 
         def stop(layer: int, hidden: Tensor) -> None:
             if layer > last:

@@ -2,10 +2,10 @@
 
 - `magnitude`: the largest |w| of every M stay. No data.
 - `wanda` (arXiv 2306.11695, eq. 1): the largest |w| · ‖x‖ stay, ‖x‖ the norm of what the weight is multiplied with.
-- `sparsegpt` (arXiv 2301.00774, algorithm 1): the largest w² / [H⁻¹]² stay, and the columns to the right make up for
+- `sparsegpt` (arXiv 2301.00774, algorithm 1): the largest w² / [H⁻¹] stay, and the columns to the right make up for
   each weight that goes (optimal brain surgeon), block of columns by block.
 
-Layers are pruned first to last. Each is given what the layers before it, already pruned, send on, as in both papers.
+Layers are pruned first to last. Each is given what the pruned layers before it send on, as in both papers.
 Left out: other orders of columns, sparsity that differs from layer to layer.
 """
 

@@ -1,8 +1,8 @@
 """Stage `sparse`: N:M masks that move while the model learns (SR-STE, arXiv 2102.04010).
 
 The forward pass computes with weight × mask. The gradient goes to all weights as if there were no mask (straight
-through), and pruned weights are pulled towards zero: λ · (1 − mask) · weight is added to their gradient (eq. 8). Every
-few steps the masks are chosen anew, the largest magnitudes of every M. Over the first share of the steps the survivors
+through), and pruned weights are pulled towards zero: λ · (1 − mask) · weight is added to their gradient. Every few
+steps the masks are chosen anew, the largest magnitudes of every M. Over the first share of the steps the survivors
 fall from M to N; over the last share the masks stay. At the end pruned weights become zero.
 With a teacher the loss is that of the stage `distillation`; else it is the cross-entropy on the answers.
 Left out: N:M for other modules than the language model's layers, division of the model among processes (FSDP).
@@ -64,12 +64,12 @@ class _Pull(torch.autograd.Function):
 
 
 def pull(weight: Tensor, mask: Tensor) -> Tensor:
-    """Half the sum of squares of the weights that a mask leaves out: a scalar whose gradient is (1 - mask) · weight."""
+    """Half the sum of squares of the weights that a mask leaves out: its gradient is (1 - mask) · weight."""
     return cast("Tensor", _Pull.apply(weight, mask))
 
 
 class SparseLinear(nn.Linear):
-    """A linear layer that computes with the weights that its mask keeps: a buffer, so that it is part of a state."""
+    """A linear layer that computes with the weights that its mask keeps; the mask is a buffer, part of a state."""
 
     mask: Tensor
 
@@ -195,7 +195,7 @@ class SparseStage:
             module.mask.copy_(keep_mask(module.weight.abs(), count, self.m))
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
-        """A packed batch -> (loss in nats, and λ/2 of the squares of pruned weights where it is learnt from; figures).
+        """A packed batch -> (loss in nats, figures). Where it is learnt from, the pull on pruned weights is added.
 
         Figures: those of the loss, and `sparsity`: the share of the matrices' weights that is pruned now.
         """

@@ -119,7 +119,7 @@ def test_the_gradient_is_that_of_the_masked_weights_plus_the_pull_on_the_pruned_
     masked = (layer.weight * mask).detach().requires_grad_()
     linear(x, masked, layer.bias).square().mean().backward()
     assert masked.grad is not None
-    wanted = masked.grad + 0.1 * layer.weight.detach() * ~mask  # SR-STE, eq. 8
+    wanted = masked.grad + 0.1 * layer.weight.detach() * ~mask  # SR-STE's update
     layer.__class__ = SparseLinear
     layer.register_buffer("mask", mask)
     (layer(x).square().mean() + 0.1 * pull(layer.weight, mask)).backward()
