@@ -167,6 +167,18 @@ def test_recomputed_activations_and_validation_change_no_step(tmp_path: Path) ->
     assert other[-1]["validation_loss"] < other[1]["validation_loss"]
 
 
+def test_adapters_learn_from_the_teacher_and_maps_must_be_named_beside_them(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="adapters are peft's")
+    lora = "lora = { rank = 4, rate = 1e-2 }\nvalidation = [{ path = 'data.jsonl' }]"
+    metrics, _ = train(write_run(tmp_path / "a", options=", ce = 0.0", stage=lora), tmp_path / "a" / "out")
+    assert metrics[-1]["validation_loss"] < metrics[1]["validation_loss"]
+    with pytest.raises(TrainingError, match="maps of the hidden states would not learn"):
+        train(write_run(tmp_path / "b", options=HIDDEN, stage=lora), tmp_path / "b" / "out")
+    named = lora + "\nrates = { distillation_maps = 1e-2 }"
+    metrics, _ = train(write_run(tmp_path / "c", options=HIDDEN, stage=named), tmp_path / "c" / "out")
+    assert metrics[-1]["validation_loss"] < metrics[1]["validation_loss"]
+
+
 TRAIN = """
 import sys
 from pathlib import Path
