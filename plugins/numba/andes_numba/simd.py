@@ -86,7 +86,7 @@ def _tag_constant(*_: Any) -> ir.Constant:
     return I8(0)
 
 
-ONE, FOUR, EIGHT = Tag("rows", 1), Tag("rows", 4), Tag("rows", 8)
+ONE, TWO, FOUR, EIGHT = (Tag("rows", n) for n in (1, 2, 4, 8))
 NARROW, WIDE = Tag("weights", "below 128"), Tag("weights", "any byte")
 
 
@@ -181,6 +181,8 @@ add_i = _binary(lambda b, x, y: b.add(x, y))
 sub_i = _binary(lambda b, x, y: b.sub(x, y))
 mul_i = _binary(lambda b, x, y: b.mul(x, y))
 and_i = _binary(lambda b, x, y: b.and_(x, y))
+add_b = _binary(lambda b, x, y: b.bitcast(b.add(b.bitcast(x, BYTES), b.bitcast(y, BYTES)), IV))
+sub_b = _binary(lambda b, x, y: b.bitcast(b.sub(b.bitcast(x, BYTES), b.bitcast(y, BYTES)), IV))
 add_f = _binary(lambda b, x, y: b.fadd(x, y))
 sub_f = _binary(lambda b, x, y: b.fsub(x, y))
 mul_f = _binary(lambda b, x, y: b.fmul(x, y))
