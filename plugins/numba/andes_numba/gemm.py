@@ -29,6 +29,7 @@ from .simd import (
     Tag,
     add_f,
     and_i,
+    fetch,
     load_f,
     load_i,
     mul_f,
@@ -38,11 +39,8 @@ from .simd import (
     store_f,
     zeros_f,
 )
-from .sparse_tile import sparse_tile
+from .sparse_tile import ACROSS, next_lines, sparse_tile
 from .tile import FULL, HALF, SMALL, cross, load_tile, scaled, spread_rows, step, store_tile
-
-ACROSS = 2
-"""Row blocks of a tile; with four, sums leave the registers."""
 
 # ---------------------------------------------------------------- two row blocks side by side
 
@@ -61,7 +59,7 @@ def _tile(isa, fmt, rows, weights, size, x, row):
         return sparse_tile(layout, vectors)
     length, group, low, bits = layout.group_bytes, layout.group, layout.grid.low, layout.grid.bits
     kind, fields, mask = (FULL if bits == 8 else SMALL), 8 // bits, 0x01010101 * ((1 << bits) - 1)
-    packs = group // (4 * fields)
+    packs, lines = group // (4 * fields), next_lines(layout)
 
     def integers(isa, fmt, rows, weights, size, x, row):
         _, groups, stride, all_codes, all_scales, all_sums = x
@@ -69,6 +67,8 @@ def _tile(isa, fmt, rows, weights, size, x, row):
         total = zeros_f(vectors)
         for g in range(groups):
             at, here = weights + g * length, values + g * group
+            if row == 0:
+                fetch(weights + ACROSS * (size + g * length), lines)
             inner = mul_i(spread_rows(rows, TWO, sums + 4 * g, 4 * groups), splat_i(low))
             for n in range(packs):
                 packed = load_i(TWO, at + 32 + 64 * n, size)

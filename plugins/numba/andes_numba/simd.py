@@ -346,6 +346,19 @@ store_half.__doc__ = "Rows of sixteen float32, as float16."
 store_bytes.__doc__ = "Rows of sixteen int32, the low byte of each."
 
 
+@intrinsic
+def fetch(typingctx, address, lines):
+    """Tell the core that so many lines of 64 bytes will be read soon."""
+
+    def codegen(context, builder, sig, args):
+        for n in range(lines.value):
+            at = pointer(builder, builder.add(args[0], I64(64 * n)), I8)
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), at, I32(0), I32(3), I32(1))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, lines), codegen
+
+
 # ---------------------------------------------------------------- across lanes
 
 

@@ -12,9 +12,11 @@ from .isa import DOTS, shuffle_bytes
 from .product import uncentred
 from .simd import (
     TWO,
+    Tag,
     _load_quad,
     add_b,
     and_i,
+    fetch,
     join,
     load_i,
     repeat,
@@ -27,6 +29,17 @@ from .simd import (
     zeros_i,
 )
 from .tile import addresses, scaled
+
+ACROSS = 2
+"""Row blocks of a tile; with four, sums leave the registers."""
+
+
+def next_lines(layout: Any) -> Tag:
+    """Lines of 64 bytes that a tile asks memory for with each group: what the next row blocks begin with.
+
+    Reading two row blocks at a time, the processor does not guess what comes next.
+    """
+    return Tag("lines", -(-ACROSS * layout.group_bytes // 64))
 
 
 @intrinsic
@@ -63,7 +76,7 @@ def sparse_tile(layout: Any, vectors: Any) -> Any:
     """Code of `gemm.tile`."""
     length, group, bits, fields = layout.group_bytes, layout.group, layout.grid.bits, 8 // layout.grid.bits
     parts, size_of_part, mask = group // 64, 64 + 32 * bits, 0x01010101 * ((1 << bits) - 1)
-    zero, doubled = -layout.grid.low, layout.grid.step == 2
+    zero, doubled, lines = -layout.grid.low, layout.grid.step == 2, next_lines(layout)
 
     def integers(isa, fmt, rows, weights, size, x, row):
         _, groups, stride, all_codes, all_scales, _ = x
@@ -71,6 +84,8 @@ def sparse_tile(layout: Any, vectors: Any) -> Any:
         total = zeros_f(vectors)
         for g in range(groups):
             at, here = weights + g * length, values + g * group
+            if row == 0:
+                fetch(weights + ACROSS * (size + g * length), lines)
             inner, sums = zeros_i(vectors), zeros_i(TWO)
             for n in range(parts):
                 start = at + 32 + size_of_part * n
