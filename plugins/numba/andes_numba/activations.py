@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from andes_packing.formats import FORMATS, LANES, Half
+from andes_packing.formats import FORMATS, LANES, Half, OneOfFour
 from numba import njit, prange
 from numba.extending import overload
 
@@ -98,9 +98,14 @@ def silu(x):
     return div_f(x, add_f(splat_f(np.float32(1)), exp(sub_f(splat_f(np.float32(0)), x))))
 
 
+def raised(layout: Any) -> int:
+    """What a format wants added to each code: 128 makes unsigned bytes of them, since 1:4 sparse weights are signed."""
+    return 128 if isinstance(layout, OneOfFour) else 0
+
+
 @inline
-def quantise_row(values, groups, group, codes, scales, sums):
-    """Float32 values -> int8 codes, and per group a float32 scale and the int32 sum of its codes."""
+def quantise_row(values, groups, group, more, codes, scales, sums):
+    """Float32 values -> int8 codes plus `more`, and per group a float32 scale and the int32 sum of its codes."""
     for g in range(groups):
         start = values + 4 * g * group
         most = zeros_f(ONE)
@@ -112,7 +117,7 @@ def quantise_row(values, groups, group, codes, scales, sums):
         for j in range(0, group, LANES):
             code = round_i(mul_f(load_f(ONE, start + 4 * j, 0), splat_f(inverse)))
             total = add_i(total, code)
-            store_bytes(codes + g * group + j, 0, code)
+            store_bytes(codes + g * group + j, 0, add_i(code, splat_i(more)))
         store_f32(scales + 4 * g, largest / np.float32(127))
         store_i32(sums + 4 * g, total_i(total))
 
@@ -129,7 +134,7 @@ def activate(mode: Any, fmt: Any, x: Any, columns: int, first: int, count: int, 
 @overload(activate)
 def _activate(mode, fmt, x, columns, first, count, threads):
     layout = FORMATS[fmt.value]
-    group = layout.group
+    group, more = layout.group, raised(layout)
     if mode.value == "exact" or isinstance(layout, Half):
 
         def as_they_are(mode, fmt, x, columns, first, count, threads):
@@ -143,20 +148,20 @@ def _activate(mode, fmt, x, columns, first, count, threads):
         codes, scales = np.zeros((padded, x.shape[1]), np.int8), np.zeros((padded, groups), np.float32)
         sums = np.zeros((padded, groups), np.int32)
         if count == 1:
-            quantise_row(address(x[first]), groups, group, address(codes), address(scales), address(sums))
+            quantise_row(address(x[first]), groups, group, more, address(codes), address(scales), address(sums))
         else:
-            quantise_rows(x[first:], count, groups, group, codes, scales, sums, threads)
+            quantise_rows(x[first:], count, groups, group, more, codes, scales, sums, threads)
         return mode, groups, x.shape[1], codes, scales, sums
 
     return as_integers
 
 
 @njit(parallel=True, nogil=True)
-def quantise_rows(x, count, groups, group, codes, scales, sums, threads):
+def quantise_rows(x, count, groups, group, more, codes, scales, sums, threads):
     """`quantise_row` for `count` rows."""
     for n in prange(threads):
         for t in range(n * count // threads, (n + 1) * count // threads):
-            quantise_row(address(x[t]), groups, group, address(codes[t]), address(scales[t]), address(sums[t]))
+            quantise_row(address(x[t]), groups, group, more, address(codes[t]), address(scales[t]), address(sums[t]))
 
 
 def space(mode: Any, fmt: Any, columns: int, rows: int) -> Any:
@@ -187,7 +192,7 @@ def _space(mode, fmt, columns, rows):
 @overload(take, jit_options={"forceinline": True})
 def _take(mode, fmt, values, x, row):
     layout = FORMATS[fmt.value]
-    group = layout.group
+    group, more = layout.group, raised(layout)
     if mode.value == "exact" or isinstance(layout, Half):
 
         def copy(mode, fmt, values, x, row):
@@ -198,7 +203,7 @@ def _take(mode, fmt, values, x, row):
         return copy
 
     def round_off(mode, fmt, values, x, row):
-        quantise_row(values, x[1], group, address(x[3][row]), address(x[4][row]), address(x[5][row]))
+        quantise_row(values, x[1], group, more, address(x[3][row]), address(x[4][row]), address(x[5][row]))
 
     return round_off
 

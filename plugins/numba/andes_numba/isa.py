@@ -51,7 +51,7 @@ DOTS = {"avx512vnni": _dot_vnni, "avx2": _dot_avx2, "portable": _dot_portable}
 @intrinsic
 def dot4(typingctx, isa, small, total, weights, values):
     """total + sum of four products of u8 weights and i8 values per lane, exact. `small`: NARROW or WIDE weights."""
-    sig = Vectors("i32", values.rows)(isa, small, total, weights, values)
+    sig = Vectors("i32", max(weights.rows, values.rows))(isa, small, total, weights, values)
     emit = DOTS[isa.value]
 
     def each(builder, _isa, _small, acc, w, x):

@@ -15,7 +15,7 @@ from andes_packing.formats import FORMATS, Half, Integer, OneOfFour, TwoOfEight
 from numba import njit, prange
 from numba.extending import overload
 
-from .activations import activate, address, silu
+from .activations import activate, address, inline, silu
 from .apart import apart
 from .isa import dot4, look_up, pick4, pick8
 from .machine import kept
@@ -25,6 +25,7 @@ from .simd import (
     ONE,
     WIDE,
     Tag,
+    add_b,
     add_f,
     add_i,
     and_i,
@@ -43,6 +44,7 @@ from .simd import (
     spread_i,
     spread_quad,
     store_f,
+    sub_b,
     sub_i,
     to_f,
     zeros_f,
@@ -94,14 +96,21 @@ def _dense_int8(layout):
     return dot
 
 
+@inline
+def uncentred(isa, rows, sums, zeros):
+    """What takes the 128 off that activations are too high by: sums of codes, a byte each, and of their zero points."""
+    return mul_i(sub_i(dot4(isa, NARROW, zeros_i(rows), sums, splat_i(0x01010101)), splat_i(zeros)), splat_i(-128))
+
+
 def _sparse_int8(layout):
-    bits, fields = layout.grid.bits, 8 // layout.grid.bits
-    doubled, offset = layout.grid.step == 2, 0x01010101 * -layout.grid.low
+    bits, fields, doubled = layout.grid.bits, 8 // layout.grid.bits, layout.grid.step == 2
     parts, size, mask = layout.group // 64, 64 + 32 * bits, 0x01010101 * ((1 << bits) - 1)
+    zero, stored = -layout.grid.low, layout.group // 4
 
     def dot(isa, fmt, rows, codes, x, stride, total):
-        # the zero point meets only the columns that survive, which differ by row: it has to be summed along
-        offsets = zeros_i(rows)
+        # activations are unsigned (`activations.raised`), so that weights may be signed: a zero point would meet only
+        # the columns that survive, which differ by row
+        sums = zeros_i(ONE)
         for n in range(parts):
             start = codes + size * n
             index = load_i(ONE, start, 0)
@@ -112,9 +121,9 @@ def _sparse_int8(layout):
                 field = and_i(shift_right(packed, bits * (j % fields)), splat_i(mask))
                 if doubled:
                     field = shift_left(field, 1)
-                total = dot4(isa, NARROW, total, field, values)
-                offsets = dot4(isa, NARROW, offsets, splat_i(offset), values)
-        return sub_i(total, offsets)
+                sums = add_b(sums, field)
+                total = dot4(isa, NARROW, total, values, sub_b(field, splat_i(0x01010101 * zero)))
+        return add_i(total, uncentred(isa, ONE, sums, zero * stored))
 
     return dot
 
@@ -287,59 +296,55 @@ def _block_half():
 
 
 @apart
-def multiply_blocks(isa, fmt, weights, size, x, count, y, stride, add, first, last):
-    """Outputs of the row blocks `first` to `last` for all `count` activation rows, four at a time.
-
-    y (rows, stride bytes) float32; rows are padded to a multiple of four unless there is one. `add` adds to y.
-    """
+def single(isa, fmt, weights, size, x, row, y, add, first, last):
+    """Outputs of the row blocks `first` to `last` for one activation row; y: address of the row. `add` adds to y."""
     for b in range(first, last):
-        at, out = weights + b * size, y + 64 * b
-        if count == 1:
-            value = block(isa, fmt, ONE, at, x, 0)
-            store_f(out, 0, add_f(load_f(ONE, out, 0), value) if add else value)
-            continue
+        value, out = block(isa, fmt, ONE, weights + b * size, x, row), y + 64 * b
+        store_f(out, 0, add_f(load_f(ONE, out, 0), value) if add else value)
+
+
+@apart
+def multiply_blocks(isa, fmt, weights, size, x, count, y, stride, add, first, last):
+    """As `gemm.multiply_blocks`, for more than one activation row, four at a time."""
+    for b in range(first, last):
         for row in range(0, count, 4):
-            values = block(isa, fmt, FOUR, at, x, row)
-            here = out + row * stride
+            values, here = block(isa, fmt, FOUR, weights + b * size, x, row), y + 64 * b + row * stride
             store_f(here, stride, add_f(load_f(FOUR, here, stride), values) if add else values)
 
 
 @njit(parallel=True, nogil=True)
 def multiply(isa, fmt, runs, size, x, count, y, stride, add, threads):
-    """`multiply_blocks` of matrices that stand one above another, each thread a run of row blocks.
-
-    runs (matrices, 2): address and row blocks of each; `size` bytes per row block.
-    """
+    """As `gemm.multiply`, to the bit: each thread a run of row blocks."""
     blocks = runs[:, 1].sum()
     for n in prange(threads):
         start = 0
         for r in range(len(runs)):
             stop = start + runs[r, 1]
             first, last = max(start, n * blocks // threads), min(stop, (n + 1) * blocks // threads)
-            multiply_blocks(isa, fmt, runs[r, 0] - start * size, size, x, count, y, stride, add, first, last)
+            at = runs[r, 0] - start * size
+            if count == 1:
+                single(isa, fmt, at, size, x, 0, y, add, first, last)
+            else:
+                multiply_blocks(isa, fmt, at, size, x, count, y, stride, add, first, last)
             start = stop
 
 
 @apart
-def gate(isa, fmt, gates, ups, size, x, count, y, stride, first, last):
-    """SwiGLU of the row blocks `first` to `last` of a gate and of what it gates: y gets silu(gate) * up."""
+def single_gate(isa, fmt, gates, ups, size, x, row, y, first, last):
+    """`gemm.gate_blocks` of one activation row; y: address of the row."""
     for b in range(first, last):
-        at, other, out = gates + b * size, ups + b * size, y + 64 * b
-        if count == 1:
-            store_f(out, 0, mul_f(silu(block(isa, fmt, ONE, at, x, 0)), block(isa, fmt, ONE, other, x, 0)))
-            continue
+        value = silu(block(isa, fmt, ONE, gates + b * size, x, row))
+        store_f(y + 64 * b, 0, mul_f(value, block(isa, fmt, ONE, ups + b * size, x, row)))
+
+
+@apart
+def gate_blocks(isa, fmt, gates, ups, size, x, count, y, stride, first, last):
+    """As `gemm.gate_blocks`, for more than one activation row, four at a time."""
+    for b in range(first, last):
         for row in range(0, count, 4):
-            value = silu(block(isa, fmt, FOUR, at, x, row))
-            store_f(out + row * stride, stride, mul_f(value, block(isa, fmt, FOUR, other, x, row)))
-
-
-@njit(parallel=True, nogil=True)
-def multiply_gated(isa, fmt, pair, size, x, count, y, stride, threads):
-    """`gate` of whole matrices, each thread a run of row blocks. pair (2, 2): address and row blocks of gate and up."""
-    blocks = pair[0, 1]
-    for n in prange(threads):
-        first, last = n * blocks // threads, (n + 1) * blocks // threads
-        gate(isa, fmt, pair[0, 0], pair[1, 0], size, x, count, y, stride, first, last)
+            value = silu(block(isa, fmt, FOUR, gates + b * size, x, row))
+            value = mul_f(value, block(isa, fmt, FOUR, ups + b * size, x, row))
+            store_f(y + 64 * b + row * stride, stride, value)
 
 
 @kept

@@ -86,7 +86,7 @@ def _tag_constant(*_: Any) -> ir.Constant:
     return I8(0)
 
 
-ONE, FOUR, EIGHT = Tag("rows", 1), Tag("rows", 4), Tag("rows", 8)
+ONE, TWO, FOUR, EIGHT = (Tag("rows", n) for n in (1, 2, 4, 8))
 NARROW, WIDE = Tag("weights", "below 128"), Tag("weights", "any byte")
 
 
@@ -181,6 +181,8 @@ add_i = _binary(lambda b, x, y: b.add(x, y))
 sub_i = _binary(lambda b, x, y: b.sub(x, y))
 mul_i = _binary(lambda b, x, y: b.mul(x, y))
 and_i = _binary(lambda b, x, y: b.and_(x, y))
+add_b = _binary(lambda b, x, y: b.bitcast(b.add(b.bitcast(x, BYTES), b.bitcast(y, BYTES)), IV))
+sub_b = _binary(lambda b, x, y: b.bitcast(b.sub(b.bitcast(x, BYTES), b.bitcast(y, BYTES)), IV))
 add_f = _binary(lambda b, x, y: b.fadd(x, y))
 sub_f = _binary(lambda b, x, y: b.fsub(x, y))
 mul_f = _binary(lambda b, x, y: b.fmul(x, y))
@@ -342,6 +344,19 @@ store_bytes = _storer(lambda b, x: b.trunc(x, ir.VectorType(I8, LANES)))
 store_f.__doc__ = "Rows of sixteen 32-bit lanes."
 store_half.__doc__ = "Rows of sixteen float32, as float16."
 store_bytes.__doc__ = "Rows of sixteen int32, the low byte of each."
+
+
+@intrinsic
+def fetch(typingctx, address, lines):
+    """Tell the core that so many lines of 64 bytes will be read soon."""
+
+    def codegen(context, builder, sig, args):
+        for n in range(lines.value):
+            at = pointer(builder, builder.add(args[0], I64(64 * n)), I8)
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), at, I32(0), I32(3), I32(1))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, lines), codegen
 
 
 # ---------------------------------------------------------------- across lanes

@@ -1,154 +1,106 @@
-"""Tiles of products of 1:4 sparse weights: four row blocks times four activation rows, all in registers.
-
-`product.py` shifts and masks the stored bits for every four activation rows, and sums zero points along. Here both are
-done once for all of them: a row block is spread to positions and signed values, a byte for each weight that is stored,
-still a quarter of what dense weights need. Activations are made unsigned (128 is added to each), so that the values may
-be signed; 128 times the sum of a group's values is taken off beforehand. Sums of a group are the same exact integers.
-"""
+"""Tiles of products of 1:4 sparse weights: two row blocks times two or four activation rows, all in registers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from andes_packing.formats import FORMATS
 from numba.core import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 from .activations import address
-from .isa import DOTS, dot4, shuffle_bytes
+from .isa import DOTS, shuffle_bytes
+from .product import uncentred
 from .simd import (
-    FOUR,
-    I64,
-    IV,
-    NARROW,
-    ONE,
-    Vectors,
-    _load,
+    TWO,
+    Tag,
     _load_quad,
-    add_i,
+    add_b,
     and_i,
+    fetch,
     join,
     load_i,
-    mul_i,
     repeat,
     shift_left,
     shift_right,
     splat_i,
     split,
-    store_f,
-    sub_i,
+    sub_b,
     zeros_f,
     zeros_i,
 )
-from .tile import addresses, scaled, xor_i
+from .tile import addresses, scaled
 
-SIGNS = 0x80808080
-"""The highest bit of every byte: turns signed bytes into unsigned ones that are 128 higher, and back."""
+ACROSS = 2
+"""Row blocks of a tile; with four, sums leave the registers."""
+
+
+def next_lines(layout: Any) -> Tag:
+    """Lines of 64 bytes that a tile asks memory for with each group: what the next row blocks begin with.
+
+    Reading two row blocks at a time, the processor does not guess what comes next.
+    """
+    return Tag("lines", -(-ACROSS * layout.group_bytes // 64))
 
 
 @intrinsic
-def pick_step(typingctx, isa, rows, columns, total, x, x_stride, w):
-    """total + sixteen columns: row r of x (16 bytes) at `x + r * x_stride`; positions and values of vectors at w."""
-    height, width = rows.value, columns.value
+def pick_cross(typingctx, isa, rows, total, x, x_stride, where, weights):
+    """total + sixteen columns: row r of x (16 unsigned bytes) at `x + r * x_stride`; positions and signed values."""
+    height, width = rows.value, weights.rows
 
     def codegen(context, builder, sig, args):
-        parts = split(builder, args[3], total.rows)
-        picks = []
-        for c in range(width):
-            at = builder.add(args[6], I64(128 * c))
-            where = builder.or_(_load(builder, at, IV), repeat(0x0C080400))
-            picks.append((where, _load(builder, builder.add(at, I64(64)), IV)))
-        for r, at in enumerate(addresses(builder, args[4], args[5], height)):
-            values = builder.xor(_load_quad(builder, at), repeat(SIGNS))
-            for c, (where, weights) in enumerate(picks):
-                chosen, n = shuffle_bytes(builder, isa, values, where), r * width + c
-                parts[n] = DOTS[isa.value](builder, parts[n], chosen, weights, True)
+        parts, columns = split(builder, args[2], total.rows), split(builder, args[6], width)
+        picks = [builder.or_(part, repeat(0x0C080400)) for part in split(builder, args[5], width)]
+        for r, at in enumerate(addresses(builder, args[3], args[4], height)):
+            values = _load_quad(builder, at)
+            for c, (pick, weight) in enumerate(zip(picks, columns, strict=True)):
+                chosen, n = shuffle_bytes(builder, isa, values, pick), r * width + c
+                parts[n] = DOTS[isa.value](builder, parts[n], chosen, weight, True)
         return join(builder, parts)
 
-    return total(isa, rows, columns, total, types.int64, types.int64, types.int64), codegen
+    return total(isa, rows, total, types.int64, types.int64, where, weights), codegen
 
 
 @intrinsic
-def load_columns(typingctx, rows, columns, at):
-    """A tile of i32 whose rows are all the vectors at `at`."""
-    height, width = rows.value, columns.value
+def add_columns(typingctx, rows, tile, columns):
+    """A tile of i32, each row plus a vector for each column."""
+    width = columns.rows
 
     def codegen(context, builder, sig, args):
-        return join(builder, [_load(builder, builder.add(args[2], I64(64 * c)), IV) for c in range(width)] * height)
+        parts, more = split(builder, args[1], tile.rows), split(builder, args[2], width)
+        return join(builder, [builder.add(part, more[n % width]) for n, part in enumerate(parts)])
 
-    return Vectors("i32", height * width)(rows, columns, types.int64), codegen
-
-
-def spread_bytes(group: int) -> int:
-    """Bytes of a spread group of a row block: a correction, then a position and a value for each weight stored."""
-    return 64 + 8 * group
+    return tile(rows, tile, columns), codegen
 
 
-def spread_sparse(isa: Any, fmt: Any, codes: int, to: int, body: int, stride: int) -> None:
-    """A group of a row block: what has to be added to its sums goes to `to`; positions and values of 16 columns at a
-    time, `stride` bytes apart, to `body`."""
-    raise NotImplementedError("compiled code only")
+def sparse_tile(layout: Any, vectors: Any) -> Any:
+    """Code of `gemm.tile`."""
+    length, group, bits, fields = layout.group_bytes, layout.group, layout.grid.bits, 8 // layout.grid.bits
+    parts, size_of_part, mask = group // 64, 64 + 32 * bits, 0x01010101 * ((1 << bits) - 1)
+    zero, doubled, lines = -layout.grid.low, layout.grid.step == 2, next_lines(layout)
 
-
-@overload(spread_sparse, jit_options={"forceinline": True})
-def _spread_sparse(isa, fmt, codes, to, body, stride):
-    layout = FORMATS[fmt.value]
-    bits, fields, doubled = layout.grid.bits, 8 // layout.grid.bits, layout.grid.step == 2
-    parts, size, mask = layout.group // 64, 64 + 32 * bits, 0x01010101 * ((1 << bits) - 1)
-    low = 0x01010101 * -layout.grid.low
-
-    def spread(isa, fmt, codes, to, body, stride):
-        total = zeros_i(ONE)
-        for n in range(parts):
-            start = codes + size * n
-            index = load_i(ONE, start, 0)
-            for j in range(4):
-                packed = load_i(ONE, start + 64 + 64 * (j // fields), 0)
-                field = and_i(shift_right(packed, bits * (j % fields)), splat_i(mask))
-                if doubled:
-                    field = shift_left(field, 1)
-                # the highest bit keeps bytes from borrowing of their neighbours
-                field = xor_i(sub_i(add_i(field, splat_i(SIGNS)), splat_i(low)), splat_i(SIGNS))
-                here = body + (4 * n + j) * stride
-                store_f(here, 0, and_i(shift_right(index, 2 * j), splat_i(0x03030303)))
-                store_f(here + 64, 0, field)
-                total = dot4(isa, NARROW, total, splat_i(0x01010101), field)
-        store_f(to, 0, mul_i(total, splat_i(-128)))
-
-    return spread
-
-
-def prepare_with(layout: Any, width: int) -> Any:
-    """Code of `gemm.prepare` for `width` row blocks: their corrections, then sixteen columns of each in turn."""
-    length, whole = layout.group_bytes, width * spread_bytes(layout.group)
-
-    def prepare(isa, fmt, columns, weights, size, groups, buffer):
-        start = (address(buffer) + 63) // 64 * 64
-        for g in range(groups):
-            for c in range(width):
-                at, to = weights + c * size + g * length + 32, start + g * whole
-                spread_sparse(isa, fmt, at, to + 64 * c, to + 64 * width + 128 * c, 128 * width)
-        return start, 0, whole
-
-    return prepare
-
-
-def tile_with(layout: Any, vectors: Any, width: int) -> Any:
-    """Code of `gemm.tile` for weights that `prepare_with` has spread."""
-    length, group = layout.group_bytes, layout.group
-
-    def integers(isa, fmt, columns, weights, size, codes, x, row):
+    def integers(isa, fmt, rows, weights, size, x, row):
         _, groups, stride, all_codes, all_scales, _ = x
         values, scales = address(all_codes[row]), address(all_scales[row])
-        start, _, along = codes
         total = zeros_f(vectors)
         for g in range(groups):
-            at = start + g * along
-            inner = load_columns(FOUR, columns, at)
-            for s in range(group // 16):
-                here = at + 64 * width + s * 128 * width
-                inner = pick_step(isa, FOUR, columns, inner, values + g * group + 16 * s, stride, here)
-            total = scaled(FOUR, columns, total, inner, scales + 4 * g, 4 * groups, weights + g * length, size)
+            at, here = weights + g * length, values + g * group
+            if row == 0:
+                fetch(weights + ACROSS * (size + g * length), lines)
+            inner, sums = zeros_i(vectors), zeros_i(TWO)
+            for n in range(parts):
+                start = at + 32 + size_of_part * n
+                index = load_i(TWO, start, size)
+                for j in range(4):
+                    where = and_i(shift_right(index, 2 * j), splat_i(0x03030303))
+                    codes = load_i(TWO, start + 64 + 64 * (j // fields), size)
+                    codes = and_i(shift_right(codes, bits * (j % fields)), splat_i(mask))
+                    if doubled:
+                        codes = shift_left(codes, 1)
+                    sums = add_b(sums, codes)
+                    signed = sub_b(codes, splat_i(0x01010101 * zero))
+                    inner = pick_cross(isa, rows, inner, here + 64 * n + 16 * j, stride, where, signed)
+            inner = add_columns(rows, inner, uncentred(isa, TWO, sums, zero * group // 4))
+            total = scaled(rows, TWO, total, inner, scales + 4 * g, 4 * groups, at, size)
         return total
 
     return integers

@@ -14,7 +14,7 @@ from numba import njit, prange
 from .activations import address, copy_rows, inline, norm_row, space, take
 from .apart import apart
 from .block_attention import attend_rows, desks, longest, row_groups, sights
-from .gemm import FEW, multiply, multiply_gated
+from .gemm import multiply, multiply_gated
 from .lora import adapt, gate_rows
 from .machine import kept
 
@@ -125,7 +125,7 @@ def forward(
     c, d = space(mode, formats[2], width, rows), space(mode, formats[3], inner, rows)
     many = len(read)
     e = space(mode, formats[4], width, 1 if many == 1 else (many + 3) // 4 * 4)
-    apart = len(lora.rows) > 0 or count < FEW
+    apart = len(lora.rows) > 0
     low = np.empty((rows if len(lora.rows) else 0, 3, lora.most), np.float32)
     both = np.empty((rows if apart else 0, 2 * gated.shape[1]), np.float32)
     keys, groups, sight = longest(store) + count, row_groups(store, count, heads), sights(store, count)

@@ -43,6 +43,7 @@ WIDTH, TILE = 4, Tag("rows", 16)
 FULL, SMALL = Tag("number", "wide"), Tag("number", "narrow")
 BRAIN, SINGLE, HALF = Tag("number", "bf16"), Tag("number", "f32"), Tag("number", "f16")
 
+
 xor_i = _binary(lambda b, x, y: b.xor(x, y))
 
 
@@ -102,6 +103,23 @@ def step(typingctx, isa, kind, rows, columns, total, x, x_stride, w, w_stride):
         return join(builder, parts)
 
     return sig, codegen
+
+
+@intrinsic
+def cross(typingctx, isa, kind, rows, total, x, x_stride, weights):
+    """`step` of bytes with weights that are here already, a vector for each column."""
+    height, width = rows.value, weights.rows
+
+    def codegen(context, builder, sig, args):
+        parts, columns = split(builder, args[3], total.rows), split(builder, args[6], width)
+        for r, at in enumerate(addresses(builder, args[4], args[5], height)):
+            value = _splat(builder, _load(builder, at, I32))
+            for c, weight in enumerate(columns):
+                n = r * width + c
+                parts[n] = DOTS[isa.value](builder, parts[n], weight, value, kind.value == "narrow")
+        return join(builder, parts)
+
+    return total(isa, kind, rows, total, types.int64, types.int64, weights), codegen
 
 
 @intrinsic

@@ -92,10 +92,10 @@ def _product(isa, number, matrix, x, count, y, add):
         def integers(isa, number, matrix, x, count, y, add):
             codes, scales, sums = x
             a = INT8, scales.shape[1], codes.shape[1], codes, scales, sums
-            stride, none = 4 * y.shape[1], np.empty(0, np.uint8)
-            for b in range(0, matrix[1], 4):
+            stride = 4 * y.shape[1]
+            for b in range(0, matrix[1], gemm.ACROSS):
                 at, out = matrix[0] + b * matrix[2], address(y) + 64 * b
-                gemm.strip(isa, W8, FOUR, at, matrix[2], a, count, out, stride, add, none)
+                gemm.strip(isa, W8, at, matrix[2], a, count, out, stride, add)
             add_bias(matrix, count, y)
 
         return integers

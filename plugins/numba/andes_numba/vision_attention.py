@@ -68,7 +68,7 @@ def _encode_row(number, values, groups, group, out, scales, sums):
     if number.value == "wide":
 
         def integers(number, values, groups, group, out, scales, sums):
-            quantise_row(values, groups, group, out, scales, sums)
+            quantise_row(values, groups, group, 0, out, scales, sums)
 
         return integers
     if number.value == "bf16":

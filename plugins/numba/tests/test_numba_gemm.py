@@ -3,6 +3,7 @@ import pytest
 from andes_numba import FORMATS, gemm, lora, product
 from andes_numba.machine import KERNEL_SETS, choose_kernels, features
 from andes_numba.simd import Tag
+from andes_numba.step import padded_rows
 from andes_packing.formats import find
 
 BEST = choose_kernels("auto")[0]
@@ -10,7 +11,7 @@ BEST = choose_kernels("auto")[0]
 
 def run(module, name, isa, packed, x, threads, mode="int8"):
     count, columns = x.shape
-    rows = -(-count // 4) * 4
+    rows = padded_rows(count)
     buffer = np.zeros((rows, -(-columns // 128) * 128), np.float32)
     buffer[:count, :columns] = x
     y = np.full((rows, 16 * len(packed)), 7, np.float32)
@@ -22,15 +23,17 @@ def run(module, name, isa, packed, x, threads, mode="int8"):
 def check(name, isa):
     rng = np.random.default_rng(0)
     layout = find(name)
-    # eleven row blocks: two times four, and three that are left; 13 and 300 fill no tile and no group
+    # eleven row blocks: five times two, and one that is left; 15 and 300 fill no tile and no group
     packed = layout.pack(layout.quantise(rng.normal(size=(176, 300)).astype(np.float32), search=False))
-    x = rng.normal(size=(gemm.FEW + 1, 300)).astype(np.float32)
+    x = rng.normal(size=(15, 300)).astype(np.float32)
     x[0] *= 1e4
     wanted = run(product, name, isa, packed, x, 1)
     for threads in (1, 3):
         assert np.array_equal(run(gemm, name, isa, packed, x, threads), wanted)
-    few = x[: gemm.FEW - 1]
-    assert np.array_equal(run(gemm, name, isa, packed, few, 1), wanted[: len(few)])
+    for few in range(1, 12):
+        assert np.array_equal(run(gemm, name, isa, packed, x[:few], 1), wanted[:few])
+    for row in range(len(x)):
+        assert np.array_equal(run(product, name, isa, packed, x[row : row + 1], 1), wanted[row : row + 1])
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -51,7 +54,7 @@ def test_many_rows_have_the_bits_of_few_in_other_kernel_sets(name, isa):
 def test_gates_of_many_rows_have_the_bits_of_their_products(name):
     rng = np.random.default_rng(0)
     layout = find(name)
-    # five row blocks: four together, and one that is left
+    # five row blocks: two times two, and one that is left
     both = [layout.pack(layout.quantise(rng.normal(size=(80, 300)).astype(np.float32), search=False)) for _ in "gu"]
     x = rng.normal(size=(16, 384)).astype(np.float32)
     x[:, 300:] = 0
