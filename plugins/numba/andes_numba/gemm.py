@@ -169,7 +169,7 @@ def _gate_blocks(isa, fmt, gates, ups, size, x, count, y, stride, first, last):
 
 @bare
 def _strips(isa, fmt, weights, size, x, count, y, stride, add, first, last):
-    whole = first + (last - first) // ACROSS * ACROSS
+    whole = last - max(0, last - first) % ACROSS  # nothing is left of an empty range, whose end may come first
     for b in range(first, whole, ACROSS):
         strip(isa, fmt, weights + b * size, size, x, count, y + 64 * b, stride, add)
     for row in range(count if whole < last else 0):  # of small models, and at the end of a thread's share
@@ -178,7 +178,7 @@ def _strips(isa, fmt, weights, size, x, count, y, stride, add, first, last):
 
 @bare
 def _gate_strips(isa, fmt, gates, ups, size, x, count, y, stride, first, last):
-    whole = first + (last - first) // ACROSS * ACROSS
+    whole = last - max(0, last - first) % ACROSS  # nothing is left of an empty range, whose end may come first
     other = np.empty(((count + 3) // 4 * 4, 16 * ACROSS), np.float32)
     add = count == 0  # no literal: with it `strip` would be compiled once more
     for b in range(first, whole, ACROSS):
