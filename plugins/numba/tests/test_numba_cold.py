@@ -80,7 +80,7 @@ def test_code_that_has_come_is_used_in_the_middle_of_a_prompt(pipe, waiting, mon
 
     monkeypatch.setattr(passes, "_run", run)
     pipe.compiled.session(KeepAll()).prefill(Inputs(torch.arange(5, 105)))
-    assert sizes == [11, 11, 78]
+    assert sizes == [16, 16, 68]
 
 
 def test_a_background_that_fails_is_told_and_done_here(pipe, waiting, caplog):
