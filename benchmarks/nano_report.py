@@ -38,7 +38,14 @@ def model_plot(run: dict[str, Any], path: Path) -> None:
     axes.barh(rows, values, xerr=[below, above], color="#4477aa", ecolor="#222222", capsize=2, label="this model, 95 %")
     axes.scatter(best, rows, marker="|", s=160, color="#ee6677", zorder=3, label="best without looking")
     blind = [(noise[name]["value"], row) for row, name in enumerate(scores) if name in noise]
-    axes.scatter(*zip(*blind, strict=True), marker="x", color="#ccbb44", zorder=3, label="noise for the picture")
+    axes.scatter(
+        [v for v, _ in blind],
+        [row for _, row in blind],
+        marker="x",
+        color="#ccbb44",
+        zorder=3,
+        label="noise for the picture",
+    )
     axes.set_yticks(rows, [f"{name} (lower is better)" if name.endswith("/error") else name for name in scores])
     axes.set(xlim=(0, 1), xlabel=SCALE)
     axes.invert_yaxis()
