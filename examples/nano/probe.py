@@ -2,8 +2,8 @@
 
     python examples/nano/probe.py runs/nano/1-reading/model
 
-A ridge regression goes from merged rows of test pages (`prepare.py elements shapes`) to their places, as shares of width
-and height, and to their mean colours. Printed is R² on pages that it was not fitted to; 0 is what the mean reaches.
+A ridge regression goes from merged rows of test pages (`prepare.py elements shapes`) to their places, as shares of
+width and height, and to their mean colours. Printed is R² on other pages; 0 is what the mean reaches.
 """
 
 from __future__ import annotations
