@@ -6,8 +6,11 @@ changes what is said.
 
 from __future__ import annotations
 
+import atexit
 from functools import cache
 from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,16 +21,18 @@ from PIL import Image
 from andes_sdk import Pipeline
 from andes_sdk.runtime.engine import Conversation
 from andes_sdk.runtime.generation import GenerationOptions
+from andes_sdk.testing.material import plain_inputs
 from andes_sdk.testing.weights import randomised
 from andes_sdk.types import Adapter, LowRank
 
-pytest.importorskip("andes_okv", reason="pip install andes-okv")
-pytest.importorskip("andes_speculative", reason="pip install andes-speculative")
+fitting = pytest.importorskip("andes_okv.fitting", reason="pip install andes-okv")
+testing = pytest.importorskip("andes_speculative.testing", reason="pip install andes-speculative")
+MODEL, lively = testing.MODEL, testing.lively
 
-MODEL = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 # formats as in numba's own tests, so that their machine code is compiled once
 BACKENDS: dict[str, list[Any]] = {
     "torch": [],
+    "w8": [{"numba": {"format": "w8"}}],
     "w4": [{"numba": {"format": "w4_g32"}}],
     "sub2": [{"numba": {"format": "nm14_w4", "head": "w8", "kv": "int8"}}],
 }
@@ -36,15 +41,43 @@ POLICIES: dict[str, list[Any]] = {
     "full": [],
     "snapkv": [{"okv": {"scorer": "snapkv", **SMALL}}],
     "kvzip+": [{"okv": {"scorer": "kvzip+", "budget": "layer", **SMALL}}],
+    "learned": [{"okv": {"scorer": "learned", "budget": "global", **SMALL}}],
 }
-DECODERS: dict[str, list[Any]] = {"plain": [], "suffix": [{"speculative": {"adapt": False, "rows": 9, "width": 3}}]}
+DECODERS = ("suffix", "eagle3", "block")
 SHOWN = {"text": 0, "picture": 1, "two pictures": 2}
 WORDS = "seven green boats and seven green birds and seven green boats and seven green "
 
 
 @cache
+def folder() -> Path:
+    """For files of heads and scorers."""
+    made = TemporaryDirectory()
+    atexit.register(made.cleanup)
+    return Path(made.name)
+
+
+@cache
+def scorer() -> Path:
+    """A learned scorer of the tiny model, of three texts."""
+    pipe = lively({"okv": {"scorer": "kvzip+"}})
+    weights, _ = fitting.fit(pipe, [plain_inputs(pipe, 60, seed=n) for n in range(3)])
+    weights.write(folder() / "scorer.safetensors")
+    return folder() / "scorer.safetensors"
+
+
+@cache
+def decoder_of(name: str) -> list[Any]:
+    if name in ("eagle3", "block"):
+        return [testing.guessing(name, lively().model, folder(), depth=4, width=2, rows=9)]
+    return [{"speculative": {"adapt": False, "rows": 9, "width": 3}}] if name == "suffix" else []
+
+
+@cache
 def pipeline(backend: str, policy: str, decoder: str) -> Pipeline:
-    plugins = [*MODEL, *BACKENDS[backend], *POLICIES[policy], *DECODERS[decoder]]
+    chosen = POLICIES[policy]
+    if policy == "learned":
+        chosen = [{"okv": {**chosen[0]["okv"], "weights": str(scorer())}}]
+    plugins = [*MODEL, *BACKENDS[backend], *chosen, *decoder_of(decoder)]
     pipe = Pipeline.from_plugins(plugins, backend="torch" if backend == "torch" else "numba", seed=1)
     randomised(pipe.model.language_model)
     random, layers = torch.Generator().manual_seed(2), {}
@@ -79,25 +112,36 @@ def told(pipe: Pipeline, pictures: int, adapter: str | None) -> list[Conversatio
     return made
 
 
-ALWAYS = {("text", None), ("picture", "own"), ("two pictures", None)}
+Cell = tuple[str, str, str, str, str | None]
+
+
+def always(cell: Cell) -> bool:
+    """Whether a cell is not left to the longer checks."""
+    backend, policy, decoder, *rest = cell
+    if decoder == "suffix" and backend != "w8" and policy != "learned":
+        return tuple(rest) in {("text", None), ("picture", "own"), ("two pictures", None)}
+    return policy == "learned" and rest == ["picture", "own"]
+
+
 CELLS = [
-    pytest.param(*cell, id="-".join(map(str, cell)), marks=() if cell[2:] in ALWAYS else pytest.mark.slow)
-    for cell in product(BACKENDS, POLICIES, SHOWN, (None, "own"))
+    pytest.param(*cell, id="-".join(map(str, cell)), marks=() if always(cell) else pytest.mark.slow)
+    for cell in product(BACKENDS, POLICIES, DECODERS, SHOWN, (None, "own"))
 ]
-"""Every combination; half of them in the longer checks."""
+"""Every combination; most of them in the longer checks."""
 
 
-@pytest.mark.parametrize(("backend", "policy", "shown", "adapter"), CELLS)
+@pytest.mark.parametrize(("backend", "policy", "decoder", "shown", "adapter"), CELLS)
 def test_speculation_says_and_holds_what_plain_decoding_does(
-    backend: str, policy: str, shown: str, adapter: str | None
+    backend: str, policy: str, decoder: str, shown: str, adapter: str | None
 ) -> None:
-    plain, fast = (told(pipeline(backend, policy, d), SHOWN[shown], adapter) for d in DECODERS)
+    plain, fast = (told(pipeline(backend, policy, d), SHOWN[shown], adapter) for d in ("plain", decoder))
     for one, other in zip(plain, fast, strict=True):
         assert list(one.tokens) == list(other.tokens)
         assert len(one.tokens) == 40
         before, after = one.session.stats, other.session.stats
         assert (before.rows, before.kv_bytes) == (after.rows, after.kv_bytes)
-        assert after.proposed > before.proposed  # something was guessed
+    # something was guessed
+    assert sum(c.session.stats.proposed for c in fast) > sum(c.session.stats.proposed for c in plain)
     if policy != "full":
         whole = told(pipeline(backend, "full", "plain"), SHOWN[shown], adapter)
         for one, all_of_it in zip(plain, whole, strict=True):

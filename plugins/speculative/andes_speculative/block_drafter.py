@@ -82,11 +82,6 @@ class BlockDrafter:
         """The block."""
         return self.head.shape.block
 
-    @property
-    def most(self) -> int:
-        """The block."""
-        return self.head.shape.block
-
     def open(self) -> Read:
         """Nothing read."""
         none = torch.zeros(self.head.shape.kv_heads, 0, self.head.shape.head_dim)

@@ -192,7 +192,8 @@ class SpeculativeDecoder:
 
     def _depth(self, drafts: Sequence[Draft]) -> int:
         """How deep a drafter that costs time goes, by what its guesses were worth lately; 0: it is not asked."""
-        most, stride = min(self.depth, self.drafter.most), self.drafter.stride
+        stride = self.drafter.stride
+        most = self.depth if stride == 1 else min(self.depth, stride)  # a block ends where it ends
         if not self.adapt:
             return most
         self._measure(drafts)
@@ -204,7 +205,7 @@ class SpeculativeDecoder:
         if depth == 0 and min(d.waited for d in drafts) >= RETRY:
             for draft in drafts:
                 draft.waited = 0
-            return min(stride, most)  # a whole pass costs as much as one token of it
+            return 1 if stride == 1 else most  # a whole pass costs as much as one token of it
         self.last_choice = self.last_choice if depth else OFF
         return depth
 

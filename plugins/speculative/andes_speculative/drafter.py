@@ -63,11 +63,7 @@ class Drafter(Protocol):
 
     @property
     def stride(self) -> int:
-        """Tokens that one of its passes guesses."""
-
-    @property
-    def most(self) -> int:
-        """Tokens on the longest path that it guesses at once."""
+        """Tokens that one of its passes guesses. 1: it can go on pass by pass; more: it guesses no more than those."""
 
     def open(self) -> Any:
         """A memory for a new conversation."""

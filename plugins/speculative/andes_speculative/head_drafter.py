@@ -105,7 +105,6 @@ class HeadDrafter:
     name: str = "eagle3"
     free: bool = False
     stride: int = 1
-    most: int = 64
 
     @property
     def taps(self) -> Sequence[int]:

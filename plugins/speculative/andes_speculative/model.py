@@ -106,7 +106,6 @@ class ModelDrafter:
     taps: Sequence[int] = ()
     free: bool = False
     stride: int = 1
-    most: int = 64
 
     @classmethod
     def of(cls, pipeline: Pipeline, tokenizer: Tokenizer, vision: VisionSpec) -> ModelDrafter:

@@ -107,7 +107,6 @@ class SuffixDrafter:
     taps: Sequence[int] = ()
     free: bool = True
     stride: int = 1
-    most: int = 64
 
     def open(self) -> Words:
         """An empty text."""

@@ -14,6 +14,7 @@ from andes_speculative.cost import ASSUMED, Cost, cost_of, linear, measure
 from andes_speculative.decoder import Draft, SpeculativeDecoder, depth_of
 from andes_speculative.drafter import Guess
 from andes_speculative.suffix import SuffixDrafter
+from andes_speculative.testing import MODEL
 from attrs import define, evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,8 +22,6 @@ from hypothesis import strategies as st
 from andes_sdk import Pipeline
 from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.testing.material import plain_inputs
-
-MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 
 
 def some_guesses(rng: random.Random, count: int) -> list[Guess]:

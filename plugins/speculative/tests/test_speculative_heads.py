@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 from andes_speculative import stage as stage_module
-from andes_speculative.block import Block, BlockShape, blocks
+from andes_speculative.block import blocks
 from andes_speculative.block_drafter import BlockDrafter
 from andes_speculative.choice import deepest
 from andes_speculative.cost import linear
 from andes_speculative.decoder import SpeculativeDecoder
-from andes_speculative.eagle import Eagle3, shape_for, taps_of, unrolled
+from andes_speculative.eagle import Eagle3, taps_of, unrolled
 from andes_speculative.head_drafter import HeadDrafter, embedded
 from andes_speculative.heads import base_of, load_head, save_head
 from andes_speculative.stage import BlockStage
+from andes_speculative.testing import lively, new_block, new_head
 from andes_training.testing.material import stage_batches
 from attrs import asdict, evolve
 from safetensors.torch import load_file
@@ -28,31 +29,6 @@ from andes_sdk.cli import app
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.testing.material import conversation, plain_inputs
-from andes_sdk.testing.weights import randomised
-
-MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
-
-
-def lively(*plugins: Any, backend: str = "torch", seed: int = 1) -> Pipeline:
-    more = [{"numba": {"format": "w8", "threads": 1}}] if backend == "numba" else []
-    pipe = Pipeline.from_plugins([*MODEL, *more, *plugins], seed=seed, backend=backend)
-    randomised(pipe.model.language_model)
-    return pipe
-
-
-def new_head(pipe: Pipeline, vocabulary: int = 512) -> Eagle3:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        head = Eagle3(shape_for(pipe.model.text, vocabulary))
-    head.tokens.copy_(torch.arange(len(head.tokens)))
-    return randomised(head).eval().requires_grad_(False)  # type: ignore[no-any-return]
-
-
-def new_block(pipe: Pipeline, layers: int = 2) -> Block:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(6)
-        shape = {**asdict(shape_for(pipe.model.text, 512)), "block": 4, "layers": layers}
-        return randomised(Block(BlockShape(**shape))).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +38,13 @@ def plain() -> Pipeline:
 
 @pytest.fixture
 def file(plain: Pipeline, tmp_path: Path) -> Path:
-    save_head(new_head(plain), tmp_path / "head.safetensors", base_of(plain.model))
+    save_head(new_head(plain.model), tmp_path / "head.safetensors", base_of(plain.model))
     return tmp_path / "head.safetensors"
 
 
 @pytest.fixture
 def block_file(plain: Pipeline, tmp_path: Path) -> Path:
-    save_head(new_block(plain), tmp_path / "block.safetensors", base_of(plain.model))
+    save_head(new_block(plain.model), tmp_path / "block.safetensors", base_of(plain.model))
     return tmp_path / "block.safetensors"
 
 
@@ -79,7 +55,7 @@ def test_the_layers_are_those_of_the_paper_or_the_nearest() -> None:
 
 def test_drafting_gives_the_logits_that_were_trained(plain: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three tokens ahead of a text: the drafter's rows, read in parts, are those of the unrolled training pass."""
-    head = new_head(plain)
+    head = new_head(plain.model)
     pipe = lively({"speculative": {}})
     text = plain_inputs(plain, 14).ids.tolist()
     compiled = evolve_taps(pipe, head)
@@ -117,7 +93,7 @@ def evolve_taps(pipe: Pipeline, head: Eagle3) -> Any:
 def test_a_block_gives_the_logits_that_were_trained(plain: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks behind a text that was read in parts are those of the training pass, in which many blocks share a text."""
     monkeypatch.setattr("andes_speculative.block_drafter.UNLIKELY", 0.0)
-    head = new_block(plain)
+    head = new_block(plain.model)
     text = plain_inputs(plain, 14).ids.tolist()
     compiled = evolve_taps(plain, head)
     (rows,) = compiled.step([work(compiled.session(plain.policy), text)])
@@ -142,7 +118,7 @@ def test_a_block_gives_the_logits_that_were_trained(plain: Pipeline, monkeypatch
 
 
 def test_a_block_ends_where_the_head_does_not_trust_it(plain: Pipeline) -> None:
-    head = new_block(plain)
+    head = new_block(plain.model)
     head.trust.weight.zero_()
     head.trust.bias.fill_(-2.0)  # 0.12: two places are 0.014
     compiled = evolve_taps(plain, head)
@@ -156,7 +132,7 @@ def test_a_block_ends_where_the_head_does_not_trust_it(plain: Pipeline) -> None:
 
 def test_of_a_long_text_a_block_sees_what_came_last(plain: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("andes_speculative.block_drafter.WINDOW", 6)
-    head = new_block(plain)
+    head = new_block(plain.model)
     compiled = evolve_taps(plain, head)
     text = plain_inputs(plain, 14).ids.tolist()
     (rows,) = compiled.step([work(compiled.session(plain.policy), text)])
@@ -179,7 +155,7 @@ def work(session: Any, tokens: list[int]) -> Any:
 
 
 def test_guesses_do_not_depend_on_earlier_guesses_or_on_the_parts_that_were_read(plain: Pipeline) -> None:
-    head = new_head(plain)
+    head = new_head(plain.model)
     compiled = evolve_taps(plain, head)
     text = plain_inputs(plain, 20, seed=8).ids.tolist()
     (rows,) = compiled.step([work(compiled.session(plain.policy), text)])
@@ -227,8 +203,8 @@ def test_the_text_stays_with_pictures_and_without(
 
 def test_a_head_that_does_not_pay_is_asked_rarely(plain: Pipeline) -> None:
     """Random weights are never right: after a few passes nothing is guessed, and now and then one token is tried."""
-    decoder = SpeculativeDecoder(HeadDrafter(new_head(plain), plain.model), 4)
-    compiled = evolve_taps(plain, new_head(plain))
+    decoder = SpeculativeDecoder(HeadDrafter(new_head(plain.model), plain.model), 4)
+    compiled = evolve_taps(plain, new_head(plain.model))
     engine = evolve(plain.engine(), ends=(), compiled=compiled, decoder=decoder)
     one = engine.join(plain_inputs(plain, 9), GenerationOptions(max_tokens=150))
     engine.run()
@@ -273,7 +249,7 @@ def test_a_pass_of_a_block_costs_the_same_however_many_tokens_of_it_are_wanted()
 
 
 def test_a_block_is_never_asked_for_more_than_it_guesses(plain: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    drafter = BlockDrafter(new_block(plain), plain.model)
+    drafter = BlockDrafter(new_block(plain.model), plain.model)
     decoder = SpeculativeDecoder(drafter, 64, fixed=evolve(linear(0.01), one=1.0))
     asked: list[int] = []
     inner = BlockDrafter.guess
@@ -359,23 +335,23 @@ def test_other_files_are_refused(plain: Pipeline, file: Path, tmp_path: Path) ->
         save_file({"x": torch.zeros(2)}, tmp_path / "x", {**facts, "andes_shape": shape})
         with pytest.raises(CheckpointError, match="has no shape"):
             load_head(tmp_path / "x", plain.model, "eagle3")
-    wrong = new_head(plain)
+    wrong = new_head(plain.model)
     wrong.tokens[3] = 100_000
     save_head(wrong, tmp_path / "x", base)
     with pytest.raises(CheckpointError, match="tokens that the model does not have"):
         load_head(tmp_path / "x", plain.model, "eagle3")
-    wrong = new_head(plain)
+    wrong = new_head(plain.model)
     wrong.fc.weight[0, 0] = torch.nan
     save_head(wrong, tmp_path / "x", base)
     with pytest.raises(CheckpointError, match=r"not finite in \['fc.weight'\]"):
         load_head(tmp_path / "x", plain.model, "eagle3")
-    assert load_head(file, plain.model, "eagle3").shape == new_head(plain).shape
+    assert load_head(file, plain.model, "eagle3").shape == new_head(plain.model).shape
     with pytest.raises(CheckpointError, match="no draft head 'block'"):
         load_head(file, plain.model, "block")
 
 
 def test_a_block_is_read_as_it_was_written(plain: Pipeline, block_file: Path, tmp_path: Path) -> None:
-    head, again = new_block(plain), load_head(block_file, plain.model, "block")
+    head, again = new_block(plain.model), load_head(block_file, plain.model, "block")
     assert again.shape == head.shape
     for name, tensor in head.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name

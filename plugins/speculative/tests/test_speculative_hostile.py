@@ -11,6 +11,7 @@ import torch
 from andes_speculative import corpus as corpora
 from andes_speculative.corpus import read_corpus
 from andes_speculative.suffix import SuffixDrafter
+from andes_speculative.testing import MODEL
 from attrs import evolve
 
 from andes_sdk import Pipeline
@@ -18,8 +19,6 @@ from andes_sdk.errors import AssemblyError, ConfigError
 from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.testing.material import plain_inputs
 from andes_sdk.types import Inputs
-
-MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 
 
 def pipeline(**options: Any) -> Pipeline:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from andes_speculative.testing import guessing as with_head
+from andes_speculative.testing import lively
 from attrs import evolve
 
 from andes_sdk import Pipeline
@@ -21,26 +24,18 @@ from andes_sdk.runtime.engine import Conversation, Engine
 from andes_sdk.runtime.generation import Answer
 from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.testing.material import conversation, plain_inputs
-from andes_sdk.testing.weights import randomised
 from andes_sdk.types import Adapter, Inputs, LowRank
 
-MODEL = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 TREES = {"speculative": {"adapt": False, "rows": 9, "width": 3}}
 """Everything that is guessed is verified, trees of several ways among it."""
 CHOSEN = {"speculative": {"row_cost": 0.02}}
-
-
-def pipeline(*plugins: Any, backend: str = "torch") -> Pipeline:
-    more = [{"numba": {"format": "w8", "threads": 1}}] if backend == "numba" else []
-    pipe = Pipeline.from_plugins([*MODEL, *more, *plugins], backend=backend, seed=1)
-    randomised(pipe.model.language_model)
-    return pipe
+OWN = ["trees", "chosen", "measured", "eagle3", "block"]
 
 
 @pytest.fixture(scope="module", params=["torch", "numba"])
 def pair(request: pytest.FixtureRequest) -> tuple[Pipeline, Pipeline]:
     """Without and with."""
-    return pipeline(backend=request.param), pipeline(TREES, backend=request.param)
+    return lively(backend=request.param), lively(TREES, backend=request.param)
 
 
 def random_options(rng: random.Random) -> GenerationOptions:
@@ -117,10 +112,12 @@ def test_random_prompts_with_random_options_have_the_same_text(pair: tuple[Pipel
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("own", [TREES, CHOSEN, {"speculative": {}}], ids=["trees", "chosen", "measured"])
-def test_five_hundred_prompts_have_the_same_text(pair: tuple[Pipeline, Pipeline], own: Any) -> None:
+@pytest.mark.parametrize("own", [TREES, CHOSEN, {"speculative": {}}, "eagle3", "block"], ids=OWN)
+def test_five_hundred_prompts_have_the_same_text(pair: tuple[Pipeline, Pipeline], own: Any, tmp_path: Path) -> None:
     plain, _ = pair
-    guessing = pipeline(own, backend=plain.plan.backend)
+    if isinstance(own, str):
+        own = with_head(own, plain.model, tmp_path, depth=4, width=2)
+    guessing = lively(own, backend=plain.plan.backend)
     rng = random.Random(11)
     for start in range(0, 504, 12):
         jobs = [(random_prompt(plain, rng), random_options(rng)) for _ in range(12)]

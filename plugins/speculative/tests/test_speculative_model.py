@@ -10,22 +10,13 @@ import pytest
 import torch
 from andes_speculative.decoder import SpeculativeDecoder
 from andes_speculative.model import Ahead, ModelDrafter, refuse_other_vocabulary
+from andes_speculative.testing import lively
 from attrs import evolve
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, ConfigError
 from andes_sdk.runtime.options import GenerationOptions
 from andes_sdk.testing.material import conversation, plain_inputs
-from andes_sdk.testing.weights import randomised
-
-MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
-
-
-def lively(*plugins: Any, backend: str = "torch", seed: int = 1) -> Pipeline:
-    more = [{"numba": {"format": "w8", "threads": 1}}] if backend == "numba" else []
-    pipe = Pipeline.from_plugins([*MODEL, *more, *plugins], seed=seed, backend=backend)
-    randomised(pipe.model.language_model)
-    return pipe
 
 
 @pytest.fixture(scope="module")
