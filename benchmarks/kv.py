@@ -26,6 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,6 @@ FILLER = (
     "Somebody left an umbrella on the bench.", "The train was late and nobody was surprised.",
     "A cook needs sharp knives and a good stove.", "The letter arrived a week after it was sent.",
 )  # fmt: skip
-BF16 = False
-"""Whether texts are read in bfloat16; `--bf16`."""
 POLICIES: Mapping[str, Mapping[str, Any] | None] = {
     "full": None,
     "okv": {"scorer": "auto"},
@@ -134,11 +133,11 @@ def begins(pipe: Pipeline, session: Any, tokens: Sequence[int], number: str) -> 
     return bool(logits[-1 - len(wanted) : -1].argmax(dim=-1).tolist() == wanted)
 
 
-def read(session: Any, tokens: Sequence[int]) -> int:
+def read(session: Any, tokens: Sequence[int], bf16: bool) -> int:
     """Read a prompt in the policy's chunks -> the most bytes held, those of a chunk not yet judged included."""
     most = 0
     for work in session.chunks(Inputs(ids=torch.tensor(tokens))):
-        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             session.compiled.step([work])
         most = max(most, sum(map(sum, session.counts())))
         session.commit(reading=True)
@@ -146,14 +145,14 @@ def read(session: Any, tokens: Sequence[int]) -> int:
     return round(most * stats.kv_bytes / sum(map(sum, stats.rows)))
 
 
-def ask(pipe: Pipeline, cases: Mapping[str, Sequence[Hidden]], visible: bool, show: str) -> Found:
+def ask(pipe: Pipeline, cases: Mapping[str, Sequence[Hidden]], visible: bool, bf16: bool, show: str) -> Found:
     """All questions to one policy; each text is read once."""
     found = Found(scorer=getattr(getattr(pipe.policy, "scorer", None), "name", ""))
     jobs = [(task, case) for task, some in cases.items() for case in some]
     for task, case in track(jobs, show, console=Console(stderr=True)):
         ahead = [split(pipe, case, name) for name, _ in case.facts]
         session = pipe.session()
-        found.peak.append(read(session, ahead[0][0]))
+        found.peak.append(read(session, ahead[0][0], bf16))
         found.end.append(session.stats.kv_bytes)
         right = []
         for (_, question), (_, number) in zip(ahead, case.facts, strict=True):
@@ -248,21 +247,20 @@ def decode_speedup(rows: int, rounds: int, keep: float, kv: str) -> dict[str, An
     }  # fmt: skip
 
 
-def measured(given: argparse.Namespace, visible: bool) -> dict[str, Found]:
+def measured(given: argparse.Namespace, visible: bool, keep: float) -> dict[str, Found]:
     """Every policy on the same questions."""
     cases: dict[str, list[Hidden]] = {}
     found: dict[str, Found] = {}
     for name in given.policies:
         if visible and name not in ASKED:
             continue
-        pipe = opened(given.model, POLICIES[name], given.keep, given.weights, whole=visible)
+        pipe = opened(given.model, POLICIES[name], keep, given.weights, whole=visible)
         if not cases:
             rng = random.Random(given.seed)
-            for length in given.lengths:
-                for keys in given.keys:
-                    count = -(-given.questions // keys)
-                    cases[f"{length}, {keys} keys"] = [fitting(pipe, rng, length, keys) for _ in range(count)]
-        found[name] = ask(pipe, cases, visible, f"{name}, {'asked' if visible else 'hidden'}")
+            for length, keys in given.tasks or product(given.lengths, given.keys):
+                count = -(-given.questions // keys)
+                cases[f"{length}, {keys} keys"] = [fitting(pipe, rng, length, keys) for _ in range(count)]
+        found[name] = ask(pipe, cases, visible, given.bf16, f"{name}, {'asked' if visible else 'hidden'}, {keep:g}")
     return found
 
 
@@ -282,6 +280,24 @@ def facts(found: Mapping[str, Found]) -> dict[str, Any]:
             told[name]["peak_bytes"] = round(sum(one.peak) / sum(full.peak), 3)
             told[name]["bytes"] = round(sum(one.end) / sum(full.end), 3)
     return told
+
+
+def curves(budgets: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Lines: facts found against the share kept, one line a policy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(5, 3.4))
+    shares = [float(share) for share in budgets]
+    for name in next(iter(budgets.values())):
+        axis.plot(shares, [told[name] for told in budgets.values()], "o-", label=name)
+    axis.set_xlabel("share of rows kept")
+    axis.set_ylabel("facts found, %")
+    axis.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
 
 
 def draw(kinds: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -326,27 +342,26 @@ def main() -> None:
     parser.add_argument("--keys", nargs="+", type=int, default=[1, 4], help="facts in a text")
     parser.add_argument("--questions", type=int, default=40, help="of each task")
     parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--budgets", nargs="+", type=float, default=[], help="other shares, for a plot of lines")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decode-rows", type=int, default=131_072, help="0: leave the speed of decoding out")
     parser.add_argument("--decode-kv", default="f16", choices=["f16", "int8"], help="precision of those rows")
     parser.add_argument("--ways", nargs="+", default=["hidden", "asked"], choices=["hidden", "asked"])
     parser.add_argument("--bf16", action="store_true", help="read the texts in bf16, which is faster on some CPUs")
-    parser.add_argument("--plot", type=Path, help="write bars to this file")
-    parser.add_argument("--quick", action="store_true", help="2048 tokens, 12 questions, four policies, rows in int8")
+    parser.add_argument("--plot", type=Path, help="write bars, or lines over --budgets, to this file")
+    parser.add_argument("--quick", action="store_true", help="two tasks, four policies, rows in int8")
     parser.add_argument("--json", action="store_true", help="JSON on stdout, and nothing else")
     given = parser.parse_args()
+    given.tasks = []
     if given.quick:
-        given.lengths, given.keys, given.questions, given.decode_kv = [2048], [4], 12, "int8"
+        given.tasks, given.questions, given.decode_kv, given.bf16 = [(1024, 4), (2048, 1)], 4, "int8", True
         given.policies, given.ways = ["full", "okv", "snapkv", "kvzip+"], ["hidden"]
     given.model = given.model or smollm2()
-    global BF16
-    BF16 = given.bf16
-    found = {way: measured(given, visible=way == "asked") for way in given.ways}
+    found = {way: measured(given, way == "asked", given.keep) for way in given.ways}
     kinds = {kind: facts(some) for kind, some in found.items()}
     report: dict[str, Any] = {
         "model": Path(given.model).name,
         "keep": given.keep,
-        "lengths": given.lengths,
         "seed": given.seed,
         "questions": kinds,
     }
@@ -363,7 +378,12 @@ def main() -> None:
         report["decode"] = decode_speedup(given.decode_rows, 3 if given.quick else 7, given.keep, given.decode_kv)
         if given.decode_rows == 131_072:
             report["decode_128k_speedup"] = report["decode"]["speedup"]
-    if given.plot:
+    for share in given.budgets:
+        told = facts(measured(given, False, share))
+        report.setdefault("budgets", {})[f"{share:g}"] = {name: one["score"] for name, one in told.items()}
+    if given.plot and given.budgets:
+        curves(report["budgets"], given.plot)
+    elif given.plot:
         draw(kinds, given.plot)
     print(json.dumps(report, indent=1) if given.json else table(kinds))
 

@@ -4,8 +4,9 @@
     python benchmarks/speculative.py --bodies w4_g32 nm14_w4 --drafter eagle3 --head runs/head/draft/eagle3.safetensors
     python benchmarks/speculative.py --model MODEL --gui data/test/lines/grounding.jsonl --plot accepted.png
 
-Answers come in turns from the numba backend with and without guesses, for prompts of three kinds: prose, gui
-(questions about pictures, of a data file of conversations), copy (text to transcribe, JSON to repair, code to edit).
+Answers come in turns from the numba backend with and without guesses, for prompts of three kinds: prose, gui, copy
+(text to transcribe, JSON to repair, code to edit). gui: questions about screens that are told in a line of text, as the
+model has no eyes; with `--gui`, about the pictures of a data file of conversations.
 Greedy answers of small models repeat themselves, which flatters every drafter. So answers end where their first 6-gram
 is repeated; the ratios of whole answers stand beside as `looping`. A ratio is the time of decoding, the drafter's own
 time included, of the plain run over the guessing one, of one prompt; reported is the median over prompts. `cost` is
@@ -78,6 +79,23 @@ COPY = [
     *(f"Transcribe this text exactly:\n{text}" for text in PARAGRAPHS),
     *(f"Repair this JSON and write nothing else:\n{text}" for text in RECORDS),
     *(f"Rename the variable {a} to {b} in this code and write the whole code:\n{code}" for a, b, code in CODE),
+]
+
+
+SCREENS = (
+    "Settings: button Back (24, 40), switch Wi-Fi on (310, 120), switch Bluetooth off (310, 180), text About (40, 610)",
+    "Mail: button New (300, 600), item Anna, Lunch? (20, 110), item Bank, Statement (20, 170), tab Spam (220, 40)",
+    "Clock: tab Alarm (40, 30), tab Timer (120, 30), alarm 06:30 on (30, 100), button Add (180, 600)",
+    "Shop: field Search (40, 60), card Lamp 29.50 (20, 140), card Chair 45.90 (190, 140), button Cart 2 (320, 20)",
+)
+GUI = [
+    f"A screen has these elements with their places:\n{screen}\n{task}"
+    for task in (
+        "List every element as JSON with name, kind, x and y.",
+        "Describe this screen in two sentences.",
+        "Which elements can be tapped, and where? Answer one by one.",
+    )
+    for screen in SCREENS
 ]
 
 
@@ -182,7 +200,7 @@ def measured(given: argparse.Namespace, name: str) -> tuple[dict[str, Any], dict
     pair = opened(given, BODIES.get(name, name))
     kinds: dict[str, list[Any]] = {
         kind: [[{"role": "user", "content": some[n * 5 % len(some)]}] for n in range(min(given.prompts, len(some)))]
-        for kind, some in (("prose", PROSE), ("copy", COPY))
+        for kind, some in (("prose", PROSE), ("gui", GUI), ("copy", COPY))
     }
     if given.gui:
         kinds["gui"] = asked(given.gui, given.prompts)
@@ -218,7 +236,7 @@ def main() -> None:
     parser.add_argument("--bodies", nargs="+", default=list(BODIES), help="w4, sub2, or formats of numba")
     parser.add_argument("--drafter", default="suffix", choices=("suffix", "eagle3", "block"))
     parser.add_argument("--head", type=Path, help="of eagle3 or block")
-    parser.add_argument("--gui", type=Path, help="conversations about pictures, one JSON line each")
+    parser.add_argument("--gui", type=Path, help="conversations about pictures, one JSON line each, in place of text")
     parser.add_argument("--tokens", type=int, default=128, help="longest answer")
     parser.add_argument("--prompts", type=int, default=12, help="of each kind")
     parser.add_argument("--plot", type=Path, help="write bars to this file")
