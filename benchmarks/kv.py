@@ -116,21 +116,26 @@ class Found:
 
     Attributes:
         right: per task and text, whether each of its questions was answered. peak, end: bytes of rows.
-        scorer: of the policy.
+        scorer: of the policy. logs: of each question, the log of the probability of its number.
     """
 
     right: dict[str, list[list[bool]]] = field(factory=dict)
     scorer: str = ""
+    logs: list[float] = field(factory=list)
     peak: list[int] = field(factory=list)
     end: list[int] = field(factory=list)
 
 
-def begins(pipe: Pipeline, session: Any, tokens: Sequence[int], number: str) -> bool:
-    """Whether a greedy answer behind some tokens begins with a number; one pass over both says so."""
+def begins(pipe: Pipeline, session: Any, tokens: Sequence[int], number: str) -> tuple[bool, float]:
+    """Whether a greedy answer behind some tokens begins with a number, and the log of the number's probability.
+
+    One pass over both says so.
+    """
     wanted = pipe.tokenizer.encode(f" {number}")
     logits = session.extend([*tokens, *wanted])[0]
     session.rollback()
-    return bool(logits[-1 - len(wanted) : -1].argmax(dim=-1).tolist() == wanted)
+    logs = logits[-1 - len(wanted) : -1].float().log_softmax(dim=-1)
+    return logs.argmax(dim=-1).tolist() == wanted, float(logs[range(len(wanted)), wanted].sum())
 
 
 def read(session: Any, tokens: Sequence[int], bf16: bool) -> int:
@@ -160,7 +165,9 @@ def ask(pipe: Pipeline, cases: Mapping[str, Sequence[Hidden]], visible: bool, bf
             if visible:
                 one.extend(question[:-1])
                 one.commit()
-            right.append(begins(pipe, one, question[-1:] if visible else question, number))
+            whole, log = begins(pipe, one, question[-1:] if visible else question, number)
+            right.append(whole)
+            found.logs.append(log)
             one.close()
         session.close()
         found.right.setdefault(task, []).append(right)
@@ -271,7 +278,7 @@ def facts(found: Mapping[str, Found]) -> dict[str, Any]:
     for name, one in found.items():
         told[name] = {
             "score": round(score(one.right), 1), "scorer": one.scorer,
-            "texts": sum(map(len, one.right.values())),
+            "log": round(statistics.mean(one.logs), 3), "texts": sum(map(len, one.right.values())),
             "questions": sum(len(some) for texts in one.right.values() for some in texts),
             "tasks": {task: round(100 * statistics.mean(shares(texts)), 1) for task, texts in one.right.items()},
         }  # fmt: skip
