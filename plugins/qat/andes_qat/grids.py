@@ -133,7 +133,7 @@ def places(model: Model, choice: Choice) -> dict[str, Target]:
         _refuse(name, module, target)
         found[name] = target
     _check_kinds(grids, met)
-    _check_tied(model, found)
+    found = _tied(model, found)
     if not found:
         raise ConfigError(
             "nothing is quantised", who="qat", fix="give body, embedding, head, vision or projector a grid"
@@ -173,15 +173,22 @@ def _check_kinds(grids: Mapping[str, Target | None], met: Collection[str]) -> No
             raise ConfigError(f"the model has no {kind}", who=f"qat.{kind}", fix=f"leave {kind} out")
 
 
-def _check_tied(model: Model, found: Mapping[str, Target]) -> None:
-    """One matrix has one grid, and under all of its names."""
+def _tied(model: Model, found: Mapping[str, Target]) -> dict[str, Target]:
+    """With the further names of matrices that have several: one matrix has one grid under all of them.
+
+    Raises:
+        ConfigError: embedding and head have different ones.
+    """
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             owners.setdefault(id(module.weight), []).append(name)
+    whole = dict(found)
     for names in owners.values():
-        chosen = {found[n].name if n in found else "" for n in names}
+        chosen = {found[n].name: found[n] for n in names if n in found}
         if len(chosen) > 1:
-            why = ", ".join(f"{n}: {found[n].name if n in found else 'floats'}" for n in names)
-            fix = "give embedding and head the same grid"
+            why = ", ".join(f"{n}: {found[n].name}" for n in names)
+            fix = "give embedding and head the same grid, or one of them none"
             raise ConfigError("one matrix cannot have two grids", who="qat.head", why=why, fix=fix)
+        whole |= dict.fromkeys(names, next(iter(chosen.values()))) if chosen else {}
+    return whole

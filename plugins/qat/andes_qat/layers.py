@@ -43,6 +43,7 @@ class Rounding(nn.Module):
     rule: str
     bits: int
     observing: bool
+    before: tuple[Codes, Range | None] | None
 
     @property
     def scales(self) -> Tensor | None:
@@ -51,13 +52,6 @@ class Rounding(nn.Module):
             return None
         return self.weight_base * self.weight_scale.exp()
 
-    @property
-    def step(self) -> Tensor | None:
-        """The scale of the input; None where that stays in floats."""
-        if self.input_base is None or self.input_scale is None:
-            return self.input_base
-        return self.input_base * self.input_scale.exp()
-
     def codes(self) -> Codes:
         """What the forward pass computes with."""
         values, scales = codes_of(self.weight, self.scales, self.weight_mask, self.target)
@@ -65,18 +59,28 @@ class Rounding(nn.Module):
 
     def input_range(self) -> Range | None:
         """How the input is rounded; None if it is not."""
-        step = self.step
-        return None if step is None else Range(bits=self.bits, scale=float(step.detach().float()))
+        if self.input_base is None:
+            return None
+        step = self.input_base if self.input_scale is None else self.input_base * self.input_scale.exp()
+        return Range(bits=self.bits, scale=float(step.detach().float()))
 
     def taken(self, x: Tensor) -> Tensor:
-        """An input as the device has it; while ranges are measured, as it is."""
-        if (step := self.step) is None:
+        """An input as the device has it; while ranges are measured, with the largest magnitude up to now."""
+        if self.input_base is None:
             return x
+        base = self.input_base
         if self.observing:
+            most = torch.maximum(self.input_most, x.detach().abs().max().float())
             if self.training:
-                self.input_most.copy_(torch.maximum(self.input_most, x.detach().abs().max().float()))
-            return x
+                self.input_most.copy_(most)
+            base = most.clamp_min(torch.finfo(torch.float32).tiny) / self.highest
+        step = base if self.input_scale is None else base * self.input_scale.exp()
         return rounded_input(x, step, self.bits)
+
+    @property
+    def highest(self) -> int:
+        """The largest code of an input."""
+        return (1 << self.bits - 1) - 1
 
     @torch.no_grad()
     def choose(self, count: int) -> None:
@@ -98,7 +102,7 @@ class Rounding(nn.Module):
             what = "no input was seen, or only zeros" if most == 0 else f"the largest input seen is {most}"
             fix = "give data that reaches it, more calibration steps, or leave its kind in floats"
             raise ConfigError("an input range that cannot be", who=name, why=what, fix=fix)
-        self.input_base.fill_(most / ((1 << self.bits - 1) - 1))
+        self.input_base.fill_(most / self.highest)
 
 
 class RoundLinear(Rounding, nn.Linear):
@@ -168,13 +172,12 @@ def put_in(module: nn.Module, target: Target, rule: str, bits: int, inputs: str,
         shared: the layer that has the same weight, whose scales and mask are shared.
     """
     weight = cast("Tensor", module.weight)
-    held = module.held if isinstance(module, Held) else None
-    for part in ("held", "held_range"):
-        module.__dict__.pop(part, None)
+    before = (module.held, module.held_range) if isinstance(module, Held) else None
+    held = None if before is None else before[0]
     kind = RoundEmbedding if isinstance(module, nn.Embedding) else RoundLinear
     module.__class__ = kind  # in place: names, hooks and whoever holds the module stay
     one = cast("Rounding", module)
-    one.target, one.rule, one.bits, one.observing = target, rule, bits, False
+    one.target, one.rule, one.bits, one.observing, one.before = target, rule, bits, bool(bits), before
     mask = None
     if target.sparse:
         mask = torch.ones_like(weight, dtype=torch.bool) if shared is None else shared.weight_mask
@@ -209,22 +212,29 @@ def _first_scales(weight: Tensor, target: Target, held: Codes | None) -> Tensor:
 
 
 @torch.no_grad()
-def take_out(model: Model) -> None:
-    """Every layer that rounds gets the weights that it computed with, and holds their codes."""
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, Rounding)}
-    made = {name: (module.codes(), module.input_range()) for name, module in layers.items()}
+def take_out(model: Model, *, learnt: bool = True) -> None:
+    """Every layer that rounds gets the weights that it computed with, and holds their codes.
+
+    Args:
+        learnt: False where no step was made: layers become what they were.
+
+    Raises:
+        ConfigError: an input range that cannot be.
+    """
+    layers = rounding_layers(model)
+    made = {name: (module.codes(), module.input_range()) for name, module in layers.items()} if learnt else {}
     seen: set[int] = set()
     for name, module in layers.items():
-        codes, range_ = made[name]
-        weight, first = module.weight, id(module.weight) not in seen
-        seen.add(id(weight))
-        if first:
-            weight.copy_(torch.from_numpy(codes.weights()))
+        first = id(module.weight) not in seen
+        seen.add(id(module.weight))
         for part in ("weight_base", "weight_scale", "weight_mask", "input_base", "input_scale", "input_most"):
             module._parameters.pop(part, None)
             module._buffers.pop(part, None)
-        if first:
-            hold(module, codes, range_)
+        given = made[name] if learnt and first else None if learnt else module.before
+        if learnt and first:
+            module.weight.copy_(torch.from_numpy(made[name][0].weights()))
+        if given is not None:
+            hold(module, *given)
         else:
             module.__class__ = nn.Embedding if isinstance(module, nn.Embedding) else nn.Linear  # type: ignore[assignment]
 

@@ -61,7 +61,7 @@ class QATStage:
     name: str = "qat"
     folder: str = "qat"
     steps: int = field(default=0, init=False)
-    layers: dict[str, Rounding] = field(factory=dict, init=False)
+    learnt: bool = field(default=False, init=False)
 
     def put_in(self, model: Model) -> None:
         """Make the layers round.
@@ -69,13 +69,12 @@ class QATStage:
         Raises:
             ConfigError: a layer that cannot.
         """
-        self.layers, owners = {}, dict[int, Rounding]()
-        modules = dict(model.named_modules())
+        owners: dict[int, Rounding] = {}
+        modules, self.learnt = dict(model.named_modules()), False
         for name, target in places(model, self.choice).items():
             module = modules[name]
-            shared = owners.get(id(module.weight))
-            self.layers[name] = put_in(module, target, self.rule, self.bits, self.inputs, shared)
-            owners[id(module.weight)] = self.layers[name]
+            one = put_in(module, target, self.rule, self.bits, self.inputs, owners.get(id(module.weight)))
+            owners.setdefault(id(module.weight), one)
 
     def rates(self, model: Model) -> Mapping[str, float]:
         """Module prefix -> learning rate; scales have their own.
@@ -93,12 +92,19 @@ class QATStage:
         return rates
 
     def save(self, model: Model, folder: Path) -> None:
-        """The codes, scales and ranges that were trained."""
+        """The codes, scales and ranges that were trained.
+
+        Raises:
+            ConfigError: an input range that cannot be.
+        """
+        _settle(model)
         write_record(folder, rounding_layers(model))
 
     def take_out(self, model: Model) -> None:
-        """Weights become codes times scales; the layers hold their codes."""
-        take_out(model)
+        """Weights become codes times scales, and the layers hold their codes; without any step all is as before."""
+        if self.learnt:
+            _settle(model)
+        take_out(model, learnt=self.learnt)
 
     def conversations(self, entry: Mapping[str, Any]) -> Sequence[Sequence[Any]]:
         """The usual lines."""
@@ -127,10 +133,10 @@ class QATStage:
         if self.bits and run.world > 1:
             why, fix = "each process would measure ranges of its own", "use one process, or leave inputs in floats"
             raise TrainingError("ranges of inputs cannot be measured together", who="qat.inputs", why=why, fix=fix)
-        if self.bits and self.calibrate >= recipe.steps:
+        if self.bits and self.calibrate >= recipe.steps > 1:
             why = f"{self.calibrate} steps of calibration, {recipe.steps} in all"
             raise TrainingError("ranges would never be used", who="qat.calibrate", why=why, fix="lower it")
-        self.steps = recipe.steps
+        self.steps, self.learnt = recipe.steps, run.position.step > 0
         return packed(run)
 
     def survivors(self, step: int, n: int, m: int) -> int:
@@ -150,6 +156,7 @@ class QATStage:
         Raises:
             TrainingError: the model is divided among processes. ConfigError: an input range that cannot be.
         """
+        self.learnt = True
         due = step <= self.settled and (step % self.every == 0 or step == self.settled)
         for name, layer in rounding_layers(model).items():
             if isinstance(layer.weight, DTensor):
@@ -179,3 +186,11 @@ class QATStage:
         """Expect the teacher that the run began with."""
         if self.inner is not None:
             self.inner.load_state(tensors)
+
+
+def _settle(model: Model) -> None:
+    """Take ranges that are still measured: after a stage of a single step."""
+    for name, layer in rounding_layers(model).items():
+        if layer.observing:
+            layer.observing = False
+            layer.settle_input(name)

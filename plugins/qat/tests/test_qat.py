@@ -108,7 +108,6 @@ def test_a_layer_measures_its_input_and_rounds_afterwards() -> None:
     layer = nn.Linear(128, 16)
     one = put_in(layer, grid("w8", ""), "lsq", 8, "calibrated", None)
     assert isinstance(layer, RoundLinear)
-    one.observing = True
     layer(torch.tensor([[2.0, -6.35] + [0.0] * 126]))
     one.observing = False
     one.settle_input("layer")
@@ -307,7 +306,7 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], what: str) 
 
 
 def test_one_matrix_cannot_have_two_grids() -> None:
-    pipe = Pipeline.from_plugins([*MODEL, {"qat": {"embedding": "w8"}}])
+    pipe = Pipeline.from_plugins([*MODEL, {"qat": {"embedding": "w8", "head": "w4_g32"}}])
     if not pipe.model.language_model.tied:
         pipe.model.language_model.lm_head.weight = pipe.model.language_model.model.embed_tokens.weight
     with pytest.raises(ConfigError, match="two grids"):
