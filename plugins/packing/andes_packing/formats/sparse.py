@@ -198,7 +198,7 @@ class ThreeOfFour(Sparse):
         signs = stored.astype(np.uint32)
         code = dead | signs[..., 0] << 2 | signs[..., 1] << 3  # (B, 16, G, 32)
         blocks, lanes, groups, _ = code.shape
-        each = code.reshape(blocks, lanes, groups, 4, 8) << np.arange(0, 32, 4, np.uint32)
+        each = code.reshape(blocks, lanes, groups, 4, 8) << np.arange(0, 32, 4, dtype=np.uint32)
         low = np.bitwise_or.reduce(each, axis=-1).transpose(0, 2, 3, 1)  # (B, G, 4, 16)
         fifth = np.bitwise_or.reduce(signs[..., 2] << np.arange(32, dtype=np.uint32), axis=-1).transpose(0, 2, 1)
         words = np.concatenate([low, fifth[:, :, None]], axis=2).astype("<u4")
@@ -208,7 +208,7 @@ class ThreeOfFour(Sparse):
         """The inverse of `encode_survivors`."""
         blocks, groups, _ = packed.shape
         words = np.ascontiguousarray(packed).view("<u4").reshape(blocks, groups, 5, 16).transpose(0, 3, 1, 2)
-        code = (words[..., :4, None] >> np.arange(0, 32, 4, np.uint32) & 15).reshape(blocks, 16, groups, 32)
+        code = (words[..., :4, None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15).reshape(blocks, 16, groups, 32)
         fifth = words[..., 4, None] >> np.arange(32, dtype=np.uint32) & 1
         slots = np.arange(3, dtype=np.uint32)
         positions = slots + (slots >= (code & 3)[..., None])
