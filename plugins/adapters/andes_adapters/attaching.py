@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-from andes_adapters.reading import read_adapter
+from andes_adapters.contract import contract_of, refuse_other_contract, text_parts
+from andes_adapters.reading import contract_mark, read_adapter
 from andes_sdk.errors import ConfigError
 from andes_sdk.numbers import weights_of
 from andes_sdk.types import AdaptableCompiled
@@ -31,9 +33,20 @@ def add_adapter(pipeline: Pipeline, name: str, folder: str | Path, *, any_base: 
         that is not computed, another base, or a backend without adapters. DuplicateName: there is one of this name.
     """
     adapter = read_adapter(name, folder, pipeline.model.language_model)
+    if (mark := contract_mark(folder)) is not None:
+        _refuse_other(mark, pipeline, f"adapter {name!r}: {folder}")
     _adaptable(pipeline).add_adapter(evolve(adapter, base="") if any_base else adapter)
     if not any_base and (why := _unchecked(adapter, pipeline)):
         logging.getLogger("andes_adapters").warning("adapter %r: its base was not checked: %s", name, why)
+
+
+def _refuse_other(mark: Mapping[str, Any], pipeline: Pipeline, who: str) -> None:
+    """Refuse an adapter whose contract is not this base's; `any_base` is for adapters without one."""
+    model = pipeline.model
+    own = {"numbers": model.numbers, **text_parts(model.tokenizer)}
+    if mark["numbers"] != model.numbers and pipeline.artefact is not None:  # say which part: that takes a while
+        own = contract_of(pipeline.artefact, model.tokenizer, mark["rank"]).mark
+    refuse_other_contract(mark, own, who)
 
 
 def _unchecked(adapter: Adapter, pipeline: Pipeline) -> str:
