@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from attrs import asdict
 
-from andes_sdk.cli.console import Json, clean, print_json, stdout
+from andes_sdk.cli.console import Json, clean, print_json, stdout, table
+from andes_sdk.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Adapters that peft, or `andes train`, saved.")
 
@@ -43,6 +45,88 @@ def merge(
     if not known:
         stdout().print("the adapter does not say what it was trained on; shapes fit", markup=False, soft_wrap=True)
     stdout().print(f"merged model: {written}", markup=False, soft_wrap=True)
+
+
+Base = Annotated[str, typer.Argument(help="A packed file, or a checkpoint folder.")]
+
+
+@app.command("list")
+@clean
+def list_(base: Base, as_json: Json = False) -> None:
+    """The adapters beside BASE."""
+    from andes_adapters.registry import Registry
+
+    registry = Registry.beside(base)
+    entries = registry.entries()
+    if as_json:
+        print_json({"folder": str(registry.folder), "adapters": {n: asdict(e) for n, e in entries.items()}})
+        return
+    if not entries:
+        stdout().print(f"no adapters: {registry.folder}", markup=False, soft_wrap=True)
+        return
+    rows = [(n, str(e.rank), f"{e.nbytes:,}", e.contract[:12] or "none") for n, e in entries.items()]
+    stdout().print(table(("adapter", "rank", "bytes", "contract"), rows, str(registry.folder)))
+
+
+@app.command()
+@clean
+def add(
+    base: Base,
+    name: Annotated[str, typer.Argument(help="What requests call it.")],
+    folder: Annotated[Path, typer.Argument(help="The adapter's folder.")],
+    as_json: Json = False,
+) -> None:
+    """Copy the adapter in FOLDER beside BASE, if it belongs to it. BASE is only read."""
+    from andes_adapters.registry import Registry
+    from andes_sdk.pipeline import Pipeline
+
+    registry = Registry.beside(base)
+    entry = registry.add(name, folder, Pipeline.from_pretrained(base, backend="torch"))
+    if as_json:
+        print_json({"name": name, "folder": str(registry.folder / name), **asdict(entry)})
+        return
+    told = "" if entry.base_checked else "; it does not say what it was trained on, shapes fit"
+    stdout().print(f"added {name!r}, rank {entry.rank}{told}", markup=False, soft_wrap=True)
+
+
+@app.command()
+@clean
+def remove(base: Base, name: Annotated[str, typer.Argument(help="The adapter's name.")], as_json: Json = False) -> None:
+    """Forget the adapter NAME of BASE, and delete its files."""
+    from andes_adapters.registry import Registry
+
+    Registry.beside(base).remove(name)
+    if as_json:
+        print_json({"removed": name})
+    else:
+        stdout().print(f"removed {name!r}", markup=False, soft_wrap=True)
+
+
+@app.command()
+@clean
+def check(
+    base: Base,
+    name: Annotated[list[str] | None, typer.Argument(help="Adapters; all if none is named.")] = None,
+    backend: Annotated[str | None, typer.Option(help="What runs the model.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="As int8, with the widest ranges of all.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Load adapters of BASE, all of them beside one another: their files, their base, and that logits change."""
+    from andes_adapters.loading import load
+    from andes_adapters.registry import Registry
+    from andes_sdk.cli.loading import open_pipeline
+
+    registry = Registry.beside(base)
+    names = name or list(registry.entries())
+    if not names:
+        raise ConfigError("there are no adapters", who=str(registry.folder), fix="add one: andes adapters add")
+    pipeline = open_pipeline(base, None, backend=backend)
+    found = [load(registry, pipeline, one, int8=int8) for one in names]
+    if as_json:
+        print_json({"adapters": [asdict(one) for one in found], "nbytes": sum(one.nbytes for one in found)})
+        return
+    rows = [(f.name, f"{f.nbytes:,}", f"{f.load_ms:.1f} ms", f"{f.switch_ms:.4f} ms", f"{f.change:.3g}") for f in found]
+    stdout().print(table(("adapter", "bytes", "loading", "switching", "largest change of a logit"), rows))
 
 
 app.command("merge")(merge)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from andes_adapters.reading import WEIGHTS, base_of
+from andes_adapters.reading import WEIGHTS, base_of, contract_mark
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.numbers import numbers_of, weights_of
 
@@ -33,6 +33,10 @@ def merge_adapter(model: VisionLanguageModel, folder: Path, *, any_base: bool = 
     if model.numbers or numbers_of(model):
         fix = "attach it with --adapter, or merge into the model that was compressed"
         raise ConfigError("a compressed model cannot take an adapter in", who=str(folder), fix=fix)
+    if contract_mark(folder) is not None:
+        why = "it was trained for the codes of a quantised base, and codes take nothing in"
+        fix = "attach it to its base: `andes chat -m BASE --adapter NAME=FOLDER`"
+        raise ConfigError("an adapter of a contract is never merged", who=str(folder), why=why, fix=fix)
     try:
         base = base_of(folder)
     except Exception as error:  # a file that is not there, or whatever is in it

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from andes_adapters.contract import FIELD, mark_of
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.files import at_home, regular
 from andes_sdk.reading import parse_json
@@ -28,6 +29,7 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _NOTED = frozenset({
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights", BASE,
+    FIELD,
 })  # fmt: skip
 """Fields that are read or checked by value."""
 
@@ -60,6 +62,7 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
     except (OSError, SafetensorError) as error:
         fix = "give the folder that peft's save_pretrained wrote"
         raise CheckpointError("cannot be read", who=str(folder / WEIGHTS), why=str(error), fix=fix) from None
+    mark = mark_of(config, str(folder))
     modules = {n: m for n, m in language_model.named_modules() if isinstance(m, nn.Linear)}
     pairs: dict[str, dict[str, Tensor]] = {}
     problems = []
@@ -80,10 +83,22 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
         if not found:
             a, b = (pair[k].to(torch.float32, copy=True) for k in "AB")  # of their own: what was read is mapped
             layers[module] = LowRank(a=a, b=b, scale=_scale(path, config))
+    ranks = {len(low.a) for low in layers.values()}
+    if mark is not None and ranks - {mark["rank"]}:
+        problems.append(f"rank {sorted(ranks)[-1]}, its contract declares {mark['rank']}")
     if problems or not layers:
         why = "".join(f"\n  - {p}" for p in problems[:20]) or "it holds no matrices"
         raise CheckpointError("does not fit this language model", who=f"adapter {name!r}: {folder}", why=why)
     return Adapter(name=name, layers=layers, base=config.get(BASE, "") or base_of(folder))
+
+
+def contract_mark(folder: str | Path) -> Mapping[str, Any] | None:
+    """The contract that a saved adapter carries, or None.
+
+    Raises:
+        CheckpointError: it cannot be read, or is damaged.
+    """
+    return mark_of(_config(at_home(folder, "folder")), str(folder))
 
 
 def base_of(folder: Path) -> str:

@@ -102,7 +102,7 @@ def test_auto_takes_the_smallest_type_without_loss():
 def test_every_packed_format_of_ours_goes_into_a_block_type_without_loss():
     weight = np.random.default_rng(0).standard_normal((32, 512), np.float32)
     smallest = {"w8": "Q8_0", "w4_g32": "Q4_0", "w4_g128": "Q4_0", "nm14_w4": "Q4_0", "nm28_w4": "Q4_0",
-                "nm14_w2": "Q4_0", "ternary_g128": "Q4_0", "f16": "F16"}  # fmt: skip
+                "nm14_w2": "Q4_0", "ternary_g128": "Q4_0", "ternary34_g128": "Q4_0", "f16": "F16"}  # fmt: skip
     for name, kind in smallest.items():
         x = find(name).quantise(weight).weights()
         made = encode(x, "auto", name)

@@ -153,7 +153,7 @@ class CompiledNumba(BaseCompiled):
     @cached_property
     def adapters(self) -> Adapters:
         """Adapters by name."""
-        return Adapters(self.packed.sizes, self.model)
+        return Adapters(self.packed.sizes, self.model, exact=self.tags[2].value == "exact")
 
     def add_adapter(self, adapter: Adapter) -> None:
         """Make an adapter known to all sessions.

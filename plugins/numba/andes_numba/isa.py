@@ -136,3 +136,38 @@ def look_up(typingctx, isa, table, index, mask_at):
         return builder.bitcast(builder.select(upper, halves[1], halves[0]), IV)
 
     return sig, codegen
+
+
+def _quad(code: int) -> int:
+    """Five bits of a quad of `andes_packing.formats.ThreeOfFour` -> its four codes plus one, a byte each."""
+    dead, signs = code & 3, code >> 2
+    places = [c for c in range(4) if c != dead]
+    return sum(2 * (signs >> n & 1) << 8 * c for n, c in enumerate(places)) | 1 << 8 * dead
+
+
+_QUADS = [_quad(code) for code in range(32)]
+
+
+def _quads_512(builder: Any, code: Any) -> Any:
+    first, second = (IV(_QUADS[start : start + 16]) for start in (0, 16))
+    return call(builder, "llvm.x86.avx512.vpermi2var.d.512", IV, first, code, second)
+
+
+def _quads_anywhere(builder: Any, code: Any) -> Any:
+    dead, signs = builder.and_(code, repeat(3)), builder.lshr(code, repeat(2))
+    below = builder.sub(builder.shl(repeat(1), dead), repeat(1))
+    above = builder.shl(builder.and_(signs, builder.xor(below, repeat(0xFFFFFFFF))), repeat(1))
+    spread = builder.mul(builder.or_(builder.and_(signs, below), above), repeat(0x00204081))  # bit i to byte i
+    pluses = builder.shl(builder.and_(spread, repeat(0x01010101)), repeat(1))
+    return builder.or_(pluses, builder.shl(repeat(1), builder.shl(dead, repeat(3))))
+
+
+@intrinsic
+def signs4(typingctx, isa, low, fifth):
+    """Low four bits and the fifth of a quad in each lane -> its codes plus one: four bytes that are 0, 1 or 2."""
+    emit = _quads_512 if isa.value == "avx512vnni" else _quads_anywhere
+
+    def codegen(context, builder, sig, args):
+        return emit(builder, builder.or_(args[1], builder.shl(args[2], repeat(4))))
+
+    return Vectors("i32")(isa, low, fifth), codegen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from andes_packing.formats import FORMATS, LANES, Half, OneOfFour, TwoOfEight
+from andes_packing.formats import FORMATS, LANES, Half, OneOfFour, ThreeOfFour, TwoOfEight
 from numba.core import types
 from numba.extending import intrinsic, overload
 
@@ -36,6 +36,8 @@ def _unpack(fmt, group, lane, scale, out):
     layout = FORMATS[fmt.value]
     if isinstance(layout, TwoOfEight):
         return _pairs(layout)
+    if isinstance(layout, ThreeOfFour):
+        return _signs()
     return _sparse(layout) if isinstance(layout, OneOfFour) else _dense(layout)
 
 
@@ -87,6 +89,20 @@ def _pairs(layout):
                 out[at + second[pattern]] = np.float32((both >> 4) + low) * scale
 
     return pairs
+
+
+def _signs():
+    def signs(fmt, group, lane, scale, out):
+        for quad in range(32):
+            at = 4 * lane + quad % 8 // 2
+            low = (np.int32(group[64 * (quad // 8) + at]) >> (4 * (quad % 2))) & 15
+            fifth = (np.int32(group[256 + 4 * lane + quad // 8]) >> (quad % 8)) & 1
+            dead, plus = low & 3, low >> 2 | fifth << 2
+            for n in range(3):
+                code = 2 * ((plus >> n) & 1) - 1
+                out[4 * quad + n + (1 if n >= dead else 0)] = np.float32(code) * scale
+
+    return signs
 
 
 def unpack_row(fmt: Any, block: Any, lane: int, out: Any) -> None:

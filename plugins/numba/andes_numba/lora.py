@@ -7,15 +7,31 @@ order whatever stands beside it, and a row without an adapter is not touched: bi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numba import njit, prange
+from numba.extending import overload
 
+from andes_sdk.errors import ConfigError
 from andes_sdk.runtime.lora import refuse_double, refuse_misfit, refuse_other_base, refuse_unknown
 
 from .activations import address, inline, silu
-from .simd import ONE, fma, load_f, mul_f, splat_f, store_f, store_f32, total_f, zeros_f
+from .apart import apart
+from .simd import (
+    ONE,
+    add_f,
+    fma,
+    load_f,
+    load_half,
+    mul_f,
+    splat_f,
+    spread_f,
+    store_f,
+    store_f32,
+    total_f,
+    zeros_f,
+)
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -37,7 +53,8 @@ class Lora(NamedTuple):
     """Adapters of a pass of T rows; whoever calls keeps the arrays behind the addresses.
 
     rows: (T,) index of each row's adapter, -1 for none; empty if no row has one. pairs: (adapters, layers, 7, 2)
-    addresses of A (rank, columns) and of B transposed (rank, outputs), 0 where there is none; ranks, scales: of each.
+    addresses of A (rank, columns) and of B (blocks of sixteen outputs, rank, 16), 0 where there is none; ranks, scales:
+    of each. A and B are float16, or float32 where activations are exact.
     used: (layers, 4) whether any adapter has a pair in a group of roles. columns, outputs: (7,) padded to sixteen;
     offsets: (7,) column of each role in the buffer of its group. most: the largest rank.
     """
@@ -56,17 +73,52 @@ class Lora(NamedTuple):
 # ---------------------------------------------------------------- compiled
 
 
+def sixteen(mode: Any, at: int, index: int) -> Any:
+    """Sixteen numbers of A or B: the `index`-th ones from an address on."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(sixteen, jit_options={"forceinline": True})
+def _sixteen(mode, at, index):
+    if mode.value == "exact":
+        return lambda mode, at, index: load_f(ONE, at + 4 * index, 0)
+    return lambda mode, at, index: load_half(ONE, at + 2 * index, 0)
+
+
+def place(mode: Any, at: int, index: int) -> int:
+    """The address of the `index`-th number of A or B."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(place, jit_options={"forceinline": True})
+def _place(mode, at, index):
+    size = 4 if mode.value == "exact" else 2
+    return lambda mode, at, index: at + size * index
+
+
 @inline
-def dot(a, x, columns):
-    """Sum of products of `columns` numbers (a multiple of sixteen) at two addresses."""
-    total = zeros_f(ONE)
-    for j in range(0, columns, 16):
-        total = fma(load_f(ONE, a + 4 * j, 0), load_f(ONE, x + 4 * j, 0), total)
-    return total_f(total)
+def dot(mode, a, x, columns):
+    """Sum of products of `columns` numbers (a multiple of sixteen) of A, and of x at an address: two sums in turns."""
+    even, odd = zeros_f(ONE), zeros_f(ONE)
+    for j in range(0, columns - 16, 32):
+        even = fma(sixteen(mode, a, j), load_f(ONE, x + 4 * j, 0), even)
+        odd = fma(sixteen(mode, a, j + 16), load_f(ONE, x + 4 * j + 64, 0), odd)
+    if columns % 32:
+        even = fma(sixteen(mode, a, columns - 16), load_f(ONE, x + 4 * columns - 64, 0), even)
+    return total_f(add_f(even, odd))
+
+
+@apart
+def expand_block(mode, b, rank, block, inner, scale, out):
+    """Add scale * B inner to sixteen outputs at an address; B lies block by block of outputs, (rank, 16) each."""
+    total, start = zeros_f(ONE), place(mode, b, 16 * rank * block)
+    for r in range(rank):
+        total = fma(sixteen(mode, start, 16 * r), spread_f(ONE, inner + 4 * r, 0), total)
+    store_f(out, 0, fma(total, splat_f(scale), load_f(ONE, out, 0)))
 
 
 @njit(parallel=True, nogil=True)
-def shrink(lora, layer, first, last, x, inner, count, threads):
+def shrink(mode, lora, layer, first, last, x, inner, count, threads):
     """inner (rows, 3, most) = A x of the roles `first` to `last`; each thread takes a share of every rank."""
     for n in prange(threads):
         for t in range(count):
@@ -76,12 +128,12 @@ def shrink(lora, layer, first, last, x, inner, count, threads):
                     a, rank = lora.pairs[owner, layer, role, 0], lora.ranks[owner, layer, role]
                     columns = lora.columns[role]
                     for r in range(n * rank // threads, (n + 1) * rank // threads):
-                        value = dot(a + 4 * r * columns, address(x[t]), columns)
+                        value = dot(mode, place(mode, a, r * columns), address(x[t]), columns)
                         store_f32(address(inner[t, role - first]) + 4 * r, value)
 
 
 @njit(parallel=True, nogil=True)
-def expand(lora, layer, first, last, inner, y, count, threads):
+def expand(mode, lora, layer, first, last, inner, y, count, threads):
     """Add scale * B inner to y, which holds the roles `first` to `last` side by side; each thread takes outputs."""
     for n in prange(threads):
         for t in range(count):
@@ -89,22 +141,49 @@ def expand(lora, layer, first, last, inner, y, count, threads):
             if owner >= 0:
                 for role in range(first, last):
                     b, rank = lora.pairs[owner, layer, role, 1], lora.ranks[owner, layer, role]
-                    outputs, scale = lora.outputs[role], splat_f(lora.scales[owner, layer, role])
-                    vectors = outputs // 16 if rank else 0
-                    out = address(y[t]) + 4 * lora.offsets[role]
+                    vectors = lora.outputs[role] // 16 if rank else 0
+                    out, low = address(y[t]) + 4 * lora.offsets[role], address(inner[t, role - first])
                     for v in range(n * vectors // threads, (n + 1) * vectors // threads):
-                        total = zeros_f(ONE)
-                        for r in range(rank):
-                            factor = splat_f(inner[t, role - first, r])
-                            total = fma(load_f(ONE, b + 4 * (r * outputs + 16 * v), 0), factor, total)
-                        store_f(out + 64 * v, 0, fma(total, scale, load_f(ONE, out + 64 * v, 0)))
+                        expand_block(mode, b, rank, v, low, lora.scales[owner, layer, role], out + 64 * v)
 
 
 @inline
-def adapt(lora, layer, first, last, x, y, inner, count, threads):
+def adapt(mode, lora, layer, first, last, x, y, inner, count, threads):
     """Both halves: what the adapters add to the roles `first` to `last`, from rows x to rows y."""
-    shrink(lora, layer, first, last, x, inner, count, threads)
-    expand(lora, layer, first, last, inner, y, count, threads)
+    shrink(mode, lora, layer, first, last, x, inner, count, threads)
+    expand(mode, lora, layer, first, last, inner, y, count, threads)
+
+
+# ---------------------------------------------------------------- one row, in a region that runs already
+
+
+@inline
+def ranks_of(lora, layer, owner, first, last):
+    """How many rows the A of the roles `first` to `last` have together."""
+    total = 0
+    for role in range(first, last):
+        total += lora.ranks[owner, layer, role]
+    return total
+
+
+@apart
+def shrink_some(mode, lora, layer, owner, first, last, x, inner, low, high):
+    """A x of the rows `low` to `high` of the A of these roles, one above another; x, inner (3, most): addresses."""
+    start, most = 0, lora.most
+    for role in range(first, last):
+        a, rank, columns = lora.pairs[owner, layer, role, 0], lora.ranks[owner, layer, role], lora.columns[role]
+        for r in range(max(0, low - start), min(rank, high - start)):
+            value = dot(mode, place(mode, a, r * columns), x, columns)
+            store_f32(inner + 4 * ((role - first) * most + r), value)
+        start += rank
+
+
+@apart
+def expand_some(mode, lora, layer, owner, role, inner, y, low, high):
+    """Add scale * B inner to the blocks `low` to `high` of sixteen outputs of a role, whose first lies at address y."""
+    b, rank = lora.pairs[owner, layer, role, 1], lora.ranks[owner, layer, role]
+    for v in range(low, high if rank else low):
+        expand_block(mode, b, rank, v, inner, lora.scales[owner, layer, role], y + 64 * v)
 
 
 @njit(parallel=True, nogil=True)
@@ -124,8 +203,9 @@ def gate_rows(both, gated, columns, count, threads):
 class Adapters(Mapping[str, int]):
     """The adapters of one compiled model, by name -> index; laid out once, used by every session where they lie."""
 
-    def __init__(self, sizes: Sizes, model: VisionLanguageModel) -> None:
+    def __init__(self, sizes: Sizes, model: VisionLanguageModel, *, exact: bool) -> None:
         self._sizes, self._model, self._index = sizes, model, dict[str, int]()
+        self._kind = np.float32 if exact else np.float16
         self._arrays: dict[str, list[np.ndarray]] = {}
         q, kv = sizes.q_heads * sizes.head, sizes.kv_heads * sizes.head
         wide = -(-sizes.inner // 128) * 128
@@ -153,7 +233,7 @@ class Adapters(Mapping[str, int]):
 
         Raises:
             DuplicateName: there is one of that name. ConfigError: a pair for no linear layer of a decoder layer,
-                of another shape or type, or a base of other numbers than the model's.
+                of another shape or type, too large for float16, or a base of other numbers than the model's.
         """
         refuse_double(adapter, self)
         refuse_other_base(adapter, self._model)
@@ -165,7 +245,9 @@ class Adapters(Mapping[str, int]):
         for name, low in adapter.layers.items():
             n, role = places[name]
             rows = [matrix.numpy() for matrix in low.matrices()]
-            a, b = _laid_out(rows[0], self._columns[role]), _laid_out(rows[1].T, self._outputs[role])
+            a = _laid_out(rows[0], len(rows[0]), self._columns[role], self._kind, name)
+            b = _laid_out(rows[1], self._outputs[role], rows[1].shape[1], self._kind, name)
+            b = np.ascontiguousarray(b.reshape(-1, 16, b.shape[1]).transpose(0, 2, 1))
             pairs[0, n, role] = a.ctypes.data, b.ctypes.data
             ranks[0, n, role], scales[0, n, role] = len(a), low.scale
             arrays += [a, b]
@@ -208,8 +290,16 @@ def _padded(sizes: Sequence[int]) -> np.ndarray:
     return np.array([-(-n // 16) * 16 for n in sizes], np.int64)
 
 
-def _laid_out(matrix: np.ndarray, columns: int) -> np.ndarray:
-    """(rank, n) -> (rank, columns) float32 with zeros behind."""
-    out = np.zeros((len(matrix), columns), np.float32)
-    out[:, : matrix.shape[1]] = matrix
+def _laid_out(matrix: np.ndarray, rows: int, columns: int, kind: Any, who: str) -> np.ndarray:
+    """A matrix with zeros behind its rows and columns.
+
+    Raises:
+        ConfigError: numbers that are too large.
+    """
+    out = np.zeros((rows, columns), kind)
+    with np.errstate(over="ignore"):
+        out[: len(matrix), : matrix.shape[1]] = matrix
+    if not np.isfinite(out).all():
+        fix = "scale A down and B up, or set activations = 'exact', which keeps float32"
+        raise ConfigError("an adapter with numbers beyond float16", who=who, fix=fix)
     return out

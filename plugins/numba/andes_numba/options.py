@@ -10,7 +10,7 @@ from attrs.validators import ge, in_
 from .affinity import is_affinity
 
 COMPILING = "ANDES_NUMBA_COMPILING"
-FORMATS = ("w4_g32", "w4_g128", "w8", "f16", "ternary_g128", "nm14_w4", "nm28_w4", "nm14_w2")
+FORMATS = ("w4_g32", "w4_g128", "w8", "f16", "ternary_g128", "nm14_w4", "nm28_w4", "nm14_w2", "ternary34_g128")
 
 
 @frozen(eq=False, kw_only=True)

@@ -109,8 +109,8 @@ def _run(
     many = (*compiled.tags, sizes, weights, lora, *arguments, read, taps, seen, out, threads)
     compiled.whole.see(*many)
     with compiled.team.at_work():
-        if count < FEW and contiguous and not len(lora.rows) and not len(taps):
-            forward_few(*compiled.tags, sizes, weights, *arguments, int(read[0]), out, threads)
+        if count < FEW and contiguous and (count == 1 or not len(lora.rows)) and not len(taps):
+            forward_few(*compiled.tags, sizes, weights, lora, *arguments, int(read[0]), out, threads)
         else:
             forward(*many)
     shaped = torch.from_numpy(queries).view(sizes.layers, count, sizes.q_heads, sizes.head) if window else None

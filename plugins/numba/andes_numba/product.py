@@ -11,13 +11,13 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from andes_packing.formats import FORMATS, Half, Integer, OneOfFour, TwoOfEight
+from andes_packing.formats import FORMATS, Half, Integer, OneOfFour, ThreeOfFour, TwoOfEight
 from numba import njit, prange
 from numba.extending import overload
 
 from .activations import activate, address, inline, silu
 from .apart import apart
-from .isa import dot4, look_up, pick4, pick8
+from .isa import dot4, look_up, pick4, pick8, signs4
 from .machine import kept
 from .simd import (
     FOUR,
@@ -69,6 +69,8 @@ def _dot_int8(isa, fmt, rows, codes, x, stride, total):
     layout = FORMATS[fmt.value]
     if isinstance(layout, TwoOfEight):
         return _pairs_int8(layout)
+    if isinstance(layout, ThreeOfFour):
+        return _signs_int8()
     return _sparse_int8(layout) if isinstance(layout, OneOfFour) else _dense_int8(layout)
 
 
@@ -77,6 +79,8 @@ def _dot_float(fmt, rows, codes, x, stride):
     layout = FORMATS[fmt.value]
     if isinstance(layout, TwoOfEight):
         return _pairs_float(layout)
+    if isinstance(layout, ThreeOfFour):
+        return _signs_float()
     return _sparse_float(layout) if isinstance(layout, OneOfFour) else _dense_float(layout)
 
 
@@ -226,6 +230,38 @@ def _pairs_float(layout):
     return dot
 
 
+def _signs_int8():
+    def dot(isa, fmt, rows, codes, x, stride, total):
+        fifth = load_i(ONE, codes + 256, 0)
+        for n in range(4):
+            low = load_i(ONE, codes + 64 * n, 0)
+            for j in range(8):
+                quad = and_i(shift_right(low, 4 * j), splat_i(15))
+                weights = signs4(isa, quad, and_i(shift_right(fifth, 8 * n + j), splat_i(1)))
+                total = dot4(isa, NARROW, total, weights, spread_i(rows, x + 4 * (8 * n + j), stride))
+        return total
+
+    return dot
+
+
+def _signs_float():
+    portable = Tag("isa", "portable")
+
+    def dot(fmt, rows, codes, x, stride):
+        total, fifth = zeros_f(rows), load_i(ONE, codes + 256, 0)
+        for n in range(4):
+            low = load_i(ONE, codes + 64 * n, 0)
+            for j in range(8):
+                quad = and_i(shift_right(low, 4 * j), splat_i(15))
+                stored = signs4(portable, quad, and_i(shift_right(fifth, 8 * n + j), splat_i(1)))
+                for i in range(4):
+                    weight = to_f(add_i(and_i(shift_right(stored, 8 * i), splat_i(3)), splat_i(-1)))
+                    total = fma(weight, spread_f(rows, x + 4 * (4 * (8 * n + j) + i), stride), total)
+        return total
+
+    return dot
+
+
 # ---------------------------------------------------------------- one row block
 
 
@@ -242,7 +278,7 @@ def _block(isa, fmt, rows, weights, x, row):
     size, group = layout.group_bytes, layout.group
     if x.types[0].value == "exact":
         return _block_float(size, group)
-    zero = -layout.grid.low if isinstance(layout, Integer) else 0
+    zero = -layout.grid.low if isinstance(layout, Integer | ThreeOfFour) else 0
     return _block_int8(size, group, zero)
 
 

@@ -136,7 +136,7 @@ def forward(
         ready(mode, formats[0], x, norms[0], eps, normed, a, count, threads)
         multiply(isa, formats[0], products[:3], bytes_[0], a, count, address(qkv), 4 * qkv.shape[1], False, threads)
         if used[0]:
-            adapt(lora, n, edges[0], edges[1], normed, qkv, low, count, threads)
+            adapt(mode, lora, n, edges[0], edges[1], normed, qkv, low, count, threads)
         attend_rows(
             kv, n, store, qkv, count, groups, sight, heads, keys, (weights.head_norms[n], weights.biases[n]), cos, sin,
             eps, queries, desk, mixed, threads,
@@ -144,7 +144,7 @@ def forward(
         ready(mode, formats[1], mixed, none, eps, mixed, b, count, threads)
         multiply(isa, formats[1], products[3:4], bytes_[3], b, count, address(x), 4 * x.shape[1], True, threads)
         if used[1]:
-            adapt(lora, n, edges[1], edges[2], mixed, x, low, count, threads)
+            adapt(mode, lora, n, edges[1], edges[2], mixed, x, low, count, threads)
         ready(mode, formats[2], x, norms[1], eps, normed, c, count, threads)
         if apart:
             # adapters add to both before one gates the other
@@ -152,7 +152,7 @@ def forward(
             multiply(isa, formats[2], products[4:5], bytes_[4], c, count, to, stride, False, threads)
             multiply(isa, formats[2], products[5:6], bytes_[5], c, count, to + stride // 2, stride, False, threads)
             if used[2]:
-                adapt(lora, n, edges[2], edges[3], normed, both, low, count, threads)
+                adapt(mode, lora, n, edges[2], edges[3], normed, both, low, count, threads)
             gate_rows(both, gated, (inner + 15) // 16 * 16, count, threads)
         else:
             to, stride = address(gated), 4 * gated.shape[1]
@@ -160,7 +160,7 @@ def forward(
         ready(mode, formats[3], gated, none, eps, gated, d, count, threads)
         multiply(isa, formats[3], products[6:], bytes_[6], d, count, address(x), 4 * x.shape[1], True, threads)
         if used[3]:
-            adapt(lora, n, edges[3], edges[4], gated, x, low, count, threads)
+            adapt(mode, lora, n, edges[3], edges[4], gated, x, low, count, threads)
     show(taps, sizes.layers, x, seen)
     for t in range(count):
         norm_row(address(x[t]), address(weights.last), address(x[t]), width, eps)

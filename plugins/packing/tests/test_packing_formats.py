@@ -73,6 +73,7 @@ def squared(form: Format, weight: np.ndarray, **options: Any) -> float:
         ("nm14_w4", 1.625),  # (4 + 2) / 4 + 16 / 128
         ("nm28_w4", 1.75),  # (2 * 4 + 5) / 8 + 16 / 128: 28 patterns need 5 bits
         ("nm14_w2", 1.125),  # (2 + 2) / 4 + 16 / 128
+        ("ternary34_g128", 1.375),  # (2 + 3) / 4 + 16 / 128
     ],
 )
 def test_bits_per_weight_are_those_computed_by_hand(name: str, bits: float) -> None:
@@ -237,6 +238,14 @@ def scalar(form: Format, packed: np.ndarray, row: int, col: int) -> float:
         first, second = list(combinations(range(8), 2))[16 * high + low]
         both = body[160 + 64 * v + 4 * lane + i]
         return {first: (both & 15) - 8, second: (both >> 4) - 8}.get(k % 8, 0) * scale
+    if form.name == "ternary34_g128":
+        quad = k // 4
+        low = int.from_bytes(body[64 * (quad // 8) + 4 * lane :][:4], "little") >> 4 * (quad % 8) & 15
+        fifth = int.from_bytes(body[256 + 4 * lane :][:4], "little") >> quad & 1
+        if low & 3 == k % 4:
+            return 0.0
+        place = k % 4 - (k % 4 > low & 3)
+        return (2 * ((low >> 2 | fifth << 2) >> place & 1) - 1) * scale
     chunk, j, i = k // 64, k % 64 // 16, k % 16 // 4
     size = 192 if form.name == "nm14_w4" else 128
     part = body[size * chunk : size * (chunk + 1)]

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from andes_packing.formats.base import LANES, Format
 from andes_packing.formats.dense import Half, Integer, Scaled
 from andes_packing.formats.grid import Grid
-from andes_packing.formats.sparse import OneOfFour, Sparse, TwoOfEight
+from andes_packing.formats.sparse import OneOfFour, Sparse, ThreeOfFour, TwoOfEight
 from andes_sdk.config import suggestion
 from andes_sdk.errors import ConfigError, DuplicateName
 from andes_sdk.types import Codes
@@ -42,6 +42,7 @@ FORMATS: dict[str, Format] = {
             group=128,
             grid=Grid(bits=2, low=-3, high=3, step=2, factors=(0.45, 0.55, 0.65, 0.75, 0.85, 1.0)),
         ),
+        ThreeOfFour(name="ternary34_g128", grid=Grid(bits=1, low=-1, high=1, step=2, mean=True)),
     )
 }
 """The built-in formats by name."""
@@ -87,6 +88,7 @@ __all__ = [
     "OneOfFour",
     "Scaled",
     "Sparse",
+    "ThreeOfFour",
     "TwoOfEight",
     "find",
     "known",

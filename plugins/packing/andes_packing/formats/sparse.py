@@ -7,8 +7,9 @@ from abc import abstractmethod
 from itertools import combinations
 from typing import ClassVar
 
+import attrs
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 from numpy.typing import NDArray
 
 from andes_packing.formats.base import Array, pad
@@ -61,7 +62,10 @@ class Sparse(Scaled):
         if self.grid.step > 1:
             alive = pad(codes.values, 1, self.m) != 0
             count = alive.reshape(alive.shape[0], alive.shape[1] // self.m, self.m).sum(axis=2)
-            if (count != self.n).any():
+            wanted = np.full(count.shape[1], self.n)
+            if short := codes.values.shape[1] % self.m:
+                wanted[-1] = min(self.n, short)
+            if (count != wanted).any():
                 raise CheckpointError(
                     f"not {self.n} of every {self.m} codes survive", who=self.name, fix="its grid has no zero"
                 )
@@ -168,6 +172,48 @@ class TwoOfEight(Sparse):
             raise CheckpointError("a pattern of survivors that does not exist", who=self.name, fix="pack it again")
         both = unpack_fields(codes.reshape(*shape, octets // 4, VECTOR), 8)
         return PAIRS[pattern], np.stack([both & np.uint8(15), both >> np.uint8(4)], axis=-1)
+
+
+@frozen(kw_only=True)
+class ThreeOfFour(Sparse):
+    """3:4 of signs: of every four columns one is zero, the others -1 or 1. Five bits, 320 bytes per 128 columns.
+
+    Bits 0 and 1 are the position of the zero, 2 to 4 the signs of the others, ascending, 1 for plus. First the low four
+    bits of 32 quads in four vectors: bits 4 j … of word `lane` of vector v belong to columns 4 (8 v + j) … + 3.
+    Then the fifth bits: bit q of the word `lane` of the last vector belongs to columns 4 q … 4 q + 3.
+    """
+
+    n: ClassVar[int] = 3
+    m: ClassVar[int] = 4
+    group: int = field(default=128, validator=attrs.validators.in_((128,)))
+
+    @property
+    def code_bytes(self) -> int:
+        """Five bits for every four columns, of 16 rows."""
+        return 5 * VECTOR
+
+    def encode_survivors(self, positions: Bytes, stored: Bytes) -> Bytes:
+        """The zero's position is what three of 0 + 1 + 2 + 3 lack."""
+        dead = 6 - positions.astype(np.uint32).sum(axis=-1)
+        signs = stored.astype(np.uint32)
+        code = dead | signs[..., 0] << 2 | signs[..., 1] << 3  # (B, 16, G, 32)
+        blocks, lanes, groups, _ = code.shape
+        each = code.reshape(blocks, lanes, groups, 4, 8) << np.arange(0, 32, 4, dtype=np.uint32)
+        low = np.bitwise_or.reduce(each, axis=-1).transpose(0, 2, 3, 1)  # (B, G, 4, 16)
+        fifth = np.bitwise_or.reduce(signs[..., 2] << np.arange(32, dtype=np.uint32), axis=-1).transpose(0, 2, 1)
+        words = np.concatenate([low, fifth[:, :, None]], axis=2).astype("<u4")
+        return np.ascontiguousarray(words).view(np.uint8).reshape(blocks, groups, self.code_bytes)
+
+    def decode_survivors(self, packed: Bytes) -> tuple[Bytes, Bytes]:
+        """The inverse of `encode_survivors`."""
+        blocks, groups, _ = packed.shape
+        words = np.ascontiguousarray(packed).view("<u4").reshape(blocks, groups, 5, 16).transpose(0, 3, 1, 2)
+        code = (words[..., :4, None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15).reshape(blocks, 16, groups, 32)
+        fifth = words[..., 4, None] >> np.arange(32, dtype=np.uint32) & 1
+        slots = np.arange(3, dtype=np.uint32)
+        positions = slots + (slots >= (code & 3)[..., None])
+        signs = np.stack([code >> 2 & 1, code >> 3 & 1, fifth], axis=-1)
+        return positions.astype(np.uint8), signs.astype(np.uint8)
 
 
 def largest(score: Array, n: int) -> NDArray[np.intp]:

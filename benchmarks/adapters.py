@@ -1,0 +1,136 @@
+"""What an adapter of rank 16 on all linear layers costs a decode step of Qwen3-0.6B, and how long a switch takes.
+
+    .venv/bin/python benchmarks/adapters.py --quick --json
+
+Two packed bodies of random weights, `nm14_w4` (1.6 bits) and `w4_g32` (4.5 bits), each with a `w4_g32` embedding that
+is the head too. One session decodes; rounds with the adapter and without it take turns, and medians are compared.
+"idle" is the same session without an adapter, after three were loaded, against before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+BODIES = {"sub2": "nm14_w4", "w4": "w4_g32"}
+RANK, NAMES = 16, ("one", "two", "three")
+
+
+def adapter(name: str, layers: int, seed: int) -> Any:
+    """Random A and B for all seven linear layers of every decoder layer."""
+    import torch
+    from decode_models import HEAD, HEADS, INNER, KV_HEADS, WIDTH
+
+    from andes_sdk.types import Adapter, LowRank
+
+    q, kv = HEADS * HEAD, KV_HEADS * HEAD
+    shapes = {
+        "self_attn.q_proj": (q, WIDTH), "self_attn.k_proj": (kv, WIDTH), "self_attn.v_proj": (kv, WIDTH),
+        "self_attn.o_proj": (WIDTH, q), "mlp.gate_proj": (INNER, WIDTH), "mlp.up_proj": (INNER, WIDTH),
+        "mlp.down_proj": (WIDTH, INNER),
+    }  # fmt: skip
+    noise = torch.Generator().manual_seed(seed)
+    made = {}
+    for n in range(layers):
+        for role, (rows, columns) in shapes.items():
+            a, b = (0.01 * torch.randn(*s, generator=noise) for s in ((RANK, columns), (rows, RANK)))
+            made[f"model.layers.{n}.{role}"] = LowRank(a=a, b=b, scale=1.0)
+    return Adapter(name=name, layers=made)
+
+
+def decode(session: Any, tokens: int) -> float:
+    """Milliseconds per greedy token."""
+    token, begin = 1, time.perf_counter()
+    for _ in range(tokens):
+        token = int(session.extend([token])[0][0].numpy().argmax())
+        session.commit()
+    return 1e3 * (time.perf_counter() - begin) / tokens
+
+
+def measure(path: Path, threads: int, rounds: int, tokens: int) -> dict[str, float]:
+    """Of one body: ms per token without and with an adapter, ratios, and ms of a switch."""
+    import torch
+    from decode_models import LAYERS
+
+    from andes_sdk import Pipeline
+    from andes_sdk.runtime.policy import KeepAll
+    from andes_sdk.types import Inputs
+
+    torch.set_num_threads(1)
+    pipe = Pipeline.from_pretrained(path, backend={"numba": {"threads": threads, "kv": "int8"}})
+    pipe.compiled.whole.here()  # compiled before anything is timed
+    ids = torch.arange(64) % 1000
+
+    def opened(name: str | None = None) -> Any:
+        session = pipe.compiled.session(KeepAll())
+        session.prefill(Inputs(ids=ids))
+        session.commit()
+        session.adapter = name
+        return session
+
+    session = opened()
+    decode(session, tokens)
+    before = statistics.median(decode(opened(), tokens) for _ in range(rounds))
+    for n, name in enumerate(NAMES):
+        pipe.compiled.add_adapter(adapter(name, LAYERS, n))
+    decode(opened(NAMES[0]), 2)
+    without, with_ = [], []
+    for _ in range(rounds):
+        without.append(decode(opened(), tokens))
+        with_.append(decode(opened(NAMES[0]), tokens))
+    switches = []
+    for n in range(300):
+        begin = time.perf_counter()
+        session.adapter = NAMES[n % 3]
+        switches.append(1e3 * (time.perf_counter() - begin))
+    plain, adapted = statistics.median(without), statistics.median(with_)
+    return {
+        "ms": plain, "ms_adapter": adapted, "ratio": adapted / plain, "ratio_idle": plain / before,
+        "switch_ms": statistics.median(switches),
+    }  # fmt: skip
+
+
+def main() -> None:
+    from decode_models import write_artefact
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=BODIES, help="one of the bodies")
+    given = parser.parse_args()
+    rounds, tokens = (5, 16) if given.quick else (15, 32)
+    folder = Path(tempfile.gettempdir()) / "andes-benchmark-adapters"
+    folder.mkdir(exist_ok=True)
+    found, unchanged = {}, True
+    for name, body in BODIES.items():
+        if given.only not in (None, name):
+            continue
+        path = folder / f"{body}.andes"
+        if not path.exists():
+            write_artefact(path, body, "w4_g32")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[name] = measure(path, given.threads, rounds, tokens)
+        unchanged &= hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    facts = {
+        "decode_ratio_adapter": {name: round(one["ratio"], 3) for name, one in found.items()},
+        "decode_ratio_idle": {name: round(one["ratio_idle"], 3) for name, one in found.items()},
+        "switch_ms": round(max(one["switch_ms"] for one in found.values()), 4),
+        "base_unchanged": unchanged,
+        "ms_per_token": {name: round(one["ms"], 3) for name, one in found.items()},
+        "threads": given.threads,
+    }
+    print(json.dumps(facts) if given.json else json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()

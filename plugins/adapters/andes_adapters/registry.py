@@ -1,0 +1,190 @@
+"""The adapters of one base: a folder beside it, with the hash of every file. The base itself is never written.
+
+model.andes                       the base: a packed file, or a checkpoint folder
+model.andes.adapters/
+    registry.json                 names, hashes, ranks, contracts
+    receipts/                     adapter_config.json, adapter_model.safetensors, as peft reads them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import asdict, frozen
+
+from andes_adapters.contract import contract_of, refuse_other_contract
+from andes_adapters.reading import CONFIG, WEIGHTS, contract_mark, read_adapter
+from andes_sdk.config import suggestion
+from andes_sdk.errors import CheckpointError, ConfigError, DuplicateName
+from andes_sdk.files import appearing, appearing_file, at_home, regular
+from andes_sdk.reading import parse_json
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.types import Adapter
+
+NAME = re.compile(r"[A-Za-z][\w.-]{0,63}")
+FILES = (CONFIG, WEIGHTS)
+REGISTRY = "registry.json"
+
+
+@frozen(kw_only=True)
+class Entry:
+    """One adapter. sha256: of each of its files. contract: its hash, "" for none. base_checked: it names this base."""
+
+    sha256: Mapping[str, str]
+    rank: int
+    nbytes: int
+    contract: str
+    base_checked: bool
+
+
+@frozen
+class Registry:
+    """The adapters beside a base; a base without any has an empty one.
+
+    Attributes:
+        base: a file or a folder.
+    """
+
+    base: Path
+
+    @classmethod
+    def beside(cls, base: str | Path) -> Registry:
+        """That of a base.
+
+        Raises:
+            ConfigError: there is no file or folder of that name.
+        """
+        path = Path(base).expanduser().absolute()
+        if not path.exists():
+            fix = "give a packed file or a checkpoint folder"
+            raise ConfigError("there is no such base", who=str(base), fix=fix)
+        return cls(path)
+
+    @property
+    def folder(self) -> Path:
+        """Where the adapters lie."""
+        return self.base.with_name(f"{self.base.name}.adapters")
+
+    def entries(self) -> dict[str, Entry]:
+        """Adapters by name.
+
+        Raises:
+            CheckpointError: the registry is damaged.
+        """
+        path = self.folder / REGISTRY
+        if not path.exists():
+            return {}
+        try:
+            facts: Any = parse_json(regular(path).read_bytes())
+            if facts["version"] != 1 or not all(NAME.fullmatch(name) for name in facts["adapters"]):
+                raise ValueError("another version, or names that cannot be")
+            found = {name: Entry(**one) for name, one in facts["adapters"].items()}
+            if any(set(one.sha256) != set(FILES) for one in found.values()):
+                raise ValueError("hashes of other files than an adapter has")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why, fix = f"{type(error).__name__}: {error}", "delete it, and add the adapters again"
+            raise CheckpointError("is damaged", who=str(path), why=why, fix=fix) from None
+        return found
+
+    def add(self, name: str, source: str | Path, pipeline: Pipeline) -> Entry:
+        """Copy an adapter beside the base, if it belongs to it.
+
+        Args:
+            pipeline: of the base; its weights need not be read.
+
+        Raises:
+            ConfigError: a name that cannot be, or an adapter of another base or contract. DuplicateName: there is one.
+            CheckpointError: files that are damaged, or do not fit.
+        """
+        if not NAME.fullmatch(name):
+            fix = "use letters, digits, '.', '_' and '-', a letter first"
+            raise ConfigError(f"{name!r} cannot be a name", who="adapters", fix=fix)
+        entries = self.entries()
+        if name in entries:
+            raise DuplicateName("there is an adapter of this name", who=name, fix="remove it first, or choose another")
+        folder = at_home(source, "folder")
+        adapter = read_adapter(name, folder, pipeline.meta_model().language_model)
+        mark = contract_mark(folder)
+        _refuse_other(adapter, mark, pipeline)
+        with appearing(self.folder / name) as temporary:
+            for file in FILES:
+                shutil.copyfile(regular(folder / file), temporary / file)
+        entry = Entry(
+            sha256={file: _sha256(self.folder / name / file) for file in FILES},
+            rank=max(len(low.a) for low in adapter.layers.values()),
+            nbytes=(self.folder / name / WEIGHTS).stat().st_size,
+            contract="" if mark is None else str(mark["hash"]),
+            base_checked=bool(mark or adapter.base),
+        )
+        self._write({**entries, name: entry})
+        return entry
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter and delete its files.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        entries = self.entries()
+        self._known(name, entries)
+        self._write({other: one for other, one in entries.items() if other != name})
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def verified(self, name: str) -> Path:
+        """Folder of an adapter whose files are those that were added.
+
+        Raises:
+            ConfigError: there is none of that name. CheckpointError: a file is missing or was changed.
+        """
+        entry = self._known(name, self.entries())
+        for file, wanted in entry.sha256.items():
+            path = self.folder / name / file
+            try:
+                found = _sha256(path)
+            except OSError as error:
+                fix = f"remove {name!r} and add it again"
+                raise CheckpointError("cannot be read", who=str(path), why=str(error), fix=fix) from None
+            if found != wanted:
+                why, fix = "its hash is not the registry's", f"remove {name!r} and add it again"
+                raise CheckpointError("was changed since it was added", who=str(path), why=why, fix=fix)
+        return self.folder / name
+
+    def _known(self, name: str, entries: Mapping[str, Entry]) -> Entry:
+        if name not in entries:
+            fix = suggestion(name, entries) if entries else f"add it: andes adapters add {self.base.name} {name} FOLDER"
+            raise ConfigError(f"no adapter {name!r}", who=str(self.folder), fix=fix)
+        return entries[name]
+
+    def _write(self, entries: Mapping[str, Entry]) -> None:
+        facts = {"version": 1, "adapters": {name: asdict(one) for name, one in sorted(entries.items())}}
+        with appearing_file(self.folder / REGISTRY) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def _refuse_other(adapter: Adapter, mark: Mapping[str, Any] | None, pipeline: Pipeline) -> None:
+    """What a packed file's header tells at once; weights of a float base are compared when it is loaded."""
+    artefact, who = pipeline.artefact, f"adapter {adapter.name!r}"
+    if artefact is None:
+        if mark is not None or (adapter.base and not adapter.base.startswith("weights:")):
+            fix = "give the packed base that it was trained for"
+            raise ConfigError("was trained on a packed base", who=who, why="this base is in floats", fix=fix)
+        return
+    if mark is not None:
+        own = contract_of(artefact, pipeline.meta_model().tokenizer, mark["rank"])
+        refuse_other_contract(mark, own.mark, who)
+    elif adapter.base and adapter.base != artefact.numbers:
+        why = f"it was trained on {adapter.base}, this base has {artefact.numbers}"
+        raise ConfigError("belongs to another base", who=who, why=why, fix="give the base that it was trained on")
+
+
+def _sha256(path: Path) -> str:
+    with open(regular(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

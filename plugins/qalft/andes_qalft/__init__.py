@@ -1,0 +1,64 @@
+"""Adapters on a frozen quantised base: QALFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+from attrs.validators import and_, ge, gt, lt
+
+from andes_sdk import hookimpl
+
+if TYPE_CHECKING:
+    from andes_sdk.plan import Plan
+
+
+@frozen(eq=False, kw_only=True)
+class QALFT:
+    """Train adapters on a packed base. Shortest use: Pipeline.from_plugins([..., {"qalft": {"file": "c.json"}}]).
+
+    The base is opened with Pipeline.from_pretrained("model.andes", backend="torch", plugins=[...]).
+    """
+
+    contract = "1.1"
+
+    file: str = field(
+        default="", metadata={"help": "the base's contract; empty: the base is not compared", "local": True}
+    )
+    rank: int = field(
+        default=16, validator=ge(1), metadata={"help": "of adapters, without a contract; else the contract's"}
+    )
+    alpha: int = field(default=32, validator=ge(1), metadata={"help": "the update is scaled by alpha / rank"})
+    dropout: float = field(
+        default=0.0, validator=and_(ge(0.0), lt(1.0)), metadata={"help": "of what adapters are given"}
+    )
+    rate: float = field(default=3e-4, validator=and_(gt(0.0), lt(1e3)), metadata={"help": "learning rate"})
+    targets: list[str] = field(
+        factory=lambda: ["attention", "mlp"],
+        metadata={"help": "kinds of module that get an adapter: attention, mlp, vision, projector"},
+    )
+    recovery: str = field(
+        default="", metadata={"help": "folder of an adapter of the same contract to start from", "local": True}
+    )
+    adapter: str = field(default="qalft", metadata={"help": "name of the adapter's folder, adapters/NAME"})
+    ranges: bool = field(
+        default=True, metadata={"help": "round activations by the contract's ranges; false: QLoRA-like"}
+    )
+
+    @hookimpl
+    def andes_training_stages(self) -> list[Any]:
+        """One stage, `qalft`."""
+        from .stage import QALFTStage
+
+        return [
+            QALFTStage(
+                file=self.file, rank=self.rank, alpha=self.alpha, dropout=self.dropout, rate=self.rate,
+                targets=list(self.targets), recovery=self.recovery, adapter=self.adapter, ranges=self.ranges,
+            )
+        ]  # fmt: skip
+
+    @hookimpl
+    def andes_explain(self, plan: Plan) -> Mapping[str, str]:
+        """The contract, and where adapters start."""
+        return {"contract": self.file or "none: the base is not compared", "starts from": self.recovery or "zero"}
