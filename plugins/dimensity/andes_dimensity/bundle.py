@@ -6,12 +6,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from andes_sdk.errors import CheckpointError, ConfigError
+
+from .options import Options
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
 
-    from .options import Options
+
+def _own(field: attrs.Attribute[Any], _: object) -> bool:
+    return field.name in {f.name for f in attrs.fields(Options)}
 
 
 def describe(pipeline: Pipeline, place: Path, options: Options) -> dict[str, Any]:
@@ -45,4 +51,5 @@ def describe(pipeline: Pipeline, place: Path, options: Options) -> dict[str, Any
     return {
         "template": template, "image": mark, "stop": sorted({tokenizer.eos, tokenizer.pad}), "rows": options.rows,
         "thinking": bool(getattr(tokenizer, "thinking", False)), "numbers": pipeline.model.numbers,
+        "options": attrs.asdict(options, filter=_own),
     }  # fmt: skip

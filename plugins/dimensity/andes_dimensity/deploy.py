@@ -78,6 +78,7 @@ def dimensity(
     layout: Annotated[
         str, typer.Option(help="cpu (LiteRT-LM runs it) or npu (cache, masks, tables are inputs).")
     ] = "cpu",
+    activations: Annotated[str, typer.Option(help="float, or a16: static int16, for layout npu.")] = "float",
     plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
@@ -91,7 +92,7 @@ def dimensity(
     if out.suffix not in (".litertlm", ".tflite"):
         raise ConfigError(f"cannot write {out.name}", who="--out", fix="end the name with .litertlm or .tflite")
     given = {"weights": weights, "head": head, "vision": vision, "rows": rows, "prompt": prompt, "tree": tree,
-             "picture": picture, "layout": layout}  # fmt: skip
+             "picture": picture, "layout": layout, "activations": activations}  # fmt: skip
     options = structure(Options, given, "andes deploy dimensity")
     with told() as tell:
         tell("opening the model")
@@ -116,3 +117,44 @@ def show(report: dict[str, Any]) -> None:
     )
     for line in report["left_out"]:
         console.print(f"not in it, or not checked here: {line}")
+
+
+@app.command("check")
+@clean
+def check_file(
+    file: Annotated[Path, typer.Argument(help="A bundle that `andes deploy dimensity` wrote.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="The model that it was written from.")],
+    data: Annotated[
+        Path | None, typer.Option(help="JSON Lines with `messages`, pictures as paths: both sides answer them.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Conversations of --data at most.")] = 100,
+    plugin: Plugin = None,
+    as_json: Json = False,
+) -> None:
+    """Compare FILE with its model: each matrix to the bit, each graph, the next token of 100 prompts, conversations.
+
+    LiteRT runs the graphs and LiteRT-LM the conversations; the other side is the reference backend. Each line says
+    whether it was checked here. The command fails if one of those that were does not hold.
+    """
+    from .check import check
+    from .conversations import read, some
+
+    with told() as tell:
+        tell("opening the model")
+        pipeline = opened(model, plugin)
+        with some(pipeline) as own:
+            report = check(pipeline, file, own if data is None else read(data, limit), tell)
+    if as_json:
+        print_json({"file": str(file), **report.to_dict()})
+    else:
+        rows = [
+            (line.what, "checked here" if line.here else "not checkable here", _mark(line.fine), line.value)
+            for line in report.lines
+        ]
+        stdout().print(table(("what", "", "", "figure, or why not"), rows, str(file)))
+    if not report.fine:
+        raise typer.Exit(1)
+
+
+def _mark(fine: bool | None) -> str:
+    return {True: "holds", False: "DOES NOT HOLD", None: ""}[fine]

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.files import appearing_file, at_home
+from andes_sdk.numbers import quantised
 
 from .codes import Codebook
 from .environment import Tell, _quiet, python, work, workplace
@@ -98,6 +99,9 @@ def export(pipeline: Pipeline, path: Path, options: Options, tell: Tell = _quiet
     if bundled and options.layout == "npu":
         why = "the bundle for the NPU holds graphs that MediaTek's compiler has made, which is not here"
         raise ConfigError("layout npu is written as .tflite", who="--layout", why=why, fix="name the file model.tflite")
+    if options.activations != "float" and (bundled or options.layout != "npu" or options.activations == "a8"):
+        why, fix = "static activations are for the NPU's graphs", "use a16, layout=npu and a name that ends in .tflite"
+        raise ConfigError(f"cannot write activations={options.activations}", who="dimensity", why=why, fix=fix)
     python()
     tell("reading codes and scales")
     lowered = lower(pipeline, options, pictures=bundled)
@@ -107,6 +111,8 @@ def export(pipeline: Pipeline, path: Path, options: Options, tell: Tell = _quiet
             from .bundle import describe
 
             job["bundle"] = describe(pipeline, place, options)
+        if options.activations != "float":
+            job |= {"kind": options.activations, "ranges": calibration(pipeline, options, place)}
         result = work(place, job, tell)
         made = place / ("model.litertlm" if bundled else "text.tflite")
         try:
@@ -115,6 +121,27 @@ def export(pipeline: Pipeline, path: Path, options: Options, tell: Tell = _quiet
         except OSError as error:
             raise CheckpointError("cannot be written", who=str(path), why=str(error), fix="choose another") from None
     return report(path, lowered, result, options)
+
+
+def calibration(pipeline: Pipeline, options: Options, place: Path, seed: int = 0) -> dict[str, float]:
+    """Write prompts whose values set the ranges that training left open -> the trained scales, by name in the graph.
+
+    Prompts are random tokens: every embedding of the vocabulary is as likely.
+    """
+    import numpy as np
+    import torch
+
+    model, rng = pipeline.model, np.random.default_rng(seed)
+    prompts = {}
+    with torch.inference_mode():
+        for number in range(16):
+            ids = torch.from_numpy(rng.integers(0, model.text.vocab_size, int(rng.integers(4, options.prompt + 1))))
+            prompts[f"{number:03d}"] = model.llm.embed(ids).float().numpy()
+    save_file(prompts, place / "prompts.safetensors")
+    prefix, found = "language_model.", quantised(model)[1]
+    return {
+        f"{n.removeprefix(prefix)}.weight": r.scale for n, r in found.items() if n.startswith(prefix) and not r.zero
+    }
 
 
 def report(path: Path, lowered: Lowered, result: Mapping[str, Any], options: Options) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,8 @@ def bundle(folder: Path, facts: Mapping[str, Any], grids: Any, patch: int) -> di
         kind.image_tensor_height, kind.image_tensor_width = rows * patch, columns * patch
     (folder / "metadata.pb").write_bytes(told.SerializeToString())
     made = LitertLmFileBuilder()
-    for key, value in (("author", "andes_sdk"), ("numbers", facts["numbers"])):
+    told_of = (("author", "andes_sdk"), ("numbers", facts["numbers"]), ("andes", json.dumps(facts["options"])))
+    for key, value in told_of:
         made.add_system_metadata(Metadata(key=key, value=value, dtype=DType.STRING))
     made.add_llm_metadata(str(folder / "metadata.pb"))
     made.add_hf_tokenizer(str(folder / "tokenizer" / "tokenizer.json"))
@@ -44,20 +46,31 @@ def bundle(folder: Path, facts: Mapping[str, Any], grids: Any, patch: int) -> di
     return {"bytes": (folder / "model.litertlm").stat().st_size, "sections": [name for name, _ in held]}
 
 
-def unpack(path: Path, folder: Path) -> dict[str, Path]:
-    """The .tflite files of a bundle by what they are."""
+def unpack(path: Path, folder: Path) -> dict[str, Any]:
+    """The .tflite files of a bundle by what they are, and what it says of itself."""
     from litert_lm_builder import LitertLmFileBuilder
 
-    LitertLmFileBuilder.unpack(str(path), str(folder))
-    kinds = {
-        "prefill_decode": "text",
-        "embedder": "embedder",
-        "vision_encoder": "vision",
-        "vision_adapter": "projector",
+    folder.mkdir()
+    made = LitertLmFileBuilder.unpack(str(path), str(folder))
+    said = {m.key: m.value for m in made._system_metadata}
+    kinds = {"prefill_decode": "text", "embedder": "embedder", "vision_encoder": "vision"}
+    kinds["vision_adapter"] = "projector"
+    found = {
+        name: str(file)
+        for file in sorted(folder.rglob("*.tflite"))
+        for mark, name in kinds.items()
+        if mark in file.name.lower()
     }
-    found: dict[str, Path] = {}
-    for file in sorted(folder.rglob("*.tflite")):
-        for mark, name in kinds.items():
-            if mark in file.name.lower():
-                found[name] = file
-    return found
+    return {"files": found, "options": json.loads(said.get("andes", "null")), "numbers": said.get("numbers", "")}
+
+
+def compared(folder: Path, job: Any) -> dict[str, Any]:
+    """Every matrix of `files` (part -> path) beside the tables of that part in the folder."""
+    from export import loaded, ops
+    from inject import verify
+
+    out = {}
+    for name, file in job["files"].items():
+        facts = verify(Path(file), loaded(folder / f"{name}.safetensors", job["bits"])[1])
+        out[name] = facts | {"ops": ops(Path(file))}
+    return {"files": out}

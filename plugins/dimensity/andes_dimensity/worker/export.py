@@ -48,14 +48,16 @@ def export(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     return result
 
 
-def _written(folder: Path, name: str, made: Any, bank: Bank, kind: str, tell: Tell) -> dict[str, Any]:
-    """A converted model -> NAME.tflite with codes, and the facts of it."""
+def _written(
+    folder: Path, name: str, made: Any, bank: Bank, tell: Tell, limits: Callable[[Path], Any] | None = None
+) -> dict[str, Any]:
+    """A converted model -> NAME.tflite with codes, and the facts of it. `limits`: ranges of all tensors, for int16."""
     plain = folder / f"{name}.float.tflite"
     made.export(str(plain))
     del made
     tell(f"writing codes of {name}")
     target = folder / f"{name}.tflite"
-    quantise(plain, target, bank, kind)
+    quantise(plain, target, bank, "float" if limits is None else "a16", None if limits is None else limits(plain))
     plain.unlink()
     facts = verify(target, bank) | {"bytes": target.stat().st_size, "ops": ops(target)}
     if facts["foreign"] or facts["missing"]:
@@ -65,8 +67,9 @@ def _written(folder: Path, name: str, made: Any, bank: Bank, kind: str, tell: Te
 
 def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank: Bank, tell: Tell) -> dict[str, Any]:
     import litert_torch
+    from safetensors.numpy import load_file
 
-    plan, layout, kind = job["text"], job["layout"], job["kind"]
+    plan, layout = job["text"], job["layout"]
     body, rows = Decoder(plan, weights).eval(), plan["rows"]
 
     def cache() -> dict[str, Tensor]:
@@ -98,7 +101,15 @@ def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank
         converter.signature(name, graph(logits), sample_kwargs=sample(t))
     light = sum(t.numel() for t in weights.values()) > 2e8
     made = converter.convert(lightweight_conversion=True) if light else converter.convert()
-    return {"text": _written(folder, "text", made, bank, kind, tell)}
+
+    def limits(plain: Path) -> Any:
+        from static import ranges
+
+        tell("seeing prompts")
+        prompts = list(load_file(folder / "prompts.safetensors").values())
+        return ranges(plain, plan, load_file(folder / "text.safetensors"), prompts, job["ranges"], bank)
+
+    return {"text": _written(folder, "text", made, bank, tell, limits if job["kind"] == "a16" else None)}
 
 
 def _embedder(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
@@ -108,7 +119,7 @@ def _embedder(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any
     tell("lowering the embedding")
     lookup, inputs = Embedder(weights["model.embed_tokens.weight"]).eval(), torch.zeros(1, 1, dtype=torch.int32)
     made = litert_torch.signature("embedder", lookup, sample_kwargs={"token_ids": inputs}).convert()
-    return {"embedder": _written(folder, "embedder", made, bank, "float", tell)}
+    return {"embedder": _written(folder, "embedder", made, bank, tell)}
 
 
 def _picture(folder: Path, job: Mapping[str, Any], part: str, tell: Tell) -> dict[str, Any]:
@@ -128,7 +139,7 @@ def _picture(folder: Path, job: Mapping[str, Any], part: str, tell: Tell) -> dic
         else:
             inputs = {"soft_tokens": torch.randn(1, rows * columns, plan["features"])}
             converter.signature(name, Projector(plan, weights, rows, columns).eval(), sample_kwargs=inputs)
-    return {part: _written(folder, part, converter.convert(), bank, job["kind"], tell)}
+    return {part: _written(folder, part, converter.convert(), bank, tell)}
 
 
 def ops(path: Path) -> list[dict[str, Any]]:

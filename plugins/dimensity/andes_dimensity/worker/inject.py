@@ -53,11 +53,13 @@ class Bank:
         return self._by_content.get(digest(np.asarray(weights, np.float32)))
 
 
-def quantise(source: Path, target: Path, bank: Bank, kind: str, scales: Mapping[str, float] | None = None) -> None:
+def quantise(
+    source: Path, target: Path, bank: Bank, kind: str, seen: Mapping[str, Mapping[str, np.ndarray]] | None = None
+) -> None:
     """Write `target`, `source` with the codes of the bank.
 
-    kind: "float" (weights only; products in float), "dynamic" (activations int8 by row, as the CPU multiplies fastest)
-    or "a16" (all of it static int16, activation ranges from `scales` by name of the tensor).
+    kind: "float" (weights only; products in float) or "a16" (all of it static int16; `seen` has for each tensor its
+    least and largest value, or its scale).
 
     Raises:
         LookupError: a matrix of the graph that is not in the bank.
@@ -68,7 +70,7 @@ def quantise(source: Path, target: Path, bank: Bank, kind: str, scales: Mapping[
 
     ops = qtyping.TFLOperationName
 
-    def parameters(info: Any, config: Any, content: Any = None, seen: Any = None) -> Any:
+    def parameters(info: Any, config: Any, content: Any = None, limits: Any = None) -> Any:
         if content is not None and np.ndim(content) == 2 and min(np.shape(content)) > 1:
             found = bank.of(content)
             if found is None:
@@ -79,13 +81,13 @@ def quantise(source: Path, target: Path, bank: Bank, kind: str, scales: Mapping[
                 num_bits=bits, quantized_dimension=0, scale=steps[:, None], symmetric=True,
                 zero_point=np.zeros((len(steps), 1), np.int32), quantized_data=codes,
             )  # fmt: skip
-        if content is None and seen is not None and "scale" in seen:
-            step = np.array(seen["scale"], np.float32).reshape(1, 1)
+        if content is None and limits is not None and "scale" in limits:
+            step = np.array(limits["scale"], np.float32).reshape(1, 1)
             return qtyping.UniformQuantParams(
                 num_bits=config.num_bits, quantized_dimension=None, scale=step, zero_point=np.zeros((1, 1), np.int32),
                 symmetric=True,
             )  # fmt: skip
-        return own.get_tensor_quant_params(info, config, content, seen)
+        return own.get_tensor_quant_params(info, config, content, limits)
 
     key = am.AlgorithmName.MIN_MAX_UNIFORM_QUANT
     for name, function in am.MIN_MAX_OP_NAME_MATERIALIZE_FUNC_DICT.items():
@@ -96,11 +98,10 @@ def quantise(source: Path, target: Path, bank: Bank, kind: str, scales: Mapping[
     work = quantizer.Quantizer(str(source))
     if kind == "a16":
         work.add_static_config(".*", ops.ALL_SUPPORTED, 16, 8)
-        made = work.quantize({name: {"scale": np.float32(s)} for name, s in (scales or {}).items()})
+        made = work.quantize(dict(seen or {}))
     else:
-        add = work.add_weight_only_config if kind == "float" else work.add_dynamic_config
         for op in (ops.FULLY_CONNECTED, ops.EMBEDDING_LOOKUP):
-            add(regex=".*", operation_name=op, num_bits=8)
+            work.add_weight_only_config(regex=".*", operation_name=op, num_bits=8)
         made = work.quantize()
     made.export_model(str(target), overwrite=True)
 

@@ -35,6 +35,18 @@ def main(folder: Path) -> int:
             from running import run
 
             result = run(folder, job)
+        elif job["do"] == "unpack":
+            from bundling import unpack
+
+            result = unpack(Path(job["file"]), folder / "unpacked")
+        elif job["do"] == "logits":
+            from static import logits
+
+            result = logits(folder, job)
+        elif job["do"] == "compare":
+            from bundling import compared
+
+            result = compared(folder, job)
         elif job["do"] == "chat":
             from running import chat
 
