@@ -6,7 +6,7 @@ have no codes of their own are rounded here. Codes with several scales in a row 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -124,18 +124,3 @@ class Codebook:
             raise ConfigError("there is no such matrix", who=name)
         weight = tensors[name].detach().float().cpu().numpy()
         return rounded(weight.reshape(len(weight), -1), bits)
-
-
-def outliers(array: NDArray[Any]) -> float:
-    """How many times the root mean square of a tensor its largest value is."""
-    x = np.abs(np.asarray(array, np.float32))
-    return float(x.max() / max(float(np.sqrt(np.square(x).mean())), 1e-12))
-
-
-def by_part(matrices: Mapping[str, Matrix]) -> Iterator[tuple[str, int, int, float]]:
-    """(source, matrices, bytes, bits per weight) of each source of codes, for reports."""
-    for source in ("trained", "packed", "rounded"):
-        some = [m for m in matrices.values() if m.source == source]
-        if some:
-            size = sum(m.codes.size * m.bits // 8 + 4 * len(m.scales) for m in some)
-            yield source, len(some), size, 8 * size / sum(m.codes.size for m in some)

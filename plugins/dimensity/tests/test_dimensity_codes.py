@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from andes_dimensity.codes import Codebook, outliers, per_channel, rounded
+from andes_dimensity.codes import Codebook, per_channel, rounded
 from torch import nn
 
 from andes_sdk.errors import ConfigError
@@ -82,9 +82,3 @@ def test_the_codes_of_training_come_before_rounding():
     assert (one.source, one.bits, two.source, two.bits) == ("trained", 4, "rounded", 8)
     with pytest.raises(ConfigError, match="no such matrix"):
         book.matrix("three.weight", 8)
-
-
-def test_outliers_are_measured_against_the_root_mean_square():
-    x = np.ones(100, np.float32)
-    x[0] = 100.0  # mean of squares: (99 + 10,000) / 100
-    assert outliers(x) == pytest.approx(100 / np.sqrt(100.99), rel=1e-5)
