@@ -127,9 +127,13 @@ def _call(command: list[str], what: str) -> None:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A folder for one work, which goes with it."""
+    """A folder for one work, which goes with it; those of processes that were killed go too."""
     cache().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="dimensity-work-", dir=cache()) as name:
+    for left in cache().glob("dimensity-work-*"):
+        owner = left.name.split("-")[2]
+        if owner.isdigit() and not Path("/proc", owner).exists() and Path("/proc").is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"dimensity-work-{os.getpid()}-", dir=cache()) as name:
         yield Path(name)
 
 

@@ -1,13 +1,14 @@
 """The other environment: missing, dying, hanging, wrong. A shell script stands in for its interpreter."""
 
 import json
+import os
 import time
 from pathlib import Path
 
 import pytest
 from andes_dimensity import environment
 from andes_dimensity.deploy import app
-from andes_dimensity.environment import setup, work
+from andes_dimensity.environment import setup, work, workplace
 from andes_dimensity.export import export
 from andes_dimensity.options import Options
 from typer.testing import CliRunner
@@ -140,3 +141,15 @@ def test_a_failed_export_leaves_what_stood_there(stand_in, tmp_path, pipe):
     assert out.read_bytes() == b"of before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "job", "model.tflite"]
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [environment.folder().name]
+
+
+def test_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANDES_CACHE", str(tmp_path))
+    gone, alive = tmp_path / "dimensity-work-999999999-x", tmp_path / f"dimensity-work-{os.getpid()}-y"
+    gone.mkdir()
+    alive.mkdir()
+    with workplace() as place:
+        assert place.is_dir()
+        assert not gone.exists()
+    assert alive.exists()
+    assert not place.exists()
