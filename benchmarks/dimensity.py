@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from andes_dimensity import environment
-from andes_dimensity.check import Report, both, check
+from andes_dimensity.check import Report, both, check, check_graphs
 from andes_dimensity.environment import work, workplace
 from andes_dimensity.export import calibration, export, lower
 from andes_dimensity.options import Options
@@ -100,6 +101,13 @@ def figure(report: Report, what: str) -> float | None:
     return next((line.figure for line in report.lines if line.what == what), None)
 
 
+def costs() -> float:
+    """Percent, as `dimensity_cost.py` measures it; this machine must be quiet meanwhile."""
+    script = Path(__file__).with_name("dimensity_cost.py")
+    done = subprocess.run([sys.executable, script, "--json"], capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout)["error"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "examples" / "first_light" / "model"))
@@ -108,6 +116,7 @@ def main() -> None:
     parser.add_argument("--raw", action="store_true", help="pictures as they are")
     parser.add_argument("--bundle", type=Path, help="a bundle that was written before")
     parser.add_argument("--a16", type=Path, help="graphs of static int16 that were written before")
+    parser.add_argument("--costs", action="store_true", help="also measure decode times for the cost model")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     environment.setup(say)
@@ -128,6 +137,8 @@ def main() -> None:
             "logits_weight_only": figure(report, "graph decode"),
             "next_token_weight_only": figure(report, "next token of decode"),
         }
+        asked = [line for line in check_graphs(given.a16).lines if line.here]
+        facts["ops_supported"] = asked[0].figure if asked else None
         facts["logits_a16"], facts["logits_a16_rms"], facts["next_token_a16"] = static(pipe, given.a16)
         some = items(given.items or (500 if given.quick else 2000))
         compiled = DimensityBackend(BUNDLE, pipe.artefact).compile(pipe.model, device="cpu", dtype="float32")
@@ -140,7 +151,7 @@ def main() -> None:
     facts |= {
         "greedy_equal": sum(a.strip() == b.strip() for a, b in zip(theirs, mine, strict=True)) / len(some),
         "score_litert_lm": scores[0], "score_ours": scores[1], "score_gap": scores[0] - scores[1], "items": len(some),
-        "ops_supported": None, "cost_model_error": None,
+        "cost_model_error": costs() if given.costs else None,
     }  # fmt: skip
     print(json.dumps(facts, indent=2) if given.json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
 

@@ -3,8 +3,8 @@
     python examples/deploy_dimensity.py                       # the shipped first-light model
     python examples/deploy_dimensity.py --model MODEL --out model.litertlm
 
-LiteRT lives in an environment of its own, which `andes deploy setup dimensity` makes (2.3 GB). Where it is missing, this
-ends after linting, and says so.
+LiteRT lives in an environment of its own, which `andes deploy setup dimensity` makes (2.3 GB). Where it is missing,
+this ends after linting, and says so.
 """
 
 from __future__ import annotations

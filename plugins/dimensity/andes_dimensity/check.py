@@ -19,6 +19,7 @@ from andes_sdk.inputs.patches import block_order, patchify
 from andes_sdk.runtime.engine import Engine
 from andes_sdk.runtime.policy import KeepAll
 
+from .compiler import compiler, taken
 from .environment import Tell, _quiet, python, work, workplace
 from .export import Lowered, lower
 from .options import Options
@@ -105,6 +106,9 @@ def check(
             pipeline.model, device="cpu", dtype="float32"
         )
         _graphs(report, compiled, place, said["files"], lowered, tell)
+        for name in ("vision", "projector"):
+            if name in said["files"]:
+                _compiler(report, f"graph {name}", Path(said["files"][name]), place)
         if conversations:
             _conversations(report, pipeline, compiled, path, place, conversations, tell)
     for what, why in NOT_HERE:
@@ -112,8 +116,44 @@ def check(
     return report
 
 
+def check_graphs(path: Path) -> Report:
+    """What can be checked of a .tflite alone: which operators MediaTek's plugin takes.
+
+    Raises:
+        CheckpointError: it is none. BackendUnavailable: LiteRT is not here.
+    """
+    python()
+    try:
+        with open(path, "rb") as file:
+            mark = file.read(8)[4:]
+    except OSError as error:
+        raise CheckpointError("cannot be read", who=str(path), why=str(error), fix="check the path") from None
+    if mark != b"TFL3":
+        fix = "write it again: andes deploy dimensity"
+        raise CheckpointError("is no .tflite file", who=str(path), why=f"its mark is {mark!r}", fix=fix)
+    report = Report()
+    with workplace() as place:
+        _compiler(report, "graphs", path, place)
+    for what, why in NOT_HERE:
+        report.absent(what, why)
+    return report
+
+
+def _compiler(report: Report, what: str, file: Path, place: Path) -> None:
+    """A line on what MediaTek's plugin takes, over the stand-in for the vendor's library."""
+    title = f"MediaTek's plugin: {what}"
+    if compiler() is None:
+        report.absent(title, "there is no C compiler for the stand-in")
+        return
+    told = taken(file, place)
+    left = ", ".join(f"{count} {name}" for name, count in told["refused"].items())
+    value = f"{told['taken']} of {told['operators']} operators" + (f"; left to the CPU: {left}" if left else "")
+    share = told["taken"] / max(told["operators"], 1)
+    report.add(title, share == 1.0, value, share)
+
+
 NOT_HERE = (
-    ("MediaTek's compiler", "the vendor's SDK is not here"),
+    ("MediaTek's own compiler", "the vendor's SDK is not here; its plugin ran over a stand-in"),
     ("speed, memory and heat", "there is no phone here"),
     ("the NPU's own rounding", "there is no phone here"),
 )

@@ -122,8 +122,10 @@ def show(report: dict[str, Any]) -> None:
 @app.command("check")
 @clean
 def check_file(
-    file: Annotated[Path, typer.Argument(help="A bundle that `andes deploy dimensity` wrote.")],
-    model: Annotated[str, typer.Option("--model", "-m", help="The model that it was written from.")],
+    file: Annotated[Path, typer.Argument(help="A bundle, or graphs, that `andes deploy dimensity` wrote.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model that a bundle was written from.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="JSON Lines with `messages`, pictures as paths: both sides answer them.")
     ] = None,
@@ -134,16 +136,22 @@ def check_file(
     """Compare FILE with its model: each matrix to the bit, each graph, the next token of 100 prompts, conversations.
 
     LiteRT runs the graphs and LiteRT-LM the conversations; the other side is the reference backend. Each line says
-    whether it was checked here. The command fails if one of those that were does not hold.
+    whether it was checked here. The command fails if one of those that were does not hold. Of a .tflite alone it tells
+    which operators MediaTek's plugin takes.
     """
-    from .check import check
+    from .check import check, check_graphs
     from .conversations import read, some
 
     with told() as tell:
-        tell("opening the model")
-        pipeline = opened(model, plugin)
-        with some(pipeline) as own:
-            report = check(pipeline, file, own if data is None else read(data, limit), tell)
+        if file.suffix == ".tflite":
+            report = check_graphs(file)
+        elif model is None:
+            raise ConfigError("a bundle is compared with its model", who="--model", fix="name the model")
+        else:
+            tell("opening the model")
+            pipeline = opened(model, plugin)
+            with some(pipeline) as own:
+                report = check(pipeline, file, own if data is None else read(data, limit), tell)
     if as_json:
         print_json({"file": str(file), **report.to_dict()})
     else:

@@ -1,13 +1,15 @@
 """With LiteRT itself, where its environment is here: a file holds our numbers, and computes what we compute."""
 
+import ctypes
 import json
 import subprocess
 
 import pytest
 from andes_dimensity import check as checking
-from andes_dimensity.check import check
+from andes_dimensity.check import check, check_graphs
+from andes_dimensity.compiler import compiler
 from andes_dimensity.conversations import read, some
-from andes_dimensity.environment import is_ready, python
+from andes_dimensity.environment import HERE, is_ready, python
 from andes_dimensity.export import export
 from andes_dimensity.options import Options
 from PIL import Image
@@ -30,7 +32,8 @@ def test_a_bundle_of_four_bits_holds_our_codes_and_answers_as_we_do(pipe, tmp_pa
     assert lines["codes and scales: text"].figure == 1.0
     assert lines["graph decode"].figure <= 1e-5
     assert lines["next token of decode"].figure == 1.0
-    assert lines["MediaTek's compiler"].fine is None
+    assert lines["MediaTek's own compiler"].fine is None
+    assert lines["MediaTek's plugin: graph vision"].figure == 1.0
     # another model's file, and a file cut short
     other = type(pipe).from_plugins(pipe.plan.plugins and [{p.name: p.options} for p in pipe.plan.plugins], seed=9)
     wrong = {line.what: line for line in check(other, out).lines}
@@ -102,3 +105,27 @@ def test_made_up_pictures_have_the_size_that_the_model_sees(pipe):
                 sizes.append(picture.size)
     side = max(pipe.processor.preprocessor.min_size, pipe.processor.preprocessor.block)
     assert sizes == [(side, side)] * 2
+
+
+def test_the_stand_in_is_c_that_a_compiler_takes_without_a_warning(tmp_path):
+    found = compiler()
+    if found is None:
+        pytest.skip("no C compiler")
+    strict = [found, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", str(HERE / "standin.c")]
+    done = subprocess.run([*strict, "-o", str(tmp_path / "a.so")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    library = ctypes.CDLL(str(tmp_path / "a.so"))
+    version = (ctypes.c_uint8 * 3)()
+    assert library.Neuron_getVersion(version) == 0
+    assert list(version) == [9, 0, 3]
+    assert library.NeuronExecution_compute() == 1  # what needs a device is refused
+
+
+@here
+def test_graphs_that_are_none_are_refused(tmp_path):
+    file = tmp_path / "a.tflite"
+    file.write_bytes(b"nothing of the kind")
+    with pytest.raises(CheckpointError, match=r"no \.tflite"):
+        check_graphs(file)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        check_graphs(tmp_path / "none.tflite")

@@ -43,6 +43,10 @@ def main(folder: Path) -> int:
             from static import logits
 
             result = logits(folder, job)
+        elif job["do"] == "ops":
+            from export import ops
+
+            result = {"graphs": ops(Path(job["file"]))}
         elif job["do"] == "compare":
             from bundling import compared
 
