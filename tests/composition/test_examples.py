@@ -12,7 +12,7 @@ from andes_sdk.testing.elsewhere import started
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.stem for path in ROOT.glob("examples/*.py"))
 TRAINING = [name for name in EXAMPLES if name.startswith("train_")]
-LONG = {"train_chain": pytest.mark.slow}
+LONG = {"train_chain": pytest.mark.slow, "deploy_dimensity": pytest.mark.slow}
 """Examples that take minutes; `test_chain.py` runs this one with fewer steps."""
 
 

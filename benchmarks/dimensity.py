@@ -1,0 +1,160 @@
+"""What was written for a Dimensity phone beside what our reference computes: weights, logits, texts, scores, costs.
+
+    python benchmarks/dimensity.py --quick --json        # makes the environment of LiteRT if it is not here
+    python benchmarks/dimensity.py --raw                 # pictures as they are: LiteRT-LM resizes them in its own way
+    python benchmarks/dimensity.py --bundle model.litertlm --a16 model.tflite     # files that were written before
+
+`weights_exact`: share of weights whose codes and scales in the files are ours. `logits_weight_only`, `logits_a16`: the
+largest difference of logits from the reference, of the largest logit, over 100 prompts of random tokens.
+`greedy_equal`: share of answers of LiteRT-LM that equal ours, over all items. `score_gap`: points between both scores.
+`ops_supported`: share of operators of the NPU's graphs that MediaTek's plugin names. `cost_model_error`: percent, the
+largest over five shapes and four formats. What was not measured is null.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from andes_dimensity import environment
+from andes_dimensity.check import Report, both, check, check_graphs
+from andes_dimensity.environment import work, workplace
+from andes_dimensity.export import calibration, export, lower
+from andes_dimensity.options import Options
+from andes_dimensity.reference import DimensityBackend
+from PIL import Image
+
+from andes_sdk import Pipeline
+from andes_sdk.runtime.policy import KeepAll
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples" / "first_light"))
+from prepare import DIGIT_QUESTIONS, digits, easy_vqa_questions  # noqa: E402
+
+BUNDLE = Options(rows=256)
+STATIC = Options(rows=256, layout="npu", activations="a16")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def items(count: int) -> list[tuple[Any, str, str]]:
+    """Half held-out digits, half questions of easy-vqa, at even distances: picture, question, truth."""
+    found = [(image, DIGIT_QUESTIONS[0], truth) for image, truth in digits("test")]
+    asked = [(path, q, a) for path, pairs in easy_vqa_questions("test") for q, a in pairs]
+    half = count // 2
+    return found[:half] + [asked[i * len(asked) // (count - half)] for i in range(count - half)]
+
+
+def talks(pipe: Pipeline, some: list[tuple[Any, str, str]], folder: Path, raw: bool) -> list[Any]:
+    """Items as conversations; pictures at the size of the graph unless `raw`."""
+    made, preprocessor = [], pipe.processor.preprocessor
+    for number, (picture, question, _) in enumerate(some):
+        image = picture if isinstance(picture, Image.Image) else Image.open(picture)
+        image = image.convert("RGB") if raw else preprocessor.canvas(image.convert("RGB"))
+        path = folder / f"{number}.png"
+        image.save(path)
+        content = [{"type": "image", "path": str(path)}, {"type": "text", "text": question}]
+        made.append([{"role": "user", "content": content}])
+    return made
+
+
+def static(pipe: Pipeline, file: Path, count: int = 100) -> tuple[float, float, float]:
+    """Logits of a file of static int16 beside the reference: largest and mean error, share of equal next tokens."""
+    compiled = DimensityBackend(STATIC, pipe.artefact).compile(pipe.model, device="cpu", dtype="float32")
+    with workplace() as place:
+        job = lower(pipe, STATIC, pictures=False).write(place, "npu", "a16")
+        calibration(pipe, STATIC, place, seed=1)
+        from safetensors.numpy import load_file, save_file
+
+        rng, prompts, wanted = np.random.default_rng(2), {}, []
+        del load_file
+        with torch.inference_mode():
+            for number in range(count):
+                ids = torch.from_numpy(rng.integers(0, pipe.model.text.vocab_size, int(rng.integers(4, 49))))
+                prompts[f"{number:03d}"] = compiled.model.llm.embed(ids).numpy()
+                wanted.append(compiled.session(KeepAll()).extend(ids.tolist())[0][-1].numpy())
+        save_file(prompts, place / "prompts.safetensors")
+        work(place, job | {"do": "logits", "file": str(file.absolute())}, say)
+        got = np.load(place / "logits.npy")
+    want = np.stack(wanted)
+    largest = np.abs(want).max(1)
+    error = np.abs(got - want)
+    same = float((got.argmax(1) == want.argmax(1)).mean())
+    return (
+        float((error.max(1) / largest).max()),
+        float(np.sqrt(np.square(got - want).mean() / np.square(want).mean())),
+        same,
+    )
+
+
+def figure(report: Report, what: str) -> float | None:
+    """The figure of a line of a report."""
+    return next((line.figure for line in report.lines if line.what == what), None)
+
+
+def costs() -> float:
+    """Percent, as `dimensity_cost.py` measures it; this machine must be quiet meanwhile."""
+    script = Path(__file__).with_name("dimensity_cost.py")
+    done = subprocess.run([sys.executable, script, "--json"], capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout)["error"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "examples" / "first_light" / "model"))
+    parser.add_argument("--quick", action="store_true", help="500 items instead of 2,000")
+    parser.add_argument("--items", type=int, help="so many items")
+    parser.add_argument("--raw", action="store_true", help="pictures as they are")
+    parser.add_argument("--bundle", type=Path, help="a bundle that was written before")
+    parser.add_argument("--a16", type=Path, help="graphs of static int16 that were written before")
+    parser.add_argument("--costs", action="store_true", help="also measure decode times for the cost model")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    environment.setup(say)
+    pipe = Pipeline.from_pretrained(given.model)
+    facts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if given.bundle is None:
+            given.bundle = folder / "model.litertlm"
+            export(pipe, given.bundle, BUNDLE, say)
+        if given.a16 is None:
+            given.a16 = folder / "model.tflite"
+            facts["weights_exact_a16"] = export(pipe, given.a16, STATIC, say)["weights_exact"]
+        report = check(pipe, given.bundle, (), say)
+        exact = [line.figure for line in report.lines if line.what.startswith("codes and scales")]
+        facts |= {
+            "weights_exact": min(f for f in exact if f is not None),
+            "logits_weight_only": figure(report, "graph decode"),
+            "next_token_weight_only": figure(report, "next token of decode"),
+        }
+        asked = [line for line in check_graphs(given.a16).lines if line.here]
+        facts["ops_supported"] = asked[0].figure if asked else None
+        facts["logits_a16"], facts["logits_a16_rms"], facts["next_token_a16"] = static(pipe, given.a16)
+        some = items(given.items or (500 if given.quick else 2000))
+        compiled = DimensityBackend(BUNDLE, pipe.artefact).compile(pipe.model, device="cpu", dtype="float32")
+        with workplace() as place:
+            theirs, mine = both(pipe, compiled, given.bundle, place, talks(pipe, some, folder, given.raw), say)
+    truth = [a for _, _, a in some]
+    scores = [
+        100 * sum(x.strip() == t for x, t in zip(side, truth, strict=True)) / len(some) for side in (theirs, mine)
+    ]
+    facts |= {
+        "greedy_equal": sum(a.strip() == b.strip() for a, b in zip(theirs, mine, strict=True)) / len(some),
+        "score_litert_lm": scores[0], "score_ours": scores[1], "score_gap": scores[0] - scores[1], "items": len(some),
+        "cost_model_error": costs() if given.costs else None,
+    }  # fmt: skip
+    print(json.dumps(facts, indent=2) if given.json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What a bundle holds beside graphs: tokenizer, chat template, sampling defaults, how pictures come in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from andes_sdk.errors import CheckpointError, ConfigError
+
+from .options import Options
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+
+
+def _own(field: attrs.Attribute[Any], _: object) -> bool:
+    return field.name in {f.name for f in attrs.fields(Options)}
+
+
+def describe(pipeline: Pipeline, place: Path, options: Options) -> dict[str, Any]:
+    """Write the tokenizer into the worker's folder -> facts of the bundle.
+
+    Raises:
+        ConfigError: a tokenizer without a tokenizer.json or a chat template, or without a token for pictures.
+    """
+    folder, tokenizer = place / "tokenizer", pipeline.tokenizer
+    folder.mkdir()
+    tokenizer.save(folder)
+    who = type(tokenizer).__name__
+    try:
+        stated = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except OSError:
+        fix = "use a language model with a Hugging Face tokenizer, such as qwen3"
+        raise ConfigError(
+            "saves no tokenizer.json", who=who, why="LiteRT-LM reads that or SentencePiece", fix=fix
+        ) from None
+    except ValueError as error:
+        raise CheckpointError("is no JSON", who=who, why=str(error)) from None
+    jinja = folder / "chat_template.jinja"
+    template = jinja.read_text(encoding="utf-8") if jinja.is_file() else config.get("chat_template")
+    if not isinstance(template, str):
+        raise ConfigError("saves no chat template", who=who, fix="give the model one")
+    texts = {token["id"]: token["content"] for token in stated.get("added_tokens", ())}
+    mark = texts.get(tokenizer.placeholder("image"))
+    if mark is None:
+        raise ConfigError("has no text for the place of a picture", who=who, why="it is no added token")
+    return {
+        "template": template, "image": mark, "stop": sorted({tokenizer.eos, tokenizer.pad}), "rows": options.rows,
+        "thinking": bool(getattr(tokenizer, "thinking", False)), "numbers": pipeline.model.numbers,
+        "options": attrs.asdict(options, filter=_own),
+    }  # fmt: skip

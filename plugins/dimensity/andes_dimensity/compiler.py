@@ -1,0 +1,78 @@
+"""LiteRT's compiler plugin for MediaTek, over a stand-in for the vendor's library: which operators the plugin takes.
+
+The stand-in accepts everything. So this shows the plugin's own list and its translation of each operator, and says
+nothing of the vendor's compiler.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from andes_sdk.errors import BackendUnavailable
+
+from .environment import HERE, _clean, folder, python, work
+
+SOC = "mt6993"
+"""Dimensity 9500."""
+
+LIBRARIES = ("libneuron_adapter.so", "libneuronusdk_adapter.mtk.so")
+_TAKEN = re.compile(r"Partitioned subgraph<(\d+)>, selected (\d+) ops, from a total of (\d+) ops")
+
+
+def compiler() -> str | None:
+    """The C compiler that is here, or None."""
+    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+def taken(file: Path, place: Path, *, limit: float = 300) -> dict[str, Any]:
+    """Ask the plugin which operators of a .tflite it takes.
+
+    Returns:
+        `taken` and `operators` over all graphs, and `refused`: kinds of those that are left over, counted.
+
+    Raises:
+        BackendUnavailable: LiteRT or a C compiler is not here, or the plugin failed.
+    """
+    python()
+    found = compiler()
+    if found is None:
+        raise BackendUnavailable("no C compiler", who="dimensity", why="the stand-in is compiled", fix="install gcc")
+    for name in LIBRARIES:
+        built = subprocess.run(
+            [found, "-shared", "-fPIC", "-O1", "-o", str(place / name), str(HERE / "standin.c")],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if built.returncode:
+            raise BackendUnavailable("the stand-in cannot be compiled", who=found, why=built.stderr.strip()[-300:])
+    root = next((folder() / "lib").glob("python*/site-packages/ai_edge_litert"))
+    command = [
+        str(root / "tools" / "apply_plugin_main"), "--cmd=apply", f"--model={file.absolute()}",
+        f"--o={place / 'applied.tflite'}", f"--libs={root / 'vendors' / 'mediatek' / 'compiler'}",
+        "--soc_manufacturer=MediaTek", f"--soc_model={SOC}", "--mediatek_sdk_version_type=version9",
+        # the stand-in would say yes to everything: the plugin's own list decides
+        "--mediatek_use_get_supported_operations=false",
+    ]  # fmt: skip
+    surroundings: Mapping[str, str] = _clean() | {
+        "LD_LIBRARY_PATH": str(place), "ANDES_STANDIN_LOG": str(place / "standin.log"),
+    }  # fmt: skip
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=surroundings, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        raise BackendUnavailable("MediaTek's plugin hangs", who=str(file), why=f"it had {limit:.0f} s") from None
+    told = done.stdout + done.stderr
+    graphs = [(int(a), int(b)) for _, a, b in _TAKEN.findall(told)]
+    if done.returncode or not graphs:
+        why = " · ".join(told.strip().splitlines()[-3:])
+        raise BackendUnavailable("MediaTek's plugin failed", who=str(file), why=f"exit {done.returncode}: {why}")
+    counted = sum(b for _, b in graphs)
+    refused: dict[str, int] = {}
+    for graph in work(place, {"do": "ops", "file": str(place / "applied.tflite")})["graphs"][: len(graphs)]:
+        for name, count in graph["ops"].items():
+            if name != "CUSTOM":  # what was compiled is one custom operator
+                refused[name] = refused.get(name, 0) + count
+    return {"taken": sum(a for a, _ in graphs), "operators": counted, "refused": refused}

@@ -1,0 +1,168 @@
+"""A pipeline as a file for Dimensity phones: graphs by LiteRT, with the codes and scales that the model has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+from safetensors.numpy import save_file
+
+from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.files import appearing_file, at_home
+from andes_sdk.numbers import quantised
+
+from .codes import Codebook
+from .environment import Tell, _quiet, python, work, workplace
+from .lowering import Part, embedding_part, projector_part, text_part, vision_part
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.types import Grid
+
+    from .options import Options
+
+GRAPHS = ".tflite"
+"""Suffix of files with the language model's graphs alone; all others are bundles."""
+
+
+@frozen(eq=False)
+class Lowered:
+    """A model as plain tables, ready for the worker.
+
+    Attributes:
+        parts: text, embedder, and vision and projector where pictures are wanted.
+        grids: rows and columns of patches of the pictures that it takes.
+    """
+
+    parts: Mapping[str, Part]
+    grids: tuple[Grid, ...]
+
+    @property
+    def matrices(self) -> dict[str, Any]:
+        """Of all parts, as `part/name`."""
+        return {f"{part}/{name}": one for part, p in self.parts.items() for name, one in p.matrices.items()}
+
+    def write(self, place: Path, layout: str, kind: str) -> dict[str, Any]:
+        """Tables as files in the worker's folder -> the job."""
+        job: dict[str, Any] = {"do": "export", "layout": layout, "kind": kind, "grids": [list(g) for g in self.grids]}
+        job["bits"] = {name: one.bits for p in self.parts.values() for name, one in p.matrices.items()}
+        for name, part in self.parts.items():
+            save_file(part.arrays(), place / f"{name}.safetensors")
+            job[name] = dict(part.plan)
+        return job
+
+
+def lower(pipeline: Pipeline, options: Options, *, pictures: bool = True) -> Lowered:
+    """The tables of a pipeline's model.
+
+    Raises:
+        ConfigError: modules that do not describe themselves, or codes that the chip cannot take, by name.
+    """
+    if pipeline.model.senses:
+        names = ", ".join(pipeline.model.senses)
+        raise ConfigError("only text and pictures can be deployed", who=names, fix="assemble it without this modality")
+    model, book = pipeline.model, Codebook.of(pipeline.model, pipeline.artefact)
+    text = text_part(model, book, options)
+    parts = {"text": text, "embedder": embedding_part(model, book, text, options)}
+    grids: tuple[Grid, ...] = ()
+    if pictures:
+        patch = model.vision.patch_size
+        high, wide = options.side(pipeline.processor.preprocessor.min_size, patch * model.vision.merge)
+        grids = ((high // patch, wide // patch),)
+        parts |= {"vision": vision_part(model, book, options, grids), "projector": projector_part(model, book, options)}
+    return Lowered(parts, grids)
+
+
+@frozen(eq=False)
+class DimensityExporter:
+    """An `andes_sdk.types.Exporter`: a `.tflite` has the language model's graphs alone, any other name is a bundle."""
+
+    options: Options
+    name: str = "dimensity"
+
+    def export(self, pipeline: Pipeline, path: Path) -> Mapping[str, Any]:
+        """Write `path`, whole or not at all -> the report."""
+        return export(pipeline, path, self.options)
+
+
+def export(pipeline: Pipeline, path: Path, options: Options, tell: Tell = _quiet) -> dict[str, Any]:
+    """Lower, write and compare -> facts: `files`, `weights_exact`, `sources` of the codes, `left_out`, `versions`.
+
+    Raises:
+        ConfigError: a bundle of the layout npu, or a model that cannot be lowered.
+        BackendUnavailable: LiteRT is not here, died or hangs. CheckpointError: the file cannot be written.
+    """
+    path = at_home(path)
+    bundled = path.suffix != GRAPHS
+    if bundled and options.layout == "npu":
+        why = "the bundle for the NPU holds graphs that MediaTek's compiler has made, which is not here"
+        raise ConfigError("layout npu is written as .tflite", who="--layout", why=why, fix="name the file model.tflite")
+    if options.activations != "float" and (bundled or options.layout != "npu" or options.activations == "a8"):
+        why, fix = "static activations are for the NPU's graphs", "use a16, layout=npu and a name that ends in .tflite"
+        raise ConfigError(f"cannot write activations={options.activations}", who="dimensity", why=why, fix=fix)
+    python()
+    tell("reading codes and scales")
+    lowered = lower(pipeline, options, pictures=bundled)
+    with workplace() as place:
+        job = lowered.write(place, options.layout, "float")
+        if bundled:
+            from .bundle import describe
+
+            job["bundle"] = describe(pipeline, place, options)
+        if options.activations != "float":
+            job |= {"kind": options.activations, "ranges": calibration(pipeline, options, place)}
+        result = work(place, job, tell)
+        made = place / ("model.litertlm" if bundled else "text.tflite")
+        try:
+            with appearing_file(path) as whole:
+                whole.write_bytes(made.read_bytes())
+        except OSError as error:
+            raise CheckpointError("cannot be written", who=str(path), why=str(error), fix="choose another") from None
+    return report(path, lowered, result, options)
+
+
+def calibration(pipeline: Pipeline, options: Options, place: Path, seed: int = 0) -> dict[str, float]:
+    """Write prompts whose values set the ranges that training left open -> the trained scales, by name in the graph.
+
+    Prompts are random tokens: every embedding of the vocabulary is as likely.
+    """
+    import numpy as np
+    import torch
+
+    model, rng = pipeline.model, np.random.default_rng(seed)
+    prompts = {}
+    with torch.inference_mode():
+        for number in range(16):
+            ids = torch.from_numpy(rng.integers(0, model.text.vocab_size, int(rng.integers(4, options.prompt + 1))))
+            prompts[f"{number:03d}"] = model.llm.embed(ids).float().numpy()
+    save_file(prompts, place / "prompts.safetensors")
+    prefix, found = "language_model.", quantised(model)[1]
+    return {
+        f"{n.removeprefix(prefix)}.weight": r.scale for n, r in found.items() if n.startswith(prefix) and not r.zero
+    }
+
+
+def report(path: Path, lowered: Lowered, result: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """What was written, as plain data."""
+    files, weights = result["files"], sum(f["weights"] for f in result["files"].values())
+    sources: dict[str, int] = {}
+    for one in lowered.matrices.values():
+        sources[one.source] = sources.get(one.source, 0) + one.codes.size
+    return {
+        "path": str(path), "bytes": path.stat().st_size, "layout": options.layout, "files": files,
+        "weights": weights, "weights_exact": sum(f["exact"] for f in files.values()) / weights, "sources": sources,
+        "pictures": [list(g) for g in lowered.grids], "seconds": result["seconds"], "peak_bytes": result["peak_bytes"],
+        "versions": result["versions"], "left_out": left_out(path, options),
+    }  # fmt: skip
+
+
+def left_out(path: Path, options: Options) -> list[str]:
+    """What the file does not hold, or nobody could check here."""
+    out = ["compiled code for the NPU: MediaTek's compiler is not in this process", "anything on a device"]
+    if path.suffix == GRAPHS:
+        out.insert(0, "encoder, projector, embedding and tokenizer: the file holds the language model's graphs")
+    if options.layout == "cpu":
+        out.insert(0, "the NPU's layout: write it with layout=npu")
+    return out

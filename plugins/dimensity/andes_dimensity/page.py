@@ -1,0 +1,72 @@
+"""Findings, costs and rounding errors of a model as one HTML page without scripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left}
+.error{color:#b00020;font-weight:600}.warning{color:#9a6700}.heat td{border:1px solid #fff;text-align:center}"""
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """Cells are HTML already."""
+    head = "".join(f"<th>{escape(h)}</th>" for h in heads)
+    body = "".join("<tr>" + "".join(row) + "</tr>" for row in rows)
+    return f'<table class="{kind}"><tr>{head}</tr>{body}</table>'
+
+
+def cell(text: object, kind: str = "") -> str:
+    """A cell of plain text."""
+    return f'<td class="{escape(kind)}">{escape(str(text))}</td>'
+
+
+def heat(errors: Mapping[str, float]) -> str:
+    """Relative error of each rounded matrix: a row for each layer, a column for each role."""
+    grid: dict[str, dict[str, float]] = {}
+    for name, error in errors.items():
+        found = re.match(r"(?:model\.)?layers\.(\d+)\.(.+)\.weight$", name)
+        layer, role = (found[1], found[2]) if found else ("", name.removesuffix(".weight"))
+        grid.setdefault(layer, {})[role] = error
+    roles = list(dict.fromkeys(role for row in grid.values() for role in row))
+    most = max(errors.values(), default=1.0) or 1.0
+    rows = []
+    for layer, row in grid.items():
+        cells = [cell(layer or "head")]
+        for role in roles:
+            if role not in row:
+                cells.append(cell(""))
+                continue
+            light = 96 - 46 * row[role] / most
+            cells.append(f'<td style="background:hsl(8 80% {light:.0f}%)">{row[role]:.2%}</td>')
+        rows.append(cells)
+    return table(["layer", *roles], rows, "heat")
+
+
+def page(facts: Mapping[str, Any]) -> str:
+    """What `andes lint npu` found, as HTML."""
+    parts = [f"<h1>{escape(str(facts['model']))} on Dimensity 9500</h1>", "<h2>Findings</h2>"]
+    found = [[cell(f["level"], f["level"]), *(cell(f[k]) for k in ("layer", "what", "fix"))] for f in facts["findings"]]
+    parts.append(table(("", "where", "what", "do this"), found))
+    if "what_if" in facts:
+        parts.append(f"<h2>One token at {facts['bandwidth'] / 1e9:.0f} GB/s</h2>")
+        rows = [
+            [
+                cell(r["what"]), cell(f"{r['bytes'] / 1e6:,.2f}"), cell(f"{r['weights'] / 1e6:,.2f}"),
+                cell(f"{r['head'] / 1e6:,.2f}"), cell(f"{r['cache'] / 1e6:,.2f}"),
+                cell(f"{r['milliseconds']:.3f}"), cell(f"{r['memory'] / 1e6:,.1f}"),
+            ]
+            for r in facts["what_if"]
+        ]  # fmt: skip
+        heads = ("what if", "MB a token", "body", "head", "cache", "ms at least", "MB kept")
+        parts.append(table(heads, rows))
+        parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in facts["assumed"]) + "</ul>")
+    if facts.get("errors"):
+        parts += ["<h2>What rounding changes, of the magnitude of each matrix</h2>", heat(facts["errors"])]
+    body = "\n".join(parts)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>NPU</title><style>{STYLE}</style>{body}</html>\n'
+    )

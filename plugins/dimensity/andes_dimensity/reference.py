@@ -1,0 +1,217 @@
+"""The backend "dimensity" on the CPU: what the chip computes, with whole numbers, to compare a written file with.
+
+Matrices are int8 or int4 codes with one scale per output channel. Products:
+
+- "float": codes times their scales, in float32: a file of weights alone (LiteRT dequantises before it multiplies).
+- "a16", "a8": a row x is rounded to x / s, s a trained range or the row's largest magnitude over 32767 or 127. The sum
+  of products of codes is exact, and multiplied with s and the channel's scale once, in float32. LiteRT's kernels do the
+  same with an integer multiplier (`tflite/kernels/internal/reference/integer_ops/fully_connected.h`), whose rounding
+  this leaves out.
+
+Keys and values are rounded to int16 or int8 likewise, one scale per row and head. Norms, softmax and activations are
+float32. A sum of whole numbers below 2**53 is exact in float64: no bit depends on how many rows are computed together.
+The cache is static: a session that needs more rows than it has is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from attrs import define, frozen
+from torch import Tensor, nn
+
+from andes_sdk.errors import BackendUnavailable, SessionError
+from andes_sdk.numbers import quantised
+from andes_sdk.runtime.session import TorchSession
+from andes_sdk.runtime.torch_backend import CompiledTorch
+
+from .codes import BITS, Codebook, Matrix
+
+if TYPE_CHECKING:
+    from andes_sdk.model import VisionLanguageModel
+    from andes_sdk.runtime.tree import Step
+    from andes_sdk.types import CachePolicy, Range
+
+    from .options import Options
+
+HIGH = {"a16": 32767, "a8": 127}
+"""Largest code of an activation."""
+
+
+def rounded_rows(x: Tensor, high: int, one: Range | None = None) -> tuple[Tensor, Tensor]:
+    """(..., d) floats -> whole numbers within +-`high`, and what they are multiplied with (..., 1)."""
+    if one is not None:
+        step = x.new_full((*x.shape[:-1], 1), one.scale)
+    else:
+        step = x.abs().amax(-1, keepdim=True).clamp_min(1e-12) / high
+    return torch.clamp(torch.round(x / step), -high, high), step
+
+
+class CodedLinear(nn.Linear):
+    """A linear layer whose weight is codes; `weight` is what they stand for, float32.
+
+    Attributes:
+        codes: (out, in) int8. scales: (out,) float32.
+        mode: "float", "a16" or "a8". range: of the input, as training left it, or None.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, matrix: Matrix, bias: Tensor | None, mode: str, one: Range | None) -> None:
+        rows, columns = matrix.codes.shape
+        super().__init__(columns, rows, bias=bias is not None, device="meta")
+        self.weight = nn.Parameter(torch.from_numpy(matrix.weights), requires_grad=False)
+        if bias is not None:
+            self.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
+        self.register_buffer("codes", torch.from_numpy(matrix.codes), persistent=False)
+        self.register_buffer("scales", torch.from_numpy(matrix.scales), persistent=False)
+        self.mode, self.range = mode, one
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        if self.mode == "float":
+            return F.linear(x, self.weight, self.bias)
+        whole, step = rounded_rows(x, HIGH[self.mode], self.range)
+        total = F.linear(whole.double(), self.codes.double())
+        y = (total * (step.double() * self.scales.double())).float()
+        return y if self.bias is None else y + self.bias
+
+
+def coded(model: VisionLanguageModel, options: Options, artefact: Any = None) -> VisionLanguageModel:
+    """A copy of a model in float32, whose linear layers are codes; other weights are shared with the original.
+
+    Raises:
+        ConfigError: codes that the chip cannot take, by name.
+    """
+    book, ranges = Codebook.of(model, artefact), quantised(cast("nn.Module", model))[1]
+    # new parameters on the memory of the old ones: what is float32 is not copied, and nothing changes the original
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach().float(), requires_grad=False) for p in model.parameters()}
+    made = copy.deepcopy(model, shared | {id(model.tokenizer): model.tokenizer})
+    table: Any = cast("Any", model.language_model).model.embed_tokens.weight if _has_table(model) else None
+    tied = table is not None and cast("Any", model.language_model).lm_head.weight.data_ptr() == table.data_ptr()
+    for name, module in list(made.named_modules()):
+        if not isinstance(module, nn.Linear):
+            continue
+        part = "head" if name.endswith("lm_head") else "weights" if name.startswith("language_model.") else "vision"
+        matrix = book.matrix(f"{name}.weight", BITS[getattr(options, part)])
+        # the graphs of pictures have float products: LiteRT's runtime keeps them so on the CPU, as embeddings are
+        mode = options.activations if part != "vision" else "float"
+        made.set_submodule(name, CodedLinear(matrix, module.bias, mode, ranges.get(name)))
+    for name, module in list(made.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            matrix = book.matrix(f"{name}.weight", BITS[options.vision])
+            module.weight = nn.Parameter(torch.from_numpy(matrix.weights).reshape(module.weight.shape), False)
+    if table is not None:
+        head = "language_model.lm_head.weight" if tied else "language_model.model.embed_tokens.weight"
+        matrix = book.matrix(head, BITS[options.head])
+        embedding = cast("Any", made.language_model.get_submodule("model.embed_tokens"))
+        embedding.weight = nn.Parameter(torch.from_numpy(matrix.weights), requires_grad=False)
+    return made.float().eval()
+
+
+def _has_table(model: VisionLanguageModel) -> bool:
+    return any(name == "model.embed_tokens" for name, _ in model.language_model.named_modules())
+
+
+@frozen(eq=False)
+class DimensityBackend:
+    """The integer reference: an `andes_sdk.types.Backend`.
+
+    Attributes:
+        artefact: the packed file whose codes count, or None.
+        tolerance: what the conformance kit allows between its logits and torch's: the rounding of weights.
+    """
+
+    options: Options
+    artefact: Any = None
+    name: str = "dimensity"
+
+    @property
+    def rows(self) -> int:
+        """Rows per head of the static cache."""
+        return self.options.rows
+
+    @property
+    def tolerance(self) -> float:
+        """Of the largest logit."""
+        return 0.05 if self.options.weights == "w8" and self.options.head == "w8" else 0.5
+
+    def compile(
+        self, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()
+    ) -> CompiledDimensity:
+        """Round the matrices that have no codes of their own.
+
+        Raises:
+            BackendUnavailable: another device than the CPU, or a cache of more rows than the model has positions.
+            ConfigError: codes that the chip cannot take, by name.
+        """
+        if device != "cpu":
+            why = "this backend computes on the CPU what the chip would"
+            raise BackendUnavailable(f"no device {device!r}", who="dimensity", why=why, fix="use device='cpu'")
+        made = coded(model.to(device="cpu"), self.options, self.artefact)
+        return CompiledDimensity(made, taps=tuple(taps), options=self.options)
+
+
+@define(eq=False, slots=False)
+class CompiledDimensity(CompiledTorch):
+    """A model of codes that opens sessions of a static cache."""
+
+    options: Options = None  # type: ignore[assignment]
+
+    @property
+    def chunk_rows(self) -> int:  # type: ignore[override]
+        """Rows of the prompt graph."""
+        return self.options.prompt
+
+    def empty(self, policy: CachePolicy, keeper: Mapping[str, Tensor] | None) -> StaticSession:
+        """An empty session."""
+        return StaticSession(self, policy, keeper)
+
+    def facts(self) -> Mapping[str, str]:
+        """What is computed, and in which numbers."""
+        o = self.options
+        mode = "float32" if o.activations == "float" else f"int{o.activations[1:]} codes, exact sums"
+        return {
+            "device": "cpu: a reference, not the chip", "weights": f"{o.weights}, head {o.head}, pictures {o.vision}",
+            "products": mode, "cache": f"{o.rows} rows, {'float32' if o.activations == 'float' else o.activations}",
+        }  # fmt: skip
+
+
+class StaticSession(TorchSession):
+    """A conversation whose cache has a fixed number of rows."""
+
+    @property
+    def _options(self) -> Options:
+        return cast("CompiledDimensity", self.compiled).options
+
+    @property
+    def precision(self) -> str:
+        """Of keys and values."""
+        return {"float": "float32", "a16": "int16", "a8": "int8"}[self._options.activations]
+
+    def reserve(self, rows: int) -> None:
+        """Refuse rows that the cache has no place for.
+
+        Raises:
+            SessionError: saying how many there are.
+        """
+        held = max((count for layer in self.counts() for count in layer), default=0)
+        if held + rows > self._options.rows:
+            why, fix = f"{held} are in use, {rows} more are needed", "raise `rows`, or add a cache policy such as okv"
+            raise SessionError(f"the static cache has {self._options.rows} rows", who="dimensity", why=why, fix=fix)
+
+    def attend(self, step: Step, reading: bool, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """As torch's session, with keys and values as codes."""
+        high = HIGH.get(self._options.activations)
+        if high is not None:
+            (k, a), (v, b) = rounded_rows(k, high), rounded_rows(v, high)
+            k, v = k * a, v * b
+        return super().attend(step, reading, layer, q, k, v, scale)
+
+
+__all__ = ["CodedLinear", "DimensityBackend", "coded", "rounded_rows"]

@@ -1,0 +1,76 @@
+"""Graphs, tokenizer and metadata as one .litertlm file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def bundle(folder: Path, facts: Mapping[str, Any], grids: Any, patch: int) -> dict[str, Any]:
+    """Write `model.litertlm` into the folder -> its bytes and what it holds."""
+    from litert_lm_builder import DType, LitertLmFileBuilder, Metadata, TfLiteModelType
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+    told = llm_metadata_pb2.LlmMetadata()
+    told.max_num_tokens = facts["rows"]
+    for number in facts["stop"]:
+        told.stop_tokens.add().token_ids.ids.append(number)
+    told.jinja_prompt_template = facts["template"]
+    told.supports_thinking, told.supports_function_calling = facts["thinking"], False
+    told.sampler_params.type, told.sampler_params.k = 1, 1  # the best token, as `andes generate` takes by default
+    told.sampler_params.p, told.sampler_params.temperature = 1.0, 1.0
+    kind = told.llm_model_type.generic_model
+    kind.image_enabled = bool(grids)
+    if grids:
+        rows, columns = grids[0]
+        # what splits the prompt must be kept: without the group the runtime finds no place for a picture
+        kind.image_token_regex, kind.delimiter_regex = re.escape(facts["image"]), f"({re.escape(facts['image'])})"
+        kind.image_tensor_height, kind.image_tensor_width = rows * patch, columns * patch
+    (folder / "metadata.pb").write_bytes(told.SerializeToString())
+    made = LitertLmFileBuilder()
+    told_of = (("author", "andes_sdk"), ("numbers", facts["numbers"]), ("andes", json.dumps(facts["options"])))
+    for key, value in told_of:
+        made.add_system_metadata(Metadata(key=key, value=value, dtype=DType.STRING))
+    made.add_llm_metadata(str(folder / "metadata.pb"))
+    made.add_hf_tokenizer(str(folder / "tokenizer" / "tokenizer.json"))
+    held = [("text", TfLiteModelType.PREFILL_DECODE), ("embedder", TfLiteModelType.EMBEDDER)]
+    if grids:
+        held += [("vision", TfLiteModelType.VISION_ENCODER), ("projector", TfLiteModelType.VISION_ADAPTER)]
+    for name, section in held:
+        made.add_tflite_model(str(folder / f"{name}.tflite"), section)
+    with open(folder / "model.litertlm", "wb") as file:
+        made.build(file)
+    return {"bytes": (folder / "model.litertlm").stat().st_size, "sections": [name for name, _ in held]}
+
+
+def unpack(path: Path, folder: Path) -> dict[str, Any]:
+    """The .tflite files of a bundle by what they are, and what it says of itself."""
+    from litert_lm_builder import LitertLmFileBuilder
+
+    folder.mkdir()
+    made = LitertLmFileBuilder.unpack(str(path), str(folder))
+    said = {m.key: m.value for m in made._system_metadata}
+    kinds = {"prefill_decode": "text", "embedder": "embedder", "vision_encoder": "vision"}
+    kinds["vision_adapter"] = "projector"
+    found = {
+        name: str(file)
+        for file in sorted(folder.rglob("*.tflite"))
+        for mark, name in kinds.items()
+        if mark in file.name.lower()
+    }
+    return {"files": found, "options": json.loads(said.get("andes", "null")), "numbers": said.get("numbers", "")}
+
+
+def compared(folder: Path, job: Any) -> dict[str, Any]:
+    """Every matrix of `files` (part -> path) beside the tables of that part in the folder."""
+    from export import loaded, ops
+    from inject import verify
+
+    out = {}
+    for name, file in job["files"].items():
+        facts = verify(Path(file), loaded(folder / f"{name}.safetensors", job["bits"])[1])
+        out[name] = facts | {"ops": ops(Path(file))}
+    return {"files": out}

@@ -1,0 +1,61 @@
+"""Bytes derived by hand, and a fit that finds again what made its numbers."""
+
+import pytest
+from andes_dimensity.cost import Choice, Machine, Shape, cost, fitted, picture_bytes, what_if
+
+SHAPE = Shape(layers=2, width=8, query_heads=4, kv_heads=2, head=4, inner=16, vocab=100)
+
+
+def test_weights_are_counted_by_hand():
+    # q 8x16, o 16x8, k and v 8x8 each, gate, up and down 8x16 each
+    assert SHAPE.body == 2 * (128 + 128 + 64 + 64 + 3 * 128)
+    assert SHAPE.table == 800
+
+
+def test_bytes_of_a_token_by_hand():
+    one = cost(SHAPE, Choice(bits=4, head_bits=8, cache_bits=16, context=10), Machine(bandwidth=1e6))
+    assert one.weights == SHAPE.body / 2
+    assert one.head == 800
+    # keys and values, two heads of four numbers, two bytes each, two layers, ten rows and the new one
+    assert one.cache == 2 * (2 * 2 * 4 * 2) * 11
+    assert one.seconds == pytest.approx(one.bytes / 1e6)
+    assert one.memory == 2 * (one.weights + one.head) + 2 * 32 * 10
+
+
+def test_without_the_unit_a_code_is_a_byte():
+    small, wide = (cost(SHAPE, Choice(bits=4, unit=unit), Machine()) for unit in (True, False))
+    assert wide.weights == 2 * small.weights
+
+
+def test_drafts_share_a_pass():
+    plain = cost(SHAPE, Choice(), Machine())
+    drafted = cost(SHAPE, Choice(accepted=3.0, tree=8), Machine())
+    assert drafted.weights == plain.weights / 3
+    assert drafted.activations == pytest.approx(plain.activations * 8 / 3)
+
+
+def test_the_fit_finds_what_made_the_times():
+    made = Machine(bandwidth=2e9, fixed=1e-4, per_layer=5e-5)
+    sizes = [(2, 1e6), (4, 1e7), (8, 3e6), (6, 8e7), (12, 2e7)]
+    found = fitted([(n, b, made.fixed + n * made.per_layer + b / made.bandwidth) for n, b in sizes])
+    assert found.bandwidth == pytest.approx(2e9, rel=1e-6)
+    assert (found.fixed, found.per_layer) == (pytest.approx(1e-4, rel=1e-6), pytest.approx(5e-5, rel=1e-6))
+
+
+def test_overheads_are_never_below_nothing():
+    found = fitted([(2, 1e6, 1e-3), (2, 2e6, 3e-3), (4, 4e6, 7e-3), (8, 8e6, 15e-3)])
+    assert found.fixed >= 0
+    assert found.per_layer >= 0
+
+
+def test_every_row_of_the_table_moves_less_or_says_why():
+    rows = dict(what_if(SHAPE, Choice(), Machine()))
+    plain = rows["as it is"].bytes
+    assert rows["4-bit body"].bytes < plain
+    assert rows["4-bit body, no unit"].bytes == plain
+    assert rows["four times the context"].bytes > plain
+    assert min(rows.values(), key=lambda one: one.bytes) is rows["1.8 bits, a quarter of an 8-bit cache, drafts"]
+
+
+def test_a_picture_by_hand():
+    assert picture_bytes({"width": 8, "heads": 2, "layers": 3}, 1000, 8, 16) == 1000 + 3 * 2 * 16 * (64 + 64)

@@ -1,0 +1,155 @@
+"""The other environment: missing, dying, hanging, wrong. A shell script stands in for its interpreter."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from andes_dimensity import environment
+from andes_dimensity.deploy import app
+from andes_dimensity.environment import setup, work, workplace
+from andes_dimensity.export import export
+from andes_dimensity.options import Options
+from typer.testing import CliRunner
+
+from andes_sdk.errors import BackendUnavailable, ConfigError
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Make an environment whose `python` is this shell script; $4 is the folder of the job."""
+    monkeypatch.setenv("ANDES_CACHE", str(tmp_path / "cache"))
+
+    def make(script):
+        folder = environment.folder()
+        (folder / "bin").mkdir(parents=True)
+        (folder / "bin" / "python").write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "bin" / "python").chmod(0o755)
+        (folder / environment.READY).write_text(json.dumps({"path": str(folder), "packages": []}))
+        place = tmp_path / "job"
+        place.mkdir()
+        return place
+
+    return make
+
+
+def test_a_missing_environment_says_how_to_make_it(tmp_path, monkeypatch, pipe):
+    monkeypatch.setenv("ANDES_CACHE", str(tmp_path))
+    assert not environment.is_ready()
+    out = tmp_path / "model.litertlm"
+    with pytest.raises(BackendUnavailable, match="environment of LiteRT is missing") as caught:
+        export(pipe, out, Options(rows=32))
+    assert "andes deploy setup dimensity" in caught.value.fix
+    assert not out.exists()
+
+
+def test_a_half_made_environment_counts_as_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANDES_CACHE", str(tmp_path))
+    (environment.folder() / "bin").mkdir(parents=True)
+    (environment.folder() / "bin" / "python").write_text("#!/bin/sh\n")
+    assert not environment.is_ready()
+
+
+def test_what_is_there_is_not_made_again(stand_in):
+    stand_in("exit 0")
+    assert setup()["made"] is False
+
+
+def test_setup_without_room_makes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANDES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(environment, "NEEDS", 1 << 60)
+    with pytest.raises(BackendUnavailable, match="no room"):
+        setup()
+    assert not environment.folder().exists()
+
+
+def test_setup_that_cannot_install_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANDES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(environment, "REQUIREMENTS", tmp_path / "requirements.txt")
+    (tmp_path / "requirements.txt").write_text("./no-such-folder-of-ours\n")
+    with pytest.raises(BackendUnavailable, match="cannot be installed"):
+        setup()
+    assert not environment.folder().exists()
+
+
+def test_progress_and_results_come_through(stand_in):
+    place = stand_in('echo "@ half way"; echo \'{"answer": 3}\' > "$4/result.json"')
+    told = []
+    assert work(place, {"do": "x"}, told.append) == {"answer": 3}
+    assert told == ["half way"]
+
+
+def test_a_worker_that_dies_is_told_with_its_last_words(stand_in):
+    place = stand_in("echo 'terminate called: out of memory' >&2; exit 134")
+    with pytest.raises(BackendUnavailable, match="LiteRT died") as caught:
+        work(place, {"do": "x"})
+    assert caught.value.why == "exit 134: terminate called: out of memory"
+
+
+def test_a_worker_that_hangs_is_ended_with_all_that_it_started(stand_in, tmp_path):
+    place = stand_in(f"sleep 60 & echo $! > {tmp_path}/child; wait")
+    start = time.monotonic()
+    with pytest.raises(BackendUnavailable, match="LiteRT hangs"):
+        work(place, {"do": "x"}, limit=2.0)
+    assert time.monotonic() - start < 30
+    stat = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"  # gone, or not yet reaped
+
+
+def test_what_litert_refuses_is_our_error(stand_in):
+    place = stand_in('echo \'{"error": "LookupError: a matrix of shape (3, 4)"}\' > "$4/result.json"; exit 1')
+    with pytest.raises(ConfigError, match="could not do it") as caught:
+        work(place, {"do": "x"})
+    assert caught.value.why == "LookupError: a matrix of shape (3, 4)"
+
+
+def test_a_result_of_before_does_not_count(stand_in):
+    place = stand_in("exit 1")
+    (place / "result.json").write_text('{"answer": 3}')
+    with pytest.raises(BackendUnavailable, match="LiteRT died"):
+        work(place, {"do": "x"})
+
+
+def test_a_bundle_for_the_npu_is_refused_with_its_reason(tmp_path, pipe):
+    with pytest.raises(ConfigError, match=r"written as \.tflite") as caught:
+        export(pipe, tmp_path / "model.litertlm", Options(rows=32, layout="npu"))
+    assert "compiler" in caught.value.why
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["setup", "snapdragon"], "no target"),
+        (["dimensity", "nowhere", "--out", "model.onnx"], "cannot write model.onnx"),
+        (["dimensity", "nowhere", "--out", "model.tflite", "--weights", "w3"], "weights"),
+        (["dimensity", "nowhere", "--out", "model.tflite", "--rows", "3"], "rows"),
+    ],
+)
+def test_commands_refuse_what_they_cannot_do(arguments, told):
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 1
+    assert told in found.stderr
+
+
+def test_a_failed_export_leaves_what_stood_there(stand_in, tmp_path, pipe):
+    stand_in("exit 3")
+    out = tmp_path / "model.tflite"
+    out.write_bytes(b"of before")
+    with pytest.raises(BackendUnavailable):
+        export(pipe, out, Options(rows=32))
+    assert out.read_bytes() == b"of before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "job", "model.tflite"]
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [environment.folder().name]
+
+
+def test_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANDES_CACHE", str(tmp_path))
+    gone, alive = tmp_path / "dimensity-work-999999999-x", tmp_path / f"dimensity-work-{os.getpid()}-y"
+    gone.mkdir()
+    alive.mkdir()
+    with workplace() as place:
+        assert place.is_dir()
+        assert not gone.exists()
+    assert alive.exists()
+    assert not place.exists()

@@ -1,0 +1,131 @@
+"""With LiteRT itself, where its environment is here: a file holds our numbers, and computes what we compute."""
+
+import ctypes
+import json
+import subprocess
+
+import pytest
+from andes_dimensity import check as checking
+from andes_dimensity.check import check, check_graphs
+from andes_dimensity.compiler import compiler
+from andes_dimensity.conversations import read, some
+from andes_dimensity.environment import HERE, is_ready, python
+from andes_dimensity.export import export
+from andes_dimensity.options import Options
+from PIL import Image
+
+from andes_sdk.errors import CheckpointError, InputError
+
+here = pytest.mark.skipif(not is_ready(), reason="andes deploy setup dimensity was not run here")
+
+
+@here
+@pytest.mark.slow
+def test_a_bundle_of_four_bits_holds_our_codes_and_answers_as_we_do(pipe, tmp_path, monkeypatch):
+    out = tmp_path / "tiny.litertlm"
+    told = export(pipe, out, Options(weights="w4", rows=64, prompt=16, picture="56x56"))
+    assert told["weights_exact"] == 1.0
+    assert set(told["files"]) == {"text", "embedder", "vision", "projector"}
+    with some(pipe, 2) as talks:
+        report = check(pipe, out, talks)
+    lines = {line.what: line for line in report.lines}
+    assert lines["codes and scales: text"].figure == 1.0
+    assert lines["graph decode"].figure <= 1e-5
+    assert lines["next token of decode"].figure == 1.0
+    assert lines["MediaTek's own compiler"].fine is None
+    assert lines["MediaTek's plugin: graph vision"].figure == 1.0
+    # another model's file, and a file cut short
+    other = type(pipe).from_plugins(pipe.plan.plugins and [{p.name: p.options} for p in pipe.plan.plugins], seed=9)
+    wrong = {line.what: line for line in check(other, out).lines}
+    assert wrong["codes and scales: text"].fine is False
+    cut = tmp_path / "cut.litertlm"
+    cut.write_bytes(out.read_bytes()[: 1 << 15])
+    with pytest.raises(CheckpointError):
+        check(pipe, cut)
+
+
+@here
+def test_the_environment_has_what_is_pinned():
+    told = subprocess.run(
+        [python(), "-m", "pip", "list", "--format", "json"], capture_output=True, check=True, text=True
+    )
+    found = {p["name"].lower().replace("_", "-"): p["version"] for p in json.loads(told.stdout)}
+    assert (found["litert-torch"], found["litert-lm-api"]) == ("0.10.0", "0.18.1")
+
+
+@here
+@pytest.mark.parametrize("content", [b"", b"LITERTLM", b"ANDESPAK" + bytes(100), b"LITERTLM" + bytes(5000)])
+def test_files_that_are_no_bundles_are_refused(content, pipe, tmp_path):
+    file = tmp_path / "model.litertlm"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError):
+        check(pipe, file)
+
+
+def test_static_activations_are_for_graphs_of_the_npu(pipe, tmp_path):
+    from andes_sdk.errors import ConfigError
+
+    for name, options in (
+        ("a.litertlm", Options(activations="a16", rows=32)),
+        ("a.tflite", Options(activations="a16", rows=32)),
+        ("a.tflite", Options(activations="a8", rows=32, layout="npu")),
+    ):
+        with pytest.raises(ConfigError, match="cannot write activations"):
+            export(pipe, tmp_path / name, options)
+
+
+def test_conversations_of_a_file(tmp_path):
+    Image.new("RGB", (28, 28)).save(tmp_path / "a.png")
+    ask = {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "What?"}]}
+    lines = [
+        {"messages": [ask, {"role": "assistant", "content": "It."}]},
+        {"messages": [{"role": "user", "content": "x"}]},
+    ]
+    file = tmp_path / "talks.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    first, second = read(file, 10)
+    assert first == [
+        {"role": "user", "content": [{"type": "image", "path": str(tmp_path / "a.png")}, ask["content"][1]]}
+    ]
+    assert second == [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
+    assert len(read(file, 1)) == 1
+    assert checking._ours(first[0])["content"] == [
+        {"type": "image", "image": str(tmp_path / "a.png")},
+        ask["content"][1],
+    ]
+    with pytest.raises(InputError, match="no such file"):
+        read(tmp_path / "none.jsonl", 1)
+
+
+def test_made_up_pictures_have_the_size_that_the_model_sees(pipe):
+    sizes = []
+    with some(pipe, 2) as talks:
+        for talk in talks:
+            with Image.open(talk[0]["content"][0]["path"]) as picture:
+                sizes.append(picture.size)
+    side = max(pipe.processor.preprocessor.min_size, pipe.processor.preprocessor.block)
+    assert sizes == [(side, side)] * 2
+
+
+def test_the_stand_in_is_c_that_a_compiler_takes_without_a_warning(tmp_path):
+    found = compiler()
+    if found is None:
+        pytest.skip("no C compiler")
+    strict = [found, "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", str(HERE / "standin.c")]
+    done = subprocess.run([*strict, "-o", str(tmp_path / "a.so")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    library = ctypes.CDLL(str(tmp_path / "a.so"))
+    version = (ctypes.c_uint8 * 3)()
+    assert library.Neuron_getVersion(version) == 0
+    assert list(version) == [9, 0, 3]
+    assert library.NeuronExecution_compute() == 1  # what needs a device is refused
+
+
+@here
+def test_graphs_that_are_none_are_refused(tmp_path):
+    file = tmp_path / "a.tflite"
+    file.write_bytes(b"nothing of the kind")
+    with pytest.raises(CheckpointError, match=r"no \.tflite"):
+        check_graphs(file)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        check_graphs(tmp_path / "none.tflite")
