@@ -206,3 +206,13 @@ def test_text_never_shows_half_a_character_nor_part_of_a_stop_string(pipeline: P
     assert "".join(pieces) == "naïve 日本語 🎉 "
     assert text.ended
     assert not any("\ufffd" in p for p in pieces)
+
+
+def test_floats_of_a_constraint_are_added_to_the_logits() -> None:
+    class Adds:
+        def allowed(self, answer: list[int]) -> torch.Tensor:
+            return torch.tensor([-float("inf"), 0.0, 2.5])
+
+    logits = torch.tensor([9.0, 1.0, -1.0])
+    assert TokenSampler(GenerationOptions(constraint=Adds()), []).next(logits, 0) == 2
+    assert TokenSampler(GenerationOptions(constraint=Adds()), []).next(torch.tensor([9.0, 3.0, 0.0]), 0) == 1

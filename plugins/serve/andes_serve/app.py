@@ -18,6 +18,8 @@ from andes_serve.asked import Strict, read
 from andes_serve.chat import chat_completions
 from andes_serve.door import body_of
 from andes_serve.failures import Failure, failure_of
+from andes_serve.page import page
+from andes_serve.responses import Responses
 from andes_serve.server import Server
 
 LOG = logging.getLogger("andes_serve")
@@ -87,14 +89,17 @@ def create_app(server: Server, *, origins: Sequence[str] = ()) -> FastAPI:
     # the pages that describe an API fetch scripts from elsewhere; the description itself stays
     app = FastAPI(title="andes serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.server = server
+    routes = (*ROUTES, ("POST", "/v1/responses", Responses()))
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    for enter, routes in ((server.door.enter, ROUTES), (server.door.enter_as_admin, ADMIN)):
-        for method, path, endpoint in routes:
+    for enter, some in ((server.door.enter, routes), (server.door.enter_as_admin, ADMIN)):
+        for method, path, endpoint in some:
             app.add_api_route(
                 path, _guarded(server, endpoint, enter), methods=[method], response_model=None,
-                summary=(endpoint.__doc__ or "").strip(), name=endpoint.__name__,
+                summary=(endpoint.__doc__ or "").strip().partition("\n")[0],
             )  # fmt: skip
+    app.add_api_route("/", _page, methods=["GET"], response_model=None, include_in_schema=False)
+    app.add_api_route("/web/{name}", _page, methods=["GET"], response_model=None, include_in_schema=False)
     app.add_api_route("/health", _health(server), methods=["GET"], response_model=None)
     app.add_api_route("/metrics", _metrics(server), methods=["GET"], response_model=None)
 
@@ -120,6 +125,14 @@ def _guarded(server: Server, endpoint: Endpoint, enter: Callable[[Request], None
             return told(failure)
 
     return route
+
+
+async def _page(request: Request) -> Response:
+    """The web page; whoever opens it needs no key, whoever asks does."""
+    try:
+        return page(request.path_params.get("name", "index.html"))
+    except Failure as failure:
+        return told(failure)
 
 
 def told(failure: Failure) -> Response:

@@ -40,6 +40,31 @@ class Sampling(Strict):
     metadata: dict[str, str] | None = None
 
 
+class Schema(Strict):
+    """Of `response_format`."""
+
+    name: str = ""
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """`response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+
+class Structured(Strict):
+    """vLLM's `structured_outputs`."""
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
 class ChatRequest(Sampling):
     """`POST /v1/chat/completions`."""
 
@@ -56,6 +81,19 @@ class ChatRequest(Sampling):
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     chat_template_kwargs: dict[str, bool] | None = None
+    logit_bias: dict[str, float] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    # vLLM's and llama.cpp's words for grammars
+    structured_outputs: Structured | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    json_schema: dict[str, Any] | None = None
+    grammar: str | None = None
 
 
 def read(kind: type[Strict], body: bytes) -> Any:
@@ -96,3 +134,29 @@ def sampling_of(asked: Sampling, defaults: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name in names if (value := getattr(asked, name)) is not None}
     seed = asked.seed if asked.seed is not None else defaults.get("seed", secrets.randbits(63))
     return {**defaults, **given, "seed": seed & (1 << 64) - 1}
+
+
+def grammars_of(asked: ChatRequest) -> list[tuple[str, Any, str]]:
+    """Kind, text and parameter of each grammar that a request names.
+
+    Raises:
+        Failure: a schema that is announced and absent.
+    """
+    found: list[tuple[str, Any, str]] = []
+    form = asked.response_format
+    if form is not None and form.type == "json_object":
+        found.append(("json_schema", {"type": "object"}, "response_format"))
+    elif form is not None and form.type == "json_schema":
+        if form.json_schema is None:
+            place = "response_format.json_schema"
+            raise Failure(400, f"{place} is needed", param=place, code="invalid_value")
+        found.append(("json_schema", form.json_schema.schema_, "response_format"))
+    own = asked.structured_outputs or Structured()
+    given = [
+        ("json_schema", own.json_, "structured_outputs.json"), ("regex", own.regex, "structured_outputs.regex"),
+        ("choice", own.choice, "structured_outputs.choice"), ("grammar", own.grammar, "structured_outputs.grammar"),
+        ("json_schema", asked.guided_json, "guided_json"), ("regex", asked.guided_regex, "guided_regex"),
+        ("choice", asked.guided_choice, "guided_choice"), ("grammar", asked.guided_grammar, "guided_grammar"),
+        ("json_schema", asked.json_schema, "json_schema"), ("grammar", asked.grammar, "grammar"),
+    ]  # fmt: skip
+    return found + [one for one in given if one[1] is not None]

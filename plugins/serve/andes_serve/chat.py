@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -14,11 +14,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from andes_sdk.runtime.sampling import TokenLogprob
-from andes_serve.asked import ChatRequest, read, sampling_of
+from andes_serve.asked import ChatRequest, grammars_of, read, sampling_of
+from andes_serve.constraints import grammar_of
 from andes_serve.door import body_of
 from andes_serve.failures import Failure, failure_of
 from andes_serve.jobs import Done, Event, Piece, facts_of
 from andes_serve.server import Server, unless_gone
+from andes_serve.tools import Calls, checked, chosen, told
 
 
 @define(eq=False)
@@ -29,6 +31,7 @@ class Chat:
     asked: ChatRequest
     id: str = field(factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(factory=lambda: int(time.time()))
+    calls: bool = False
 
     async def prepare(self) -> tuple[Any, list[Any]]:
         """Inputs, and options of each answer.
@@ -54,22 +57,47 @@ class Chat:
             raise Failure(400, what, param="n", code="invalid_value")
         server.longest(limit, 0)
         server.options(given, 1)  # before pictures are read
-        inputs = await server.prepared(asked.messages, think=thinking(asked), size=asked.image_size)
+        functions, grammar = self._structure()
+        messages = told(asked.messages, functions)
+        inputs = await server.prepared(messages, think=thinking(asked), size=asked.image_size)
         given["max_tokens"] = server.longest(limit, len(inputs.ids))
+        constraint = await server.constraint(grammar, asked.logit_bias, inputs.prefix)
+        if constraint is not None:
+            given["constraint"] = constraint
         return inputs, server.options(given, count)
+
+    def _structure(self) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
+        """Tools, and what the answer must fit with the parameter that says so, or None."""
+        asked, found = self.asked, grammars_of(self.asked)
+        functions, calls = chosen(
+            checked(asked.tools or ()), asked.tool_choice, parallel=asked.parallel_tool_calls is not False
+        )
+        self.calls = bool(functions)
+        if len(found) > 1 or (found and calls):
+            names = [param for _, _, param in found] + (["tools"] if calls else [])
+            what = f"one grammar at a time: {' and '.join(names)}"
+            raise Failure(400, what, param=names[0], code="invalid_value")
+        if calls:
+            return functions, (calls, "tools")
+        return functions, grammar_of(*found[0]) if found else None
 
     def whole(self, events: Sequence[Event]) -> dict[str, Any]:
         """The answer in one piece."""
         choices = []
         for index in range(self.asked.n or 1):
             pieces = [e for e in events if isinstance(e, Piece) and e.index == index]
-            message: dict[str, Any] = {"role": "assistant", "content": "".join(p.content for p in pieces)}
+            content, calls = "".join(p.content for p in pieces), []
+            if self.calls:
+                content, calls = Calls().feed(content, final=True)
+            message: dict[str, Any] = {"role": "assistant", "content": None if calls and not content else content}
+            if calls:
+                message["tool_calls"] = calls
             if reasoning := "".join(p.reasoning for p in pieces):
                 message["reasoning_content"] = reasoning
             logprobs = [one for p in pieces for one in p.logprobs]
             choices.append(
                 {
-                    "index": index, "message": message, "finish_reason": pieces[-1].finish,
+                    "index": index, "message": message, "finish_reason": "tool_calls" if calls else pieces[-1].finish,
                     "logprobs": {"content": self._logprobs(logprobs)} if self.asked.logprobs else None,
                 }
             )  # fmt: skip
@@ -79,10 +107,11 @@ class Chat:
     async def chunks(self, events: AsyncIterator[Sequence[Event]]) -> AsyncIterator[bytes]:
         """The answer as server-sent events."""
         usage = self.asked.stream_options is not None and self.asked.stream_options.include_usage
-        begun: set[int] = set()
+        begun: dict[int, Calls] = {}
         try:
             async for some in events:
-                yield b"".join(_event(self._chunk(e, begun)) for e in some if isinstance(e, Piece))
+                chunks = (self._chunk(e, begun) for e in some if isinstance(e, Piece))
+                yield b"".join(_event(chunk) for chunk in chunks if chunk is not None)
                 if usage and isinstance(some[-1], Done):
                     yield _event(
                         {**self._head("chat.completion.chunk"), "choices": [], "usage": facts_of(some[-1].usage)}
@@ -91,17 +120,28 @@ class Chat:
             yield _event(failure_of(error).body())
         yield b"data: [DONE]\n\n"
 
-    def _chunk(self, piece: Piece, begun: set[int]) -> dict[str, Any]:
+    def _chunk(self, piece: Piece, begun: dict[int, Calls]) -> dict[str, Any] | None:
         delta: dict[str, Any] = {}
         if piece.index not in begun:
-            begun.add(piece.index)
+            begun[piece.index] = Calls()
             delta["role"] = "assistant"
+        content, calls, finish = piece.content, [], piece.finish
+        if self.calls:
+            found = begun[piece.index]
+            first = found.count
+            content, calls = found.feed(piece.content, final=bool(finish))
+            if finish and found.count:
+                finish = "tool_calls"
+            if calls:
+                delta["tool_calls"] = [{"index": first + n, **call} for n, call in enumerate(calls)]
         if piece.reasoning:
             delta["reasoning_content"] = piece.reasoning
-        if piece.content or (not piece.finish and not piece.reasoning):
-            delta["content"] = piece.content
+        if content:
+            delta["content"] = content
+        if not delta and not finish:
+            return None
         logprobs = {"content": self._logprobs(piece.logprobs)} if piece.logprobs else None
-        choice = {"index": piece.index, "delta": delta, "finish_reason": piece.finish or None, "logprobs": logprobs}
+        choice = {"index": piece.index, "delta": delta, "finish_reason": finish or None, "logprobs": logprobs}
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
     def _head(self, kind: str) -> dict[str, Any]:

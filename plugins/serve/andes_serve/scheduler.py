@@ -153,11 +153,11 @@ class Scheduler:
                 LOG.exception("a turn of the engine failed")
                 for job in [*self._running]:
                     self._fail(job, error)
-        error = Failure(503, "the server is shutting down", code="shutting_down")
+        ended = Failure(503, "the server is shutting down", code="shutting_down")
         for job in [*self._running]:
-            self._fail(job, error)
+            self._fail(job, ended)
         while self._waiting:
-            self._tell(self._waiting.popleft(), [Failed(error)])
+            self._tell(self._waiting.popleft(), [Failed(ended)])
         while self._calls:
             self._calls.popleft()()
         self.engine.close()

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from andes_sdk import __version__
 from andes_sdk.errors import AndesError, ConfigError
 from andes_sdk.runtime.options import GenerationOptions
+from andes_serve.constraints import Grammars, guided
 from andes_serve.door import Door
 from andes_serve.failures import Failure
 from andes_serve.jobs import Done, Event, Failed, Job
@@ -52,10 +53,12 @@ class Server:
     started: int = field(factory=lambda: int(time.time()))
     metrics: Metrics = field(factory=Metrics)
     scheduler: Scheduler = field(init=False)
+    grammars: Grammars = field(init=False)
     fingerprint: str = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.scheduler = Scheduler(self.pipeline, self.limits, self.metrics)
+        self.grammars = Grammars(self.pipeline)
         artefact = self.pipeline.artefact
         made_of = artefact.digest if artefact else json.dumps(self.pipeline.plan.to_dict(), sort_keys=True, default=str)
         self.fingerprint = f"andes-{__version__}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
@@ -123,7 +126,16 @@ class Server:
         except ConfigError as error:
             param = error.who.removeprefix("generation.")
             raise Failure(400, f"{param}: {error.what}", param=param, code="invalid_value") from None
-        return [attrs.evolve(first, seed=(first.seed + n) & (1 << 64) - 1) for n in range(count)]
+        own = [first.constraint.copy() if first.constraint else None for _ in range(count)]
+        return [attrs.evolve(first, seed=(first.seed + n) & (1 << 64) - 1, constraint=own[n]) for n in range(count)]
+
+    async def constraint(self, grammar: tuple[str, str] | None, bias: Any, prefix: str) -> Any:
+        """What an answer is held to, made on another thread; None: nothing.
+
+        Raises:
+            Failure: a grammar or a bias that does not fit.
+        """
+        return await asyncio.to_thread(guided, self.grammars, grammar, bias, prefix)
 
     async def prepared(self, messages: Sequence[dict[str, Any]], *, think: bool | None, size: int | None) -> Any:
         """`Inputs` of a conversation, made on another thread."""

@@ -58,7 +58,7 @@ class Features:
 
     limit: int
     found: OrderedDict[bytes, Tensor] = field(factory=OrderedDict)
-    bytes: int = 0
+    held: int = 0
 
     def get(self, name: bytes) -> Tensor | None:
         """(M, D), or None."""
@@ -73,10 +73,10 @@ class Features:
         if size > self.limit:
             return
         self.found[name] = rows
-        self.bytes += size
-        while self.bytes > self.limit:
+        self.held += size
+        while self.held > self.limit:
             _, gone = self.found.popitem(last=False)
-            self.bytes -= gone.numel() * gone.element_size()
+            self.held -= gone.numel() * gone.element_size()
 
 
 @define(eq=False)
@@ -93,6 +93,7 @@ class Shared:
     memory: Memory
     metrics: Metrics
     inner: Any = field(init=False)
+    taps: Sequence[int] = field(init=False)
     shares: bool = field(init=False)
     features: Features = field(init=False)
     kept: list[Kept] = field(factory=list, init=False)
@@ -100,16 +101,12 @@ class Shared:
 
     def __attrs_post_init__(self) -> None:
         self.inner = self.pipeline.compiled
+        self.taps = self.inner.taps
         plain = type(self.pipeline.policy) is KeepAll and isinstance(self.pipeline.decoder, Autoregressive)
         self.shares = plain and self.limits.prefixes > 0
         self.features = Features(self.limits.features)
 
     # ------------------------------------------------------------ as a compiled model
-
-    @property
-    def taps(self) -> Sequence[int]:
-        """The backend's."""
-        return cast("Sequence[int]", self.inner.taps)
 
     def session(self, policy: CachePolicy) -> SharedSession:
         """An empty session; what it shares is looked up when its prompt is read."""

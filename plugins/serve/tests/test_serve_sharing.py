@@ -144,7 +144,7 @@ def test_features_are_bounded_and_the_least_recently_used_go_first():
     features.put(b"c", torch.zeros(12))
     assert list(features.found) == [b"a", b"c"]
     features.put(b"d", torch.zeros(1000))
-    assert features.bytes == 96
+    assert features.held == 96
 
 
 def test_common_starts():
