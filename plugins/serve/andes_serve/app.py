@@ -89,7 +89,7 @@ def create_app(server: Server, *, origins: Sequence[str] = ()) -> FastAPI:
     # the pages that describe an API fetch scripts from elsewhere; the description itself stays
     app = FastAPI(title="andes serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.server = server
-    routes = (*ROUTES, ("POST", "/v1/responses", Responses()))
+    routes: tuple[tuple[str, str, Endpoint], ...] = (*ROUTES, ("POST", "/v1/responses", Responses()))
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     for enter, some in ((server.door.enter, routes), (server.door.enter_as_admin, ADMIN)):

@@ -86,7 +86,7 @@ class Chat:
         choices = []
         for index in range(self.asked.n or 1):
             pieces = [e for e in events if isinstance(e, Piece) and e.index == index]
-            content, calls = "".join(p.content for p in pieces), []
+            content, calls = "".join(p.content for p in pieces), list[dict[str, Any]]()
             if self.calls:
                 content, calls = Calls().feed(content, final=True)
             message: dict[str, Any] = {"role": "assistant", "content": None if calls and not content else content}
@@ -125,7 +125,7 @@ class Chat:
         if piece.index not in begun:
             begun[piece.index] = Calls()
             delta["role"] = "assistant"
-        content, calls, finish = piece.content, [], piece.finish
+        content, calls, finish = piece.content, list[dict[str, Any]](), piece.finish
         if self.calls:
             found = begun[piece.index]
             first = found.count

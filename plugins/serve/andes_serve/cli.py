@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
+    from andes_serve.door import Door
 
 MODEL = typer.Argument(help="Checkpoint folder, packed or other model file, or owner/name on the Hub.")
 
@@ -65,33 +67,31 @@ def serve(
         "timeout": timeout, "grace": grace, "chunk": chunk,
     }  # fmt: skip
     limits = _limits({k: v for k, v in given.items() if v is not None})
+    door = _door(keys, limits.rate)
+    adapters = dict(_adapter(text) for text in adapter or ())
     source = model or (None if config else str(loading.SHIPPED))
     pipeline = loading.open_pipeline(
         model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
     )
     loading.ready(pipeline)
-    adapters = dict(_adapter(text) for text in adapter or ())
     for own, folder in adapters.items():
         pipeline.add_adapter(own, folder)
     run(
         pipeline, name=name or Path(source or str(config)).stem, limits=limits, adapters=list(adapters), host=host,
-        port=port, keys=keys, origins=origin or (), remote=allow_remote, defaults={"temperature": temperature},
+        port=port, door=door, origins=origin or (), remote=allow_remote, defaults={"temperature": temperature},
     )  # fmt: skip
 
 
 def run(
-    pipeline: Pipeline, *, name: str, limits: Any, adapters: list[str], host: str, port: int, keys: Path | None,
+    pipeline: Pipeline, *, name: str, limits: Any, adapters: list[str], host: str, port: int, door: Door,
     origins: Any, remote: bool, defaults: dict[str, Any],
 ) -> None:  # fmt: skip
     """Serve until SIGINT or SIGTERM; running answers get `limits.grace` seconds then."""
     import uvicorn
 
     from andes_serve.app import create_app
-    from andes_serve.door import Door, keys_of
     from andes_serve.server import Server
 
-    door = Door(keys_of(os.environ.get("ANDES_API_KEY"), keys), keys_of(os.environ.get("ANDES_ADMIN_KEY"), None))
-    door.rate = limits.rate
     server = Server(pipeline, name, limits, door, defaults, remote, adapters)
     app = create_app(server, origins=origins)
     if not door.keys and host not in ("127.0.0.1", "localhost", "::1"):
@@ -110,11 +110,20 @@ def run(
             server.scheduler.drain()
             super().handle_exit(sig, frame)
 
+    # the thread that steps holds Python's lock for long; by default each of many small writes would wait 5 ms for it
+    sys.setswitchinterval(0.0005)
     config = uvicorn.Config(
         app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, round(limits.grace)), limit_concurrency=None, backlog=2048,
     )  # fmt: skip
     Told(config).run()
+
+
+def _door(file: Path | None, rate: int) -> Door:
+    from andes_serve.door import Door, keys_of
+
+    own = keys_of(os.environ.get("ANDES_API_KEY"), file)
+    return Door(own, keys_of(os.environ.get("ANDES_ADMIN_KEY"), None), rate)
 
 
 def _mib(count: int | None) -> int | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
     from andes_sdk.types import Tokenizer
 
-TIGHT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+TIGHT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as `json.dumps` writes it: a small model cannot lose itself in white space."""
 
 

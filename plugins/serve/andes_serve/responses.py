@@ -225,7 +225,7 @@ class Responding:
         """The response in one piece; stored, unless it must not be."""
         pieces = [e for e in events if isinstance(e, Piece)]
         (done,) = [e for e in events if isinstance(e, Done)]
-        content, calls = "".join(p.content for p in pieces), []
+        content, calls = "".join(p.content for p in pieces), list[dict[str, Any]]()
         if self.chat.calls:
             content, calls = Calls().feed(content, final=True)
         output = self.items("".join(p.reasoning for p in pieces), content, calls)
@@ -303,7 +303,7 @@ class _Writer:
     def piece(self, piece: Piece) -> list[bytes]:
         """Events of one piece."""
         out: list[bytes] = []
-        content, calls = piece.content, []
+        content, calls = piece.content, list[dict[str, Any]]()
         if self.owner.chat.calls:
             content, calls = self.calls.feed(piece.content, final=bool(piece.finish))
         self.finish = piece.finish

@@ -70,7 +70,7 @@ def chosen(functions: Mapping[str, Any], choice: Any, *, parallel: bool) -> tupl
         return {}, None
     if isinstance(choice, dict):
         name = (choice.get("function") or choice).get("name")
-        if name not in functions:
+        if not isinstance(name, str) or name not in functions:
             raise Failure(400, f"there is no tool {name!r}", param="tool_choice", code="invalid_value")
         return functions, _calls({name: functions[name]}, several=False)
     if choice == "required":
@@ -168,7 +168,8 @@ class Calls:
 
     def feed(self, piece: str, *, final: bool = False) -> tuple[str, list[dict[str, Any]]]:
         """-> content that is certain, and calls that are complete."""
-        text, self._held, calls, plain = self._held + piece, "", [], ""
+        calls: list[dict[str, Any]] = []
+        text, self._held, plain = self._held + piece, "", ""
         while BEGIN in text:
             before, _, rest = text.partition(BEGIN)
             inside, ended, after = rest.partition(END)

@@ -237,3 +237,22 @@ def test_keys_come_from_the_environment_and_a_file(tmp_path):
     file.write_text("# none\n")
     with pytest.raises(ConfigError, match="no key"):
         keys_of(None, file)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:1/x.png",
+        "http://localhost:1/x.png",
+        "http://169.254.169.254/latest",
+        "http://[::ffff:10.0.0.1]/",
+    ],
+)
+def test_addresses_of_private_networks_are_never_asked(served, url):
+    served.server.remote = True
+    try:
+        error = served.ask([{"type": "image_url", "image_url": {"url": url}}], status=400)["error"]
+    finally:
+        served.server.remote = False
+    assert "no public address" in error["message"]
+    assert error["code"] == "invalid_image"

@@ -120,6 +120,12 @@ async function ask(text) {
   const turn = answerTurn();
   const start = performance.now();
   let reasoning = "", answer = "", first = 0, last = 0, usage = null, failed = false;
+  let drawn = 0;
+  const paintAnswer = () => {
+    drawn = 0;
+    turn.show(reasoning, answer);
+    $("talk").parentElement.scrollTop = 1e9;
+  };
   running = new AbortController();
   busy(true);
   try {
@@ -134,8 +140,7 @@ async function ask(text) {
       const delta = chunk.choices[0]?.delta;
       reasoning += delta?.reasoning_content ?? "";
       answer += delta?.content ?? "";
-      turn.show(reasoning, answer);
-      $("talk").parentElement.scrollTop = 1e9;
+      if (!drawn) drawn = requestAnimationFrame(paintAnswer); // once a frame, however fast tokens come
     }
     if (usage) turn.facts(facts(usage, first - start, (last - first) / 1000));
   } catch (error) {
@@ -143,6 +148,8 @@ async function ask(text) {
     if (failed) turn.fail(error.message);
     else turn.facts("stopped");
   }
+  cancelAnimationFrame(drawn);
+  paintAnswer();
   running = null;
   busy(false);
   if (!failed) { // a question that failed leaves no trace in the conversation
