@@ -219,7 +219,7 @@ async def mixed(
                 async for line in got.aiter_lines():
                     if line.startswith("data: {"):
                         text += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
-                    ended = line == "data: [DONE]"
+                    ended = ended or line == "data: [DONE]"
                     if kind == "cancelled":
                         break
                     await asyncio.sleep(0.02)
@@ -299,6 +299,8 @@ async def schemas(client: httpx.AsyncClient, count: int) -> dict[str, Any]:
 
     async def worker() -> None:
         for seed in waiting:
+            if seed % 20 == 0:
+                told(f"schema {seed} of {count}")
             await one(seed)
 
     await asyncio.gather(*(worker() for _ in range(8)))
@@ -320,7 +322,7 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
         if "turns" in parts:
             found["second_turn"] = await second_turn(client, 3 if given.quick else 15, 336)
         if "schemas" in parts:
-            found |= await schemas(client, 40 if given.quick else 500)
+            found |= await schemas(client, given.schemas or (40 if given.quick else 500))
         if "requests" in parts:
             found |= await mixed(client, process, pipe, given.requests or (600 if given.quick else 10_000))
         if "restart" in parts:
@@ -343,6 +345,7 @@ def main() -> None:
     parser.add_argument("--backend", help="torch unless given")
     parser.add_argument("--rounds", type=int, help="of the part speed")
     parser.add_argument("--requests", type=int, help="how many mixed requests")
+    parser.add_argument("--schemas", type=int, help="how many random schemas")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     given = parser.parse_args()
     found = asyncio.run(measured(given))

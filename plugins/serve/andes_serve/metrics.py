@@ -18,6 +18,7 @@ class Metrics:
 
     def __init__(self) -> None:
         own = self.registry = CollectorRegistry()
+        self._now: tuple[int, ...] = ()
         self._requests = Counter("andes_requests", "Requests by how they ended", ["outcome"], registry=own)
         self._tokens = Counter("andes_tokens", "Tokens by kind", ["kind"], registry=own)
         self._first = Histogram("andes_first_token_seconds", "Request to first token", registry=own, buckets=SECONDS)
@@ -28,7 +29,11 @@ class Metrics:
         self._hits = Counter("andes_cache", "Look-ups of prefixes and pictures", ["cache", "result"], registry=own)
 
     def standing(self, waiting: int, running: int, memory: Memory) -> None:
-        """How things stand now."""
+        """How things stand now; asked for with every step, so that what did not change costs nothing."""
+        now = (waiting, running, memory.taken, memory.kept)
+        if now == self._now:
+            return
+        self._now = now
         self._queue.set(waiting)
         self._running.set(running)
         self._promised.labels("answers").set(memory.taken)
