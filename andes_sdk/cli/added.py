@@ -15,7 +15,8 @@ OURS = {
     "andes-adapters": ("adapters",), "andes-andesui": ("ui",), "andes-chat": ("chat", "generate"),
     "andes-compression": ("bpw", "compress", "export", "pack"), "andes-curation": ("curate",),
     "andes-dimensity": ("deploy", "lint"), "andes-evaluation": ("batch", "eval"), "andes-numba": ("warmup",),
-    "andes-okv": ("context", "okv"), "andes-speculative": ("draft",), "andes-training": ("data", "report", "train"),
+    "andes-okv": ("context", "okv"), "andes-qalft": ("qalft",), "andes-serve": ("mcp", "serve"),
+    "andes-speculative": ("draft",), "andes-training": ("data", "report", "train"),
 }  # fmt: skip
 """Distributions of ours, and the commands that they bring: for those who call one that is not installed."""
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from andes_sdk.runtime.engine import Conversation, Engine
     from andes_sdk.types import Inputs, Tokenizer
 
-__all__ = ["Answer", "GenerationOptions", "Runs", "TokenLogprob", "generate_batch", "stream"]
+__all__ = ["Answer", "AnswerText", "GenerationOptions", "Runs", "TokenLogprob", "generate_batch", "stream"]
 
 
 @frozen(kw_only=True)
@@ -83,7 +83,7 @@ class Answer:
 
 
 @define
-class _Text:
+class AnswerText:
     """Ids to text behind a prefix: never half a character, never part of a stop string, each id decoded about once."""
 
     tokenizer: Tokenizer
@@ -138,14 +138,14 @@ class _Request:
     """One conversation being answered: its text, beside the engine's tokens."""
 
     conversation: Conversation
-    text: _Text
+    text: AnswerText
     start: float
     ends: Collection[int]
 
     @classmethod
     def open(cls, pipeline: Runs, engine: Engine, prompt: _Prompt) -> _Request:
         """Let a prepared prompt join the engine."""
-        text = _Text(pipeline.tokenizer, prompt.options.stop, prompt.inputs.prefix)
+        text = AnswerText(pipeline.tokenizer, prompt.options.stop, prompt.inputs.prefix)
 
         def watch(logits: Tensor, token: int) -> bool:
             if token not in engine.ends:

@@ -133,11 +133,10 @@ class TokenSampler:
         return int(tokens[(scores + noise).argmax()])
 
     def _allowed(self, scores: np.ndarray) -> np.ndarray:
-        """The scores, minus infinity where the constraint forbids."""
-        constraint = self.options.constraint
-        if constraint is None:
+        """The scores, minus infinity where the constraint forbids, or with what it adds."""
+        if (constraint := self.options.constraint) is None:
             return scores
-        who, fix = f"constraint {type(constraint).__name__}", "return a tensor (V,) of bool, or None"
+        who, fix = f"constraint {type(constraint).__name__}", "return a tensor (V,) of bool or floats, or None"
         try:
             allowed = constraint.allowed(self.answer)
         except AndesError:
@@ -148,11 +147,12 @@ class TokenSampler:
             return scores
         if not isinstance(allowed, torch.Tensor):
             raise SessionError(f"gives {type(allowed).__name__}", who=who, fix=fix)
-        mask = allowed.cpu().numpy().astype(bool)
+        given = allowed.cpu().numpy()
+        mask = given > -np.inf if allowed.is_floating_point() else given.astype(bool)
         if mask.shape != scores.shape or not mask.any():
             what = f"allows {int(mask.sum())} of {mask.size} tokens, the model has {len(scores)}"
             raise SessionError(what, who=who, fix="allow at least the end token")
-        return np.where(mask, scores, -np.inf)
+        return scores + given if allowed.is_floating_point() else np.where(mask, scores, -np.inf)
 
     def _penalised(self, scores: np.ndarray) -> np.ndarray:
         """The scores themselves, or a float64 copy with penalties."""

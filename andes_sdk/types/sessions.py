@@ -347,4 +347,4 @@ class Constraint(Protocol):
     """Says which tokens may come next: a grammar, a schema, a list of choices."""
 
     def allowed(self, answer: Sequence[int]) -> Tensor | None:
-        """(V,) bool for the token after `answer`, or None: all of them. A function of `answer` alone."""
+        """(V,) bool for the token after `answer`, or floats to add to its logits, or None. Of `answer` alone."""

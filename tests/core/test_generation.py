@@ -10,7 +10,7 @@ from scipy import stats
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import AssemblyError, BackendUnavailable, InputError
-from andes_sdk.runtime.generation import GenerationOptions, _Text
+from andes_sdk.runtime.generation import AnswerText, GenerationOptions
 from andes_sdk.runtime.sampling import TokenSampler, gumbel, gumbel_at, survivors
 
 
@@ -198,7 +198,7 @@ def test_sampling_options_out_of_range_are_refused(options) -> None:
 def test_text_never_shows_half_a_character_nor_part_of_a_stop_string(pipeline: Pipeline) -> None:
     tokenizer = pipeline.tokenizer
     ids = tokenizer.encode("naïve 日本語 🎉 END more")
-    text = _Text(tokenizer, ("END",), "")
+    text = AnswerText(tokenizer, ("END",), "")
     pieces = []
     for token in ids:
         text.add([token])
@@ -206,3 +206,13 @@ def test_text_never_shows_half_a_character_nor_part_of_a_stop_string(pipeline: P
     assert "".join(pieces) == "naïve 日本語 🎉 "
     assert text.ended
     assert not any("\ufffd" in p for p in pieces)
+
+
+def test_floats_of_a_constraint_are_added_to_the_logits() -> None:
+    class Adds:
+        def allowed(self, answer: list[int]) -> torch.Tensor:
+            return torch.tensor([-float("inf"), 0.0, 2.5])
+
+    logits = torch.tensor([9.0, 1.0, -1.0])
+    assert TokenSampler(GenerationOptions(constraint=Adds()), []).next(logits, 0) == 2
+    assert TokenSampler(GenerationOptions(constraint=Adds()), []).next(torch.tensor([9.0, 3.0, 0.0]), 0) == 1

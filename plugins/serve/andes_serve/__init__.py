@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server around the engine, with a web page and structured answers."""

@@ -1,0 +1,207 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from attrs import define, field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from andes_sdk.runtime.sampling import TokenLogprob
+from andes_serve.asked import ChatRequest, grammars_of, read, sampling_of
+from andes_serve.constraints import grammar_of
+from andes_serve.door import body_of
+from andes_serve.failures import Failure, failure_of
+from andes_serve.jobs import Done, Event, Piece, facts_of
+from andes_serve.server import Server, unless_gone
+from andes_serve.tools import Calls, checked, chosen, told
+
+
+@define(eq=False)
+class Chat:
+    """One request to chat completions, as its answers say who made them."""
+
+    server: Server
+    asked: ChatRequest
+    id: str = field(factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
+    created: int = field(factory=lambda: int(time.time()))
+    calls: bool = False
+
+    async def prepare(self) -> tuple[Any, list[Any]]:
+        """Inputs, and options of each answer.
+
+        Raises:
+            Failure: parameters that do not fit. AndesError: messages or pictures that cannot be used.
+        """
+        server, asked = self.server, self.asked
+        given = sampling_of(asked, server.defaults)
+        given["adapter"] = server.adapter_of(asked.model)
+        if asked.stop is not None:
+            given["stop"] = asked.stop
+        if asked.top_logprobs is not None and not asked.logprobs:
+            raise Failure(400, "top_logprobs needs logprobs", param="top_logprobs", code="invalid_value")
+        if asked.logprobs:
+            given["logprobs"] = asked.top_logprobs or 0
+        if asked.stream_options is not None and not asked.stream:
+            raise Failure(400, "stream_options needs stream", param="stream_options", code="invalid_value")
+        limit = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+        count = asked.n or 1
+        if count > server.limits.choices:
+            what = f"n is {count}, this server gives {server.limits.choices} answers to one request"
+            raise Failure(400, what, param="n", code="invalid_value")
+        server.longest(limit, 0)
+        server.options(given, 1)  # before pictures are read
+        functions, grammar = self._structure()
+        messages = told(asked.messages, functions)
+        inputs = await server.prepared(messages, think=thinking(asked), size=asked.image_size)
+        given["max_tokens"] = server.longest(limit, len(inputs.ids))
+        constraint = await server.constraint(grammar, asked.logit_bias, inputs.prefix)
+        if constraint is not None:
+            given["constraint"] = constraint
+        return inputs, server.options(given, count)
+
+    def _structure(self) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
+        """Tools, and what the answer must fit with the parameter that says so, or None."""
+        asked, found = self.asked, grammars_of(self.asked)
+        functions, calls = chosen(
+            checked(asked.tools or ()), asked.tool_choice, parallel=asked.parallel_tool_calls is not False
+        )
+        self.calls = bool(functions)
+        if len(found) > 1 or (found and calls):
+            names = [param for _, _, param in found] + (["tools"] if calls else [])
+            what = f"one grammar at a time: {' and '.join(names)}"
+            raise Failure(400, what, param=names[0], code="invalid_value")
+        if calls:
+            return functions, (calls, "tools")
+        return functions, grammar_of(*found[0]) if found else None
+
+    def whole(self, events: Sequence[Event]) -> dict[str, Any]:
+        """The answer in one piece."""
+        choices = []
+        for index in range(self.asked.n or 1):
+            pieces = [e for e in events if isinstance(e, Piece) and e.index == index]
+            content, calls = "".join(p.content for p in pieces), list[dict[str, Any]]()
+            if self.calls:
+                content, calls = Calls().feed(content, final=True)
+            message: dict[str, Any] = {"role": "assistant", "content": None if calls and not content else content}
+            if calls:
+                message["tool_calls"] = calls
+            if reasoning := "".join(p.reasoning for p in pieces):
+                message["reasoning_content"] = reasoning
+            logprobs = [one for p in pieces for one in p.logprobs]
+            choices.append(
+                {
+                    "index": index, "message": message, "finish_reason": "tool_calls" if calls else pieces[-1].finish,
+                    "logprobs": {"content": self._logprobs(logprobs)} if self.asked.logprobs else None,
+                }
+            )  # fmt: skip
+        (done,) = [e for e in events if isinstance(e, Done)]
+        return {**self._head("chat.completion"), "choices": choices, "usage": facts_of(done.usage)}
+
+    async def chunks(self, events: AsyncIterator[Sequence[Event]]) -> AsyncIterator[bytes]:
+        """The answer as server-sent events."""
+        usage = self.asked.stream_options is not None and self.asked.stream_options.include_usage
+        begun: dict[int, Calls] = {}
+        try:
+            async for some in events:
+                chunks = (self._chunk(e, begun) for e in some if isinstance(e, Piece))
+                yield b"".join(_event(chunk) for chunk in chunks if chunk is not None)
+                if usage and isinstance(some[-1], Done):
+                    yield _event(
+                        {**self._head("chat.completion.chunk"), "choices": [], "usage": facts_of(some[-1].usage)}
+                    )
+        except Exception as error:
+            yield _event(failure_of(error).body())
+        yield b"data: [DONE]\n\n"
+
+    def _chunk(self, piece: Piece, begun: dict[int, Calls]) -> dict[str, Any] | None:
+        delta: dict[str, Any] = {}
+        if piece.index not in begun:
+            begun[piece.index] = Calls()
+            delta["role"] = "assistant"
+        content, calls, finish = piece.content, list[dict[str, Any]](), piece.finish
+        if self.calls:
+            found = begun[piece.index]
+            first = found.count
+            content, calls = found.feed(piece.content, final=bool(finish))
+            if finish and found.count:
+                finish = "tool_calls"
+            if calls:
+                delta["tool_calls"] = [{"index": first + n, **call} for n, call in enumerate(calls)]
+        if piece.reasoning:
+            delta["reasoning_content"] = piece.reasoning
+        if content:
+            delta["content"] = content
+        if not delta and not finish:
+            return None
+        logprobs = {"content": self._logprobs(piece.logprobs)} if piece.logprobs else None
+        choice = {"index": piece.index, "delta": delta, "finish_reason": finish or None, "logprobs": logprobs}
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id, "object": kind, "created": self.created, "model": self.asked.model,
+            "system_fingerprint": self.server.fingerprint,
+        }  # fmt: skip
+
+    def _logprobs(self, found: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+        decode = self.server.pipeline.tokenizer.decode
+
+        def one(token: int, logprob: float) -> dict[str, Any]:
+            text = decode([token])
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        return [{**one(f.token, f.logprob), "top_logprobs": [one(*pair) for pair in f.top]} for f in found]
+
+
+def thinking(asked: Any) -> bool | None:
+    """Whether a request asks for Thinking, in our words or in vLLM's; None leaves it to the model.
+
+    Raises:
+        Failure: a key of chat_template_kwargs that nothing reads.
+    """
+    given: dict[str, bool] = dict(asked.chat_template_kwargs or {})
+    found = given.pop("enable_thinking", None)
+    if given:
+        place = f"chat_template_kwargs.{next(iter(given))}"
+        raise Failure(400, f"unknown or unsupported parameter: {place!r}", param=place, code="unknown_parameter")
+    return found if asked.think is None else bool(asked.think)
+
+
+def _event(data: Any) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def chat_completions(server: Server, request: Request) -> Response:
+    """Answer a request."""
+    body = await body_of(request, server.limits.body)
+    chat = Chat(server, read(ChatRequest, body))
+    inputs, options = await unless_gone(request, chat.prepare())
+    if not chat.asked.stream:
+        return JSONResponse(chat.whole(await unless_gone(request, server.gathered(inputs, options))))
+    return await stream(request, server.run(inputs, options), chat)
+
+
+async def stream(request: Request, events: AsyncGenerator[Sequence[Event]], answer: Any) -> Response:
+    """A response that begins with the first event, so that what is refused has a status of its own."""
+    first = await unless_gone(request, anext(events))
+
+    async def every() -> AsyncIterator[bytes]:
+        async def rest() -> AsyncIterator[Sequence[Event]]:
+            yield first
+            async for some in events:
+                yield some
+
+        async with aclosing(events):
+            async for chunk in answer.chunks(rest()):
+                if chunk:
+                    yield chunk
+
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(every(), media_type="text/event-stream", headers=headers)

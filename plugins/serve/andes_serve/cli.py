@@ -1,0 +1,146 @@
+"""`andes serve`: a model behind OpenAI's protocol."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from andes_sdk.cli import loading
+from andes_sdk.cli.console import clean, stderr
+from andes_sdk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+    from andes_serve.door import Door
+
+MODEL = typer.Argument(help="Checkpoint folder, packed or other model file, or owner/name on the Hub.")
+
+
+@clean
+def serve(
+    model: Annotated[str | None, MODEL] = None,
+    config: loading.Config = None,
+    plugin: loading.Plugins = None,
+    option: loading.Options = None,
+    device: loading.Device = None,
+    dtype: loading.Dtype = None,
+    backend: loading.Backend = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", metavar="NAME=FOLDER", help="A LoRA adapter; repeatable.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What requests call the model. [default: its folder's name]")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    keys: Annotated[
+        Path | None, typer.Option(help="File with API keys, one a line; ANDES_API_KEY holds some too.")
+    ] = None,
+    origin: Annotated[list[str] | None, typer.Option(help="Web origin that may ask (CORS); repeatable.")] = None,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Fetch pictures from public http(s) addresses.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="Where a request says none.")] = 0.0,
+    concurrency: Annotated[int | None, typer.Option(help="Answers in the making at once. [default: 32]")] = None,
+    queue: Annotated[int | None, typer.Option(help="Requests that may wait. [default: 256]")] = None,
+    memory: Annotated[int | None, typer.Option(help="MiB for KV and picture rows. [default: a quarter]")] = None,
+    prefixes: Annotated[int | None, typer.Option(help="MiB of it for kept prefixes. [default: half of it]")] = None,
+    body: Annotated[int | None, typer.Option(help="MiB of a request. [default: 32]")] = None,
+    pictures: Annotated[int | None, typer.Option(help="In one request. [default: 16]")] = None,
+    prompt: Annotated[int | None, typer.Option(help="Most rows of a prompt.")] = None,
+    answer: Annotated[int | None, typer.Option(help="Most tokens of an answer. [default: 4096]")] = None,
+    choices: Annotated[int | None, typer.Option(help="Largest n. [default: 8]")] = None,
+    rate: Annotated[int | None, typer.Option(help="Requests a minute for each key or address; 0: any.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds until an answer is given up. [default: 600]")] = None,
+    grace: Annotated[float | None, typer.Option(help="Seconds for running answers at shutdown. [default: 30]")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Rows of prompts read in one pass. [default: 256]")] = None,
+) -> None:
+    """Serve MODEL to any OpenAI client, and to a browser.
+
+    Keys: ANDES_API_KEY or --keys; without either everybody may ask. ANDES_ADMIN_KEY allows /v1/adapters.
+    """
+    given = {
+        "concurrency": concurrency, "queue": queue, "memory": _mib(memory), "prefixes": _mib(prefixes),
+        "body": _mib(body), "pictures": pictures, "prompt": prompt, "answer": answer, "choices": choices, "rate": rate,
+        "timeout": timeout, "grace": grace, "chunk": chunk,
+    }  # fmt: skip
+    limits = _limits({k: v for k, v in given.items() if v is not None})
+    door = _door(keys, limits.rate)
+    adapters = dict(_adapter(text) for text in adapter or ())
+    source = model or (None if config else str(loading.SHIPPED))
+    pipeline = loading.open_pipeline(
+        model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
+    )
+    loading.ready(pipeline)
+    for own, folder in adapters.items():
+        pipeline.add_adapter(own, folder)
+    run(
+        pipeline, name=name or Path(source or str(config)).stem, limits=limits, adapters=list(adapters), host=host,
+        port=port, door=door, origins=origin or (), remote=allow_remote, defaults={"temperature": temperature},
+    )  # fmt: skip
+
+
+def run(
+    pipeline: Pipeline, *, name: str, limits: Any, adapters: list[str], host: str, port: int, door: Door,
+    origins: Any, remote: bool, defaults: dict[str, Any],
+) -> None:  # fmt: skip
+    """Serve until SIGINT or SIGTERM; running answers get `limits.grace` seconds then."""
+    import uvicorn
+
+    from andes_serve.app import create_app
+    from andes_serve.server import Server
+
+    server = Server(pipeline, name, limits, door, defaults, remote, adapters)
+    app = create_app(server, origins=origins)
+    if not door.keys and host not in ("127.0.0.1", "localhost", "::1"):
+        stderr().print("no API key is set: whoever reaches this address may ask", style="yellow", markup=False)
+
+    class Told(uvicorn.Server):
+        """Says where it listens, and stops taking requests before it waits for those that run."""
+
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                at = self.servers[0].sockets[0].getsockname()
+                stderr().print(f"serving {name} at http://{at[0]}:{at[1]}", markup=False, soft_wrap=True)
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            server.scheduler.drain()
+            super().handle_exit(sig, frame)
+
+    # the thread that steps holds Python's lock for long; by default each of many small writes would wait 5 ms for it
+    sys.setswitchinterval(0.0005)
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, round(limits.grace)), limit_concurrency=None, backlog=2048,
+    )  # fmt: skip
+    Told(config).run()
+
+
+def _door(file: Path | None, rate: int) -> Door:
+    from andes_serve.door import Door, keys_of
+
+    own = keys_of(os.environ.get("ANDES_API_KEY"), file)
+    return Door(own, keys_of(os.environ.get("ANDES_ADMIN_KEY"), None), rate)
+
+
+def _mib(count: int | None) -> int | None:
+    return None if count is None else count << 20
+
+
+def _limits(given: dict[str, Any]) -> Any:
+    from andes_serve.limits import Limits
+
+    try:
+        return Limits(**given)
+    except ValueError as error:
+        raise ConfigError("a limit does not fit", who="andes serve", why=str(error), fix="see --help") from None
+
+
+def _adapter(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    if not (name and folder) or ":" in name:
+        raise ConfigError(f"cannot read {text!r}", who="--adapter", fix="write NAME=FOLDER, without a colon in NAME")
+    return name, folder

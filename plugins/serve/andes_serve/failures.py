@@ -1,0 +1,45 @@
+"""Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}` and an HTTP status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from andes_sdk.errors import AndesError, ConfigError, InputError, NotFinite, SessionError
+
+
+class Failure(Exception):
+    """A request that ends without an answer.
+
+    Attributes:
+        status: of HTTP. kind: OpenAI's type of error. param: the parameter to blame. code: a word for programs.
+        wait: seconds after which the same request may succeed; None: it will not.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, kind: str = "", param: str | None = None, code: str | None = None,
+        wait: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        default = "server_error" if status >= 500 else "invalid_request_error"
+        self.status, self.message, self.kind = status, message, kind or default
+        self.param, self.code, self.wait = param, code, wait
+
+    def body(self) -> dict[str, Any]:
+        """As JSON says it."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """Beside the body."""
+        found = {} if self.wait is None else {"Retry-After": str(max(1, round(self.wait)))}
+        return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What a client is told of an error: all of what is its own fault, and no more than the kind of any other."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, NotFinite):
+        return Failure(500, str(error), code="not_finite")
+    if isinstance(error, InputError | ConfigError | SessionError):
+        return Failure(400, str(error), param=(error.who or None) if isinstance(error, AndesError) else None)
+    return Failure(500, f"the server failed: {type(error).__name__}", code="internal_error")

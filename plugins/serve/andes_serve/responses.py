@@ -1,0 +1,412 @@
+"""`POST /v1/responses`: the Responses API, with text, pictures, function tools and reasoning.
+
+A response is kept in memory, unless `store` is false, so that `previous_response_id` can go on from it; the oldest are
+forgotten first. What runs elsewhere (files, web search, background work) is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Literal
+
+from attrs import define, field
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from andes_serve.asked import ChatRequest, Sampling, Strict, read
+from andes_serve.chat import Chat, stream
+from andes_serve.door import body_of
+from andes_serve.failures import Failure, failure_of
+from andes_serve.jobs import Done, Event, Piece, Usage
+from andes_serve.server import Server, unless_gone
+from andes_serve.tools import Calls
+
+KEPT = 1000
+"""Responses that can be gone on from; their pictures count as text, so that bytes are bounded too."""
+
+KEPT_BYTES = 256 << 20
+
+
+class Format(Strict):
+    """Of `text.format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class Text(Strict):
+    """`text`."""
+
+    format: Format | None = None
+
+
+class Reasoning(Strict):
+    """`reasoning`: any effort but "none" asks for Thinking."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+
+
+class ResponseRequest(Sampling):
+    """`POST /v1/responses`."""
+
+    model: str
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    stream: bool | None = None
+    store: bool | None = None
+    text: Text | None = None
+    reasoning: Reasoning | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    truncation: Literal["disabled"] | None = None
+    background: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+
+@define(eq=False)
+class Kept:
+    """Conversations that responses can go on from, by the id of the response."""
+
+    found: OrderedDict[str, tuple[list[dict[str, Any]], int]] = field(factory=OrderedDict)
+    size: int = 0
+
+    def put(self, name: str, messages: list[dict[str, Any]]) -> None:
+        """Keep one; the oldest go."""
+        size = len(json.dumps(messages))
+        self.found[name] = (messages, size)
+        self.size += size
+        while len(self.found) > KEPT or (self.size > KEPT_BYTES and len(self.found) > 1):
+            self.size -= self.found.popitem(last=False)[1][1]
+
+    def get(self, name: str) -> list[dict[str, Any]]:
+        """Its messages.
+
+        Raises:
+            Failure: it is not known, or no longer.
+        """
+        if name not in self.found:
+            what = f"there is no response {name!r}: it was not stored, or is forgotten"
+            raise Failure(404, what, param="previous_response_id", code="previous_response_not_found")
+        self.found.move_to_end(name)
+        return self.found[name][0]
+
+
+def messages_of(asked: ResponseRequest, before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Input items as messages of chat completions, behind those of a previous response.
+
+    Raises:
+        Failure: an item of a kind that is not known.
+    """
+    made = [*before]
+    items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
+    for number, item in enumerate(items):
+        place, kind = f"input[{number}]", item.get("type", "message")
+        if kind == "message":
+            made.append({"role": item.get("role"), "content": _content(item.get("content"), place)})
+        elif kind == "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            if made and made[-1].get("tool_calls"):
+                made[-1] = {**made[-1], "tool_calls": [*made[-1]["tool_calls"], call]}
+            else:
+                made.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        elif kind == "function_call_output":
+            output = item.get("output")
+            text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+            made.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
+        elif kind != "reasoning":  # reasoning of earlier turns is not read again
+            raise Failure(400, f"unsupported item {kind!r}", param=f"{place}.type", code="unsupported_parameter")
+    return made
+
+
+def _content(content: Any, place: str) -> Any:
+    if not isinstance(content, list):
+        return content
+    parts: list[Any] = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("input_text", "output_text", "text"):
+            parts.append({"type": "text", "text": part.get("text")})
+        elif kind == "input_image":
+            shown = {"url": part.get("image_url"), "detail": part.get("detail")}
+            parts.append({"type": "image_url", "image_url": shown})
+        else:
+            where = f"{place}.content[{index}].type"
+            raise Failure(400, f"unsupported part {kind!r}", param=where, code="unsupported_parameter")
+    return parts
+
+
+def chat_of(asked: ResponseRequest, messages: list[dict[str, Any]]) -> ChatRequest:
+    """The same request to chat completions.
+
+    Raises:
+        Failure: a tool that does not run here.
+    """
+    if asked.instructions is not None:
+        messages = [{"role": "system", "content": asked.instructions}, *messages]
+    form = asked.text.format if asked.text else None
+    response_format = None
+    if form is not None:
+        schema = {"name": form.name or "", "schema": form.schema_} if form.schema_ is not None else None
+        response_format = {"type": form.type, "json_schema": schema}
+    tools = None
+    if asked.tools:
+        for number, tool in enumerate(asked.tools):
+            if tool.get("type") != "function":
+                place = f"tools[{number}].type"
+                raise Failure(400, f"unsupported tool {tool.get('type')!r}", param=place, code="unsupported_parameter")
+        tools = [{"type": "function", "function": {k: v for k, v in t.items() if k != "type"}} for t in asked.tools]
+    shared = {name: getattr(asked, name) for name in Sampling.model_fields}
+    if asked.reasoning is not None and asked.reasoning.effort is not None and asked.think is None:
+        shared["think"] = asked.reasoning.effort != "none"
+    return ChatRequest.model_validate(
+        {
+            **shared, "model": asked.model, "messages": messages, "max_tokens": asked.max_output_tokens,
+            "response_format": response_format, "tools": tools, "tool_choice": asked.tool_choice,
+            "parallel_tool_calls": asked.parallel_tool_calls,
+        }
+    )  # fmt: skip
+
+
+def usage_of(usage: Usage) -> dict[str, Any]:
+    """`usage` as responses say it."""
+    return {
+        "input_tokens": usage.prompt,
+        "input_tokens_details": {"cached_tokens": usage.cached, "image_tokens": usage.image},
+        "output_tokens": usage.answer,
+        "output_tokens_details": {
+            "reasoning_tokens": usage.reasoning,
+            "accepted_prediction_tokens": usage.accepted,
+        },
+        "total_tokens": usage.prompt + usage.answer,
+    }
+
+
+@define(eq=False)
+class Responding:
+    """One response in the making."""
+
+    server: Server
+    asked: ResponseRequest
+    chat: Chat
+    messages: list[dict[str, Any]]
+    kept: Kept
+    id: str = field(factory=lambda: f"resp_{secrets.token_hex(16)}")
+    created: int = field(factory=lambda: int(time.time()))
+    _sequence: int = 0
+
+    def response(self, status: str, output: Sequence[Any] = (), usage: Usage | None = None, **more: Any) -> Any:
+        """The object of a response."""
+        asked = self.asked
+        form = asked.text.format if asked.text else None
+        return {
+            "id": self.id, "object": "response", "created_at": self.created, "status": status, "model": asked.model,
+            "output": list(output), "usage": usage and usage_of(usage), "error": None, "incomplete_details": None,
+            "instructions": asked.instructions, "previous_response_id": asked.previous_response_id,
+            "max_output_tokens": asked.max_output_tokens, "metadata": asked.metadata or {},
+            "temperature": asked.temperature, "top_p": asked.top_p, "tools": asked.tools or [],
+            "tool_choice": asked.tool_choice or "auto", "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "text": {"format": form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"}},
+            "store": asked.store is not False, "truncation": "disabled", **more,
+        }  # fmt: skip
+
+    def whole(self, events: Sequence[Event]) -> dict[str, Any]:
+        """The response in one piece; stored, unless it must not be."""
+        pieces = [e for e in events if isinstance(e, Piece)]
+        (done,) = [e for e in events if isinstance(e, Done)]
+        content, calls = "".join(p.content for p in pieces), list[dict[str, Any]]()
+        if self.chat.calls:
+            content, calls = Calls().feed(content, final=True)
+        output = self.items("".join(p.reasoning for p in pieces), content, calls)
+        return self.ended(output, content, calls, pieces[-1].finish, done.usage)
+
+    def items(self, reasoning: str, content: str, calls: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Output items."""
+        found: list[dict[str, Any]] = []
+        if reasoning:
+            text = [{"type": "reasoning_text", "text": reasoning}]
+            found.append({"id": _new("rs"), "type": "reasoning", "summary": [], "content": text, "status": "completed"})
+        if content or not calls:
+            found.append(_message(_new("msg"), content, "completed"))
+        found += [_call(call) for call in calls]
+        return found
+
+    def ended(
+        self, output: list[Any], content: str, calls: Sequence[dict[str, Any]], finish: str, usage: Usage
+    ) -> dict[str, Any]:
+        """The response at its end."""
+        if self.asked.store is not False:
+            own: dict[str, Any] = {"role": "assistant", "content": content}
+            if calls:
+                own["tool_calls"] = list(calls)
+            self.kept.put(self.id, [*self.messages, own])
+        if finish == "length":
+            details = {"reason": "max_output_tokens"}
+            made: dict[str, Any] = self.response("incomplete", output, usage, incomplete_details=details)
+        else:
+            made = self.response("completed", output, usage)
+        return made
+
+    def _event(self, kind: str, **more: Any) -> bytes:
+        data = {"type": kind, "sequence_number": self._sequence, **more}
+        self._sequence += 1
+        text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+        return f"event: {kind}\ndata: {text}\n\n".encode()
+
+    async def chunks(self, events: AsyncIterator[Sequence[Event]]) -> AsyncIterator[bytes]:
+        """The response as server-sent events."""
+        yield self._event("response.created", response=self.response("in_progress"))
+        yield self._event("response.in_progress", response=self.response("in_progress"))
+        writer = _Writer(self, Calls())
+        try:
+            async for some in events:
+                for event in some:
+                    if isinstance(event, Piece):
+                        for chunk in writer.piece(event):
+                            yield chunk
+                    elif isinstance(event, Done):
+                        for chunk in writer.close():
+                            yield chunk
+                        final = self.ended(writer.output, writer.content, writer.made, writer.finish, event.usage)
+                        yield self._event(f"response.{final['status']}", response=final)
+        except Exception as error:
+            failed = failure_of(error)
+            told = {"code": failed.code or "server_error", "message": failed.message}
+            yield self._event("response.failed", response=self.response("failed", writer.output, error=told))
+
+
+@define(eq=False)
+class _Writer:
+    """Output items that grow: reasoning, then a message, then calls."""
+
+    owner: Responding
+    calls: Calls
+    output: list[dict[str, Any]] = field(factory=list)
+    content: str = ""
+    reasoning: str = ""
+    made: list[dict[str, Any]] = field(factory=list)
+    finish: str = ""
+    _open: str = ""
+    _id: str = ""
+
+    def piece(self, piece: Piece) -> list[bytes]:
+        """Events of one piece."""
+        out: list[bytes] = []
+        content, calls = piece.content, list[dict[str, Any]]()
+        if self.owner.chat.calls:
+            content, calls = self.calls.feed(piece.content, final=bool(piece.finish))
+        self.finish = piece.finish
+        if piece.reasoning:
+            out += self._begin("reasoning")
+            self.reasoning += piece.reasoning
+            out.append(self._delta("response.reasoning_text.delta", piece.reasoning))
+        if content:
+            out += self._begin("message")
+            self.content += content
+            out.append(self._delta("response.output_text.delta", content, logprobs=[]))
+        for call in calls:
+            out += self._end()
+            out += self._called(call)
+        if piece.finish and not self.output and not self._open:
+            out += self._begin("message")
+        return out
+
+    def close(self) -> list[bytes]:
+        """Events that end whatever is open."""
+        return self._end()
+
+    def _delta(self, kind: str, text: str, **more: Any) -> bytes:
+        place = {"item_id": self._id, "output_index": len(self.output), "content_index": 0}
+        return self.owner._event(kind, **place, delta=text, **more)
+
+    def _begin(self, kind: str) -> list[bytes]:
+        if self._open == kind:
+            return []
+        out = self._end()
+        self._open, self._id = kind, _new("rs" if kind == "reasoning" else "msg")
+        item: dict[str, Any] = _message(self._id, None, "in_progress")
+        if kind == "reasoning":
+            item = {"id": self._id, "type": "reasoning", "summary": [], "content": [], "status": "in_progress"}
+        index = len(self.output)
+        out.append(self.owner._event("response.output_item.added", output_index=index, item=item))
+        if kind == "message":
+            part = {"type": "output_text", "text": "", "annotations": []}
+            place = {"item_id": self._id, "output_index": index, "content_index": 0}
+            out.append(self.owner._event("response.content_part.added", **place, part=part))
+        return out
+
+    def _end(self) -> list[bytes]:
+        if not self._open:
+            return []
+        kind, index = self._open, len(self.output)
+        place = {"item_id": self._id, "output_index": index, "content_index": 0}
+        event, out = self.owner._event, []
+        if kind == "message":
+            item = _message(self._id, self.content, "completed")
+            out.append(event("response.output_text.done", **place, text=self.content, logprobs=[]))
+            out.append(event("response.content_part.done", **place, part=item["content"][0]))
+        else:
+            text = [{"type": "reasoning_text", "text": self.reasoning}]
+            item = {"id": self._id, "type": "reasoning", "summary": [], "content": text, "status": "completed"}
+            out.append(event("response.reasoning_text.done", **place, text=self.reasoning))
+        self._open = ""
+        self.output.append(item)
+        out.append(event("response.output_item.done", output_index=index, item=item))
+        return out
+
+    def _called(self, call: Mapping[str, Any]) -> list[bytes]:
+        item, index, event = _call(call), len(self.output), self.owner._event
+        self.made.append(dict(call))
+        self.output.append(item)
+        empty = {**item, "arguments": "", "status": "in_progress"}
+        place = {"item_id": item["id"], "output_index": index}
+        return [
+            event("response.output_item.added", output_index=index, item=empty),
+            event("response.function_call_arguments.delta", **place, delta=item["arguments"]),
+            event("response.function_call_arguments.done", **place, arguments=item["arguments"], name=item["name"]),
+            event("response.output_item.done", output_index=index, item=item),
+        ]
+
+
+def _new(kind: str) -> str:
+    return f"{kind}_{secrets.token_hex(12)}"
+
+
+def _message(name: str, text: str | None, status: str) -> dict[str, Any]:
+    content = [] if text is None else [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
+    return {"id": name, "type": "message", "role": "assistant", "status": status, "content": content}
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    own = {"call_id": call["id"], "name": call["function"]["name"], "arguments": call["function"]["arguments"]}
+    return {"id": _new("fc"), "type": "function_call", "status": "completed", **own}
+
+
+@define(eq=False)
+class Responses:
+    """The endpoint, with what it keeps."""
+
+    kept: Kept = field(factory=Kept)
+
+    async def __call__(self, server: Server, request: Request) -> Response:
+        """Answer a request in the shape of responses."""
+        asked: ResponseRequest = read(ResponseRequest, await body_of(request, server.limits.body))
+        before = self.kept.get(asked.previous_response_id) if asked.previous_response_id else []
+        messages = messages_of(asked, before)
+        chat = Chat(server, chat_of(asked, messages))
+        inputs, options = await unless_gone(request, chat.prepare())
+        made = Responding(server, asked, chat, messages, self.kept)
+        if asked.stream:
+            return await stream(request, server.run(inputs, options), made)
+        return JSONResponse(made.whole(await unless_gone(request, server.gathered(inputs, options))))

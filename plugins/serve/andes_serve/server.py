@@ -1,0 +1,226 @@
+"""What endpoints share: the pipeline behind its scheduler, the names of models, and requests as jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import attrs
+from attrs import define, field
+from starlette.requests import Request
+
+from andes_sdk import __version__
+from andes_sdk.errors import AndesError, ConfigError
+from andes_sdk.runtime.options import GenerationOptions
+from andes_serve.constraints import Grammars, guided
+from andes_serve.door import Door
+from andes_serve.failures import Failure
+from andes_serve.jobs import Done, Event, Failed, Job
+from andes_serve.limits import Limits
+from andes_serve.messages import opened
+from andes_serve.metrics import Metrics
+from andes_serve.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from andes_sdk.pipeline import Pipeline
+
+T = TypeVar("T")
+
+
+@define(eq=False)
+class Server:
+    """A model that answers requests.
+
+    Attributes:
+        name: of the base model, as requests write it. defaults: of `GenerationOptions`, where a request is silent.
+        remote: whether pictures are fetched from http(s) addresses.
+    """
+
+    pipeline: Pipeline
+    name: str
+    limits: Limits = field(factory=Limits)
+    door: Door = field(factory=Door)
+    defaults: Mapping[str, Any] = field(factory=dict)
+    remote: bool = False
+    adapters: list[str] = field(factory=list)
+    started: int = field(factory=lambda: int(time.time()))
+    metrics: Metrics = field(factory=Metrics)
+    scheduler: Scheduler = field(init=False)
+    grammars: Grammars = field(init=False)
+    fingerprint: str = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.scheduler = Scheduler(self.pipeline, self.limits, self.metrics)
+        self.grammars = Grammars(self.pipeline)
+        artefact = self.pipeline.artefact
+        made_of = artefact.digest if artefact else json.dumps(self.pipeline.plan.to_dict(), sort_keys=True, default=str)
+        self.fingerprint = f"andes-{__version__}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
+
+    # ------------------------------------------------------------ models
+
+    def models(self) -> list[str]:
+        """The base, and each adapter as `base:adapter`."""
+        return [self.name, *(f"{self.name}:{adapter}" for adapter in self.adapters)]
+
+    def adapter_of(self, model: str) -> str | None:
+        """The adapter that a model's name asks for.
+
+        Raises:
+            Failure: there is no such model.
+        """
+        if model not in self.models():
+            what = f"there is no model {model!r}; there are {', '.join(self.models())}"
+            raise Failure(404, what, param="model", code="model_not_found")
+        return model.removeprefix(self.name).removeprefix(":") or None
+
+    async def add_adapter(self, name: str, folder: Path) -> None:
+        """Attach an adapter between two steps.
+
+        Raises:
+            Failure: it cannot be attached.
+        """
+        if not name or ":" in name:
+            raise Failure(400, "a name has no colon, and is not empty", param="name", code="invalid_value")
+        await self._between(functools.partial(self.pipeline.add_adapter, name, folder))
+        self.adapters.append(name)
+
+    async def remove_adapter(self, name: str) -> None:
+        """Forget an adapter between two steps.
+
+        Raises:
+            Failure: there is none of that name, or running answers use it.
+        """
+        if name not in self.adapters:
+            raise Failure(404, f"there is no adapter {name!r}", param="name", code="adapter_not_found")
+
+        def remove() -> None:
+            self.scheduler.shared.forget(name)
+            self.pipeline.remove_adapter(name)
+
+        await self._between(remove)
+        self.adapters.remove(name)
+
+    async def _between(self, action: Any) -> None:
+        try:
+            await asyncio.wrap_future(self.scheduler.call(action))
+        except AndesError as error:
+            raise Failure(409 if "use it" in str(error) else 400, str(error), code="adapter_refused") from None
+
+    # ------------------------------------------------------------ requests
+
+    def options(self, given: Mapping[str, Any], count: int) -> list[GenerationOptions]:
+        """Options of each of `count` answers: their seeds follow one another.
+
+        Raises:
+            Failure: a value that does not fit.
+        """
+        try:
+            first = GenerationOptions(**given)
+        except ConfigError as error:
+            param = error.who.removeprefix("generation.")
+            raise Failure(400, f"{param}: {error.what}", param=param, code="invalid_value") from None
+        own = [first.constraint.copy() if first.constraint else None for _ in range(count)]
+        return [attrs.evolve(first, seed=(first.seed + n) & (1 << 64) - 1, constraint=own[n]) for n in range(count)]
+
+    async def constraint(self, grammar: tuple[str, str] | None, bias: Any, prefix: str) -> Any:
+        """What an answer is held to, made on another thread; None: nothing.
+
+        Raises:
+            Failure: a grammar or a bias that does not fit.
+        """
+        return await asyncio.to_thread(guided, self.grammars, grammar, bias, prefix)
+
+    async def prepared(self, messages: Sequence[dict[str, Any]], *, think: bool | None, size: int | None) -> Any:
+        """`Inputs` of a conversation, made on another thread."""
+
+        def work() -> Any:
+            own = opened(messages, self.limits, remote=self.remote)
+            return self.pipeline.prepare(own, think=think, image_size=size)
+
+        return await asyncio.to_thread(work)
+
+    def longest(self, asked: int | None, rows: int) -> int:
+        """Most tokens of an answer behind a prompt of so many rows.
+
+        Raises:
+            Failure: more are asked for than the server allows.
+        """
+        if asked is not None and asked > self.limits.answer:
+            what = f"max_tokens is {asked}, this server's longest answer has {self.limits.answer}"
+            raise Failure(400, what, param="max_tokens", code="invalid_value")
+        if asked is not None:
+            return asked
+        room = self.scheduler.engine.positions - rows
+        return max(1, min(self.limits.answer, room))
+
+    def run(self, inputs: Any, options: Sequence[GenerationOptions]) -> AsyncGenerator[Sequence[Event]]:
+        """Events of a request, some at a time; ending the generator early cancels it.
+
+        Raises:
+            Failure: it is refused, or fails.
+        """
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Sequence[Event]]()
+
+        def deliver(events: Sequence[Event]) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, events)
+
+        return self._events(Job(inputs, options, deliver, self.limits.timeout), queue)
+
+    async def _events(self, job: Job, queue: asyncio.Queue[Sequence[Event]]) -> AsyncGenerator[Sequence[Event]]:
+        self.scheduler.submit(job)
+        ended = False
+        try:
+            while not ended:
+                events = list(await queue.get())
+                while not queue.empty():
+                    events += queue.get_nowait()
+                last = events[-1]
+                ended = isinstance(last, Done | Failed)
+                if isinstance(last, Failed):
+                    if events[:-1]:
+                        yield events[:-1]
+                    raise last.error
+                yield events
+        finally:
+            if not ended:
+                self.scheduler.cancel(job)
+
+    async def gathered(self, inputs: Any, options: Sequence[GenerationOptions]) -> list[Event]:
+        """All events of a request."""
+        found: list[Event] = []
+        async with aclosing(self.run(inputs, options)) as events:
+            async for some in events:
+                found += some
+        return found
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """What comes of it, unless the client leaves first: then it is cancelled.
+
+    Raises:
+        Failure: the client left.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise Failure(499, "the client left", code="client_closed")
+    finally:
+        for one in (task, gone):
+            if not one.done():
+                one.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,86 @@
+"""`andes serve` as a process: it says where it listens, answers, and lets running answers end before it stops."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from typer.testing import CliRunner
+
+from andes_sdk.cli import app
+
+TINY = """\
+plugins = [{ aimv2 = { preset = "tiny" } }, "mlp", { qwen3 = { preset = "tiny" } }]
+image = { min_size = 28 }
+"""
+EXAMPLE = Path(__file__).parents[3] / "examples" / "serve_client.py"
+
+
+def test_a_server_answers_and_stops_when_its_answers_are_complete(tmp_path, monkeypatch):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "keys").write_text("secret\n")
+    command = [sys.executable, "-m", "andes_sdk", "serve", "--config", "tiny.toml", "--port", "0", "--keys", "keys"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            lines = [process.stderr.readline()]
+            while not lines[-1].startswith("serving "):
+                assert lines[-1], lines
+                lines.append(process.stderr.readline())
+            url = lines[-1].partition(" at ")[2].strip()
+            assert lines[-1].startswith("serving tiny at http://127.0.0.1:")
+            with httpx.Client(base_url=url, timeout=60, headers={"Authorization": "Bearer secret"}) as http:
+                assert http.get("/health").json() == {"status": "ok"}
+                assert httpx.get(f"{url}/v1/models").status_code == 401
+                body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+                body |= {"max_tokens": 300, "stream": True, "logit_bias": {"5": 100}}
+                with http.stream("POST", "/v1/chat/completions", json=body) as got:
+                    found = got.iter_lines()
+                    next(found)
+                    process.send_signal(signal.SIGTERM)
+                    rest = [line for line in found if line]
+                assert rest[-1] == "data: [DONE]"
+                assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+            assert process.wait(60) in (0, -signal.SIGTERM)
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"{url}/health")
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--keys", "absent"], "the keys cannot be read"),
+        (["--concurrency", "0"], "a limit does not fit"),
+        (["--adapter", "a"], "cannot read 'a'"),
+    ],
+)
+def test_wrong_arguments_are_told_before_a_server_starts(arguments, what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    result = CliRunner().invoke(app, ["serve", "--config", "tiny.toml", *arguments])
+    assert result.exit_code == 1
+    assert what in result.stderr
+
+
+def test_the_example_talks_to_a_server(served, picture):
+    spec = importlib.util.spec_from_file_location("serve_client", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    client = OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    said = example.talk(client, "tiny", example.part_of(None))
+    assert said["json"]["shape"] in ("circle", "rectangle", "triangle")
+    assert said["read_before"] > 10
+    assert isinstance(said["color"], str)

@@ -1,0 +1,100 @@
+"""Ray Serve: two replicas on one machine, one of them killed under load."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from andes_sdk import Pipeline
+from andes_sdk.errors import AndesError
+from andes_sdk.runtime.generation import GenerationOptions
+
+pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
+
+PORT = 18_427
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    pipe = Pipeline.from_plugins([{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}])
+    return pipe.save_pretrained(tmp_path / "tiny")
+
+
+@pytest.fixture
+def address(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    import ray
+    from andes_serve.ray import app
+    from ray import serve
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": PORT})
+        serve.run(app({"model": str(model), "replicas": 2, "cpus": "0.5"}), name="andes")
+        yield f"http://127.0.0.1:{PORT}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def replicas() -> list[int]:
+    """Processes of the replicas."""
+    from ray.util.state import list_actors
+
+    return [a.pid for a in list_actors() if a.class_name.startswith("ServeReplica") and a.state == "ALIVE"]
+
+
+def test_arguments_are_checked() -> None:
+    from andes_serve.ray import app
+
+    for given in ({}, {"model": "x", "replicas": "two"}, {"model": "x", "colour": "red"}):
+        with pytest.raises((AndesError, ExceptionGroup)):
+            app(given)
+
+
+@pytest.mark.slow
+def test_a_replica_that_dies_costs_only_what_it_was_doing(address: str, model: Path) -> None:
+    alone = Pipeline.from_pretrained(model).generate("Tell me more.", GenerationOptions(max_tokens=8)).text
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Tell me more."}], "max_tokens": 8}
+    told: list[Any] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=address, timeout=60) as http:
+            while not ended.is_set():
+                began = time.monotonic()
+                try:
+                    got = http.post("/v1/chat/completions", json=body)
+                    good = got.status_code == 200 and got.json()["choices"][0]["message"]["content"] == alone
+                    told.append((began, "good" if good else got.status_code))
+                except httpx.TransportError as error:
+                    told.append((began, type(error).__name__))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(8)
+    first, *others = replicas()
+    assert others
+    killed = time.monotonic()
+    os.kill(first, signal.SIGKILL)
+    time.sleep(15)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    counts = Counter(what for _, what in told)
+    assert counts["good"] > 10
+    failed = [began for began, what in told if what != "good"]
+    assert len(failed) <= len(threads), counts  # no more than what was in flight
+    assert all(killed - 10 < began < killed + 1 for began in failed)
+    assert all(isinstance(what, str | int) and what != 200 for _, what in told if what != "good")
