@@ -2,18 +2,19 @@
 
 The usual loss on answers says where to look only through the digits of a box, which a model from random weights does
 not find for long. Boxes in conversations say it at once: the rows that write a box, and where a conversation names one
-box only all rows of its answers, should attend to the picture's rows under it. The added loss of a row is the negative
-logarithm of the share of the head's attention, among all rows of the picture, that lies under the box, each row of
-the picture weighted by how much of it the box covers.
+box only all rows of its answers, should attend to the picture's rows under it. Where a data line has `glyphs`, the
+rows that spell what stands on the picture should attend to one character after another. The added loss of a row is the
+negative logarithm of the share of the head's attention, among all that the row sees, that lies under the box, each row
+of the picture weighted by how much of it the box covers.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import cache
-from itertools import accumulate
-from typing import TYPE_CHECKING
+from itertools import accumulate, zip_longest
+from typing import TYPE_CHECKING, Any
 
 import torch
 from andes_training.data.boxes import END, SCALE, START, Box, find_boxes
@@ -70,7 +71,8 @@ class PointingStage:
         model = run.pipeline.model
         piece = pieces_of(model)
         for position, batch in packed(run):
-            yield position, evolve(batch, extras={**batch.extras, **looks_of(batch, model, piece)})
+            glyphs = [run.samples[i].entry.get("glyphs") for i in batch.extras["sample"].tolist()]
+            yield position, evolve(batch, extras={**batch.extras, **looks_of(batch, model, piece, glyphs)})
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """-> (cross-entropy in nats plus the weighted loss of looking, {"accuracy", "look": attention under boxes})."""
@@ -113,14 +115,20 @@ class Watch:
         """As `attend`."""
         if layer == self.layer and len(self.rows):
             edges = torch.tensor([0, *(s.rows for s in self.attend.segments)]).cumsum(0).tolist()
-            for picture, first, last in zip(self.pictures, edges, edges[1:], strict=False):
+            parts = zip(self.pictures, self.attend.segments, edges, edges[1:], strict=False)
+            for picture, segment, first, last in parts:
                 here = (self.rows >= first) & (self.rows < last)
                 if picture is not None and bool(here.any()):
                     start, count, grid = picture
-                    scores = scale * q[0, 0, self.rows[here]].float() @ k[0, 0, start : start + count].float().T
+                    rows = self.rows[here]
+                    scores = scale * q[0, 0, rows].float() @ k[0, 0, first:last].float().T
+                    seen = segment.mask(q.device)
+                    if seen is None:
+                        seen = torch.ones(last - first, last - first, dtype=torch.bool, device=q.device).tril()
+                    scores = scores.masked_fill(~seen[rows - first], -torch.inf)
                     covered = coverage(self.boxes[here], grid)
-                    weights = covered.clamp_min(1e-9).log()
-                    inside = torch.logsumexp((scores + weights).masked_fill(covered == 0, -torch.inf), 1)
+                    weighted = scores[:, start - first :][:, :count] + covered.clamp_min(1e-9).log()
+                    inside = torch.logsumexp(weighted.masked_fill(covered == 0, -torch.inf), 1)
                     self.shares.append(inside - torch.logsumexp(scores, 1))
         return self.attend(layer, q, k, v, scale)
 
@@ -166,28 +174,55 @@ def pictures_of(batch: Batch, model: Model) -> list[tuple[int, int, Grid] | None
     return found
 
 
-def looks_of(batch: Batch, model: Model, piece: Callable[[int], str] | None = None) -> dict[str, Tensor]:
+def looks_of(
+    batch: Batch, model: Model, piece: Callable[[int], str] | None = None, glyphs: Sequence[Any] = ()
+) -> dict[str, Tensor]:
     """Which rows of a pack have to look where: `look_rows` (n,), ascending, and `look_boxes` (4n,) in thousandths.
 
     Samples with exactly one picture count.
 
     Args:
         piece: the text of an id, if it is kept between packs.
+        glyphs: per sample [character, x, y] of its picture in reading order, shares of width and height; or nothing.
     """
     piece = piece or pieces_of(model)
-    rows: list[int] = []
-    boxes: list[int] = []
-    for picture, branches in zip(pictures_of(batch, model), branch_slices(batch), strict=True):
+    looks: dict[int, Box] = {}
+    samples = zip_longest(pictures_of(batch, model), branch_slices(batch), glyphs)
+    for picture, branches, written in samples:
         for branch in branches if picture is not None else ():
-            spans = _spans([piece(i) for i in batch.ids[branch].tolist()])
-            one = len({box for _, _, box in spans}) == 1
-            for row in (batch.labels[branch] != -100).nonzero()[:, 0].tolist():
-                # a row writes the token that follows it
-                box = spans[0][2] if one else next((b for first, last, b in spans if first <= row < last), None)
-                if box is not None:
-                    rows.append(branch.start + row)
-                    boxes.extend(box)
-    return {"look_rows": torch.tensor(rows, dtype=torch.long), "look_boxes": torch.tensor(boxes, dtype=torch.long)}
+            pieces = [piece(i) for i in batch.ids[branch].tolist()]
+            spans = _spans(pieces)
+            boxes = {box for _, _, box in spans}
+            # a row writes the token that follows it
+            rows = (batch.labels[branch] != -100).nonzero()[:, 0].tolist()
+            said = [pieces[row + 1] for row in rows]
+            # boxes in answers are looked at, not read
+            asked = {box for _, last, box in spans if rows and last <= rows[0]}
+            spelt = _spelt(said, written, asked) if written and boxes == asked and len(asked) <= 1 else None
+            for n, row in enumerate(rows):
+                one = spans[0][2] if len(boxes) == 1 else None
+                box = one or next((b for first, last, b in spans if first <= row < last), None)
+                if spelt or box:
+                    looks[branch.start + row] = spelt[n] if spelt else box  # type: ignore[assignment]
+    found = torch.tensor(list(looks.values()), dtype=torch.long).reshape(-1)
+    return {"look_rows": torch.tensor(list(looks), dtype=torch.long), "look_boxes": found}
+
+
+def _spelt(said: Sequence[str], glyphs: Sequence[Any], asked: Set[Box]) -> list[Box] | None:
+    """Where each token of an answer looks that spells the glyphs of a picture, or of the box that it is asked about.
+
+    The token after the last character looks at that one. None: it spells something else.
+    """
+    inside = [
+        (c, (round(SCALE * x), round(SCALE * y)) * 2)
+        for c, x, y in glyphs
+        if all(b[0] <= SCALE * x <= b[2] and b[1] <= SCALE * y <= b[3] for b in asked)
+    ]
+    # special tokens end an answer, and are no part of its text
+    words = ["" if text.startswith("<|") else "".join(text.split()) for text in said]
+    if not inside or "".join(words) != "".join(c for c, _ in inside):
+        return None
+    return [inside[min(n, len(inside) - 1)][1] for n in accumulate(map(len, words[:-1]), initial=0)]
 
 
 def pieces_of(model: Model) -> Callable[[int], str]:
