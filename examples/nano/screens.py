@@ -84,9 +84,9 @@ def write(out: Path, limit: int = 0) -> None:
         parts: dict[str, list[str]] = {f"{size}{suffix}": [] for size in SIZES for suffix in TASKS[split]}
         for part, line in lines(screens, split):
             parts[part].append(json.dumps(line, ensure_ascii=False) + "\n")
-        for part, texts in parts.items():
+        for part, found in parts.items():
             target = out / split / f"{part}.jsonl"
             target.parent.mkdir(parents=True, exist_ok=True)
             building = target.with_suffix(".part")
-            building.write_text("".join(texts))
+            building.write_text("".join(found))
             building.rename(target)
