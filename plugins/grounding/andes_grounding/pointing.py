@@ -6,6 +6,9 @@ box only all rows of its answers, should attend to the picture's rows under it. 
 rows that spell what stands on the picture should attend to one character after another. The added loss of a row is the
 negative logarithm of the share of the head's attention, among all that the row sees, that lies under the box, each row
 of the picture weighted by how much of it the box covers.
+
+What the head finds must also come out as a box. So a linear head names the four sides of the box from the rows that
+leave the supervised layer, as one of `BINS` places each. It exists for the length of the stage.
 """
 
 from __future__ import annotations
@@ -22,17 +25,26 @@ from andes_training.feed import packed
 from andes_training.loss import token_scores
 from andes_training.packing import branch_slices
 from attrs import evolve, field, frozen
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, rms_norm
 
 from andes_sdk.errors import TrainingError
 from andes_sdk.runtime.attention import PackedAttention
 
+from .reading import BINS
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from andes_training.packing import Batch
     from andes_training.run import StageRun
 
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.types import Grid, Model, Position
+
+
+POINTER = "pointer"
+"""Name in the model, during the stage, of the head that names the sides of boxes."""
 
 
 @frozen(kw_only=True)
@@ -43,16 +55,36 @@ class PointingStage:
         module_rates: module prefix -> learning rate; 0 freezes.
         weight: of the attention's loss beside that of answers.
         layer: whose first query head is supervised; below 0 from the end.
+        box_weight: of the loss of the boxes' sides beside that of answers; 0: no head for them.
     """
 
     module_rates: Mapping[str, float]
     weight: float
     layer: int
+    box_weight: float = 0.0
     name: str = "pointing"
+    folder: str = "pointing"
+
+    def put_in(self, model: Model) -> None:
+        """Add the head that names sides."""
+        if self.box_weight:
+            head = nn.Linear(model.text.width, 4 * BINS)
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+            model.add_module(POINTER, head.to(model.device))
 
     def rates(self, model: Model) -> Mapping[str, float]:
         """Module prefix -> learning rate."""
-        return {prefix: rate for prefix, rate in self.module_rates.items() if rate > 0}
+        rates = {prefix: rate for prefix, rate in self.module_rates.items() if rate > 0}
+        return rates | ({POINTER: max(rates.values())} if self.box_weight and rates else {})
+
+    def save(self, model: Model, folder: Path) -> None:
+        """Nothing: what was learnt lies in the model."""
+
+    def take_out(self, model: Model) -> None:
+        """Remove the head."""
+        if self.box_weight:
+            delattr(model, POINTER)
 
     def feed(self, run: StageRun) -> Iterator[tuple[Position, Batch]]:
         """The usual packs, with the rows that have to look somewhere (`looks_of`).
@@ -65,8 +97,8 @@ class PointingStage:
             raise TrainingError(
                 f"layer {self.layer} does not exist", who="grounding.look_layer", why=f"there are {layers}"
             )
-        if run.recipe.recompute and self.weight:
-            fix = "leave out recompute, or set look_weight=0"
+        if run.recipe.recompute and (self.weight or self.box_weight):
+            fix = "leave out recompute, or set look_weight=0 and box_weight=0"
             raise TrainingError("attention that is computed again cannot be supervised", who="recompute", fix=fix)
         model = run.pipeline.model
         piece = pieces_of(model)
@@ -75,13 +107,24 @@ class PointingStage:
             yield position, evolve(batch, extras={**batch.extras, **looks_of(batch, model, piece, glyphs)})
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
-        """-> (cross-entropy in nats plus the weighted loss of looking, {"accuracy", "look": attention under boxes})."""
+        """-> (cross-entropy in nats plus the weighted losses of looking and of sides, figures).
+
+        Figures: "accuracy"; "look", the mean attention under boxes; "sides", the share of sides that are at most one
+        of `BINS` places away.
+        """
         rows, boxes = batch.extras["look_rows"], batch.extras["look_boxes"].view(-1, 4)
         layer = self.layer % model.text.layers
         watch = Watch(batch.attend, layer, pictures_of(batch, model), rows, boxes)
         embeds = model.embed(batch.ids, model.encode(batch.media))
         wanted = batch.labels != -100
-        hidden = model.hidden_states(embeds, batch.positions, watch)[wanted]
+        found: list[Tensor] = []
+
+        def tap(layer: int, hidden: Tensor) -> None:
+            if layer == watch.layer + 1:
+                found.append(hidden[rows])
+
+        tapped = tap if self.box_weight else None
+        hidden = model.hidden_states(embeds, batch.positions, watch, tapped)[wanted]
         logps, right = token_scores(model, hidden, batch.labels[wanted])
         figures = {"accuracy": float(right.float().mean())}
         loss = -logps.mean()
@@ -89,6 +132,11 @@ class PointingStage:
             looks = torch.cat(watch.shares)
             figures["look"] = float(looks.detach().exp().mean())
             loss = loss - self.weight * looks.mean()
+        if len(rows) and self.box_weight:
+            scores = getattr(model, POINTER)(rms_norm(found[0], found[0].shape[-1:])).float().view(-1, BINS)
+            sides = (boxes * BINS // SCALE).clamp(0, BINS - 1).reshape(-1).to(scores.device)
+            figures["sides"] = float(((scores.detach().argmax(1) - sides).abs() <= 1).float().mean())
+            loss = loss + self.box_weight * cross_entropy(scores, sides)
         return loss, figures
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from andes_grounding import Grounding
-from andes_grounding.pointing import Watch, coverage, looks_of, pictures_of
+from andes_grounding.pointing import POINTER, Watch, coverage, looks_of, pictures_of
 from andes_grounding.reading import BINS, EMPTY, HEAD, OTHER, SEEN, glyph_classes, place_classes, single
 from andes_training.data.samples import stage_samples
 from andes_training.packing import branch_slices
@@ -226,7 +226,9 @@ def test_answers_that_spell_a_page_look_at_one_character_after_another(folder: P
 
 @torch.no_grad()
 def test_the_loss_of_looking_is_what_a_plain_attention_gives(folder: Path) -> None:
-    pipe = Pipeline.from_plugins([*MODEL, {"grounding": {"look_weight": 2.0, "look_layer": 1}}], seed=0)
+    pipe = Pipeline.from_plugins(
+        [*MODEL, {"grounding": {"look_weight": 2.0, "look_layer": 1, "box_weight": 0}}], seed=0
+    )
     lines = [line(f"{n}.png", ("where?", BOX.format(*cell(n))), ("and now?", BOX.format(*cell(n)))) for n in range(3)]
     run = run_of(pipe, folder, "pointing", lines)
     _, batch = next(run.stage.feed(run))
@@ -271,6 +273,39 @@ def test_several_pictures_and_samples_without_boxes_have_nowhere_to_look(folder:
     loss, figures = run.stage.loss(pipe.model, batch)
     plain, _ = Pipeline.from_plugins([*MODEL, "sft"]).pick("training_stages", "sft").loss(pipe.model, batch)
     assert (float(loss), "look" in figures) == (float(plain), False)
+
+
+def test_sides_of_boxes_are_named_from_what_leaves_the_layer_that_looks(folder: Path) -> None:
+    pipe = Pipeline.from_plugins(
+        [*MODEL, {"grounding": {"look_weight": 0, "look_layer": -1, "box_weight": 0.5}}], seed=0
+    )
+    model, lines = pipe.model, [line(f"{n}.png", ("where?", BOX.format(*cell(n)))) for n in range(3)]
+    run = run_of(pipe, folder, "pointing", lines)
+    before = dict(model.named_modules())
+    run.stage.put_in(model)
+    assert run.stage.rates(model)[POINTER] == 1e-3
+    _, batch = next(run.stage.feed(run))
+    loss, figures = run.stage.loss(model, batch)
+    plain, _ = Pipeline.from_plugins([*MODEL, "sft"]).pick("training_stages", "sft").loss(model, batch)
+    last: list[torch.Tensor] = []
+
+    def tap(layer: int, hidden: torch.Tensor) -> None:
+        if layer == model.text.layers:
+            last.append(hidden)
+
+    model.hidden_states(model.embed(batch.ids, model.encode(batch.media)), batch.positions, batch.attend, tap)
+    rows, boxes = batch.extras["look_rows"], batch.extras["look_boxes"].view(-1, 4)
+    hidden = last[0][rows]
+    hidden = hidden / (hidden.square().mean(1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
+    scores = getattr(model, POINTER)(hidden).view(len(rows), 4, BINS).log_softmax(2)
+    wanted = torch.gather(scores, 2, (boxes * BINS // 1000)[:, :, None])
+    expected = plain.detach() - 0.5 * wanted.detach().mean()
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert 0 <= figures["sides"] <= 1
+    loss.backward()
+    assert float(getattr(model, POINTER).weight.grad.abs().sum()) > 0
+    run.stage.take_out(model)
+    assert dict(model.named_modules()) == before
 
 
 def test_watching_changes_no_bit_of_the_attention() -> None:
