@@ -55,7 +55,8 @@ def asked(make: tasks.Maker) -> Callable[[random.Random, str], Line]:
             pass
         shown = len(sample.images)
         talks = [talk(shown, question, answer) for question, answer in sample.pairs]
-        return {"conversations": talks, "images": [str(n) for n in range(shown)]}, sample.images
+        made: dict[str, Any] = {"conversations": talks, "images": [str(n) for n in range(shown)]}
+        return made | ({"glyphs": sample.glyphs} if sample.glyphs else {}), sample.images
 
     return line
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import texts
+
 KITS = (
     "admin-lte", "admin-lte-4", "sb-admin-2", "material-dashboard", "soft-ui-dashboard", "startbootstrap-agency",
     "startbootstrap-creative",
@@ -48,6 +50,11 @@ def render(out: Path, limit: int = 0) -> Path:
     return screens
 
 
+def coarse(talk: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A conversation whose answers have boxes of whole hundredths."""
+    return [m | {"content": texts.coarse(m["content"])} if m["role"] == "assistant" else m for m in talk]
+
+
 def lines(screens: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name of a part, data line) for each screen of a split: all its questions, so that it is encoded once."""
     facts = {}
@@ -61,7 +68,7 @@ def lines(screens: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
             for text in (screens / split / "lines" / f"{task}.jsonl").read_text().splitlines():
                 line = json.loads(text)
                 name = Path(line["images"][0]).name
-                talks.setdefault(name, []).extend(line["conversations"])
+                talks.setdefault(name, []).extend(map(coarse, line["conversations"]))
                 if task == "grounding":
                     named[name] = len(line["conversations"])
         for name, conversations in talks.items():
@@ -77,9 +84,9 @@ def write(out: Path, limit: int = 0) -> None:
         parts: dict[str, list[str]] = {f"{size}{suffix}": [] for size in SIZES for suffix in TASKS[split]}
         for part, line in lines(screens, split):
             parts[part].append(json.dumps(line, ensure_ascii=False) + "\n")
-        for part, texts in parts.items():
+        for part, found in parts.items():
             target = out / split / f"{part}.jsonl"
             target.parent.mkdir(parents=True, exist_ok=True)
             building = target.with_suffix(".part")
-            building.write_text("".join(texts))
+            building.write_text("".join(found))
             building.rename(target)

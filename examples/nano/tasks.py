@@ -23,10 +23,11 @@ from words import phrase
 
 @frozen
 class Sample:
-    """Pictures, and questions about them with their answers."""
+    """Pictures, questions about them with their answers, and where the characters of a page stand."""
 
     images: Sequence[Image.Image]
     pairs: Sequence[tuple[str, str]]
+    glyphs: Sequence[Sequence[object]] = ()
 
 
 Maker = Callable[[random.Random, str], Sample]
@@ -54,6 +55,11 @@ def box_text(box: Sequence[float], width: int, height: int) -> str:
     return texts.BOX.format(*(min(1000, max(0, round(1000 * n / side))) for n, side in zip(box, sides, strict=True)))
 
 
+def answer_box(box: Sequence[float], width: int, height: int) -> str:
+    """A box as it is answered: see `texts.coarse`."""
+    return texts.coarse(box_text(box, width, height))
+
+
 # ---------------------------------------------------------------- pages and lines
 
 
@@ -61,7 +67,7 @@ def elements(rng: random.Random, split: str) -> Sample:
     """A small page: where an element is, what stands at a place, whether something is there."""
     width, height = rng.choice(SMALL)
     page = pages.scattered(rng, split, width, height, rng.choice((4, 8, 14)))
-    return Sample([page.image], questions(rng, split, page.elements, width, height))
+    return Sample([page.image], questions(rng, split, page.elements, width, height), page.shares())
 
 
 def questions(
@@ -72,7 +78,7 @@ def questions(
     unique = [e for e in found if names.count(e.text) == 1]
     pairs = []
     for element in rng.sample(unique, min(most, len(unique))):
-        where = box_text(element.box, width, height)
+        where = answer_box(element.box, width, height)
         pairs.append((rng.choice(texts.WHERE).format(name=f'"{element.text}"'), where))
     for element in rng.sample(unique, min(most, len(unique))):
         where = box_text(element.box, width, height)
@@ -97,7 +103,7 @@ def line(rng: random.Random, split: str) -> Sample:
     page = pages.Page(Image.new("RGB", (width, height), pages.colour(rng, light)))
     x, y = rng.uniform(4, width - wide + 4), rng.uniform(2, height - high + 2)
     pages.write(page, ImageDraw.Draw(page.image), x, y, text, face, pages.colour(rng, not light))
-    return Sample([page.image], [(rng.choice(texts.READ), text)])
+    return Sample([page.image], [(rng.choice(texts.READ), text)], page.shares())
 
 
 def paragraph(rng: random.Random, split: str) -> Sample:
@@ -221,7 +227,7 @@ def shape_questions(
     for shape, colour, box in drawn:
         if names.count(shape) == 1:
             name = rng.choice((f"the {shape}", f"the {colour} {shape}"))
-            pairs.append((rng.choice(texts.WHERE).format(name=name), box_text(box, width, height)))
+            pairs.append((rng.choice(texts.WHERE).format(name=name), answer_box(box, width, height)))
             pairs.append((rng.choice(texts.SHAPE_COLOUR).format(shape=shape), colour))
     there, other = rng.choice(names), rng.choice([s for s in SHAPES if s not in names])
     pairs += [(rng.choice(texts.SHAPE_THERE).format(shape=s), a) for s, a in ((there, "yes"), (other, "no"))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 WHERE = (
     "Where is {name}?", "Find {name}.", "Click on {name}.", "Tap {name}.", "Point at {name}.", "Open {name}.",
     "Give the box of {name}.", "Locate {name} on the screen.", "Which place shows {name}?", "Select {name}.",
@@ -187,3 +189,9 @@ WORDS = [
     "remaining",
 ]
 BOX = "<|box_start|>({},{}),({},{})<|box_end|>"
+_BOX, _NUMBER = re.compile(r"<\|box_start\|>.*?<\|box_end\|>"), re.compile(r"\d+")
+
+
+def coarse(answer: str) -> str:
+    """An answer whose boxes have whole hundredths: finer than a pixel of a small page nothing can be seen."""
+    return _BOX.sub(lambda box: _NUMBER.sub(lambda n: str(10 * round(int(n[0]) / 10)), box[0]), answer)

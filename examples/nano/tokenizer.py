@@ -1,4 +1,4 @@
-"""The tokenizer of andes-nano: bytes, and the words that questions and answers are made of.
+"""The tokenizer of andes-nano: bytes, the words that questions and answers are made of, and the numbers of boxes.
 
 What stands on a page is spelt, letter by letter, so that the model can match and copy it. Words of templates are one
 token each. There are no merges: a piece is a word of the list, or bytes.
@@ -18,6 +18,8 @@ from andes_qwen3.vocabulary import BYTES, PATTERN, SPECIALS, added_token, byte_a
 from real import PHOTOS
 from tokenizers import Regex, pre_tokenizers
 
+PIECES = r"(?<=[(,])[0-9]{1,4}(?=[,)])|" + PATTERN
+"""As Qwen3 cuts text, but a number of a box is whole: a place is one token, not digits of which the last are noise."""
 CONTENT = SPECIALS.index("<tool_call>")
 """The first special token that may stand in an answer."""
 EASY = (
@@ -49,8 +51,8 @@ def corpus() -> Iterator[str]:
 def vocabulary() -> dict[str, int]:
     """Byte-level characters -> id: the 256 bytes, then the words."""
     byte = byte_alphabet()
-    pieces = pre_tokenizers.Split(Regex(PATTERN), behavior="isolated")
-    words = {piece for text in corpus() for piece, _ in pieces.pre_tokenize_str(text)}
+    pieces = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
+    words = {piece for text in corpus() for piece, _ in pieces.pre_tokenize_str(text)} | {str(n) for n in range(1001)}
     written = {"".join(byte[b] for b in word.encode()) for word in words}
     return {token: n for n, token in enumerate([*byte.values(), *sorted(w for w in written if len(w) > 1)])}
 
@@ -60,6 +62,6 @@ def write(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     known = vocabulary()
     added = [added_token(len(known) + n, text, special=n < CONTENT) for n, text in enumerate(SPECIALS)]
-    made = byte_level(known, [], added, steps=[split(PATTERN), BYTES], nfc=True, ignore_merges=True)
+    made = byte_level(known, [], added, steps=[split(PIECES), BYTES], nfc=True, ignore_merges=True)
     (folder / "tokenizer.json").write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
     return folder

@@ -52,6 +52,9 @@ class Grounding:
     look_weight: float = field(
         default=0.5, validator=and_(ge(0.0), lt(1e3)), metadata={"help": "pointing: weight of the attention's loss"}
     )
+    box_weight: float = field(
+        default=0.3, validator=and_(ge(0.0), lt(1e3)), metadata={"help": "pointing: weight of the loss of boxes' sides"}
+    )
     look_layer: int = field(
         default=-2, metadata={"help": "pointing: layer whose first head is supervised; below 0 from the end"}
     )
@@ -70,5 +73,7 @@ class Grounding:
                 place_weight=self.place_weight,
                 align_weight=self.align_weight,
             ),
-            PointingStage(module_rates=rates, weight=self.look_weight, layer=self.look_layer),
+            PointingStage(
+                module_rates=rates, weight=self.look_weight, layer=self.look_layer, box_weight=self.box_weight
+            ),
         ]

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from andes_grounding import Grounding
-from andes_grounding.pointing import Watch, coverage, looks_of, pictures_of
+from andes_grounding.pointing import POINTER, Watch, coverage, looks_of, pictures_of
 from andes_grounding.reading import BINS, EMPTY, HEAD, OTHER, SEEN, glyph_classes, place_classes, single
 from andes_training.data.samples import stage_samples
+from andes_training.packing import branch_slices
 from andes_training.progress import Progress
 from andes_training.recipe import DataRecipe, StageRecipe
 from andes_training.run import StageRun
@@ -197,9 +198,37 @@ def test_rows_of_an_answer_look_at_the_box_of_their_conversation(folder: Path) -
     assert found == {cell(0): f"{box}it{inner}", cell(5): outer}
 
 
+def test_answers_that_spell_a_page_look_at_one_character_after_another(folder: Path) -> None:
+    pipe = Pipeline.from_plugins([*MODEL, "grounding"], seed=0)
+    glyphs = [["o", 0.1, 0.25], ["k", 0.15, 0.25], ["N", 0.6, 0.75], ["o", 0.7, 0.75]]
+    box = BOX.format(500, 500, 990, 990)
+    pairs = ("read", "ok No"), (f"what is at {box}?", "No"), (f"colour of {box}?", "red"), ("where is No?", box)
+    run = run_of(pipe, folder, "pointing", [line("0.png", *pairs, glyphs=glyphs)])
+    _, batch = next(run.stage.feed(run))
+    targets = dict(
+        zip(batch.extras["look_rows"].tolist(), batch.extras["look_boxes"].view(-1, 4).tolist(), strict=True)
+    )
+    points = [[round(1000 * x), round(1000 * y)] * 2 for _, x, y in glyphs]
+    seen = []
+    for branch in branch_slices(batch)[0]:
+        answer = (batch.labels[branch] != -100).nonzero()[:, 0].tolist()
+        seen.append([targets.get(branch.start + row) for row in answer])
+    spelt = {n: [point for k, point in enumerate(seen[n]) if k == 0 or point != seen[n][k - 1]] for n in (0, 1)}
+    # whole words are one token each of this tokenizer, and the turn's end looks at the last character
+    assert spelt[0][0] == points[0]
+    assert spelt[0][-1] == points[-1]
+    assert spelt[1][0] == points[2]
+    assert spelt[1][-1] == points[3]
+    # what spells something else looks at the box that is asked about, and a box that is answered is looked at
+    whole = [500, 500, 990, 990]
+    assert [point for n in (2, 3) for point in seen[n]] == [whole] * (len(seen[2]) + len(seen[3]))
+
+
 @torch.no_grad()
 def test_the_loss_of_looking_is_what_a_plain_attention_gives(folder: Path) -> None:
-    pipe = Pipeline.from_plugins([*MODEL, {"grounding": {"look_weight": 2.0, "look_layer": 1}}], seed=0)
+    pipe = Pipeline.from_plugins(
+        [*MODEL, {"grounding": {"look_weight": 2.0, "look_layer": 1, "box_weight": 0}}], seed=0
+    )
     lines = [line(f"{n}.png", ("where?", BOX.format(*cell(n))), ("and now?", BOX.format(*cell(n)))) for n in range(3)]
     run = run_of(pipe, folder, "pointing", lines)
     _, batch = next(run.stage.feed(run))
@@ -221,7 +250,10 @@ def test_the_loss_of_looking_is_what_a_plain_attention_gives(folder: Path) -> No
     for row, box in zip(batch.extras["look_rows"].tolist(), batch.extras["look_boxes"].view(-1, 4), strict=True):
         sample = int((edges <= row).sum()) - 1
         own = image[(image >= edges[sample]) & (image < edges[sample + 1])]
-        weights = torch.softmax(scale * (k[0, 0, own] @ q[0, 0, row]), 0)
+        branch = next(b for b in branch_slices(batch)[sample] if b.start <= row < b.stop)
+        prefix = branch_slices(batch)[sample][0].start
+        seen_rows = torch.tensor([*range(int(edges[sample]), prefix), *range(branch.start, row + 1)])
+        weights = torch.softmax(scale * (k[0, 0, seen_rows] @ q[0, 0, row]), 0)[torch.isin(seen_rows, own)]
         losses.append(-torch.log((weights * coverage(box[None], (2, 4))[0]).sum()))
     assert float(loss) == pytest.approx(float(plain + 2.0 * torch.stack(losses).mean()), rel=1e-5)
     assert figures["look"] == pytest.approx(float(torch.stack([(-x).exp() for x in losses]).mean()), rel=1e-5)
@@ -241,6 +273,39 @@ def test_several_pictures_and_samples_without_boxes_have_nowhere_to_look(folder:
     loss, figures = run.stage.loss(pipe.model, batch)
     plain, _ = Pipeline.from_plugins([*MODEL, "sft"]).pick("training_stages", "sft").loss(pipe.model, batch)
     assert (float(loss), "look" in figures) == (float(plain), False)
+
+
+def test_sides_of_boxes_are_named_from_what_leaves_the_layer_that_looks(folder: Path) -> None:
+    pipe = Pipeline.from_plugins(
+        [*MODEL, {"grounding": {"look_weight": 0, "look_layer": -1, "box_weight": 0.5}}], seed=0
+    )
+    model, lines = pipe.model, [line(f"{n}.png", ("where?", BOX.format(*cell(n)))) for n in range(3)]
+    run = run_of(pipe, folder, "pointing", lines)
+    before = dict(model.named_modules())
+    run.stage.put_in(model)
+    assert run.stage.rates(model)[POINTER] == 1e-3
+    _, batch = next(run.stage.feed(run))
+    loss, figures = run.stage.loss(model, batch)
+    plain, _ = Pipeline.from_plugins([*MODEL, "sft"]).pick("training_stages", "sft").loss(model, batch)
+    last: list[torch.Tensor] = []
+
+    def tap(layer: int, hidden: torch.Tensor) -> None:
+        if layer == model.text.layers:
+            last.append(hidden)
+
+    model.hidden_states(model.embed(batch.ids, model.encode(batch.media)), batch.positions, batch.attend, tap)
+    rows, boxes = batch.extras["look_rows"], batch.extras["look_boxes"].view(-1, 4)
+    hidden = last[0][rows]
+    hidden = hidden / (hidden.square().mean(1, keepdim=True) + torch.finfo(torch.float32).eps).sqrt()
+    scores = getattr(model, POINTER)(hidden).view(len(rows), 4, BINS).log_softmax(2)
+    wanted = torch.gather(scores, 2, (boxes * BINS // 1000)[:, :, None])
+    expected = plain.detach() - 0.5 * wanted.detach().mean()
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert 0 <= figures["sides"] <= 1
+    loss.backward()
+    assert float(getattr(model, POINTER).weight.grad.abs().sum()) > 0
+    run.stage.take_out(model)
+    assert dict(model.named_modules()) == before
 
 
 def test_watching_changes_no_bit_of_the_attention() -> None:
