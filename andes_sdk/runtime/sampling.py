@@ -147,12 +147,11 @@ class TokenSampler:
             return scores
         if not isinstance(allowed, torch.Tensor):
             raise SessionError(f"gives {type(allowed).__name__}", who=who, fix=fix)
-        given = allowed.cpu().numpy()
-        mask = given > -np.inf if allowed.is_floating_point() else given.astype(bool)
-        if mask.shape != scores.shape or not mask.any():
-            what = f"allows {int(mask.sum())} of {mask.size} tokens, the model has {len(scores)}"
+        given = (allowed if allowed.is_floating_point() else torch.where(allowed.bool(), 0.0, -torch.inf)).cpu().numpy()
+        if given.shape != scores.shape or not (given > -np.inf).any():
+            what = f"allows {int((given > -np.inf).sum())} of {given.size} tokens, the model has {len(scores)}"
             raise SessionError(what, who=who, fix="allow at least the end token")
-        return scores + given if allowed.is_floating_point() else np.where(mask, scores, -np.inf)
+        return scores + given
 
     def _penalised(self, scores: np.ndarray) -> np.ndarray:
         """The scores themselves, or a float64 copy with penalties."""
