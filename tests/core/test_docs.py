@@ -26,7 +26,7 @@ PAGES = [ROOT / "README.md", *sorted(p for p in DOCS.rglob("*.md") if p.name not
 FENCE = re.compile(r'^```(\w+)( no-run)?(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 RUNNABLE = {
     "README.md": 1, "index.md": 1, "start.md": 4, "running.md": 7, "checkpoints.md": 4, "data.md": 1, "training.md": 1,
-    "testing.md": 2, "write-a-plugin.md": 2, "formats.md": 3, "one-base.md": 1,
+    "testing.md": 2, "write-a-plugin.md": 2, "formats.md": 3, "one-base.md": 1, "compress.md": 1,
 }  # fmt: skip
 """Page -> Python blocks that run, so that a block cannot drop out unseen."""
 PLUGINS = sorted((DOCS / "plugins").glob("*.md"))
