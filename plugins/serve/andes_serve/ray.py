@@ -87,8 +87,12 @@ def app(args: Mapping[str, Any]) -> Any:
                 "min_replicas": one.replicas, "max_replicas": one.most, "target_ongoing_requests": one.target,
             }
         }  # fmt: skip
+
+    def build() -> Any:  # Ray takes a plain function for a builder, and a method for an application
+        return one.build()
+
     replica: Any = serve.deployment(
-        serve.ingress(one.build)(), name="andes", max_ongoing_requests=4 * one.concurrency,
+        serve.ingress(build)(), name="andes", max_ongoing_requests=4 * one.concurrency,
         ray_actor_options={"num_cpus": one.cpus, "num_gpus": one.gpus}, health_check_period_s=2,
         graceful_shutdown_timeout_s=30, **how,
     )  # fmt: skip
