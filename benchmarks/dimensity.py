@@ -22,17 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from andes_dimensity import environment
 from andes_dimensity.check import Report, both, check, check_graphs
-from andes_dimensity.environment import work, workplace
-from andes_dimensity.export import calibration, export, lower
+from andes_dimensity.environment import workplace
+from andes_dimensity.export import export
+from andes_dimensity.npu import logits
 from andes_dimensity.options import Options
 from andes_dimensity.reference import DimensityBackend
 from PIL import Image
 
 from andes_sdk import Pipeline
-from andes_sdk.runtime.policy import KeepAll
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "first_light"))
@@ -67,33 +66,12 @@ def talks(pipe: Pipeline, some: list[tuple[Any, str, str]], folder: Path, raw: b
     return made
 
 
-def static(pipe: Pipeline, file: Path, count: int = 100) -> tuple[float, float, float]:
+def static(pipe: Pipeline, file: Path) -> tuple[float, float, float]:
     """Logits of a file of static int16 beside the reference: largest and mean error, share of equal next tokens."""
-    compiled = DimensityBackend(STATIC, pipe.artefact).compile(pipe.model, device="cpu", dtype="float32")
-    with workplace() as place:
-        job = lower(pipe, STATIC, pictures=False).write(place, "npu", "a16")
-        calibration(pipe, STATIC, place, seed=1)
-        from safetensors.numpy import load_file, save_file
-
-        rng, prompts, wanted = np.random.default_rng(2), {}, []
-        del load_file
-        with torch.inference_mode():
-            for number in range(count):
-                ids = torch.from_numpy(rng.integers(0, pipe.model.text.vocab_size, int(rng.integers(4, 49))))
-                prompts[f"{number:03d}"] = compiled.model.llm.embed(ids).numpy()
-                wanted.append(compiled.session(KeepAll()).extend(ids.tolist())[0][-1].numpy())
-        save_file(prompts, place / "prompts.safetensors")
-        work(place, job | {"do": "logits", "file": str(file.absolute())}, say)
-        got = np.load(place / "logits.npy")
-    want = np.stack(wanted)
-    largest = np.abs(want).max(1)
-    error = np.abs(got - want)
-    same = float((got.argmax(1) == want.argmax(1)).mean())
-    return (
-        float((error.max(1) / largest).max()),
-        float(np.sqrt(np.square(got - want).mean() / np.square(want).mean())),
-        same,
-    )
+    got, want = logits(pipe, file, STATIC, tell=say)
+    worst = float((np.abs(got - want).max(1) / np.abs(want).max(1)).max())
+    mean = float(np.sqrt(np.square(got - want).mean() / np.square(want).mean()))
+    return worst, mean, float((got.argmax(1) == want.argmax(1)).mean())
 
 
 def figure(report: Report, what: str) -> float | None:

@@ -96,6 +96,7 @@ print("loaded:", *every, file=sys.stderr)
         "andes_chat",
         "andes_compression",
         "andes_curation",
+        "andes_dimensity",
         "andes_evaluation",
         "andes_numba",
         "andes_okv",

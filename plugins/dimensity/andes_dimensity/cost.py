@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from attrs import evolve, frozen
 
 PHONE = 85e9
@@ -140,6 +139,8 @@ def fitted(rows: Sequence[tuple[int, float, float]]) -> Machine:
 
     Overheads below 0 are left out and the rest fitted again.
     """
+    import numpy as np
+
     used = [True, True, True]
     while True:
         a = np.array([[1.0, n, b] for n, b, _ in rows]) / np.array([[s] for *_, s in rows])

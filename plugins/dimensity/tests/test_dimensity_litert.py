@@ -4,6 +4,7 @@ import ctypes
 import json
 import subprocess
 
+import numpy as np
 import pytest
 from andes_dimensity import check as checking
 from andes_dimensity.check import check, check_graphs
@@ -11,6 +12,7 @@ from andes_dimensity.compiler import compiler
 from andes_dimensity.conversations import read, some
 from andes_dimensity.environment import HERE, is_ready, python
 from andes_dimensity.export import export
+from andes_dimensity.npu import logits
 from andes_dimensity.options import Options
 from PIL import Image
 
@@ -42,6 +44,18 @@ def test_a_bundle_of_four_bits_holds_our_codes_and_answers_as_we_do(pipe, tmp_pa
     cut.write_bytes(out.read_bytes()[: 1 << 15])
     with pytest.raises(CheckpointError):
         check(pipe, cut)
+
+
+@here
+@pytest.mark.slow
+@pytest.mark.parametrize(("activations", "bound"), [("float", 1e-5), ("a16", 0.01)])
+def test_graphs_for_the_npu_compute_what_the_reference_computes(activations, bound, pipe, tmp_path):
+    options = Options(rows=32, prompt=8, layout="npu", activations=activations)
+    told = export(pipe, tmp_path / "a.tflite", options)
+    assert told["weights_exact"] == 1.0
+    got, want = logits(pipe, tmp_path / "a.tflite", options, count=20)
+    assert np.abs(got - want).max() <= bound * np.abs(want).max()
+    assert check_graphs(tmp_path / "a.tflite").lines[0].figure == 1.0
 
 
 @here

@@ -84,8 +84,9 @@ def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank
                 "embeddings": embeds, "input_pos": torch.arange(t, dtype=torch.int32),
                 "mask": torch.zeros(1, 1, t, rows), "kv": cache(),
             }  # fmt: skip
-        table, mask = torch.zeros(1, 1, t, plan["head"]), torch.zeros(1, 1, t, rows + t)
-        return {"embeddings": embeds, "cos": table, "sin": table, "mask": mask, "kv": cache()}
+        # one tensor given twice would become one input of the graph
+        cos, sin = torch.ones(1, 1, t, plan["head"]), torch.zeros(1, 1, t, plan["head"])
+        return {"embeddings": embeds, "cos": cos, "sin": sin, "mask": torch.zeros(1, 1, t, rows + t), "kv": cache()}
 
     def graph(logits: bool) -> nn.Module:
         if layout == "cpu":

@@ -58,8 +58,8 @@ def quantise(
 ) -> None:
     """Write `target`, `source` with the codes of the bank.
 
-    kind: "float" (weights only; products in float) or "a16" (all of it static int16; `seen` has for each tensor its
-    least and largest value, or its scale).
+    kind: "float" (weights only; products in float) or "a16" (inputs and outputs of products static int16, the rest
+    float; `seen` has for each tensor its least and largest value, or its scale).
 
     Raises:
         LookupError: a matrix of the graph that is not in the bank.
@@ -97,13 +97,21 @@ def quantise(
         )  # fmt: skip
     work = quantizer.Quantizer(str(source))
     if kind == "a16":
-        work.add_static_config(".*", ops.ALL_SUPPORTED, 16, 8)
+        add_static(work)
         made = work.quantize(dict(seen or {}))
     else:
         for op in (ops.FULLY_CONNECTED, ops.EMBEDDING_LOOKUP):
             work.add_weight_only_config(regex=".*", operation_name=op, num_bits=8)
         made = work.quantize()
     made.export_model(str(target), overwrite=True)
+
+
+def add_static(work: Any) -> None:
+    """Static int16 for products alone. Norms, the residual and softmax would lose their outliers."""
+    from ai_edge_quantizer import qtyping
+
+    for op in (qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.BATCH_MATMUL):
+        work.add_static_config(".*", op, 16, 8)
 
 
 def matrices(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 MASKED = -100.0
+MARGIN = 2.0
+"""What ranges that were seen are widened by: a bit of sixteen, for values that prompts did not show."""
 Arrays = dict[str, np.ndarray]
 
 
@@ -73,7 +75,8 @@ def ranges(
     bank: Any,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Least and largest value of every tensor on these prompts; inputs of matrices with a trained scale have that."""
-    from ai_edge_quantizer import qtyping, quantizer
+    from ai_edge_quantizer import quantizer
+    from inject import add_static
 
     data: dict[str, list[Arrays]] = {}
     for signature, inputs, _ in steps(file, plan, tables, prompts):
@@ -81,8 +84,11 @@ def ranges(
     if plan.get("tree"):
         raise ValueError("static int16 with a verification graph is not supported")
     work = quantizer.Quantizer(str(file))
-    work.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 16, 8)
-    seen: dict[str, dict[str, np.ndarray]] = dict(work.calibrate(data, num_threads=1))
+    add_static(work)
+    found = work.calibrate(data, num_threads=1)
+    seen: dict[str, dict[str, np.ndarray]] = {
+        name: {k: np.asarray(v) * MARGIN for k, v in one.items()} for name, one in found.items()
+    }
     for tensor, name in inputs_of_matrices(file, bank).items():
         if name in trained:
             seen[tensor] = {**seen.get(tensor, {}), "scale": np.array(trained[name], np.float32)}

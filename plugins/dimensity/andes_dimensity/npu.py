@@ -1,0 +1,48 @@
+"""Logits of graphs of the layout "npu" beside the reference's: prompts of random tokens, read and one token more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from attrs import evolve
+from safetensors.numpy import save_file
+
+from andes_sdk.runtime.policy import KeepAll
+
+from .environment import Tell, _quiet, work, workplace
+from .export import lower
+from .options import Options
+from .reference import DimensityBackend
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from andes_sdk.pipeline import Pipeline
+
+
+def logits(
+    pipeline: Pipeline, file: Path, options: Options, count: int = 100, tell: Tell = _quiet
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Of the last row of each prompt (count, V): LiteRT's and the reference's.
+
+    Raises:
+        BackendUnavailable: LiteRT is not here. ConfigError: the file is not of these options.
+    """
+    reference = DimensityBackend(evolve(options, prompt=min(options.prompt, options.rows)), pipeline.artefact)
+    compiled = reference.compile(pipeline.model, device="cpu", dtype="float32")
+    rng, prompts, wanted = np.random.default_rng(2), dict[str, Any](), []
+    longest = min(49, options.prompt + 1, options.rows)
+    with workplace() as place:
+        job: Mapping[str, Any] = lower(pipeline, options, pictures=False).write(place, "npu", "float")
+        with torch.inference_mode():
+            for number in range(count):
+                ids = torch.from_numpy(rng.integers(0, pipeline.model.text.vocab_size, int(rng.integers(2, longest))))
+                prompts[f"{number:03d}"] = compiled.model.llm.embed(ids).numpy()
+                wanted.append(compiled.session(KeepAll()).extend(ids.tolist())[0][-1].numpy())
+        save_file(prompts, place / "prompts.safetensors")
+        work(place, {**job, "do": "logits", "file": str(file.absolute())}, tell)
+        return np.load(place / "logits.npy"), np.stack(wanted)
