@@ -147,11 +147,11 @@ class TokenSampler:
             return scores
         if not isinstance(allowed, torch.Tensor):
             raise SessionError(f"gives {type(allowed).__name__}", who=who, fix=fix)
-        given = (allowed if allowed.is_floating_point() else torch.where(allowed.bool(), 0.0, -torch.inf)).cpu().numpy()
-        if given.shape != scores.shape or not (given > -np.inf).any():
-            what = f"allows {int((given > -np.inf).sum())} of {given.size} tokens, the model has {len(scores)}"
+        bias = allowed if allowed.is_floating_point() else torch.where(allowed.bool(), 0.0, -torch.inf)
+        if bias.shape != scores.shape or not bool((bias > -torch.inf).any()):
+            what = f"allows {int((bias > -torch.inf).sum())} of {bias.numel()} tokens, the model has {len(scores)}"
             raise SessionError(what, who=who, fix="allow at least the end token")
-        return scores + given
+        return np.asarray(scores + bias.cpu().numpy())
 
     def _penalised(self, scores: np.ndarray) -> np.ndarray:
         """The scores themselves, or a float64 copy with penalties."""
