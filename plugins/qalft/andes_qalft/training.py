@@ -56,5 +56,5 @@ def train_adapter(
     }  # fmt: skip
     facts = {"base": agreed.hash, "adapter": name, "options": {k: v for k, v in options.items() if k != "recovery"}}
     recipe = structure(Recipe, {"name": name, "seed": seed, "pipeline": facts, "stages": [stage]}, "qalft train")
-    train(pipeline, recipe, out, progress=progress, stopping=stopping)
+    train(pipeline, recipe, out, progress=progress, stopping=stopping, keep_model=False)
     return out / "adapters" / name

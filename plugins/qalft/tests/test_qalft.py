@@ -16,15 +16,18 @@ from andes_adapters.merging import merge_adapter
 from andes_adapters.reading import CONFIG, WEIGHTS
 from andes_compression.compress import recipe_for, write
 from andes_packing import Artefact
+from andes_qalft import QALFT
+from andes_qalft.stage import QALFTStage
 from andes_qalft.training import train_adapter
 from andes_qat import QAT
-from attrs import evolve
+from attrs import evolve, fields
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from andes_sdk import Pipeline
+from andes_sdk import Pipeline, hookimpl
 from andes_sdk.cli import app
 from andes_sdk.errors import CheckpointError, ConfigError, TrainingError
+from andes_sdk.testing import run_checks
 from andes_sdk.testing.material import answer_to_everything, conversation
 from andes_sdk.types import Compressed, Range
 
@@ -58,6 +61,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = hashlib.sha256((folder / "m.andes").read_bytes()).hexdigest()
     train_adapter(folder / "m.andes", folder / "contract.json", [DATA], folder / "run", name="one", steps=6, rate=1e-2)
     assert hashlib.sha256((folder / "m.andes").read_bytes()).hexdigest() == before
+    assert not (folder / "run" / "model").exists()  # the base is the packed file
     return folder
 
 
@@ -249,3 +253,32 @@ def test_commands_write_contracts_and_train(tmp_path: Path) -> None:
     made = run(app, [*train, "--name", "notes", "--steps", "2", "--out", str(tmp_path / "run"), "--json"])
     assert made.exit_code == 0, made.output
     assert (Path(json.loads(made.stdout)["adapter"]) / WEIGHTS).is_file()
+
+
+class _Deaf(QALFTStage):
+    """Adapters that detach what A gives."""
+
+    def put_in(self, model: Any) -> None:
+        super().put_in(model)
+        for name, module in model.named_modules():
+            if name.endswith("lora_A.default"):
+                module.register_forward_hook(lambda module, args, output: output.detach())
+
+
+class _DeafPlugin(QALFT):
+    @hookimpl
+    def andes_training_stages(self) -> list[Any]:
+        stage = super().andes_training_stages()[0]
+        return [_Deaf(**{a.name: getattr(stage, a.name) for a in fields(QALFTStage) if a.init})]
+
+
+def test_the_kit_waits_a_step_for_the_first_gradient_of_a_and_no_longer() -> None:
+    check = "only the modules it names get gradients, and the loss changes no weight"
+    found = {
+        plugin: run_checks(plugin, kinds=["training_stages"], options={"rank": 2}) for plugin in (QALFT, _DeafPlugin)
+    }
+    told = {plugin: {r.id: r for r in results}[f"training_stages: {check}"] for plugin, results in found.items()}
+    assert told[QALFT].status == "passed"
+    assert told[_DeafPlugin].status == "failed"
+    assert "no gradient reaches" in told[_DeafPlugin].reason
+    assert "lora_A" in told[_DeafPlugin].reason

@@ -78,6 +78,7 @@ class Trainer:
         out: folder for states and the trained checkpoint; all processes must see it.
         progress: shows what happens (in the first process), or None.
         stopping: whether a signal asked to stop, or None.
+        keep_model: save a checkpoint at the end; without it only what changes of the model leave, such as adapters.
     """
 
     pipeline: Pipeline
@@ -85,13 +86,14 @@ class Trainer:
     out: Path
     progress: Progress | None = None
     stopping: Stopping | None = None
+    keep_model: bool = True
     processes: Processes = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.processes = Processes.join(self.pipeline.plan.device, self.recipe.timeout)
 
     def run(self, *, resume: bool = True, accept_changed_data: bool = False) -> Path:
-        """Train all stages, then save a checkpoint -> its folder.
+        """Train all stages, then save a checkpoint -> its folder; without `keep_model` that of the run.
 
         A run that was stopped, even by kill -9, goes on from its last state with identical numbers. Weights are held in
         float32 whatever precision the model was opened in; `Recipe.precision` says what is computed in.
@@ -135,7 +137,7 @@ class Trainer:
                 state = found[-1] if found and index == position.stage else None
                 untold = saved.untold if state else {}
                 self._stage(index, position if state else Position(stage=index), state, untold)
-            return self._save(self.out / "model")
+            return self._save(self.out / "model") if self.keep_model else self.out
 
     def _agree(self, position: Position) -> None:
         for rank, other in enumerate(self.processes.all(position)):
@@ -400,6 +402,7 @@ def train(
     accept_changed_data: bool = False,
     progress: Any = None,
     stopping: Stopping | None = None,
+    keep_model: bool = True,
 ) -> Path:
     """Run a recipe's stages on a pipeline's model -> folder of the trained checkpoint. `pipe.train(recipe, out)`.
 
@@ -409,6 +412,7 @@ def train(
         recipe: what `load_recipe` read, or the path of its file.
         resume: go on with the run in `out`. accept_changed_data: although its data files have changed since.
         progress: shows events (`andes_training.progress.Progress`). stopping: notes signals to stop.
+        keep_model: save the checkpoint; without it adapters alone are left, and the run's folder is returned.
     """
     pipeline.refuse_packed("trained")
     if isinstance(recipe, str | Path):
@@ -416,5 +420,5 @@ def train(
     if not isinstance(recipe, Recipe):
         fix = "give the path of a TOML file, or what andes_training.recipe.load_recipe read"
         raise TrainingError("is no recipe", who="recipe", why=f"it is a {type(recipe).__name__}", fix=fix)
-    trainer = Trainer(pipeline, recipe, Path(out), progress, stopping)
+    trainer = Trainer(pipeline, recipe, Path(out), progress, stopping, keep_model)
     return trainer.run(resume=resume, accept_changed_data=accept_changed_data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,12 @@ def _trained(model: VisionLanguageModel, rates: Mapping[str, float]) -> list[tor
         if parameter.requires_grad:
             found.append(parameter)
     return found
+
+
+def _missed(model: VisionLanguageModel, prefixes: Iterable[str]) -> list[str]:
+    """Prefixes under which every gradient is absent or zero."""
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return [m for m in prefixes if not any(_under(m, n) and bool(g.abs().max() > 0) for n, g in grads.items())]
 
 
 def _fresh(subject: Subject) -> Pipeline:
@@ -130,6 +136,7 @@ def _loss(subject: Subject) -> None:
 def _frozen(subject: Subject) -> None:
     pipe = _fresh(subject)
     for stage in _stages(subject):
+        own = {id(p) for p in pipe.model.parameters()}
         with _changed(pipe.model, stage):
             given = stage.rates(pipe.model)
             _trained(pipe.model, given)
@@ -149,14 +156,16 @@ def _frozen(subject: Subject) -> None:
                     f"stage {stage.name!r}: {name} gets a gradient, its rates leave it out",
                 )
             blind = "image" not in getattr(batch, "media", {})
-            for prefix in given:
-                if blind and not prefix.startswith("language_model"):
-                    continue  # its own samples have no pictures
-                reached = [p.grad for n, p in pipe.model.named_parameters() if _under(prefix, n) and p.grad is not None]
-                require(
-                    any(bool(g.abs().max() > 0) for g in reached),
-                    f"stage {stage.name!r}: no gradient reaches {prefix!r}",
-                )
+            seen = [prefix for prefix in given if not blind or prefix.startswith("language_model")]  # else no pictures
+            missed = _missed(pipe.model, seen)
+            added = [p for p in pipe.model.parameters() if id(p) not in own and p.grad is not None]
+            if missed and added:  # B of an adapter begins at zero, and so does the gradient of its A
+                torch.optim.AdamW(added, lr=RATE).step()
+                stage.loss(pipe.model, batch)[0].backward()
+                known = {n for n, p in pipe.model.named_parameters() if id(p) in own}
+                later = _missed(pipe.model, seen)
+                missed = [m for m in missed if m in later or any(_under(m, name) for name in known)]
+            require(not missed, f"stage {stage.name!r}: no gradient reaches {', '.join(missed[:8])}")
 
 
 @check(KIND, "the loss of a pack is the mean over the tokens of its samples")
