@@ -200,8 +200,8 @@ class Responding:
         form = asked.text.format if asked.text else None
         return {
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "model": asked.model,
-            "output": list(output), "usage": usage and responses_facts_of(usage), "error": None,
-            "previous_response_id": asked.previous_response_id, "incomplete_details": None, "metadata": asked.metadata or {},
+            "output": list(output), "usage": usage and responses_facts_of(usage), "metadata": asked.metadata or {},
+            "previous_response_id": asked.previous_response_id, "incomplete_details": None, "error": None,
             "instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens,
             "temperature": asked.temperature, "top_p": asked.top_p, "tools": asked.tools or [],
             "tool_choice": asked.tool_choice or "auto", "parallel_tool_calls": asked.parallel_tool_calls is not False,
