@@ -171,9 +171,12 @@ def resident(process: subprocess.Popen[str]) -> int:
 
 
 async def mixed(
-    client: httpx.AsyncClient, process: subprocess.Popen[str], pipe: Pipeline, count: int
+    client: httpx.AsyncClient, process: subprocess.Popen[str], pipe: Pipeline, count: int, out: Path | None
 ) -> dict[str, Any]:
-    """Requests of which a third are malformed, oversized, cancelled or slow to read; each answer is compared."""
+    """Requests of which a third are malformed, oversized, cancelled or slow to read; each answer is compared.
+
+    What was found so far is written to `out` after every 500, `ended` of `requests`.
+    """
     texts = [f"{'please tell me ' * (n % 7)}what is the shape number {n}?" for n in range(40)]
     pictures = {n: shown(n, 84) for n in range(5)}
     alone: dict[int, str] = {}
@@ -193,8 +196,8 @@ async def mixed(
             images = [Image.open(io.BytesIO(base64.b64decode(content[0]["image_url"]["url"].partition(",")[2])))]
         options = GenerationOptions(max_tokens=body["max_tokens"], temperature=body["temperature"], seed=body["seed"])
         alone[n] = pipe.generate([user_message(texts[n], images)], options).text
-    found = {"requests": count, "wrong": 0, "unhandled": 0, "answered": 0, "refused": 0, "left": 0}
-    half = 0
+    found = {"requests": count, "wrong": 0, "unhandled": 0, "answered": 0, "refused": 0, "left": 0, "ended": 0}
+    held: list[float] = []
 
     async def one(number: int) -> None:
         dice = random.Random(number)
@@ -237,19 +240,25 @@ async def mixed(
     waiting = iter(range(count))
 
     async def worker() -> None:
-        nonlocal half
         for number in waiting:
-            if number % 100 == 0:
-                told(f"request {number} of {count}")
-            if number == count // 2:
-                half = resident(process)
             await one(number)
+            found["ended"] += 1
+            if found["ended"] % 100 == 0:
+                told(f"request {found['ended']} of {count}")
+                held.append(resident(process))
+            if out and found["ended"] % 500 == 0:
+                out.write_text(json.dumps({**found, **memory()}, indent=2) + "\n")
+
+    def memory() -> dict[str, Any]:
+        """MiB after each hundred requests, and how much more there are at the end than at the half."""
+        growth = held[-1] / held[len(held) // 2 - 1] - 1 if len(held) > 1 else None
+        return {"rss_growth": growth, "rss_mib": [round(one / 2**20) for one in held]}
 
     await asyncio.gather(*(worker() for _ in range(24)))
     figures = (await client.get("/metrics")).text
     failed = [line for line in figures.splitlines() if line.startswith('andes_requests_total{outcome="failed"}')]
     found["unhandled"] += int(float(failed[0].split()[-1])) if failed else 0
-    return {**found, "rss_growth": resident(process) / half - 1}
+    return {**found, **memory()}
 
 
 def schema_of(dice: random.Random, depth: int = 0) -> dict[str, Any]:
@@ -324,7 +333,7 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
         if "schemas" in parts:
             found |= await schemas(client, given.schemas or (40 if given.quick else 500))
         if "requests" in parts:
-            found |= await mixed(client, process, pipe, given.requests or (600 if given.quick else 10_000))
+            found |= await mixed(client, process, pipe, given.requests or (600 if given.quick else 10_000), given.out)
         if "restart" in parts:
             process.kill()
             process.wait()

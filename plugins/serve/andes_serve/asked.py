@@ -111,14 +111,15 @@ def read(kind: type[Strict], body: bytes) -> Any:
 def failure(error: ValidationError) -> Failure:
     """The first problem, as OpenAI tells it."""
     first, count = error.errors(include_url=False, include_context=False)[0], error.error_count()
-    place = ".".join(str(part) for part in first["loc"])
+    kinds = {"str", "list", "float", "int"}  # of a union's parts: pydantic's words, nobody's parameters
+    place = ".".join(str(part) for part in first["loc"] if part not in kinds and "[" not in str(part))
     more = f" ({count - 1} more)" if count > 1 else ""
     if first["type"] == "extra_forbidden":
         what = f"unknown or unsupported parameter: {place!r}"
         return Failure(400, what + more, param=place, code="unknown_parameter")
     if first["type"] == "json_invalid":
         return Failure(400, f"the body is no JSON: {first['msg']}", code="invalid_json")
-    return Failure(400, f"{place}: {first['msg']}{more}", param=place or None, code="invalid_value")
+    return Failure(400, f"{place or 'the body'}: {first['msg']}{more}", param=place or None, code="invalid_value")
 
 
 def sampling_of(asked: Sampling, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
+import socket
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +20,9 @@ from andes_sdk.errors import ConfigError
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
     from andes_serve.door import Door
+
+LEFT = 5
+"""Seconds at the end for clients to read why their answers stop."""
 
 MODEL = typer.Argument(help="Checkpoint folder, packed or other model file, or owner/name on the Hub.")
 
@@ -70,23 +77,24 @@ def serve(
     door = _door(keys, limits.rate)
     adapters = dict(_adapter(text) for text in adapter or ())
     source = model or (None if config else str(loading.SHIPPED))
-    pipeline = loading.open_pipeline(
-        model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
-    )
-    loading.ready(pipeline)
-    for own, folder in adapters.items():
-        pipeline.add_adapter(own, folder)
-    run(
-        pipeline, name=name or Path(source or str(config)).stem, limits=limits, adapters=list(adapters), host=host,
-        port=port, door=door, origins=origin or (), remote=allow_remote, defaults={"temperature": temperature},
-    )  # fmt: skip
+    with bound(host, port) as at:  # before a large model is read for nothing
+        pipeline = loading.open_pipeline(
+            model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
+        )
+        loading.ready(pipeline)
+        for own, folder in adapters.items():
+            pipeline.add_adapter(own, folder)
+        run(
+            pipeline, name=name or Path(source or str(config)).stem, limits=limits, adapters=list(adapters), at=at,
+            door=door, origins=origin or (), remote=allow_remote, defaults={"temperature": temperature},
+        )  # fmt: skip
 
 
 def run(
-    pipeline: Pipeline, *, name: str, limits: Any, adapters: list[str], host: str, port: int, door: Door,
+    pipeline: Pipeline, *, name: str, limits: Any, adapters: list[str], at: socket.socket, door: Door,
     origins: Any, remote: bool, defaults: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Serve until SIGINT or SIGTERM; running answers get `limits.grace` seconds then."""
+    """Serve until SIGINT or SIGTERM; running answers get `limits.grace` seconds then, or until the second signal."""
     import uvicorn
 
     from andes_serve.app import create_app
@@ -94,7 +102,8 @@ def run(
 
     server = Server(pipeline, name, limits, door, defaults, remote, adapters)
     app = create_app(server, origins=origins)
-    if not door.keys and host not in ("127.0.0.1", "localhost", "::1"):
+    host, port = at.getsockname()[:2]
+    if not door.keys and host not in ("127.0.0.1", "::1"):
         stderr().print("no API key is set: whoever reaches this address may ask", style="yellow", markup=False)
 
     class Told(uvicorn.Server):
@@ -103,20 +112,53 @@ def run(
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             if self.started:
-                at = self.servers[0].sockets[0].getsockname()
-                stderr().print(f"serving {name} at http://{at[0]}:{at[1]}", markup=False, soft_wrap=True)
+                url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+                stderr().print(f"serving {name} at {url}", markup=False, soft_wrap=True)
 
         def handle_exit(self, sig: int, frame: Any) -> None:
+            if server.scheduler.draining:  # the second one: whoever waits is told, then the process ends
+                server.scheduler.halt()
+                return
             server.scheduler.drain()
+            patience = threading.Timer(limits.grace, server.scheduler.halt)
+            patience.daemon = True
+            patience.start()
             super().handle_exit(sig, frame)
 
     # the thread that steps holds Python's lock for long; by default each of many small writes would wait 5 ms for it
     sys.setswitchinterval(0.0005)
     config = uvicorn.Config(
-        app, host=host, port=port, log_level="warning", access_log=False, timeout_keep_alive=30,
-        timeout_graceful_shutdown=max(1, round(limits.grace)), limit_concurrency=None, backlog=2048,
+        app, log_level="warning", access_log=False, timeout_keep_alive=30,
+        timeout_graceful_shutdown=round(limits.grace) + LEFT, limit_concurrency=None, backlog=2048,
     )  # fmt: skip
-    Told(config).run()
+    logging.getLogger("uvicorn.error").addFilter(_worth_telling)
+    Told(config).run(sockets=[at])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket of this address that nothing else listens at.
+
+    Raises:
+        ConfigError: the address is no address of this machine, or in use.
+    """
+    own = None
+    try:
+        kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        own = socket.socket(kind)
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        own.bind(address)
+        own.listen()  # two may bind, one may listen
+    except OSError as error:
+        if own is not None:
+            own.close()
+        fix = "stop what listens there, or give another --port (0 takes a free one) or --host"
+        raise ConfigError("cannot listen", who=f"{host}:{port}", why=error.strerror or str(error), fix=fix) from None
+    return own
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Whether uvicorn's message is more than that a client which does not read was left at the end."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def _door(file: Path | None, rate: int) -> Door:

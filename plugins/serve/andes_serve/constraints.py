@@ -49,10 +49,17 @@ class Grammars:
             if self._library is None:
                 self._library = library_of(self.pipeline.tokenizer, self.size)
         matcher = llguidance.LLMatcher(self._library, grammar, log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # the first is the dearest: here it keeps nobody else waiting
         if matcher.is_error():
-            what = matcher.get_error().strip().partition("\n")[0][:500]
-            raise Failure(400, f"the grammar cannot be used: {what}", param=param, code="invalid_grammar")
+            what = f"the grammar cannot be used: {_first(matcher)}"
+            raise Failure(400, what, param=param, code="invalid_grammar")
         return matcher
+
+
+def _first(matcher: Any) -> str:
+    """What went wrong, without the state of the parser behind it."""
+    return str(matcher.get_error()).partition("<state>")[0].strip().partition("\n")[0][:500]
 
 
 def library_of(tokenizer: Tokenizer, size: int) -> Any:
@@ -125,13 +132,13 @@ class Guided:
             self._read = []
         for token in own[len(self._read) :]:
             if not self.matcher.consume_token(token):
-                raise ValueError(f"token {token} does not fit the grammar: {self.matcher.get_error()}")
+                raise ValueError(f"token {token} does not fit the grammar: {_first(self.matcher)}")
             self._read.append(token)
         bits = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
         mask = np.unpackbits(bits, bitorder="little", count=min(self.size, 8 * len(bits))).astype(bool)
         mask = np.pad(mask, (0, self.size - len(mask)))
         if self.matcher.is_error():
-            raise ValueError(self.matcher.get_error())
+            raise ValueError(_first(self.matcher))
         allowed = torch.from_numpy(mask)
         return allowed if self.bias is None else self.bias.masked_fill(~allowed, -torch.inf)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import time
@@ -14,6 +15,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from andes_sdk.errors import ConfigError
 from andes_serve.failures import Failure
+
+PATIENCE = 60.0
+"""Seconds until a body must be whole."""
 
 MOST_CALLERS = 10_000
 """Callers whose rate is remembered; the one that was not seen for longest is forgotten first."""
@@ -108,7 +112,7 @@ async def body_of(request: Request, limit: int) -> bytes:
     """The body, never more of it than the limit.
 
     Raises:
-        Failure: it is larger, or the client left.
+        Failure: it is larger, takes longer than `PATIENCE`, or the client left.
     """
     what = f"the body is larger than {limit} bytes"
     stated = request.headers.get("content-length", "")
@@ -116,10 +120,13 @@ async def body_of(request: Request, limit: int) -> bytes:
         raise Failure(413, what, code="request_too_large")
     data = bytearray()
     try:
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > limit:
-                raise Failure(413, what, code="request_too_large")
+        async with asyncio.timeout(PATIENCE):
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > limit:
+                    raise Failure(413, what, code="request_too_large")
+    except TimeoutError:
+        raise Failure(408, f"the body was not whole after {PATIENCE:g} s", code="timeout") from None
     except ClientDisconnect:
         raise Failure(499, "the client left before its request was whole", code="client_closed") from None
     return bytes(data)

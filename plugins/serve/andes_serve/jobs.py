@@ -190,3 +190,17 @@ def facts_of(usage: Usage) -> dict[str, Any]:
             "accepted_prediction_tokens": usage.accepted,
         },
     }
+
+
+def responses_facts_of(usage: Usage) -> dict[str, Any]:
+    """`usage` as responses say it."""
+    return {
+        "input_tokens": usage.prompt,
+        "input_tokens_details": {"cached_tokens": usage.cached, "image_tokens": usage.image},
+        "output_tokens": usage.answer,
+        "output_tokens_details": {
+            "reasoning_tokens": usage.reasoning,
+            "accepted_prediction_tokens": usage.accepted,
+        },
+        "total_tokens": usage.prompt + usage.answer,
+    }

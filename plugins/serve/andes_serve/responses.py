@@ -14,15 +14,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal
 
 from attrs import define, field
-from pydantic import Field
+from pydantic import Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from andes_serve.asked import ChatRequest, Sampling, Strict, read
+from andes_serve.asked import ChatRequest, Sampling, Strict, failure, read
 from andes_serve.chat import Chat, stream
 from andes_serve.door import body_of
 from andes_serve.failures import Failure, failure_of
-from andes_serve.jobs import Done, Event, Piece, Usage
+from andes_serve.jobs import Done, Event, Piece, Usage, responses_facts_of
 from andes_serve.server import Server, unless_gone
 from andes_serve.tools import Calls
 
@@ -170,27 +170,15 @@ def chat_of(asked: ResponseRequest, messages: list[dict[str, Any]]) -> ChatReque
     shared = {name: getattr(asked, name) for name in Sampling.model_fields}
     if asked.reasoning is not None and asked.reasoning.effort is not None and asked.think is None:
         shared["think"] = asked.reasoning.effort != "none"
-    return ChatRequest.model_validate(
-        {
-            **shared, "model": asked.model, "messages": messages, "max_tokens": asked.max_output_tokens,
-            "response_format": response_format, "tools": tools, "tool_choice": asked.tool_choice,
-            "parallel_tool_calls": asked.parallel_tool_calls,
-        }
-    )  # fmt: skip
-
-
-def usage_of(usage: Usage) -> dict[str, Any]:
-    """`usage` as responses say it."""
-    return {
-        "input_tokens": usage.prompt,
-        "input_tokens_details": {"cached_tokens": usage.cached, "image_tokens": usage.image},
-        "output_tokens": usage.answer,
-        "output_tokens_details": {
-            "reasoning_tokens": usage.reasoning,
-            "accepted_prediction_tokens": usage.accepted,
-        },
-        "total_tokens": usage.prompt + usage.answer,
-    }
+    given = {
+        **shared, "model": asked.model, "messages": messages, "max_tokens": asked.max_output_tokens,
+        "response_format": response_format, "tools": tools, "tool_choice": asked.tool_choice,
+        "parallel_tool_calls": asked.parallel_tool_calls,
+    }  # fmt: skip
+    try:
+        return ChatRequest.model_validate(given)
+    except ValidationError as error:
+        raise failure(error) from None
 
 
 @define(eq=False)
@@ -212,9 +200,9 @@ class Responding:
         form = asked.text.format if asked.text else None
         return {
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "model": asked.model,
-            "output": list(output), "usage": usage and usage_of(usage), "error": None, "incomplete_details": None,
-            "instructions": asked.instructions, "previous_response_id": asked.previous_response_id,
-            "max_output_tokens": asked.max_output_tokens, "metadata": asked.metadata or {},
+            "output": list(output), "usage": usage and responses_facts_of(usage), "metadata": asked.metadata or {},
+            "previous_response_id": asked.previous_response_id, "incomplete_details": None, "error": None,
+            "instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens,
             "temperature": asked.temperature, "top_p": asked.top_p, "tools": asked.tools or [],
             "tool_choice": asked.tool_choice or "auto", "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "text": {"format": form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"}},

@@ -54,11 +54,15 @@ class Scheduler:
 
     def stop(self) -> None:
         """Take no more requests, cancel those that are left, and end the thread."""
+        self.halt()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def halt(self) -> None:
+        """Refuse new requests, and end those that run with an error, as soon as the step is done."""
         with self._wake:
             self._draining = self._stopping = True
             self._wake.notify()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def drain(self) -> None:
         """Refuse new requests from now on."""

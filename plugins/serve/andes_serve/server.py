@@ -125,7 +125,8 @@ class Server:
             first = GenerationOptions(**given)
         except ConfigError as error:
             param = error.who.removeprefix("generation.")
-            raise Failure(400, f"{param}: {error.what}", param=param, code="invalid_value") from None
+            what = error.what if error.what.startswith(param) else f"{param}: {error.what}"
+            raise Failure(400, what, param=param, code="invalid_value") from None
         own = [first.constraint.copy() if first.constraint else None for _ in range(count)]
         return [attrs.evolve(first, seed=(first.seed + n) & (1 << 64) - 1, constraint=own[n]) for n in range(count)]
 

@@ -50,7 +50,8 @@ def checked(tools: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         for key in function:
             if key not in ("name", "description", "parameters", "strict"):
                 raise Failure(400, f"unknown key {key!r}", param=f"{place}.function.{key}", code="unknown_parameter")
-        name, schema = function.get("name"), function.get("parameters") or {"type": "object", "properties": {}}
+        name, schema = function.get("name"), function.get("parameters")
+        schema = {"type": "object", "properties": {}} if schema is None else schema
         if not isinstance(name, str) or not name or not isinstance(schema, dict) or name in found:
             what = f"{place}.function: a name of its own and parameters as a JSON schema are needed"
             raise Failure(400, what, param=f"{place}.function", code="invalid_value")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from openai import OpenAI
 from typer.testing import CliRunner
 
 from andes_sdk.cli import app
@@ -57,6 +58,52 @@ def test_a_server_answers_and_stops_when_its_answers_are_complete(tmp_path, monk
             process.kill()
 
 
+def taken(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_second_signal_ends_running_answers_with_an_error_and_no_traceback(tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    command = [sys.executable, "-m", "andes_sdk", "serve", "--config", "tiny.toml", "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            line = process.stderr.readline()
+            while not line.startswith("serving "):
+                assert line
+                line = process.stderr.readline()
+            body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
+            body |= {"max_tokens": 3900, "stream": True, "logit_bias": {"5": 100}}
+            url = line.partition(" at ")[2].strip()
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60, trust_env=False) as got:
+                found = got.iter_lines()
+                next(found)
+                process.send_signal(signal.SIGINT)
+                port = int(url.rpartition(":")[2])
+                while taken(port):  # until the first one is heeded: of two at once the process sees one
+                    time.sleep(0.05)
+                process.send_signal(signal.SIGINT)
+                rest = [line for line in found if line]
+            assert json.loads(rest[-2].removeprefix("data: "))["error"]["code"] == "shutting_down"
+            assert rest[-1] == "data: [DONE]"
+            assert process.wait(60) in (130, -signal.SIGINT)
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+
+
+def test_a_port_in_use_is_told_before_the_model_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = CliRunner().invoke(app, ["serve", "absent", "--port", str(port)])
+    assert result.exit_code == 1
+    assert f"127.0.0.1:{port}: cannot listen" in result.stderr
+    assert "another --port" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
@@ -74,12 +121,13 @@ def test_wrong_arguments_are_told_before_a_server_starts(arguments, what, tmp_pa
 
 
 def test_the_example_talks_to_a_server(served, picture):
+    openai = pytest.importorskip("openai", reason="the client of OpenAI is not installed")
     spec = importlib.util.spec_from_file_location("serve_client", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    client = OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
     said = example.talk(client, "tiny", example.part_of(None))
     assert said["json"]["shape"] in ("circle", "rectangle", "triangle")
     assert said["read_before"] > 10

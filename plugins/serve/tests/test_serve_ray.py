@@ -19,7 +19,8 @@ from andes_sdk import Pipeline
 from andes_sdk.errors import AndesError
 from andes_sdk.runtime.generation import GenerationOptions
 
-pytest.importorskip("ray.serve", reason="ray[serve] is not installed")
+for name in ("ray.serve", "aiohttp_cors"):  # the second comes with ray[serve], not with ray[data]
+    pytest.importorskip(name, reason="ray[serve] is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray's own
 
 PORT = 18_427

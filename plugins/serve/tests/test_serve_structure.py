@@ -6,9 +6,10 @@ import json
 import re
 from typing import Any
 
-import jsonschema
 import pytest
 from andes_serve.tools import Calls
+
+jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 
 SCHEMA = {
     "type": "object",
