@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from andes_dimensity import environment
+from andes_dimensity.check import not_here
+from andes_dimensity.compiler import SDK, vendor
 from andes_dimensity.deploy import app
 from andes_dimensity.environment import setup, work, workplace
 from andes_dimensity.export import export
@@ -163,3 +165,28 @@ def test_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
         assert not gone.exists()
     assert alive.exists()
     assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    ("made", "told"), [([], "SDK is empty"), (["libneuron_adapter.so"], "SDK is empty"), (None, "no such")]
+)
+def test_an_empty_sdk_is_refused(made, told, tmp_path, monkeypatch):
+    sdk = tmp_path / "sdk"
+    if made is not None:
+        sdk.mkdir()
+        for name in made:
+            (sdk / name).touch()  # of no bytes
+    monkeypatch.setenv(SDK, str(sdk))
+    with pytest.raises(ConfigError, match=told) as caught:
+        not_here()
+    assert caught.value.who == SDK
+    assert "libneuron_adapter.so" in caught.value.fix
+
+
+def test_a_vendor_s_library_is_found_and_told(tmp_path, monkeypatch):
+    monkeypatch.delenv(SDK, raising=False)
+    assert not_here()[0][0] == "MediaTek's own compiler"
+    (tmp_path / "libneuron_adapter.so").write_bytes(b"ELF")
+    monkeypatch.setenv(SDK, str(tmp_path))
+    assert vendor() == tmp_path
+    assert "MediaTek's own compiler" not in dict(not_here())
