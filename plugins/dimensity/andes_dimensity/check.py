@@ -19,7 +19,7 @@ from andes_sdk.inputs.patches import block_order, patchify
 from andes_sdk.runtime.engine import Engine
 from andes_sdk.runtime.policy import KeepAll
 
-from .compiler import compiler, taken
+from .compiler import SDK, compiler, taken, vendor
 from .environment import Tell, _quiet, python, work, workplace
 from .export import Lowered, lower
 from .options import Options
@@ -87,7 +87,7 @@ def check(
         CheckpointError: it is no bundle, is cut short or was edited. BackendUnavailable: LiteRT is not here.
     """
     python()
-    report = Report()
+    report, absent = Report(), not_here()
     with workplace() as place:
         tell("opening the bundle")
         said = opened(path, place)
@@ -111,7 +111,7 @@ def check(
                 _compiler(report, f"graph {name}", Path(said["files"][name]), place)
         if conversations:
             _conversations(report, pipeline, compiled, path, place, conversations, tell)
-    for what, why in NOT_HERE:
+    for what, why in absent:
         report.absent(what, why)
     return report
 
@@ -131,18 +131,19 @@ def check_graphs(path: Path) -> Report:
     if mark != b"TFL3":
         fix = "write it again: andes deploy dimensity"
         raise CheckpointError("is no .tflite file", who=str(path), why=f"its mark is {mark!r}", fix=fix)
-    report = Report()
+    report, absent = Report(), not_here()
     with workplace() as place:
         _compiler(report, "graphs", path, place)
-    for what, why in NOT_HERE:
+    for what, why in absent:
         report.absent(what, why)
     return report
 
 
 def _compiler(report: Report, what: str, file: Path, place: Path) -> None:
-    """A line on what MediaTek's plugin takes, over the stand-in for the vendor's library."""
-    title = f"MediaTek's plugin: {what}"
-    if compiler() is None:
+    """A line on what MediaTek's plugin takes, over the vendor's library or the stand-in for it."""
+    own = vendor()
+    title = f"MediaTek's plugin{'' if own is None else ' and compiler'}: {what}"
+    if own is None and compiler() is None:
         report.absent(title, "there is no C compiler for the stand-in")
         return
     told = taken(file, place)
@@ -152,11 +153,16 @@ def _compiler(report: Report, what: str, file: Path, place: Path) -> None:
     report.add(title, share == 1.0, value, share)
 
 
-NOT_HERE = (
-    ("MediaTek's own compiler", "the vendor's SDK is not here; its plugin ran over a stand-in"),
-    ("speed, memory and heat", "there is no phone here"),
-    ("the NPU's own rounding", "there is no phone here"),
-)
+def not_here() -> list[tuple[str, str]]:
+    """What nobody can check here, and why.
+
+    Raises:
+        ConfigError: an SDK of the vendor that is empty.
+    """
+    phone = [(what, "there is no phone here") for what in ("speed, memory and heat", "the NPU's own rounding")]
+    if vendor() is not None:
+        return phone
+    return [("MediaTek's own compiler", f"{SDK} names no SDK of the vendor; its plugin ran over a stand-in"), *phone]
 
 
 def opened(path: Path, place: Path) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """LiteRT's compiler plugin for MediaTek, over a stand-in for the vendor's library: which operators the plugin takes.
 
 The stand-in accepts everything. So this shows the plugin's own list and its translation of each operator, and says
-nothing of the vendor's compiler.
+nothing of the vendor's compiler. Where `$ANDES_NEURON_SDK` names the folder of the vendor's libraries, those are used.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from andes_sdk.errors import BackendUnavailable
+from andes_sdk.errors import BackendUnavailable, ConfigError
 
 from .environment import HERE, _clean, folder, python, work
 
@@ -22,6 +23,48 @@ SOC = "mt6993"
 
 LIBRARIES = ("libneuron_adapter.so", "libneuronusdk_adapter.mtk.so")
 _TAKEN = re.compile(r"Partitioned subgraph<(\d+)>, selected (\d+) ops, from a total of (\d+) ops")
+
+
+SDK = "ANDES_NEURON_SDK"
+
+
+def vendor() -> Path | None:
+    """The folder of the vendor's libraries, or None where `$ANDES_NEURON_SDK` is not set.
+
+    Raises:
+        ConfigError: it is set, and there is no such folder, or no library in it.
+    """
+    place = os.environ.get(SDK)
+    if not place:
+        return None
+    fix = f"name the folder that holds {LIBRARIES[0]}, or unset {SDK}: then a stand-in is used"
+    if not Path(place).is_dir():
+        raise ConfigError("no such folder", who=SDK, why=f"it is {place}", fix=fix)
+    for name in LIBRARIES:
+        if (file := Path(place, name)).is_file() and file.stat().st_size:
+            return Path(place)
+    raise ConfigError(
+        "the vendor's SDK is empty", who=SDK, why=f"{place} holds none of {', '.join(LIBRARIES)}", fix=fix
+    )
+
+
+def stand_in(place: Path) -> Path:
+    """Build the stand-in into a folder -> the folder.
+
+    Raises:
+        BackendUnavailable: there is no C compiler, or it refuses.
+    """
+    found = compiler()
+    if found is None:
+        raise BackendUnavailable("no C compiler", who="dimensity", why="the stand-in is compiled", fix="install gcc")
+    for name in LIBRARIES:
+        built = subprocess.run(
+            [found, "-shared", "-fPIC", "-O1", "-o", str(place / name), str(HERE / "standin.c")],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if built.returncode:
+            raise BackendUnavailable("the stand-in cannot be compiled", who=found, why=built.stderr.strip()[-300:])
+    return place
 
 
 def compiler() -> str | None:
@@ -36,29 +79,21 @@ def taken(file: Path, place: Path, *, limit: float = 300) -> dict[str, Any]:
         `taken` and `operators` over all graphs, and `refused`: kinds of those that are left over, counted.
 
     Raises:
-        BackendUnavailable: LiteRT or a C compiler is not here, or the plugin failed.
+        BackendUnavailable: LiteRT or a C compiler is not here, or the plugin failed. ConfigError: as `vendor`.
     """
     python()
-    found = compiler()
-    if found is None:
-        raise BackendUnavailable("no C compiler", who="dimensity", why="the stand-in is compiled", fix="install gcc")
-    for name in LIBRARIES:
-        built = subprocess.run(
-            [found, "-shared", "-fPIC", "-O1", "-o", str(place / name), str(HERE / "standin.c")],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if built.returncode:
-            raise BackendUnavailable("the stand-in cannot be compiled", who=found, why=built.stderr.strip()[-300:])
+    own = vendor()
+    libraries = own or stand_in(place)
     root = next((folder() / "lib").glob("python*/site-packages/ai_edge_litert"))
     command = [
         str(root / "tools" / "apply_plugin_main"), "--cmd=apply", f"--model={file.absolute()}",
         f"--o={place / 'applied.tflite'}", f"--libs={root / 'vendors' / 'mediatek' / 'compiler'}",
         "--soc_manufacturer=MediaTek", f"--soc_model={SOC}", "--mediatek_sdk_version_type=version9",
-        # the stand-in would say yes to everything: the plugin's own list decides
-        "--mediatek_use_get_supported_operations=false",
     ]  # fmt: skip
+    if own is None:  # the stand-in would say yes to everything: the plugin's own list decides
+        command.append("--mediatek_use_get_supported_operations=false")
     surroundings: Mapping[str, str] = _clean() | {
-        "LD_LIBRARY_PATH": str(place), "ANDES_STANDIN_LOG": str(place / "standin.log"),
+        "LD_LIBRARY_PATH": str(libraries), "ANDES_STANDIN_LOG": str(place / "standin.log"),
     }  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=surroundings, timeout=limit, check=False)

@@ -134,7 +134,7 @@ def calibration(pipeline: Pipeline, options: Options, place: Path, seed: int = 0
     model, rng = pipeline.model, np.random.default_rng(seed)
     prompts = {}
     with torch.inference_mode():
-        for number in range(16):
+        for number in range(32):
             ids = torch.from_numpy(rng.integers(0, model.text.vocab_size, int(rng.integers(4, options.prompt + 1))))
             prompts[f"{number:03d}"] = model.llm.embed(ids).float().numpy()
     save_file(prompts, place / "prompts.safetensors")

@@ -124,7 +124,7 @@ class DimensityBackend:
 
     Attributes:
         artefact: the packed file whose codes count, or None.
-        tolerance: what the conformance kit allows between its logits and torch's: the rounding of weights.
+        tolerance: what the conformance kit allows between its logits and torch's: rounding of weights, and to int8.
     """
 
     options: Options
@@ -139,7 +139,9 @@ class DimensityBackend:
     @property
     def tolerance(self) -> float:
         """Of the largest logit."""
-        return 0.05 if self.options.weights == "w8" and self.options.head == "w8" else 0.5
+        if self.options.weights != "w8" or self.options.head != "w8":
+            return 0.5
+        return 0.1 if self.options.activations == "a8" else 0.05
 
     def compile(
         self, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()

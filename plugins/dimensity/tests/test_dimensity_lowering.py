@@ -7,11 +7,14 @@ from andes_dimensity.codes import Codebook
 from andes_dimensity.export import lower
 from andes_dimensity.lowering import HEAD, projector_part, text_part, vision_part
 from andes_dimensity.options import Options
+from andes_dimensity.reference import coded
+from torch import nn
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import ConfigError
 from andes_sdk.inputs.patches import block_order, patchify
 from andes_sdk.runtime.attention import PackedAttention, Segment
+from andes_sdk.types import Codes, Range
 
 
 def floats(part):
@@ -109,6 +112,39 @@ def test_modules_that_do_not_describe_themselves_are_named(pipe):
     with pytest.raises(ConfigError, match="cannot be lowered") as caught:
         lower(pipe, Options(rows=32))
     assert "no blueprint() of a decoder" in caught.value.why
+
+
+class GroupWise(nn.Linear):
+    """A layer that training left with a scale for every 2 columns."""
+
+    def codes(self) -> Codes:
+        rows, columns = self.weight.shape
+        scales = np.linspace(0.5, 1, rows * columns // 2).reshape(rows, -1).astype(np.float16)
+        return Codes(np.ones((rows, columns), np.int8), scales, 2)
+
+    def input_range(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("do", [lower, lambda pipe, options: coded(pipe.model, options)], ids=["export", "reference"])
+def test_a_group_wise_layer_of_a_model_is_named(do, pipe):
+    name = "language_model.model.layers.1.mlp.down_proj"
+    old = pipe.model.get_submodule(name)
+    pipe.model.set_submodule(name, GroupWise(old.in_features, old.out_features, bias=False))
+    with pytest.raises(ConfigError, match="a scale for every 2 columns") as caught:
+        do(pipe, Options(rows=32))
+    assert caught.value.who == f"{name}.weight"
+    assert "one scale per row" in caught.value.fix
+
+
+def test_a_model_with_ranges_that_cannot_be_is_refused(pipe):
+    layer = pipe.model.get_submodule("language_model.model.layers.0.mlp.down_proj")
+    wrong = GroupWise(layer.in_features, layer.out_features, bias=False)
+    wrong.input_range = lambda: Range(bits=16, scale=float("nan"))
+    pipe.model.set_submodule("language_model.model.layers.0.mlp.down_proj", wrong)
+    with pytest.raises(ConfigError) as caught:
+        coded(pipe.model, Options(activations="a16"))
+    assert "layers.0.mlp.down_proj" in str(caught.value)
 
 
 def test_a_cache_longer_than_the_model_is_refused(pipe):

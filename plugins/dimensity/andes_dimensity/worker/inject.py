@@ -64,7 +64,6 @@ def quantise(
     Raises:
         LookupError: a matrix of the graph that is not in the bank.
     """
-    from ai_edge_quantizer import algorithm_manager as am
     from ai_edge_quantizer import qtyping, quantizer
     from ai_edge_quantizer.algorithms.uniform_quantize import naive_min_max_quantize as own
 
@@ -89,12 +88,7 @@ def quantise(
             )  # fmt: skip
         return own.get_tensor_quant_params(info, config, content, limits)
 
-    key = am.AlgorithmName.MIN_MAX_UNIFORM_QUANT
-    for name, function in am.MIN_MAX_OP_NAME_MATERIALIZE_FUNC_DICT.items():
-        am.register_quantized_op(
-            key, name, own.init_qsvs, calibration_func=own.min_max_calibrate,
-            materialize_func=functools.partial(function, parameters),
-        )  # fmt: skip
+    register(parameters)
     work = quantizer.Quantizer(str(source))
     if kind == "a16":
         add_static(work)
@@ -104,6 +98,23 @@ def quantise(
             work.add_weight_only_config(regex=".*", operation_name=op, num_bits=8)
         made = work.quantize()
     made.export_model(str(target), overwrite=True)
+
+
+def register(parameters: Any) -> None:
+    """Let the quantiser take scales and codes from `parameters`, and ranges as the least and largest value of all.
+
+    By itself it averages ranges over prompts (0.95 of what was, 0.05 of what comes), so that
+    values of later prompts would be clipped.
+    """
+    from ai_edge_quantizer import algorithm_manager as am
+    from ai_edge_quantizer.algorithms.uniform_quantize import naive_min_max_quantize as own
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
+
+    for name, function in am.MIN_MAX_OP_NAME_MATERIALIZE_FUNC_DICT.items():
+        am.register_quantized_op(
+            am.AlgorithmName.MIN_MAX_UNIFORM_QUANT, name, own.init_qsvs, calibration_func=own.min_max_calibrate,
+            materialize_func=functools.partial(function, parameters), update_qsv_func=min_max_update,
+        )  # fmt: skip
 
 
 def add_static(work: Any) -> None:

@@ -76,13 +76,15 @@ def ranges(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Least and largest value of every tensor on these prompts; inputs of matrices with a trained scale have that."""
     from ai_edge_quantizer import quantizer
-    from inject import add_static
+    from ai_edge_quantizer.algorithms.uniform_quantize import naive_min_max_quantize as own
+    from inject import add_static, register
 
     data: dict[str, list[Arrays]] = {}
     for signature, inputs, _ in steps(file, plan, tables, prompts):
         data.setdefault(signature, []).append(inputs)
     if plan.get("tree"):
         raise ValueError("static int16 with a verification graph is not supported")
+    register(own.get_tensor_quant_params)
     work = quantizer.Quantizer(str(file))
     add_static(work)
     found = work.calibrate(data, num_threads=1)
