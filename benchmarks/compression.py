@@ -10,8 +10,7 @@ head have w4_g32, encoder and projector w8. body_bpw counts the bytes of the fil
 given as --out keeps rows and states of training: the same command goes on where it was stopped, and another model,
 number of steps or questions is refused there.
 
-smollm_gain_over_ptq is null: the text model is not measured here. Compare rows by body_bpw, not by name: sparsegpt's
-file takes more bits than rounding in the same format.
+smollm_gain_over_ptq is null: the text model is not measured here. Compare rows by body_bpw, not by name.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from andes_sdk import Pipeline
 TOKENIZER = Path(__file__).parents[1] / "examples" / "first_light" / "model" / "tokenizer.json"
 SHAPES = [(2, 256, 1024), (4, 256, 768), (4, 512, 1536), (8, 256, 1024), (6, 512, 1024)]
 """Layers, width, inner."""
-FORMATS = {"w8": 8.125, "w4_g32": 4.5, "w4_g128": 4.125, "nm14_w4": 2.125}
+FORMATS = {"w8": 8.125, "w4_g32": 4.5, "w4_g128": 4.125, "nm14_w4": 1.625}
 """Format -> bits of a weight, scales and places included."""
 
 

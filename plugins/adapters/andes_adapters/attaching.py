@@ -46,8 +46,9 @@ def add_adapter(
 def _refuse_other(mark: Mapping[str, Any], pipeline: Pipeline, who: str) -> None:
     """Refuse an adapter whose contract is not this base's."""
     model = pipeline.model
-    own = {"numbers": model.numbers, **text_parts(model.tokenizer)}
-    if mark["numbers"] != model.numbers and pipeline.artefact is not None:  # say which part: that takes a while
+    if pipeline.artefact is None:
+        own = {"numbers": model.numbers, **text_parts(model.tokenizer)}
+    else:  # what is not quantised counts, too
         own = contract_of(pipeline.artefact, model.tokenizer, mark["rank"]).mark
     refuse_other_contract(mark, own, who)
 

@@ -37,17 +37,19 @@ def groups(model: VisionLanguageModel) -> dict[str, str]:
     """Stored tensor -> its group; a tied tensor once, under its first name."""
     tied = set(aliases(model).values())
     modules = dict(model.named_modules())
-    vocabulary = model.text.vocab_size
+    # what has as many rows as the vocabulary has ids may still be a matrix of a layer
+    body, vocabulary = {f"language_model.{name}" for name in model.llm.linears()}, model.text.vocab_size
     found = {}
     for name, tensor in stored_tensors(model).items():
-        part, owner = name.partition(".")[0], modules[name.rpartition(".")[0]]
+        part, place = name.partition(".")[0], name.rpartition(".")[0]
+        owner = modules[place]
         if part != "language_model":
             found[name] = "projector" if part == "mlp" else part
         elif not is_matrix(tensor):
             found[name] = "vectors"
         elif isinstance(owner, nn.Embedding) or name in tied:
             found[name] = "embedding"
-        elif isinstance(owner, nn.Linear) and owner.out_features == vocabulary:
+        elif isinstance(owner, nn.Linear) and owner.out_features == vocabulary and place not in body:
             found[name] = "head"
         else:
             found[name] = "body"

@@ -149,16 +149,19 @@ class Lora:
 def targets_of(model: Model, kinds: list[str]) -> tuple[str, ...]:
     """Names of the matrices of these kinds: 'attention', 'mlp', 'vision', 'projector'; never the LM head."""
     found = []
+    # what has as many rows as the vocabulary has ids may still be a matrix of a layer
+    layers, vocabulary = {f"language_model.{name}" for name in model.llm.linears()}, model.text.vocab_size
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and _kind(name, module, model.text.vocab_size) in kinds:
+        if not isinstance(module, nn.Linear) or _kind(name) not in kinds:
+            continue
+        head = name.startswith("language_model.") and module.out_features == vocabulary and name not in layers
+        if not head:
             found.append(name)
     return tuple(found)
 
 
-def _kind(name: str, module: nn.Linear, vocab_size: int) -> str:
+def _kind(name: str) -> str:
     part, _, rest = name.partition(".")
     if part != "language_model":
         return {"vision_encoder": "vision", "mlp": "projector"}.get(part, "")
-    if module.out_features == vocab_size:
-        return ""
     return "attention" if any("attn" in step or "attention" in step for step in rest.split(".")) else "mlp"
