@@ -123,11 +123,11 @@ class AnswerText:
 
     def piece(self, *, final: bool = False) -> str:
         """Text that is certain and was not yet sent."""
-        held = 0
-        if not (self.ended or final):
-            held = max(
-                (n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n], self.begin)), default=0
-            )
+        most = 0 if self.ended or final else len(self.text) + 1
+        held = max(
+            (n for s in self.stop for n in range(1, min(len(s), most)) if self.text.endswith(s[:n], self.begin)),
+            default=0,
+        )
         until = max(self.sent, len(self.text) - held)
         piece, self.sent = self.text[self.sent : until], until
         return piece

@@ -147,8 +147,8 @@ class TokenSampler:
             return scores
         if not isinstance(allowed, torch.Tensor):
             raise SessionError(f"gives {type(allowed).__name__}", who=who, fix=fix)
-        bias = allowed if allowed.is_floating_point() else torch.where(allowed.bool(), 0.0, -torch.inf)
-        if bias.shape != scores.shape or not bool((bias > -torch.inf).any()):
+        bias = allowed.double() if allowed.is_floating_point() else torch.where(allowed.bool(), 0.0, -torch.inf)
+        if bias.shape != scores.shape or not -np.inf < float(bias.max()) < np.inf:
             what = f"allows {int((bias > -torch.inf).sum())} of {bias.numel()} tokens, the model has {len(scores)}"
             raise SessionError(what, who=who, fix="allow at least the end token")
         return np.asarray(scores + bias.cpu().numpy())

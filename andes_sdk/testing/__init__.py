@@ -13,9 +13,8 @@ from __future__ import annotations
 from andes_sdk.testing.registry import Check, CheckResult, check, checks_of, counts, measure
 from andes_sdk.testing.require import Nonconformance, NotApplicable
 from andes_sdk.testing.runner import conformance, run_checks
-from andes_sdk.testing.weights import randomised
 
 __all__ = [
     "Check", "CheckResult", "Nonconformance", "NotApplicable", "check", "checks_of", "conformance", "counts", "measure",
-    "randomised", "run_checks",
+    "run_checks",
 ]  # fmt: skip

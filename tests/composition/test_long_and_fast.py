@@ -21,8 +21,8 @@ from PIL import Image
 from andes_sdk import Pipeline
 from andes_sdk.runtime.engine import Conversation
 from andes_sdk.runtime.generation import GenerationOptions
-from andes_sdk.testing import randomised
 from andes_sdk.testing.material import plain_inputs
+from andes_sdk.testing.weights import randomised
 from andes_sdk.types import Adapter, LowRank
 
 fitting = pytest.importorskip("andes_okv.fitting", reason="pip install andes-okv")

@@ -104,7 +104,7 @@ class Registry:
             ConfigError: a name that cannot be, or an adapter of another base or contract. DuplicateName: there is one.
             CheckpointError: files that are damaged, or do not fit.
         """
-        if not NAME.fullmatch(name):
+        if not NAME.fullmatch(name) or name.casefold() == REGISTRY:
             fix = "use letters, digits, '.', '_' and '-', a letter first"
             raise ConfigError(f"{name!r} cannot be a name", who="adapters", fix=fix)
         entries = self.entries()

@@ -6,9 +6,12 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from andes_serve.failures import Failure
+
+STOPS, LONGEST = 64, 1000
+"""Stop texts of a request, and characters of each: each token of an answer is compared with all their beginnings."""
 
 
 class Strict(BaseModel):
@@ -76,6 +79,15 @@ class ChatRequest(Sampling):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     n: int | None = Field(default=None, ge=1)
     stop: str | list[str] | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _bounded(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        texts = [stop] if isinstance(stop, str) else stop or []
+        if len(texts) > STOPS or any(len(text) > LONGEST for text in texts):
+            raise ValueError(f"at most {STOPS} texts of {LONGEST} characters")
+        return stop
+
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     store: Literal[False] | None = None

@@ -282,11 +282,11 @@ class _Writer:
     calls: Calls
     output: list[dict[str, Any]] = field(factory=list)
     content: str = ""
-    reasoning: str = ""
     made: list[dict[str, Any]] = field(factory=list)
     finish: str = ""
     _open: str = ""
     _id: str = ""
+    _text: str = ""
 
     def piece(self, piece: Piece) -> list[bytes]:
         """Events of one piece."""
@@ -297,11 +297,12 @@ class _Writer:
         self.finish = piece.finish
         if piece.reasoning:
             out += self._begin("reasoning")
-            self.reasoning += piece.reasoning
+            self._text += piece.reasoning
             out.append(self._delta("response.reasoning_text.delta", piece.reasoning))
         if content:
             out += self._begin("message")
             self.content += content
+            self._text += content
             out.append(self._delta("response.output_text.delta", content, logprobs=[]))
         for call in calls:
             out += self._end()
@@ -322,7 +323,7 @@ class _Writer:
         if self._open == kind:
             return []
         out = self._end()
-        self._open, self._id = kind, _new("rs" if kind == "reasoning" else "msg")
+        self._open, self._id, self._text = kind, _new("rs" if kind == "reasoning" else "msg"), ""
         item: dict[str, Any] = _message(self._id, None, "in_progress")
         if kind == "reasoning":
             item = {"id": self._id, "type": "reasoning", "summary": [], "content": [], "status": "in_progress"}
@@ -341,13 +342,13 @@ class _Writer:
         place = {"item_id": self._id, "output_index": index, "content_index": 0}
         event, out = self.owner._event, []
         if kind == "message":
-            item = _message(self._id, self.content, "completed")
-            out.append(event("response.output_text.done", **place, text=self.content, logprobs=[]))
+            item = _message(self._id, self._text, "completed")
+            out.append(event("response.output_text.done", **place, text=self._text, logprobs=[]))
             out.append(event("response.content_part.done", **place, part=item["content"][0]))
         else:
-            text = [{"type": "reasoning_text", "text": self.reasoning}]
+            text = [{"type": "reasoning_text", "text": self._text}]
             item = {"id": self._id, "type": "reasoning", "summary": [], "content": text, "status": "completed"}
-            out.append(event("response.reasoning_text.done", **place, text=self.reasoning))
+            out.append(event("response.reasoning_text.done", **place, text=self._text))
         self._open = ""
         self.output.append(item)
         out.append(event("response.output_item.done", output_index=index, item=item))

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from andes_sdk.runtime.engine import Engine
-from andes_serve.failures import Failure
+from andes_serve.failures import Failure, failure_of
 from andes_serve.jobs import Choice, Done, Event, Failed, Job
 from andes_serve.memory import Memory
 from andes_serve.sharing import Shared
@@ -186,9 +186,11 @@ class Scheduler:
     def _clear(self) -> None:
         """Cancelled and late requests leave."""
         now = time.perf_counter()
-        for job in [j for j in self._waiting if j.cancelled or now - j.start > j.timeout]:
-            with self._wake:
+        with self._wake:  # others append meanwhile
+            gone = [j for j in self._waiting if j.cancelled or now - j.start > j.timeout]
+            for job in gone:
                 self._waiting.remove(job)
+        for job in gone:
             if not job.cancelled:
                 self._tell(job, [Failed(_late(job))])
         for job in [*self._running]:
@@ -251,6 +253,8 @@ class Scheduler:
         self.shared.keep(one.session, one.tokens)
 
     def _fail(self, job: Job, error: BaseException) -> None:
+        if failure_of(error).code == "internal_error":  # a stream has begun, so nobody else tells of it
+            LOG.error("a request failed", exc_info=error)
         self._end(job)
         self.metrics.ended("failed")
         self._tell(job, [Failed(error)])

@@ -70,7 +70,8 @@ def chosen(functions: Mapping[str, Any], choice: Any, *, parallel: bool) -> tupl
             raise Failure(400, "tool_choice needs tools", param="tool_choice", code="invalid_value")
         return {}, None
     if isinstance(choice, dict):
-        name = (choice.get("function") or choice).get("name")
+        inner = choice.get("function") or choice
+        name = inner.get("name") if isinstance(inner, dict) else inner
         if not isinstance(name, str) or name not in functions:
             raise Failure(400, f"there is no tool {name!r}", param="tool_choice", code="invalid_value")
         return functions, _calls({name: functions[name]}, several=False)
@@ -114,16 +115,21 @@ def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> li
         Failure: a call or a result that cannot be read.
     """
     made: list[dict[str, Any]] = []
+    results = False  # whether the last message holds results of tools
     for number, message in enumerate(messages):
         place = f"messages[{number}]"
         if message.get("role") == "tool":
             text = f"<tool_response>\n{_plain(message.get('content'), place)}\n</tool_response>"
-            if made and made[-1].get("results"):
+            if results:
                 made[-1]["content"] += "\n" + text
             else:
-                made.append({"role": "user", "content": text, "results": True})
+                made.append({"role": "user", "content": text})
+            results = True
             continue
+        results = False
         calls = message.get("tool_calls")
+        if calls is not None and not isinstance(calls, list):
+            raise Failure(400, "tool_calls is no list", param=f"{place}.tool_calls", code="invalid_type")
         if calls:
             content = _plain(message.get("content") or "", place)
             text = "\n".join([*([content] if content else []), *(_written(c, place) for c in calls)])
@@ -138,7 +144,7 @@ def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> li
             made[0] = {**made[0], "content": f"{_plain(made[0].get('content'), 'messages[0]')}\n\n{text}"}
         else:
             made.insert(0, {"role": "system", "content": text})
-    return [{k: v for k, v in message.items() if k != "results"} for message in made]
+    return made
 
 
 def _plain(content: Any, place: str) -> str:

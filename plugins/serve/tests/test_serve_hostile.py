@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
-from andes_serve import door
+from andes_serve import door, responses
+from andes_serve.jobs import Piece
+from andes_serve.tools import Calls
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 LOOP = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
 
 
@@ -29,6 +34,10 @@ def test_bodies_that_are_no_request(served, path, body):
     ("given", "param"),
     [
         ({"stop": [1]}, "stop"),
+        ({"stop": "a" * 200_000}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
+        ({"tools": [TOOL], "tool_choice": {"function": "x"}}, "tool_choice"),
+        ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0].tool_calls"),
         ({"temperature": -1.0}, "temperature"),
         ({"response_format": LOOP}, "response_format"),
         ({"grammar": "root ::= root"}, "grammar"),
@@ -75,3 +84,27 @@ def test_readers_that_stop_reading_or_leave_hold_nothing_for_ever(served):
         reader.close()
     served.ask()
     assert served.idle()
+
+
+def test_items_of_a_streamed_response_hold_their_own_text_alone():
+    told = []
+    owner = SimpleNamespace(chat=SimpleNamespace(calls=True), _event=lambda kind, **more: told.append((kind, more)))
+    writer = responses._Writer(owner, Calls())
+    call = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
+    for text, finish in (("First. ", ""), (call, ""), ("Then more.", "stop")):
+        writer.piece(Piece(index=0, content=text, finish=finish))
+    writer.close()
+    done = [more["text"] for kind, more in told if kind == "response.output_text.done"]
+    said = [more["delta"] for kind, more in told if kind == "response.output_text.delta"]
+    assert "".join(done) == "".join(said)
+    assert [text.strip() for text in done] == ["First.", "Then more."]
+    assert [item["type"] for item in writer.output] == ["message", "function_call", "message"]
+
+
+def test_requests_that_join_while_others_are_looked_through_harm_none(served):
+    def ask(number):
+        return served.ask(messages=[{"role": "user", "content": f"{number}"}], max_tokens=2)
+
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(ask, range(96)))
+    assert all(a["choices"][0]["finish_reason"] in ("stop", "length") for a in answers)

@@ -9,7 +9,7 @@ import torch
 from attrs import asdict
 
 from andes_sdk import Pipeline
-from andes_sdk.testing import randomised
+from andes_sdk.testing.weights import randomised
 
 from .block import Block, BlockShape
 from .eagle import Eagle3, shape_for

@@ -10,7 +10,8 @@ from andes_speculative.heads import base_of, save_head
 from andes_speculative.stage import BlockStage, Eagle3Stage
 
 from andes_sdk import Pipeline
-from andes_sdk.testing import conformance, randomised, run_checks
+from andes_sdk.testing import conformance, run_checks
+from andes_sdk.testing.weights import randomised
 
 test_conformance = conformance("speculative")
 test_conformance_of_heads = conformance("draft-heads")

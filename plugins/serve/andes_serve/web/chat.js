@@ -113,6 +113,7 @@ async function ask(text) {
   ];
   if (!content.length || running) return;
   const message = { role: "user", content };
+  const talk = messages; // a new chat has another
   pictures = [];
   showPictures();
   $("text").value = "";
@@ -152,7 +153,7 @@ async function ask(text) {
   paintAnswer();
   running = null;
   busy(false);
-  if (!failed) { // a question that failed leaves no trace in the conversation
+  if (!failed && talk === messages) { // a question that failed leaves no trace in the conversation
     messages.push(message, { role: "assistant", content: answer });
     remember();
   }
