@@ -40,7 +40,7 @@ AGAIN = "write it again with `andes qalft contract`"
 
 @frozen(kw_only=True)
 class Contract:
-    """A contract. Its hash is over the parts, the base's `numbers` and the rank.
+    """A contract. Its hash is over the parts, the base's `numbers`, the rank and every tensor's hash.
 
     Attributes:
         parts: name -> sha256. numbers: of the base (`Artefact.numbers`). rank: of every adapter.
@@ -55,8 +55,9 @@ class Contract:
 
     @property
     def mark(self) -> dict[str, Any]:
-        """What an adapter carries: parts, numbers, rank and the hash over them."""
-        facts = {**self.parts, "numbers": self.numbers, "rank": self.rank}
+        """What an adapter carries: parts, numbers, rank, one hash of all tensors, and the hash over them."""
+        weights = hash_of(dict(self.tensors))
+        facts = {**self.parts, "numbers": self.numbers, "rank": self.rank, "weights": weights}
         return {**facts, "hash": hash_of(facts)}
 
     @property
@@ -185,7 +186,7 @@ def mark_of(config: Mapping[str, Any], who: str) -> Mapping[str, Any] | None:
     mark = config.get(FIELD)
     if mark is None:
         return None
-    names = {*PARTS, "numbers", "rank", "hash"}
+    names = {*PARTS, "numbers", "rank", "weights", "hash"}
     if not isinstance(mark, dict) or set(mark) != names:
         raise CheckpointError("carries a contract that is none", who=who, fix="train the adapter again")
     if hash_of({k: v for k, v in mark.items() if k != "hash"}) != mark["hash"]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from andes_compression.pack import pack_model
-from andes_compression.recipe import default_recipe, resolve
+from andes_compression.recipe import default_recipe, groups, resolve
 from andes_packing import Artefact
 from andes_packing.formats import FORMATS, Codes, Grid, Integer, find
 from andes_packing.header import PREAMBLE, aligned
@@ -108,6 +108,15 @@ def test_a_head_of_its_own_is_packed_as_such(tmp_path: Path) -> None:
     assert artefact.header.tied == {}
     assert (artefact.tensors[HEAD].group, artefact.tensors[HEAD].format) == ("head", "w4_g32")
     assert artefact.tensors[EMBEDDING].group == "embedding"
+
+
+def test_a_layer_as_wide_as_its_vocabulary_is_no_head() -> None:
+    vocabulary = Pipeline.from_plugins(list(TINY)).model.text.vocab_size
+    config = {"tie_word_embeddings": False, "intermediate_size": vocabulary}
+    model = Pipeline.from_plugins([*TINY[:2], {"qwen3": {"preset": "tiny", "config": config}}]).model
+    assert [name for name, group in groups(model).items() if group == "head"] == [HEAD]
+    chosen = default_recipe(model, "nm14_w4", head="w4_g32")
+    assert {form for name, form in chosen.items() if ".layers." in name} == {"nm14_w4"}
 
 
 def test_packing_twice_gives_the_same_bytes(pipeline: Pipeline, packed: bytes, tmp_path: Path) -> None:

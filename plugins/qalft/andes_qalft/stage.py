@@ -79,6 +79,10 @@ class QALFTStage:
         if self.contract is not None and not hollow:
             refuse_other_base(model, self.contract)
         self.numbers = model.numbers or ("" if hollow else numbers_of(cast("nn.Module", model)))
+        ranges = self.contract.ranges if self.contract is not None and self.ranges else {}
+        if shifted := [name for name, one in ranges.items() if one.zero]:
+            fix = "pack a base whose ranges are symmetric, or set ranges=false"
+            raise TrainingError("a range has a zero point", who=shifted[0], why="inputs are rounded about 0", fix=fix)
         rank = self.rank if self.contract is None else self.contract.rank
         recipe = LoraRecipe(
             rank=rank, alpha=self.alpha, dropout=self.dropout, rate=self.rate, targets=list(self.targets)
@@ -87,7 +91,6 @@ class QALFTStage:
         self.lora.put_in(model)
         if self.recovery:
             self._recover(model)
-        ranges = self.contract.ranges if self.contract is not None and self.ranges else {}
         modules = dict(model.named_modules())
         self.hooks = [modules[name].register_forward_pre_hook(_rounding(one)) for name, one in ranges.items()]
 

@@ -41,10 +41,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def base(path: Path, seed: int = 1, scale: float = 0.02, body: str = "w4_g32", thinking: bool = False) -> Artefact:
+def base(
+    path: Path, seed: int = 1, scale: float = 0.02, body: str = "w4_g32", thinking: bool = False, norm: float = 1.0
+) -> Artefact:
     """A packed base with a range on every matrix of its language model's layers."""
     model = [*MODEL[:2], {"qwen3": {"preset": "tiny", "thinking": thinking}}]
     pipe = Pipeline.from_plugins([*model, {"qat": {"body": body}}], seed=seed)
+    with torch.no_grad():
+        pipe.model.language_model.model.norm.weight.mul_(norm)
     made = pipe.compress("qat")
     names = [n.removesuffix(".weight") for n in made.codes]
     ranged = Compressed(codes=made.codes, ranges={n: Range(bits=8, scale=scale) for n in names})
@@ -172,6 +176,7 @@ def test_a_contract_is_written_once_and_never_changed(shared: Path, tmp_path: Pa
         ({"seed": 2}, "codes of weights"),
         ({"scale": 0.03}, "ranges of activations"),
         ({"thinking": True}, "chat template"),
+        ({"norm": 1.5}, "weights that are not quantised"),
     ],
 )
 def test_an_adapter_on_another_base_is_refused_saying_which_part(
@@ -206,6 +211,19 @@ def test_another_template_leaves_the_vocabulary_and_another_rank_is_refused(shar
     (other / CONFIG).write_text(json.dumps(fields | {FIELD: {**facts, "hash": fields[FIELD]["hash"]}}))
     with pytest.raises(CheckpointError, match="damaged"):
         pipe.add_adapter("rank", other)
+
+
+def test_ranges_with_a_zero_point_are_refused(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = {"qalft": {"file": str(shared / "contract.json")}}
+    pipe = Pipeline.from_pretrained(shared / "m.andes", backend="torch", plugins=[plugin])
+    contract = read_contract(shared / "contract.json")
+    name, one = next(iter(contract.ranges.items()))
+    shifted = evolve(contract, ranges={name: evolve(one, zero=3)})
+    monkeypatch.setattr("andes_qalft.stage.read_contract", lambda path: shifted)
+    stage = pipe.pick("training_stages", "qalft")
+    with pytest.raises(TrainingError, match="zero point") as caught:
+        stage.put_in(pipe.model)
+    assert caught.value.who == name
 
 
 def test_merging_is_refused_even_into_floats(shared: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +121,13 @@ def test_kinds_of_module_are_the_language_models_two_the_encoder_and_the_project
     model.mlp = torch.nn.Identity()
     with pytest.raises(TrainingError, match="no matrix of the kinds"):
         Lora(LoraRecipe(targets=["projector"]), "x").put_in(model)
+
+
+def test_layers_as_wide_as_its_vocabulary_get_adapters() -> None:
+    tiny: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
+    config = {"intermediate_size": Pipeline.from_plugins(tiny).model.text.vocab_size}
+    model = Pipeline.from_plugins([*tiny[:2], {"qwen3": {"preset": "tiny", "config": config}}]).model
+    assert len(targets_of(model, ["mlp"])) == 3 * model.text.layers
 
 
 def test_what_the_recipes_rates_name_learns_beside_the_adapter(recipe: Path, tmp_path: Path) -> None:
