@@ -100,6 +100,7 @@ print("loaded:", *every, file=sys.stderr)
         "andes_evaluation",
         "andes_numba",
         "andes_okv",
+        "andes_qalft",
         "andes_serve",
         "andes_speculative",
         "andes_training",
