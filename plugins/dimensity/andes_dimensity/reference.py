@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from attrs import define, frozen
 from torch import Tensor, nn
 
-from andes_sdk.errors import BackendUnavailable, SessionError
+from andes_sdk.errors import BackendUnavailable, ConfigError, SessionError
 from andes_sdk.numbers import quantised
 from andes_sdk.runtime.session import TorchSession
 from andes_sdk.runtime.torch_backend import CompiledTorch
@@ -49,6 +49,19 @@ def rounded_rows(x: Tensor, high: int, one: Range | None = None) -> tuple[Tensor
     else:
         step = x.abs().amax(-1, keepdim=True).clamp_min(1e-12) / high
     return torch.clamp(torch.round(x / step), -high, high), step
+
+
+def refuse_unfit(name: str, one: Range, mode: str) -> None:
+    """Refuse a range that integers of a mode cannot hold.
+
+    Raises:
+        ConfigError: more bits than the mode has, or a zero point.
+    """
+    most = HIGH[mode].bit_length() + 1
+    if one.zero or one.bits > most:
+        why = f"it has {one.bits} bits and its zero at {one.zero}; {mode} has {most} bits and its zero at 0"
+        fix = "train ranges of that many bits, or choose other activations"
+        raise ConfigError("a trained range does not fit the activations", who=name, why=why, fix=fix)
 
 
 class CodedLinear(nn.Linear):
@@ -76,7 +89,8 @@ class CodedLinear(nn.Linear):
         """(..., in) -> (..., out)."""
         if self.mode == "float":
             return F.linear(x, self.weight, self.bias)
-        whole, step = rounded_rows(x, HIGH[self.mode], self.range)
+        high = HIGH[self.mode] if self.range is None else (1 << self.range.bits - 1) - 1
+        whole, step = rounded_rows(x, high, self.range)
         total = F.linear(whole.double(), self.codes.double())
         y = (total * (step.double() * self.scales.double())).float()
         return y if self.bias is None else y + self.bias
@@ -86,9 +100,10 @@ def coded(model: VisionLanguageModel, options: Options, artefact: Any = None) ->
     """A copy of a model in float32, whose linear layers are codes; other weights are shared with the original.
 
     Raises:
-        ConfigError: codes that the chip cannot take, by name.
+        ConfigError: codes that the chip cannot take, or ranges that the mode cannot, by name.
     """
     book, ranges = Codebook.of(model, artefact), quantised(cast("nn.Module", model))[1]
+    ranges = {**(artefact.ranges if artefact is not None else {}), **ranges}
     # new parameters on the memory of the old ones: what is float32 is not copied, and nothing changes the original
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach().float(), requires_grad=False) for p in model.parameters()}
     made = copy.deepcopy(model, shared | {id(model.tokenizer): model.tokenizer})
@@ -101,6 +116,8 @@ def coded(model: VisionLanguageModel, options: Options, artefact: Any = None) ->
         matrix = book.matrix(f"{name}.weight", BITS[getattr(options, part)])
         # the graphs of pictures have float products: LiteRT's runtime keeps them so on the CPU, as embeddings are
         mode = options.activations if part != "vision" else "float"
+        if mode != "float" and (one := ranges.get(name)) is not None:
+            refuse_unfit(name, one, mode)
         made.set_submodule(name, CodedLinear(matrix, module.bias, mode, ranges.get(name)))
     for name, module in list(made.named_modules()):
         if isinstance(module, nn.Conv2d):

@@ -5,10 +5,10 @@ import pytest
 import torch
 from andes_dimensity.codes import Matrix
 from andes_dimensity.options import Options
-from andes_dimensity.reference import CodedLinear, DimensityBackend, coded, rounded_rows
+from andes_dimensity.reference import CodedLinear, DimensityBackend, coded, refuse_unfit, rounded_rows
 
 from andes_sdk import Pipeline
-from andes_sdk.errors import BackendUnavailable, SessionError
+from andes_sdk.errors import BackendUnavailable, ConfigError, SessionError
 from andes_sdk.types import Range
 
 CODES = Matrix(np.array([[2, -3], [127, 1]], np.int8), np.array([0.5, 0.25], np.float32), 8, "rounded")
@@ -103,3 +103,16 @@ def test_what_is_computed_is_told():
     facts = opened(activations="a8", rows=64).compiled.facts()
     assert facts["products"] == "int8 codes, exact sums"
     assert facts["cache"] == "64 rows, a8"
+
+
+@pytest.mark.parametrize(("one", "mode"), [(Range(bits=16, scale=0.5), "a8"), (Range(bits=8, scale=0.5, zero=3), "a8")])
+def test_ranges_that_a_mode_cannot_hold_are_refused(one, mode):
+    with pytest.raises(ConfigError, match="does not fit") as caught:
+        refuse_unfit("layer", one, mode)
+    assert caught.value.who == "layer"
+
+
+def test_a_range_of_fewer_bits_clips_at_its_own():
+    layer = CodedLinear(CODES, None, "a16", Range(bits=8, scale=0.5))
+    far, edge = torch.tensor([[1000.0, 1000.0]]), torch.tensor([[63.5, 63.5]])
+    assert torch.equal(layer(far), layer(edge))
