@@ -18,7 +18,7 @@ from .options import Options
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
 
-app = typer.Typer(no_args_is_help=True, help="Write a model as a file for phones, and check it.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Write a model as a file for phones, and check it.")
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, packed or other model file, or owner/name on the Hub.")]
 Plugin = Annotated[list[str] | None, typer.Option("--plugin", "-p", help="One more plugin; repeatable.")]

@@ -19,7 +19,9 @@ from .options import Options
 if TYPE_CHECKING:
     from .export import Lowered
 
-app = typer.Typer(no_args_is_help=True, help="Find what of a model will not run well on a target.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Find what of a model will not run well on a target."
+)
 
 
 @app.callback()

@@ -9,11 +9,11 @@ Left out: division of the model among processes (FSDP), convolutions, the KV cac
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from andes_sparsity.schedule import is_due, refuse_options, settled, survivors
 from andes_training.data.rows import conversations_of
 from andes_training.feed import packed
 from andes_training.loss import next_token_loss
@@ -117,19 +117,8 @@ class QATStage:
             TrainingError: options of the recipe that do not go with rounding.
         """
         recipe = run.recipe
-        refused = {
-            "lora": (recipe.lora is not None, "adapters learn in place of the weights that are rounded"),
-            "epochs": (recipe.epochs, "ranges and masks count steps: give steps"),
-            "patience": (recipe.patience, "a stage that ends early may end before its masks have the pattern"),
-            "ema_export": (
-                recipe.ema and recipe.ema_export == "beside",
-                "the average would be saved without its codes",
-            ),
-        }
-        for option, (given, why) in refused.items():
-            if given:
-                fix = f"leave {option} out"
-                raise TrainingError("cannot be combined with quantisation-aware training", who=option, why=why, fix=fix)
+        adapters = "adapters learn in place of the weights that are rounded"
+        refuse_options(recipe, "quantisation-aware training", adapters=adapters, lost="codes")
         if self.bits and run.world > 1:
             why, fix = "each process would measure ranges of its own", "use one process, or leave inputs in floats"
             raise TrainingError("ranges of inputs cannot be measured together", who="qat.inputs", why=why, fix=fix)
@@ -139,16 +128,10 @@ class QATStage:
         self.steps, self.learnt = recipe.steps, run.position.step > 0
         return packed(run)
 
-    def survivors(self, step: int, n: int, m: int) -> int:
-        """Weights of every m that survive at a step: m at first, n after the ramp."""
-        ramp = self.ramp * self.steps
-        left = max(0.0, 1.0 - step / ramp) if ramp else 0.0
-        return n + math.ceil((m - n) * left)
-
     @property
     def settled(self) -> int:
         """The step from which on survivors stay; one step at least is left after it."""
-        return self.steps - max(1, round(self.hold * self.steps))
+        return settled(self.steps, self.hold)
 
     def before_step(self, model: Model, step: int) -> None:
         """Choose survivors where that is due, and take the ranges that were measured.
@@ -157,7 +140,7 @@ class QATStage:
             TrainingError: the model is divided among processes. ConfigError: an input range that cannot be.
         """
         self.learnt = True
-        due = step <= self.settled and (step % self.every == 0 or step == self.settled)
+        due = is_due(step, self.every, self.settled)
         for name, layer in rounding_layers(model).items():
             if isinstance(layer.weight, DTensor):
                 why, fix = "a process sees a share of each matrix only", 'set sharding = "none"'
@@ -167,7 +150,7 @@ class QATStage:
                 layer.settle_input(name)
             if due and layer.weight_mask is not None:
                 n, m = layer.target.n, layer.target.m
-                layer.choose(n if step == self.settled else self.survivors(step, n, m))
+                layer.choose(n if step == self.settled else survivors(step, self.ramp * self.steps, n, m))
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """A packed batch -> (loss in nats, figures): those of the loss, and `sparsity` where a grid is sparse."""

@@ -10,7 +10,6 @@ Left out: N:M for other modules than the language model's layers, division of th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +27,7 @@ from torch.nn.functional import linear
 from andes_sdk.errors import TrainingError
 
 from .masks import keep_mask, matrices
+from .schedule import is_due, refuse_options, settled, survivors
 
 if TYPE_CHECKING:
     from andes_training.packing import Batch
@@ -150,33 +150,19 @@ class SparseStage:
         Raises:
             TrainingError: options of the recipe under which the trained model would not have the pattern.
         """
-        recipe = run.recipe
-        refused = {
-            "lora": (recipe.lora is not None, "adapters learn in place of the weights that masks choose among"),
-            "epochs": (recipe.epochs, "the masks' schedule counts steps: give steps"),
-            "patience": (recipe.patience, "a stage that ends early may end before its masks have the pattern"),
-            "ema_export": (
-                recipe.ema and recipe.ema_export == "beside",
-                "the average would be saved without its masks",
-            ),
-        }
-        for option, (given, why) in refused.items():
-            if given:
-                fix = f"leave {option} out"
-                raise TrainingError("cannot be combined with sparse training", who=option, why=why, fix=fix)
-        self.steps = recipe.steps
+        adapters = "adapters learn in place of the weights that masks choose among"
+        refuse_options(run.recipe, "sparse training", adapters=adapters, lost="masks")
+        self.steps = run.recipe.steps
         return packed(run)
 
     def survivors(self, step: int) -> int:
         """Weights of every m that stay at a step: m at first, n after the ramp."""
-        ramp = self.ramp * self.steps
-        left = max(0.0, 1.0 - step / ramp) if ramp else 0.0
-        return self.n + math.ceil((self.m - self.n) * left)
+        return survivors(step, self.ramp * self.steps, self.n, self.m)
 
     @property
     def settled(self) -> int:
         """The step from which on masks stay; one step at least is left after it."""
-        return self.steps - max(1, round(self.hold * self.steps))
+        return settled(self.steps, self.hold)
 
     @torch.no_grad()
     def before_step(self, model: Model, step: int) -> None:
@@ -185,7 +171,7 @@ class SparseStage:
         Raises:
             TrainingError: the model is divided among processes.
         """
-        if step > self.settled or (step % self.every and step != self.settled):
+        if not is_due(step, self.every, self.settled):
             return
         count = self.n if step == self.settled else self.survivors(step)
         for module in sparse_layers(model):
