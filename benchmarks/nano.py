@@ -1,8 +1,9 @@
 """Score a model of andes-nano on data that it has never seen, beside what can be had without looking.
 
     python examples/nano/prepare.py                          # the test data, among the rest
-    python benchmarks/nano.py runs/nano/5-sft/model --json
+    python benchmarks/nano.py --json                         # the shipped model
     python benchmarks/nano.py runs/nano/5-sft/model --parts elements line --limit 100
+    python benchmarks/nano.py runs/nano/5-sft/model --name 5-sft --out docs/results/nano.json
 
 Words of test pages are in no training page, nor are test combinations of shape and colour; screens are those of
 applications that training never saw. Each figure has its number of questions and a 95 % interval (Wilson's; a bootstrap
@@ -34,6 +35,7 @@ from rich.console import Console
 from rich.progress import track
 
 from andes_sdk import Pipeline
+from andes_sdk.files import write_atomically
 from andes_sdk.runtime.generation import GenerationOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -253,7 +255,9 @@ def summary(scores: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a checkpoint folder")
+    parser.add_argument("model", nargs="?", default="andes-nano", help="a checkpoint folder, or an installed model")
+    parser.add_argument("--name", help="what the figures stand under in --out; the model, unless given")
+    parser.add_argument("--out", type=Path, help="a file of JSON to which the figures are added")
     parser.add_argument("--backend", default="torch")
     parser.add_argument("--data", type=Path, default=DATA, help="what examples/nano/prepare.py wrote")
     parser.add_argument("--parts", nargs="*", default=None, help="all that there are, unless given")
@@ -280,8 +284,12 @@ def main() -> None:
             priors[name] = baselines(items, known)
             if items[0].images and not args.no_blind:
                 noisy[name] = figure(items, answers_of(pipe, items, f"{name}, blind", blind=True))
-    found = {**summary(scores), "baselines": priors, "blind": summary(noisy), "scores": scores}
+    found = {**summary(scores), "baselines": priors, "blind": summary(noisy), "scores": scores, "blind_scores": noisy}
     found["parameters"] = pipe.model.parameter_count()
+    if args.out is not None:
+        there = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
+        there[args.name or args.model] = found
+        write_atomically(args.out, (json.dumps(there, indent=1) + "\n").encode())
     if args.json:
         print(json.dumps(found))
         return
