@@ -42,7 +42,7 @@ class Wanted:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The question as the model was trained on it."""
-        text = f"Where is “{self.name}”?"
+        text = f"Where does it say “{self.name}”?"
         return [{"role": "user", "content": [{"type": "image", "image": self.picture}, {"type": "text", "text": text}]}]
 
 

@@ -1,6 +1,6 @@
-"""Draw what docs/results/nano.json holds, which benchmarks/nano.py measured.
+"""Write docs/results/nano.md and its plots from docs/results/nano.json, which benchmarks/nano.py measured.
 
-    python benchmarks/nano_plots.py       # docs/results/nano.svg and nano_stages.svg
+    python benchmarks/nano_report.py
 
 `nano.svg` shows the shipped model's scores beside noise for pictures and what can be had without looking;
 `nano_stages.svg` the scores after each stage of training.
@@ -26,7 +26,7 @@ def scores_of(run: dict[str, Any], of: str = "scores") -> dict[str, dict[str, An
     return {name: score for name, score in run[of].items() if score["n"]}
 
 
-def model(run: dict[str, Any], path: Path) -> None:
+def model_plot(run: dict[str, Any], path: Path) -> None:
     """One model's scores, noise and baselines."""
     scores, noise = scores_of(run), scores_of(run, "blind_scores")
     rows = range(len(scores))
@@ -46,7 +46,7 @@ def model(run: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def stages(runs: dict[str, dict[str, Any]], path: Path) -> None:
+def stages_plot(runs: dict[str, dict[str, Any]], path: Path) -> None:
     """Every score after each stage."""
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     for name in scores_of(list(runs.values())[-1]):
@@ -59,11 +59,52 @@ def stages(runs: dict[str, dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
+PAGE = """# andes-nano after each stage
+
+Shares of right answers on held-out data; of `/error` the share of characters that are wrong. `place` counts a hit where the
+centre of the answered box lies in the true one. Screens are those of applications that training never saw, with at least six
+texts that can be told apart. `n` differs where a run was scored on fewer questions. The last columns belong to the last run:
+its 95 % interval, noise shown in place of the pictures, and the best that can be had without looking (the most frequent answer,
+the most frequent answer to the same question text; for places the centre, a random box of the training data, the largest
+element).
+
+{table}
+
+![Scores of the shipped model](nano.svg)
+
+![Scores after each stage](nano_stages.svg)
+
+Repeat: `python examples/nano/prepare.py`, the recipes in `examples/nano` in their order, and after each
+`python benchmarks/nano.py runs/nano/STAGE/model --name STAGE --out docs/results/nano.json`; then
+`python benchmarks/nano_report.py`.
+"""
+
+
+def page(runs: dict[str, dict[str, Any]]) -> str:
+    """The table of every run."""
+    last = list(runs.values())[-1]
+    rows = [
+        f"| task | {' | '.join(runs)} | n | 95 % | noise shown | best without looking |",
+        f"|---|{'---|' * len(runs)}---|---|---|---|",
+    ]
+    for name, score in scores_of(last).items():
+        found = [run["scores"].get(name, {}).get("value") for run in runs.values()]
+        low, high = score["ci"]
+        pick = min if name.endswith("/error") else max
+        best, value = pick(last["baselines"][name].items(), key=lambda pair: pair[1])
+        blind = last["blind_scores"].get(name, {}).get("value")
+        cells = [*("" if v is None else f"{v:.1%}" for v in found), f"{score['n']:,}", f"{low:.1%} to {high:.1%}"]
+        cells += ["" if blind is None else f"{blind:.1%}", f"{value:.1%} ({best})"]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return PAGE.format(table="\n".join(rows))
+
+
 def main() -> None:
     runs = json.loads((FOLDER / "nano.json").read_text(encoding="utf-8"))
     by_stage = {name: run for name, run in runs.items() if name[0].isdigit()}
-    model(runs.get("andes-nano") or list(by_stage.values())[-1], FOLDER / "nano.svg")
-    stages(by_stage, FOLDER / "nano_stages.svg")
+    model_plot(runs.get("andes-nano") or list(by_stage.values())[-1], FOLDER / "nano.svg")
+    stages_plot(by_stage, FOLDER / "nano_stages.svg")
+    (FOLDER / "nano.md").write_text(page(runs), encoding="utf-8")
 
 
 if __name__ == "__main__":
