@@ -61,12 +61,12 @@ def stages_plot(runs: dict[str, dict[str, Any]], path: Path) -> None:
 
 PAGE = """# andes-nano after each stage
 
-Shares of right answers on held-out data; of `/error` the share of characters that are wrong. `place` counts a hit where the
-centre of the answered box lies in the true one. Screens are those of applications that training never saw, with at least six
-texts that can be told apart. `n` differs where a run was scored on fewer questions. The last columns belong to the last run:
-its 95 % interval, noise shown in place of the pictures, and the best that can be had without looking (the most frequent answer,
-the most frequent answer to the same question text; for places the centre, a random box of the training data, the largest
-element).
+Shares of right answers on held-out data; of `/error` the share of characters that are wrong. `place` counts a
+hit where the centre of the answered box lies in the true one. Screens are those of applications that training
+never saw, with at least six texts that can be told apart. `n` differs where a run was scored on fewer
+questions. The last columns belong to the last run: its 95 % interval, noise shown in place of the pictures, and
+the best that can be had without looking (the most frequent answer, the most frequent answer to the same
+question text; for places the centre, a random box of the training data, the largest element).
 
 {table}
 
