@@ -10,6 +10,14 @@ from typing import Any
 from words import word
 
 
+SUMS = ("Calculate {}.", "What is {}?", "State the final answer to {} =")
+QUESTIONS = (
+    *SUMS, "Which is the largest of 1, 2? Which is the smallest of", "1 or 2: 3; 4 + 5 = 6; 7 - 8 = 9",
+    'How many times does "x" stand in "x"?', 'Spell "x" backwards.',
+)  # fmt: skip
+"""What the tokenizer knows as words."""
+
+
 def chain_sum(rng: random.Random, terms: int, digits: int) -> tuple[str, str, str]:
     """A sum -> (question, reasoning, answer): each step adds one term."""
     numbers = [rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits) for _ in range(terms)]
@@ -21,7 +29,7 @@ def chain_sum(rng: random.Random, terms: int, digits: int) -> tuple[str, str, st
     for sign, n in zip(signs[1:], numbers[1:], strict=True):
         steps.append(f"{total} {'+' if sign > 0 else '-'} {n} = {total + sign * n}")
         total += sign * n
-    question = rng.choice(("Calculate {}.", "What is {}?", "State the final answer to {} =")).format(text)
+    question = rng.choice(SUMS).format(text)
     return question, "; ".join(steps), str(total)
 
 

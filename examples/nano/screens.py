@@ -14,7 +14,7 @@ KITS = (
     "startbootstrap-creative",
 )  # fmt: skip
 """All under the MIT licence. `andes ui fetch` checks what each package states."""
-APPLICATIONS, PAGES, VIEWS = 300, 2, 3
+APPLICATIONS, PAGES, VIEWS = 700, 2, 3
 SIZES = ("desktop", "mobile", "small")
 FEWEST = 6
 """Elements that a screen of a test names, at least: among fewer, a guess is often right."""

@@ -34,6 +34,9 @@ class Grounding:
     read_slots: int = field(
         default=4, validator=and_(ge(1), lt(64)), metadata={"help": "reading: characters told apart in one patch"}
     )
+    place_weight: float = field(
+        default=0.3, validator=and_(ge(0.0), lt(1e3)), metadata={"help": "reading: weight of the loss of places"}
+    )
     rate: float = field(default=1e-3, validator=gt(0.0), metadata={"help": "pointing: rate of the language model"})
     projector_rate: float = field(
         default=1e-3, validator=ge(0.0), metadata={"help": "pointing: rate of the projector; 0 freezes it"}
@@ -56,6 +59,6 @@ class Grounding:
 
         rates = {"language_model": self.rate, "mlp": self.projector_rate, "vision_encoder": self.encoder_rate}
         return [
-            ReadingStage(rate=self.read_rate, slots=self.read_slots),
+            ReadingStage(rate=self.read_rate, slots=self.read_slots, place_weight=self.place_weight),
             PointingStage(module_rates=rates, weight=self.look_weight, layer=self.look_layer),
         ]

@@ -36,6 +36,8 @@ ALPHABET = "".join(map(chr, [*range(33, 127), *range(161, 384)]))
 
 CLASSES = len(ALPHABET) + 2
 EMPTY, OTHER = 0, CLASSES - 1
+BINS = 32
+"""Columns, and rows, that a picture is divided into for the place of a patch."""
 _CLASS = {character: number for number, character in enumerate(ALPHABET, 1)}
 HEAD = "reader"
 """The head's name in the model during the stage."""
@@ -48,16 +50,18 @@ class ReadingStage:
     Attributes:
         rate: learning rate of the encoder and of the head.
         slots: characters told apart in one patch.
+        place_weight: of the loss of a patch's place beside that of its characters.
     """
 
     rate: float
     slots: int
+    place_weight: float = 0.3
     name: str = "reading"
     folder: str = "reading"
 
     def put_in(self, model: Model) -> None:
         """Add the head."""
-        head = nn.Linear(model.vision.width, self.slots * CLASSES)
+        head = nn.Linear(model.vision.width, self.slots * CLASSES + 2 * BINS)
         nn.init.normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
         model.add_module(HEAD, head.to(model.device))
@@ -98,10 +102,14 @@ class ReadingStage:
             yield position, evolve(batch, extras={**batch.extras, "glyphs": torch.cat(targets).reshape(-1)})
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
-        """-> (mean cross-entropy of a slot in nats, {"read": share of characters named right})."""
+        """-> (mean cross-entropy of a slot, and of a place, in nats; shares of characters and places named right)."""
         images = batch.media["image"]
         rows = model.vision_encoder(images.data.to(model.dtype), images.sizes)
-        scores = getattr(model, HEAD)(rows).float().view(-1, CLASSES)
+        named = getattr(model, HEAD)(rows).float()
+        scores, places = named[:, : -2 * BINS].reshape(-1, CLASSES), named[:, -2 * BINS :].reshape(-1, BINS)
+        wanted = torch.cat([place_classes(grid, model.vision.merge) for grid in images.sizes]).reshape(-1)
+        wanted = wanted.to(places.device)
+        placed = float((places.detach().argmax(1) == wanted).float().mean())
         targets = batch.extras["glyphs"]
         right = scores.detach().argmax(1) == targets
         there = targets != EMPTY
@@ -109,7 +117,8 @@ class ReadingStage:
         # an empty slot is easy and there are many: together they weigh as much as the characters
         losses = cross_entropy(scores, targets, reduction="none")
         parts = [losses[mask].mean() for mask in (there, ~there) if bool(mask.any())]
-        return torch.stack(parts).mean(), {"read": read}
+        loss = torch.stack(parts).mean() + self.place_weight * cross_entropy(places, wanted)
+        return loss, {"read": read, "placed": placed}
 
 
 def _one_of_each(samples: Sequence[Any]) -> Iterator[Any]:
@@ -120,6 +129,15 @@ def _one_of_each(samples: Sequence[Any]) -> Iterator[Any]:
         if source.path not in seen:
             seen.add(source.path)
             yield samples[index]
+
+
+def place_classes(grid: Sequence[int], merge: int) -> Tensor:
+    """(h*w, 2) column and row, of `BINS`, of each patch of a picture, patches in blocks of `merge` x `merge`."""
+    h, w = grid
+    rows, columns = torch.arange(h) * BINS // h, torch.arange(w) * BINS // w
+    cells = torch.stack([columns.expand(h, w), rows[:, None].expand(h, w)], 2)
+    blocks = cells.view(h // merge, merge, w // merge, merge, 2).transpose(1, 2)
+    return blocks.reshape(h * w, 2)
 
 
 def glyph_classes(glyphs: Any, grid: Sequence[int], merge: int, slots: int, where: str) -> Tensor:
