@@ -3,9 +3,10 @@
     python benchmarks/kv.py --quick --json
     python benchmarks/kv.py --model SmolLM2-135M-Instruct.Q4_1.gguf --lengths 1024 2048 --plot kept.png
 
-A text of plain sentences hides facts ("The code of the blue kite is 4817."). The policy reads it without knowing what
-will be asked (`hidden`), or with the question behind it (`asked`). Then each fact is asked for, greedily, from the same
-kept rows. An answer counts if it has the number. One key: there is one fact. Four keys: the others have the same form.
+A text of plain sentences hides facts ("The code of the blue kite is 4817."). `hidden`: the policy reads it in chunks,
+without knowing what will be asked; then each fact is asked for, behind the same kept rows. `asked`: the text is read
+whole, and rows go once the question stands behind it, as SnapKV and ReST-KV were published. A fact is found if the
+greedy answer begins with its number. One key: there is one fact. Four keys: the others have the same form.
 The same texts and questions go to every policy; a difference to the full cache is paired, its interval by bootstrap.
 
 `kv_bytes_ratio` is the most bytes that keys and values took while the text was read, the rows of the chunk included,
@@ -13,7 +14,7 @@ over those of the full cache; rows that scorers replay for a moment are not seen
 scorer, in the report, is the learned one only with `--weights` or where weights come along.
 
 `decode_128k_speedup` compares steps of the shape of Qwen3-0.6B on numba behind all rows and behind a quarter of them,
-in turns; null where `--decode-rows` is not 131 072. So many rows take 15 GB in f16, and the quarter 4 more.
+in turns; null where `--decode-rows` is not 131 072. So many rows and the quarter take 19 GB in f16, 10 in int8.
 """
 
 from __future__ import annotations
@@ -50,16 +51,22 @@ FILLER = (
     "Somebody left an umbrella on the bench.", "The train was late and nobody was surprised.",
     "A cook needs sharp knives and a good stove.", "The letter arrived a week after it was sent.",
 )  # fmt: skip
+BF16 = False
+"""Whether texts are read in bfloat16; `--bf16`."""
 POLICIES: Mapping[str, Mapping[str, Any] | None] = {
     "full": None,
     "okv": {"scorer": "auto"},
     "snapkv": {"scorer": "snapkv"},
     "kvzip+": {"scorer": "kvzip+"},
+    "kvzip": {"scorer": "kvzip"},
     "restkv": {"scorer": "restkv"},
+    "dropkv": {"scorer": "dropkv"},
+    "h2o": {"scorer": "h2o"},
     "keynorm": {"scorer": "keynorm"},
     "streaming": {"scorer": "streaming"},
 }
-ANSWER_TOKENS = 10
+ASKED = ("full", "okv", "snapkv", "restkv", "dropkv", "kvzip+")
+"""Policies that are asked with the question in sight, too."""
 
 
 @frozen
@@ -119,23 +126,20 @@ class Found:
     end: list[int] = field(factory=list)
 
 
-def answer(pipe: Pipeline, session: Any, tokens: Sequence[int]) -> str:
-    """Greedy, behind what the session holds."""
-    told: list[int] = []
-    ahead = list(tokens)
-    while len(told) < ANSWER_TOKENS:
-        logits = session.extend(ahead)[0][-1]
-        session.commit()
-        told.append(int(logits.argmax()))
-        ahead = told[-1:]
-    return pipe.tokenizer.decode(told)
+def begins(pipe: Pipeline, session: Any, tokens: Sequence[int], number: str) -> bool:
+    """Whether a greedy answer behind some tokens begins with a number; one pass over both says so."""
+    wanted = pipe.tokenizer.encode(f" {number}")
+    logits = session.extend([*tokens, *wanted])[0]
+    session.rollback()
+    return bool(logits[-1 - len(wanted) : -1].argmax(dim=-1).tolist() == wanted)
 
 
 def read(session: Any, tokens: Sequence[int]) -> int:
     """Read a prompt in the policy's chunks -> the most bytes held, those of a chunk not yet judged included."""
     most = 0
     for work in session.chunks(Inputs(ids=torch.tensor(tokens))):
-        session.compiled.step([work])
+        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
+            session.compiled.step([work])
         most = max(most, sum(map(sum, session.counts())))
         session.commit(reading=True)
     stats = session.stats
@@ -143,23 +147,23 @@ def read(session: Any, tokens: Sequence[int]) -> int:
 
 
 def ask(pipe: Pipeline, cases: Mapping[str, Sequence[Hidden]], visible: bool, show: str) -> Found:
-    """All questions to one policy."""
+    """All questions to one policy; each text is read once."""
     found = Found(scorer=getattr(getattr(pipe.policy, "scorer", None), "name", ""))
     jobs = [(task, case) for task, some in cases.items() for case in some]
     for task, case in track(jobs, show, console=Console(stderr=True)):
         ahead = [split(pipe, case, name) for name, _ in case.facts]
+        session = pipe.session()
+        found.peak.append(read(session, ahead[0][0]))
+        found.end.append(session.stats.kv_bytes)
         right = []
-        for n, (text, question) in enumerate(ahead):
-            if visible or n == 0:  # a hidden question leaves the text's rows as they are: it is read once
-                session = pipe.session()
-                found.peak.append(read(session, [*text, *question[:-1]] if visible else text))
-                found.end.append(session.stats.kv_bytes)
-            one = session.fork()
-            told = answer(pipe, one, question[-1:] if visible else question)
+        for (_, question), (_, number) in zip(ahead, case.facts, strict=True):
+            one: Any = session.fork()
+            if visible:
+                one.extend(question[:-1])
+                one.commit()
+            right.append(begins(pipe, one, question[-1:] if visible else question, number))
             one.close()
-            right.append(case.facts[n][1] in told)
-            if visible or n + 1 == len(ahead):
-                session.close()
+        session.close()
         found.right.setdefault(task, []).append(right)
     return found
 
@@ -182,9 +186,11 @@ def difference(one: Found, other: Found, rng: np.random.Generator) -> dict[str, 
     return {"points": round(score(one.right) - score(other.right), 1), "interval": [round(low, 1), round(high, 1)]}
 
 
-def opened(model: str, policy: Mapping[str, Any] | None, keep: float, weights: str) -> Pipeline:
-    """The model under one policy."""
-    options = None if policy is None else {"keep": keep, "chunk": 128, **policy}
+def opened(
+    model: str, policy: Mapping[str, Any] | None, keep: float, weights: str = "", *, whole: bool = False
+) -> Pipeline:
+    """The model under one policy. whole: rows go at the end of a prompt alone."""
+    options = None if policy is None else {"keep": keep, "reading": not whole, **policy}
     if options and options["scorer"] == "auto" and weights:
         options["weights"] = weights
     own = [] if options is None else [{"okv": options}]
@@ -196,7 +202,11 @@ def filled(session: Any, rows: int) -> Any:
     store, rng = session.store, np.random.default_rng(0)
     store.reserve(rows)
     some = rng.standard_normal((4096, store._arrays[0].shape[-1])).astype(np.float32)
+    if store.kv == "int8":
+        some = (32 * some).clip(-127, 127)
     for start in store.starts.flat:
+        for scales in store._arrays[3:]:
+            scales[start : start + rows] = 1 / 32
         for array in store._arrays[:2]:
             for at in range(0, rows, len(some)):
                 array[start + at : start + min(at + len(some), rows)] = some[: rows - at]
@@ -214,7 +224,7 @@ def timed(session: Any) -> float:
     return seconds
 
 
-def decode_speedup(rows: int, rounds: int, keep: float) -> dict[str, Any]:
+def decode_speedup(rows: int, rounds: int, keep: float, kv: str) -> dict[str, Any]:
     """Time of a step behind all rows over that behind a share of them, in turns."""
     from decode_models import write_artefact
 
@@ -222,9 +232,7 @@ def decode_speedup(rows: int, rounds: int, keep: float) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         write_artefact(Path(folder) / "model.andes", "w4_g32", "w4_g32")
-        compiled: Any = Pipeline.from_pretrained(
-            Path(folder) / "model.andes", backend={"numba": {"kv": "f16"}}
-        ).compiled
+        compiled: Any = Pipeline.from_pretrained(Path(folder) / "model.andes", backend={"numba": {"kv": kv}}).compiled
         sessions = [filled(compiled.session(KeepAll()), n) for n in (rows, int(rows * keep))]
         seconds: list[tuple[float, float]] = []
         for _ in track(range(rounds + 1), "steps", console=Console(stderr=True)):
@@ -235,7 +243,7 @@ def decode_speedup(rows: int, rounds: int, keep: float) -> dict[str, Any]:
             session.close()
     full, kept = (statistics.median(x) for x in zip(*seconds, strict=True))
     return {
-        "rows": rows, "rounds": rounds, "speedup": round(statistics.median(a / b for a, b in seconds), 2),
+        "rows": rows, "kv": kv, "rounds": rounds, "speedup": round(statistics.median(a / b for a, b in seconds), 2),
         "full_ms": round(1e3 * full, 1), "kept_ms": round(1e3 * kept, 1), "gb_per_s": round(nbytes / full / 1e9, 1),
     }  # fmt: skip
 
@@ -245,7 +253,9 @@ def measured(given: argparse.Namespace, visible: bool) -> dict[str, Found]:
     cases: dict[str, list[Hidden]] = {}
     found: dict[str, Found] = {}
     for name in given.policies:
-        pipe = opened(given.model, POLICIES[name], given.keep, given.weights)
+        if visible and name not in ASKED:
+            continue
+        pipe = opened(given.model, POLICIES[name], given.keep, given.weights, whole=visible)
         if not cases:
             rng = random.Random(given.seed)
             for length in given.lengths:
@@ -318,33 +328,39 @@ def main() -> None:
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decode-rows", type=int, default=131_072, help="0: leave the speed of decoding out")
+    parser.add_argument("--decode-kv", default="f16", choices=["f16", "int8"], help="precision of those rows")
+    parser.add_argument("--ways", nargs="+", default=["hidden", "asked"], choices=["hidden", "asked"])
+    parser.add_argument("--bf16", action="store_true", help="read the texts in bf16, which is faster on some CPUs")
     parser.add_argument("--plot", type=Path, help="write bars to this file")
-    parser.add_argument("--quick", action="store_true", help="1024 tokens, 12 questions, four policies, 32 768 rows")
+    parser.add_argument("--quick", action="store_true", help="2048 tokens, 12 questions, four policies, rows in int8")
     parser.add_argument("--json", action="store_true", help="JSON on stdout, and nothing else")
     given = parser.parse_args()
     if given.quick:
-        given.lengths, given.questions, given.decode_rows = [1024], 12, 32_768
-        given.policies = ["full", "okv", "snapkv", "kvzip+"]
+        given.lengths, given.keys, given.questions, given.decode_kv = [2048], [4], 12, "int8"
+        given.policies, given.ways = ["full", "okv", "snapkv", "kvzip+"], ["hidden"]
     given.model = given.model or smollm2()
-    found = {"hidden": measured(given, visible=False), "asked": measured(given, visible=True)}
+    global BF16
+    BF16 = given.bf16
+    found = {way: measured(given, visible=way == "asked") for way in given.ways}
     kinds = {kind: facts(some) for kind, some in found.items()}
     report: dict[str, Any] = {
         "model": Path(given.model).name,
         "keep": given.keep,
+        "lengths": given.lengths,
         "seed": given.seed,
         "questions": kinds,
     }
     rng = np.random.default_rng(0)
     for other in ("full", "snapkv", "kvzip+"):
-        if {"okv", other} <= found["hidden"].keys():
+        if {"okv", other} <= found.get("hidden", {}).keys():
             one = difference(found["hidden"]["okv"], found["hidden"][other], rng)
             report[f"okv_vs_{other.replace('+', '_plus')}"] = one["points"]
             report[f"okv_vs_{other.replace('+', '_plus')}_interval"] = one["interval"]
-    if "okv" in kinds["hidden"]:
+    if "okv" in kinds.get("hidden", {}):
         report["kv_bytes_ratio"] = kinds["hidden"]["okv"].get("peak_bytes")
     report["decode_128k_speedup"] = None
     if given.decode_rows:
-        report["decode"] = decode_speedup(given.decode_rows, 3 if given.quick else 7, given.keep)
+        report["decode"] = decode_speedup(given.decode_rows, 3 if given.quick else 7, given.keep, given.decode_kv)
         if given.decode_rows == 131_072:
             report["decode_128k_speedup"] = report["decode"]["speedup"]
     if given.plot:

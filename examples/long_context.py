@@ -45,7 +45,7 @@ def main(model: str = "", keep: float = 0.25) -> float:
     """Print bytes with and without the policy -> their ratio."""
     asked = f"{TEXT}\nHow many apples are in box 7?"
     full = held(opened(model), asked)
-    policy = {"okv": {"keep": keep, "recent": 64, "chunk": 128}}
+    policy = {"okv": {"keep": keep, "least": 128}}
     pipe = opened(model, policy)
     kept = held(pipe, asked)
     for name, (nbytes, rows, told) in (("all rows", full), (f"keep {keep}", kept)):

@@ -31,7 +31,7 @@ BACKENDS: dict[str, list[Any]] = {
     "w4": [{"numba": {"format": "w4_g32"}}],
     "sub2": [{"numba": {"format": "nm14_w4", "head": "w8", "kv": "int8"}}],
 }
-SMALL = {"sinks": 2, "recent": 8, "slack": 6, "chunk": 32}
+SMALL = {"least": 0, "sinks": 2, "recent": 8, "slack": 6, "chunk": 32}
 POLICIES: dict[str, list[Any]] = {
     "full": [],
     "snapkv": [{"okv": {"scorer": "snapkv", **SMALL}}],

@@ -20,7 +20,8 @@ class Budget:
     """How room is shared out.
 
     Attributes:
-        kind: one of `options.KINDS`. safeguard: share of an even split that each head gets first, where they compete.
+        kind: one of `options.KINDS`, never auto.
+        safeguard: share of an even split that each head gets first, where they compete.
         floor: share of an even split that rows of pictures get first in each head, and all others too.
         threshold: least score that stays, under `threshold`; None: no such limit.
     """

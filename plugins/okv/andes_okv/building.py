@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from andes_sdk.errors import ConfigError
 
 from .budgets import Budget
-from .options import COMPETING, FALLBACK, WINDOWS, Options
+from .options import COMPARABLE, COMPETING, FALLBACK, WINDOWS, Options
 from .outputs import Outputs
 from .policy import OKVPolicy
 from .replaying import Requests
@@ -33,13 +33,17 @@ def build(options: Options, model: Model, rows: int | None) -> OKVPolicy:
         CheckpointError: learned weights that are damaged, or of another model; none, where they were asked for.
     """
     scorer = _scorer(options, model)
+    kind = options.budget
+    if kind == "auto":  # a static store has equal heads
+        kind = "global" if scorer.name in COMPARABLE and rows is None else "head"
     policy = OKVPolicy(
-        name=_name(options, scorer), spec=model.text, scorer=scorer,
+        name=_name(options, kind, scorer), spec=model.text, scorer=scorer,
         shares=Budget(
-            kind=options.budget, safeguard=options.safeguard if options.budget in COMPETING else 0.0,
+            kind=kind, safeguard=options.safeguard if kind in COMPETING else 0.0,
             floor=options.floor, threshold=options.threshold,
         ),
-        share=options.keep, fixed=options.rows, sinks=options.sinks, recent=options.recent, slack=options.slack,
+        share=options.keep, fixed=options.rows, least=options.least,
+        sinks=options.sinks, recent=options.recent, slack=options.slack,
         reading=options.reading, chunk_rows=options.chunk,
         outputs=Outputs(model) if scorer.weighs else None,
         requests=Requests.of(model) if isinstance(scorer, ReplayingScorer) else None,
@@ -64,17 +68,17 @@ def _scorer(options: Options, model: Model) -> Scorer:
     return scorer_class(name)(window=options.window or WINDOWS[name])
 
 
-def _name(options: Options, scorer: Scorer) -> str:
+def _name(options: Options, kind: str, scorer: Scorer) -> str:
     """What decides which rows stay: a session is only restored under the same."""
     size = f"{options.keep:g}" if options.rows is None else f"{options.rows} rows"
     least = "" if options.threshold is None else f" {options.threshold:g}"
-    return f"okv ({scorer.name}, {options.budget}{least}, {size})"
+    return f"okv ({scorer.name}, {kind}{least}, {size})"
 
 
 def _fits(policy: OKVPolicy, options: Options, model: Model, rows: int) -> None:
     """Refuse a static store that cannot hold what this policy keeps."""
     who, why = "okv.budget", f"the backend's store has {rows} rows per head"
-    if options.budget not in ("head", "uniform"):
+    if policy.shares.kind not in ("head", "uniform"):
         fix = "choose budget='uniform' or 'head'"
         raise ConfigError(f"{options.budget!r} gives heads different numbers of rows", who=who, why=why, fix=fix)
     need = policy.room(model.text.max_positions) + max(options.slack, options.chunk)

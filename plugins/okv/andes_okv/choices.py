@@ -26,7 +26,7 @@ def problems(options: Options) -> list[str]:
         found.append(f"weights have no effect on the scorer {options.scorer!r}: choose learned, or leave them out")
     if options.weights and not Path(options.weights).expanduser().is_file():
         found.append(f"there is no file {options.weights!r}: make it with `andes okv fit`")
-    if options.safeguard != 0.2 and options.budget not in COMPETING:
+    if options.safeguard != 0.2 and options.budget not in (*COMPETING, "auto"):
         found.append(f"safeguard has no effect under the budget {options.budget!r}, in which heads do not compete")
     return found
 
@@ -41,8 +41,10 @@ def told(options: Options, chosen: str, backend: str) -> dict[str, str]:
             "its weights for this model are here" if chosen == "learned" else "no learned scorer for this model is here"
         )
         scorer = f"{chosen}: {why}"
-    rows = f"{options.keep:.4g} of the rows seen" if options.rows is None else f"{options.rows} rows per head"
+    share = f"{options.keep:.4g} of the rows seen, {options.least} or more"
+    rows = share if options.rows is None else f"{options.rows} rows per head"
     ways = {
+        "auto": "all heads of all layers compete where scores compare (kvzip, kvzip+, learned), else each has as many",
         "head": "each head the same number, its own best rows",
         "layer": f"heads of a layer compete, each has {options.safeguard:.3g} of an even split for sure",
         "global": f"all heads of all layers compete, each has {options.safeguard:.3g} of an even split for sure",

@@ -9,7 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
-from andes_sdk.cli.loading import Request, requesting
+from andes_sdk.cli.loading import Options, Plugins, Request, requesting
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Scorers that a cache policy learns.")
 
@@ -22,6 +22,8 @@ def fit(
     out: Annotated[Path, typer.Option(help="The file to write, such as scorer.safetensors.")],
     limit: Annotated[int | None, typer.Option(min=2, help="Read the first samples only.")] = None,
     rows: Annotated[int, typer.Option(min=16, help="Longest sample; longer texts are cut, pictures skipped.")] = 2048,
+    plugin: Plugins = None,
+    option: Options = None,
     backend: Annotated[str | None, typer.Option(help="What runs the model; torch is built in.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -32,7 +34,8 @@ def fit(
     from andes_sdk.files import writing
 
     total = count(data, limit)
-    pipeline = open_pipeline(model, None, plugins=["okv"], options=["okv.scorer=kvzip+"], backend=backend)
+    plugins, options = [*(plugin or ()), "okv"], [*(option or ()), "okv.scorer=kvzip+"]
+    pipeline = open_pipeline(model, None, plugins=plugins, options=options, backend=backend)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr(), disable=as_json) as bar:
         job = bar.add_task("samples", total=total)

@@ -15,9 +15,12 @@ SCORERS = ("auto", *WINDOWS)
 FALLBACK = "snapkv"
 """What `auto` is where a model has no learned scorer."""
 
-KINDS = ("head", "layer", "global", "threshold", "uniform")
+KINDS = ("auto", "head", "layer", "global", "threshold", "uniform")
 COMPETING = ("layer", "global", "threshold")
 """Budgets under which heads compete."""
+
+COMPARABLE = ("kvzip", "kvzip+", "learned")
+"""Scorers whose scores mean the same in every head: `auto` lets all heads compete there."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -28,19 +31,26 @@ class Options:
     rows: int | None = field(
         default=None, validator=optional(ge(1)), metadata={"help": "rows per head that stay, in place of a share"}
     )
+    least: int = field(
+        default=256, validator=ge(0), metadata={"help": "rows per head up to which a share of the rows takes nothing"}
+    )
     scorer: str = field(
         default="auto",
         validator=in_(SCORERS),
         metadata={"help": f"{', '.join(SCORERS)}; auto is learned where its weights exist, else snapkv"},
     )
-    budget: str = field(default="head", validator=in_(KINDS), metadata={"help": f"who shares rows: {', '.join(KINDS)}"})
+    budget: str = field(
+        default="auto",
+        validator=in_(KINDS),
+        metadata={"help": f"who shares rows: {', '.join(KINDS)}; auto is global for {', '.join(COMPARABLE)}, or head"},
+    )
     sinks: int = field(default=4, validator=ge(0), metadata={"help": "first rows, which always stay"})
-    recent: int = field(default=128, validator=ge(1), metadata={"help": "latest rows, which always stay"})
+    recent: int = field(default=32, validator=ge(1), metadata={"help": "latest rows, which always stay"})
     window: int | None = field(
         default=None, validator=optional(ge(1)), metadata={"help": "last queries looked at; else the scorer's own"}
     )
     slack: int = field(default=64, validator=ge(0), metadata={"help": "rows per head that pile up before some go"})
-    chunk: int = field(default=256, validator=ge(1), metadata={"help": "rows of a prompt read before some go"})
+    chunk: int = field(default=64, validator=ge(1), metadata={"help": "rows of a prompt read before some go"})
     reading: bool = field(default=True, metadata={"help": "evict between chunks of a prompt, not only at its end"})
     safeguard: float = field(
         default=0.2, validator=[ge(0), le(1)], metadata={"help": "least share of an even split for each head"}

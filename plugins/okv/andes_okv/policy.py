@@ -34,6 +34,8 @@ class OKVPolicy:
     Attributes:
         name: tells scorer, budget and share, so that no session goes on under another policy.
         chunk_rows: rows of a prompt read at a time.
+        least: rows per head up to which a share takes nothing. A share of a prompt's first rows would be so few that
+            they are all recent ones, and what stands before those would go unjudged.
         outputs, requests: what scorers need that weigh by W_O, or replay; None for others.
     """
 
@@ -44,10 +46,11 @@ class OKVPolicy:
     share: float = 0.25
     fixed: int | None = None
     sinks: int = 4
-    recent: int = 128
+    least: int = 256
+    recent: int = 32
     slack: int = 64
     reading: bool = True
-    chunk_rows: int = 256
+    chunk_rows: int = 64
     outputs: Outputs | None = None
     requests: Requests | None = None
 
@@ -73,7 +76,7 @@ class OKVPolicy:
 
     def room(self, seen: int) -> int:
         """Rows per head, on average, that stay of `seen`."""
-        wanted = int(self.share * seen) if self.fixed is None else self.fixed
+        wanted = max(int(self.share * seen), self.least) if self.fixed is None else self.fixed
         return max(wanted, self.sinks + self.recent)
 
     def budget(self, seen: int) -> int | None:

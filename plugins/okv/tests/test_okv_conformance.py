@@ -13,4 +13,6 @@ test_conformance_replays_over_all = conformance(
 test_conformance_uniform = conformance(
     "okv", options={**SMALL, "scorer": "restkv", "budget": "uniform"}, companions=QWEN3
 )
-test_conformance_share = conformance("okv", options={"keep": 0.25, "sinks": 2, "recent": 6, "slack": 4, "chunk": 32})
+test_conformance_share = conformance(
+    "okv", options={"keep": 0.25, "least": 0, "sinks": 2, "recent": 6, "slack": 4, "chunk": 32}
+)

@@ -23,14 +23,14 @@ WRONG = {
     "no rows": ({"rows": 0}, "rows"),
     "no share": ({"keep": 0.0}, "keep"),
     "more than all": ({"keep": 1.5}, "keep"),
-    "fewer than must stay": ({"rows": 100}, "less than the 4 sinks and 128 recent rows"),
-    "one row": ({"rows": 1}, "give rows=132 or more"),
+    "fewer than must stay": ({"rows": 30}, "less than the 4 sinks and 32 recent rows"),
+    "one row": ({"rows": 1}, "give rows=36 or more"),
     "two sizes": ({"rows": 200, "keep": 0.5}, "keep has no effect beside rows"),
     "a threshold alone": ({"threshold": 1.0}, "give both or neither"),
     "no threshold": ({"budget": "threshold"}, "give both or neither"),
     "a window for nobody": ({"scorer": "keynorm", "window": 8}, "window has no effect"),
     "weights for nobody": ({"scorer": "snapkv", "weights": "/x"}, "weights have no effect"),
-    "a safeguard for nobody": ({"safeguard": 0.5}, "safeguard has no effect under the budget 'head'"),
+    "a safeguard for nobody": ({"safeguard": 0.5, "budget": "head"}, "safeguard has no effect under the budget 'head'"),
     "an unknown scorer": ({"scorer": "snap"}, "scorer"),
     "an unknown budget": ({"budget": "heads"}, "budget"),
     "no recent row": ({"recent": 0}, "recent"),
@@ -60,15 +60,15 @@ def test_what_was_chosen_is_explained() -> None:
         r.part: r.value for r in pipeline(keep=0.1, scorer="rkv", budget="layer").explain().rows if r.owner == "okv"
     }
     assert rows["scorer"] == "rkv"
-    assert "0.1 of the rows seen; heads of a layer compete, each has 0.2" in rows["budget"]
-    assert "4 first and 128 latest rows" in rows["always stay"]
-    assert "between chunks of 256 rows" in rows["evicts"]
+    assert "0.1 of the rows seen, 256 or more; heads of a layer compete, each has 0.2" in rows["budget"]
+    assert "4 first and 32 latest rows" in rows["always stay"]
+    assert "between chunks of 64 rows" in rows["evicts"]
     assert "kv='int8'" in rows["precision of rows"]
     whole = {r.part: r.value for r in pipeline(rows=500, reading=False).explain().rows if r.owner == "okv"}
     assert "its peak is the whole" in whole["evicts"]
     assert "500 rows per head" in whole["budget"]
     assert len(SCORERS) == 12
-    assert len(KINDS) == 5
+    assert len(KINDS) == 6
 
 
 def test_a_static_store_takes_equal_heads_that_fit() -> None:
@@ -81,8 +81,8 @@ def test_a_static_store_takes_equal_heads_that_fit() -> None:
     with pytest.raises(ConfigError, match="different numbers of rows") as caught:
         OKV(rows=200, budget="global").andes_cache_policy(model, 300)
     assert "uniform" in caught.value.fix
-    with pytest.raises(ConfigError, match="needs up to 456 rows") as caught:
-        OKV(rows=200).andes_cache_policy(model, 300)
+    with pytest.raises(ConfigError, match="needs up to 364 rows") as caught:
+        OKV(rows=300).andes_cache_policy(model, 300)
     assert "300 rows per head" in caught.value.why
 
 

@@ -17,7 +17,7 @@ from andes_sdk.errors import CheckpointError
 from andes_sdk.testing.material import plain_inputs
 
 PLUGINS = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
-SMALL = {"rows": 16, "sinks": 2, "recent": 6, "slack": 4, "chunk": 32}
+SMALL = {"rows": 16, "sinks": 2, "recent": 6, "slack": 4, "chunk": 32, "budget": "head"}
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ CONTEXT = torch.arange(30, 70)
 
 
 def pipeline(scorer: str, backend: str = "torch", **more: Any) -> Pipeline:
-    okv = {"scorer": scorer, "rows": 12, "sinks": 2, "recent": 4, "slack": 0, **more}
+    okv = {"scorer": scorer, "rows": 12, "sinks": 2, "recent": 4, "slack": 0, "budget": "head", **more}
     extra = [{"numba": {"format": "f16", "activations": "exact", "kv": "f32"}}] if backend == "numba" else []
     return Pipeline.from_plugins([*PLUGINS, *extra, {"okv": okv}], backend=backend)
 

@@ -22,7 +22,7 @@ from andes_sdk.testing.material import conversation, plain_inputs
 from andes_sdk.types import Adapter, Inputs, LowRank, Proposal
 
 PLUGINS = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
-SMALL = {"sinks": 2, "recent": 6, "slack": 8, "chunk": 32}
+SMALL = {"least": 0, "sinks": 2, "recent": 6, "slack": 8, "chunk": 32}
 SCORERS = ("streaming", "snapkv", "h2o", "keynorm", "critical", "kvzip", "kvzip+", "dropkv", "restkv", "rkv")
 BACKENDS = ("torch", "numba")
 
