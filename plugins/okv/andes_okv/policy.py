@@ -142,7 +142,7 @@ class OKVKeeper:
         if policy.scorer.every_query and new >= policy.window:
             return True
         slack = 0 if reading else policy.slack
-        if policy.shares.kind == "threshold" and new > slack and seen > policy.room(0):
+        if policy.shares.kind == "threshold" and new > slack and seen > policy.sinks + policy.recent:
             return True
         return not policy.unlimited and held > policy.heads * (policy.room(seen) + slack)
 
