@@ -60,6 +60,9 @@ LAYOUTS = f"andes_sdk.v{CONTRACT[0]}.layouts"
 FAMILIES = f"andes_sdk.v{CONTRACT[0]}.families"
 """Entry-point group of model families: `family = "module:function"`; it gets `family-member` -> a list of plugins."""
 
+MODELS = f"andes_sdk.v{CONTRACT[0]}.models"
+"""Entry-point group of models that distributions bring: `name = "module:function"`, which gives its folder or file."""
+
 OPENERS = f"andes_sdk.v{CONTRACT[0]}.openers"
 """Entry-point group of model files by suffix: `gguf = "module"`, a `storage.stored.Opener`."""
 

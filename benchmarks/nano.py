@@ -1,7 +1,7 @@
 """Score a model of andes-nano on data that it has never seen, beside what can be had without looking.
 
     python examples/nano/prepare.py                          # the test data, among the rest
-    python benchmarks/nano.py runs/nano/5-sft/model --json
+    python benchmarks/nano.py --json                         # the shipped model
     python benchmarks/nano.py runs/nano/5-sft/model --parts elements line --limit 100
     python benchmarks/nano.py runs/nano/5-sft/model --name 5-sft --out docs/results/nano.json
 
@@ -255,7 +255,7 @@ def summary(scores: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a checkpoint folder")
+    parser.add_argument("model", nargs="?", default="andes-nano", help="a checkpoint folder, or an installed model")
     parser.add_argument("--name", help="what the figures stand under in --out; the model, unless given")
     parser.add_argument("--out", type=Path, help="a file of JSON to which the figures are added")
     parser.add_argument("--backend", default="torch")

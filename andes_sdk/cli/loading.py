@@ -16,7 +16,7 @@ from andes_sdk.assembling.discovery import extensions, load_extension
 from andes_sdk.cli.console import stderr
 from andes_sdk.config import read_config, structure, suggestion
 from andes_sdk.errors import ConfigError
-from andes_sdk.hookspecs import FAMILIES
+from andes_sdk.hookspecs import FAMILIES, MODELS
 from andes_sdk.reading import value_of
 
 if TYPE_CHECKING:
@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-SHIPPED = Path("examples/first_light/model")
-"""The small trained model in the SDK's repository, used where neither --model nor --config is given."""
-
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Checkpoint folder, packed or other model file, or owner/name on the Hub."),
+    typer.Option("--model", "-m", help="Folder or file of a model, an installed one's name, or owner/name on the Hub."),
 ]
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML or JSON with the arguments of Pipeline.from_plugins.")
@@ -233,10 +230,10 @@ def open_pipeline(
     dtype: str | None = None,
     backend: str | None = None,
 ) -> Pipeline:
-    """A pipeline from a checkpoint folder or a configuration file; without either the shipped small model.
+    """A pipeline from what `--model` names or a configuration file; without either the first model that is installed.
 
     Raises:
-        ConfigError: neither was given and no model is shipped here. AssemblyError, CheckpointError: as `Pipeline`.
+        ConfigError: neither was given and none is installed. AssemblyError, CheckpointError: as `Pipeline`.
     """
     from andes_sdk.pipeline import Pipeline
 
@@ -247,11 +244,9 @@ def open_pipeline(
         arguments["plugins"] = with_options([*arguments["plugins"], *(plugins or ())], options or ())
         chosen = {"device": device, "dtype": dtype, "backend": backend}
         return Pipeline.from_plugins(**{**arguments, **{k: v for k, v in chosen.items() if v is not None}})
-    if not model and not SHIPPED.is_dir():
-        why = f"there is no {SHIPPED} in this folder either"
-        fix = "pass --model FOLDER (a checkpoint) or --config FILE (a list of plugins)"
-        raise ConfigError("no model was given", who="--model", why=why, fix=fix)
-    source = model or str(SHIPPED)
+    if not (source := model or next(iter(extensions(MODELS)), None)):
+        fix = "pass --model FOLDER (a checkpoint) or --config FILE (a list of plugins), or install andes-nano"
+        raise ConfigError("no model was given", who="--model", why="none is installed either", fix=fix)
     own = partial(_names, source, backend)
     more = plugin_items(plugins or (), options or (), own)
     return Pipeline.from_pretrained(source, plugins=more, backend=backend, device=device or "cpu", dtype=dtype)

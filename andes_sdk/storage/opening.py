@@ -12,7 +12,7 @@ from andes_sdk.assembling.discovery import extensions, load_extension
 from andes_sdk.assembling.extending import BY_NAME
 from andes_sdk.errors import AndesError, CheckpointError
 from andes_sdk.files import at_home
-from andes_sdk.hookspecs import OPENERS
+from andes_sdk.hookspecs import MODELS, OPENERS
 from andes_sdk.plan import Plan, PluginPlan
 from andes_sdk.storage.hub import download
 from andes_sdk.storage.stored import Folder, Opener, Random, Stored
@@ -25,8 +25,8 @@ def open_stored(source: str | Path) -> Stored:
     """What is stored under a path or an id of the Hub; no weight is read.
 
     Args:
-        source: a checkpoint folder, a file that a plugin opens (packed, GGUF …), or, as text and if there
-            is no such path, `owner/name[@revision]`, which is fetched into the Hub's cache.
+        source: a checkpoint folder, a file that a plugin opens (packed, GGUF …), or, as text and if there is no such
+            path, the name of an installed model, or `owner/name[@revision]`, which is fetched into the Hub's cache.
 
     Raises:
         CheckpointError: it is none of these, cannot be read or fetched.
@@ -34,6 +34,8 @@ def open_stored(source: str | Path) -> Stored:
     path = at_home(source, "source")
     if os.path.isdir(path):  # of a name that cannot be, such as one that is too long, `Path` raises
         return Folder.open(path)
+    if not os.path.exists(path) and source in extensions(MODELS):
+        return open_stored(Path(load_extension(MODELS, str(source))()))
     if not os.path.exists(path) and isinstance(source, str) and (match := HUB.fullmatch(source)):
         return Folder.open(download(match["name"], match["revision"]))
     opener = _opener(path) if os.path.isfile(path) else None
@@ -41,7 +43,7 @@ def open_stored(source: str | Path) -> Stored:
         why = "it is a file of no known kind" if os.path.exists(path) else "there is no such file or folder"
         kinds = ", ".join(f".{suffix}" for suffix in extensions(OPENERS)) or "no such plugin is installed"
         fix = f"give a checkpoint folder (with andes.json or config.json), a file that a plugin opens ({kinds}), "
-        fix += "or owner/name[@revision] on the Hugging Face Hub"
+        fix += f"an installed model ({', '.join(extensions(MODELS)) or 'none'}), or owner/name[@revision] on the Hub"
         raise CheckpointError("is no model that can be opened", who=str(source), why=why, fix=fix)
     opened = opener.open_file(path)
     if not isinstance(opened, Sequence):

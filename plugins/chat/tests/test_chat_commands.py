@@ -87,9 +87,10 @@ def test_wrong_usage_exits_with_two(arguments: list[str]) -> None:
     assert "Usage: " in andes(*arguments, code=2).output
 
 
-def test_without_a_model_the_error_says_what_to_pass() -> None:
+def test_without_a_model_the_error_says_what_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("andes_sdk.cli.loading.extensions", lambda group: [])
     result = andes("chat", "hello", code=1)
-    assert "examples/first_light/model" in result.stderr
+    assert "andes-nano" in result.stderr
     assert "--model FOLDER" in result.stderr
 
 
