@@ -71,7 +71,8 @@ def ship(name: str, run: str) -> None:
 def chain(run: str) -> list[str]:
     """The runs that led to a run, and itself: each recipe names the one that it starts from."""
     start = load_recipe(HERE / f"{run}.toml").start
-    return [*(chain(Path(start).parent.name) if start else []), run]
+    before = Path(start).parent.name if start else ""
+    return [*(chain(before) if (HERE / f"{before}.toml").is_file() else []), run]
 
 
 def record(run: str) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_distributions_without_a_plugin_have_a_page_with_python() -> None:
     projects = {p.parent.name: p.read_text(encoding="utf-8") for p in ROOT.glob("plugins/*/pyproject.toml")}
     without = {name for name, text in projects.items() if "andes_sdk.v1.plugins" not in text}
     assert without == {
-        "adapters", "andesui", "andesvl", "chat", "compression", "evaluation", "packing", "serve", "training",
+        "adapters", "andesui", "andesvl", "chat", "compression", "evaluation", "nano", "packing", "serve", "training",
     }  # fmt: skip
     assert not [n for n in without if not blocks(DOCS / "plugins" / f"{n}.md", files=False)]
 

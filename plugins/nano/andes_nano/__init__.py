@@ -10,8 +10,3 @@ HERE = Path(__file__).resolve().parent
 def instruct() -> Path:
     """Folder of andes-nano, the model that answers at once."""
     return HERE / "instruct"
-
-
-def thinking() -> Path:
-    """Folder of andes-nano-thinking, the model that reasons before it answers."""
-    return HERE / "thinking"
