@@ -1,6 +1,5 @@
 """Score a model of andes-nano on data that it has never seen, beside what can be had without looking.
 
-    python examples/nano/prepare.py                          # the test data, among the rest
     python benchmarks/nano.py --json                         # the shipped model
     python benchmarks/nano.py runs/nano/5-sft/model --parts elements line --limit 100
     python benchmarks/nano.py runs/nano/5-sft/model --name 5-sft --out docs/results/nano.json
@@ -9,7 +8,8 @@ Words of test pages are in no training page, nor are test combinations of shape 
 applications that training never saw. Each figure has its number of questions and a 95 % interval (Wilson's; a bootstrap
 over pictures for error rates). Baselines answer the same questions: the most frequent answer of the training data, the
 most frequent one for the same question text, and for places the centre of the picture, a box drawn from the training
-data, and the largest element. `blind` shows noise instead of each picture.
+data, and the largest element. `blind` shows noise instead of each picture. `examples/nano/held_out.py` chose the
+questions.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import argparse
 import io
 import json
 import random
-import re
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,10 +37,9 @@ from andes_sdk.files import write_atomically
 from andes_sdk.runtime.generation import GenerationOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT / "examples" / "nano" / "data"
-PARTS = ("elements", "line", "paragraph", "shapes", "two", "chart", "digit", "easy", "photo", "sums", "thought", "call")
-SCREENS = ("desktop", "mobile")
-MARK = "<|box_start|>"
+sys.path.insert(0, str(ROOT / "examples" / "nano"))
+from held_out import MARK, OUT, PARTS, SCREENS, kind_of, pairs_of, plain, rows_of  # noqa: E402
+
 BATCH = 16
 
 
@@ -64,38 +61,17 @@ class Item:
     others: tuple[tuple[float, ...], ...] = ()
 
 
-def kind_of(part: str, question: str, truth: str) -> str:
-    """How an answer is scored."""
-    if truth.startswith(MARK):
-        return "place"
-    if MARK in question:
-        return "name"
-    if truth.lower().rstrip(".") in ("yes", "no"):
-        return "yes_no"
-    if part in ("line", "paragraph"):
-        return "error"
-    return "number" if part == "chart" and re.fullmatch(r"-?[\d.]+", truth) else "text"
-
-
 def read(path: Path, part: str) -> list[Item]:
     """The questions of a data file."""
     items = []
-    with path.open(encoding="utf-8") as file:
-        for text in file:
-            line = json.loads(text)
-            talks = line.get("conversations") or [line["messages"]]
-            images = tuple(path.parent / name for name in line.get("images", ()))
-            pairs = [(_text(talk[0]["content"]), talk[-1]["content"]) for talk in talks]
-            boxes = {box for q, a in pairs for t in (q, a) if MARK in t and (box := said_place(t)) is not None}
-            for question, truth in pairs:
-                truth = truth.rpartition("</think>")[2]
-                kind = kind_of(part, question, truth)
-                items.append(Item(part, kind, images, question, truth, line.get("think"), tuple(sorted(boxes))))
+    for row in rows_of(path):
+        images = tuple(path.parent / name for name in row.get("images", ()))
+        pairs = pairs_of(row)
+        boxes = {box for pair in pairs for t in pair if MARK in t and (box := said_place(t)) is not None}
+        for question, truth in pairs:
+            kind = kind_of(part, question, truth)
+            items.append(Item(part, kind, images, question, truth, row.get("think"), tuple(sorted(boxes))))
     return items
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else "".join(p.get("text", "") for p in content)
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:
@@ -172,36 +148,27 @@ def figure(items: Sequence[Item], answers: Sequence[str]) -> dict[str, Any]:
     return made
 
 
-def baselines(items: Sequence[Item], known: Sequence[Item]) -> dict[str, float]:
+def baselines(items: Sequence[Item], prior: dict[str, Any]) -> dict[str, float]:
     """What answers without looking reach: each baseline's mean."""
     rng = random.Random(0)
     if items[0].kind == "place":
-        boxes = [k.truth for k in known if k.kind == "place"] or [i.truth for i in items]
         centre = f"{MARK}(500,500),(500,500)<|box_end|>"
         tried = {
             "centre": [centre for _ in items],
-            "random box": [rng.choice(boxes) for _ in items],
+            "random box": [rng.choice(prior["boxes"]) for _ in items] if prior else [],
             "largest element": [_box(max(i.others, key=_area)) for i in items],
         }
     else:
-        same = [k for k in known if k.kind == items[0].kind] or list(known)
-        usual = Counter(k.truth for k in same).most_common(1)[0][0] if same else ""
-        by_text: dict[str, Counter[str]] = {}
-        for k in same:
-            by_text.setdefault(_plain(k.question), Counter())[k.truth] += 1
-        guesses = [
-            by_text[_plain(i.question)].most_common(1)[0][0] if _plain(i.question) in by_text else usual for i in items
-        ]
-        tried = {"majority": [usual for _ in items], "text prior": guesses}
+        usual, by_text = prior.get("usual", ""), prior.get("by_text", {})
+        tried = {
+            "majority": [usual for _ in items],
+            "text prior": [by_text.get(plain(i.question), usual) for i in items],
+        }
     return {
         name: round(float(np.mean([right(i, a) for i, a in zip(items, found, strict=True)])), 4)
         for name, found in tried.items()
+        if found
     }
-
-
-def _plain(question: str) -> str:
-    """A question without what it names."""
-    return re.sub(r'"[^"]*"|<\|box_start\|>.*?<\|box_end\|>', "…", question)
 
 
 def _area(box: Sequence[float]) -> float:
@@ -259,8 +226,8 @@ def main() -> None:
     parser.add_argument("--name", help="what the figures stand under in --out; the model, unless given")
     parser.add_argument("--out", type=Path, help="a file of JSON to which the figures are added")
     parser.add_argument("--backend", default="torch")
-    parser.add_argument("--data", type=Path, default=DATA, help="what examples/nano/prepare.py wrote")
-    parser.add_argument("--parts", nargs="*", default=None, help="all that there are, unless given")
+    parser.add_argument("--data", type=Path, default=OUT, help="what examples/nano/held_out.py wrote")
+    parser.add_argument("--parts", nargs="*", default=None, choices=PARTS, help="all that there are, unless given")
     parser.add_argument("--limit", type=int, default=0, help="questions of each part and kind")
     parser.add_argument("--no-blind", action="store_true", help="leave out the answers to noise")
     parser.add_argument("--json", action="store_true")
@@ -269,19 +236,12 @@ def main() -> None:
     scores: dict[str, Any] = {}
     priors: dict[str, Any] = {}
     noisy: dict[str, Any] = {}
-    parts = args.parts or [*PARTS, *SCREENS, *(f"{size}-qa" for size in SCREENS)]
-    for part in parts:
-        test, train = (args.data / split / f"{part}.jsonl" for split in ("test", "train"))
-        if not test.is_file():
-            if args.parts:
-                parser.error(f"{test} is missing: python examples/nano/prepare.py {part}")
-            print(f"{part}: left out, {test} is missing", file=sys.stderr)
-            continue
-        known = read(train, part) if train.is_file() else []
-        for name, items in by_name(read(test, part)).items():
+    prior = json.loads((args.data / "priors.json").read_text(encoding="utf-8"))
+    for part in args.parts or PARTS:
+        for name, items in by_name(read(args.data / f"{part}.jsonl", part)).items():
             items = spread(items, args.limit)
             scores[name] = figure(items, answers_of(pipe, items, name))
-            priors[name] = baselines(items, known)
+            priors[name] = baselines(items, prior[part].get(items[0].kind, {}))
             if items[0].images and not args.no_blind:
                 noisy[name] = figure(items, answers_of(pipe, items, f"{name}, blind", blind=True))
     found = {**summary(scores), "baselines": priors, "blind": summary(noisy), "scores": scores, "blind_scores": noisy}
