@@ -56,7 +56,8 @@ def asked(make: tasks.Maker) -> Callable[[random.Random, str], Line]:
         shown = len(sample.images)
         talks = [talk(shown, question, answer) for question, answer in sample.pairs]
         made: dict[str, Any] = {"conversations": talks, "images": [str(n) for n in range(shown)]}
-        return made | ({"glyphs": sample.glyphs} if sample.glyphs else {}), sample.images
+        made |= {"glyphs": sample.glyphs} if sample.glyphs else {}
+        return made | ({"looks": sample.looks} if sample.looks else {}), sample.images
 
     return line
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import easy_vqa
 import numpy as np
 import texts
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageChops, ImageEnhance, ImageOps
 from sklearn.datasets import load_digits, load_sample_images
-from tasks import Sample, background
+from tasks import Sample, background, thousandths
 
 HELD_OUT = 500
+WHOLE = (0, 0, 1000, 1000)
+"""The box of a whole picture, in thousandths."""
 PHOTOS = {
     "astronaut.png": "an astronaut",
     "chelsea.png": "a cat",
@@ -54,7 +56,7 @@ def digit(rng: random.Random, split: str) -> Sample:
     if rng.random() < 0.6:
         grey = ImageOps.invert(grey)
     tinted = ImageOps.colorize(grey, *rng.choice((("black", "white"), ("#102040", "#f0f0e0"), ("#301010", "#ffe8d0"))))
-    return Sample([tinted], [(rng.choice(texts.DIGIT), answer)])
+    return Sample([tinted], [(rng.choice(texts.DIGIT), answer)], looks=[WHOLE])
 
 
 @cache
@@ -75,7 +77,15 @@ def easy(rng: random.Random, split: str) -> Sample:
             (side := rng.choice((64, 84, 112, 112, 140, 168)), side), Image.Resampling.BICUBIC
         )
     closed = [p for p in pairs if p[1] in ("yes", "no")]
-    return Sample([image], [*(p for p in pairs if p not in closed), *rng.sample(closed, min(4, len(closed)))])
+    chosen = [*(p for p in pairs if p not in closed), *rng.sample(closed, min(4, len(closed)))]
+    return Sample([image], chosen, looks=[shape_box(image)] * len(chosen))
+
+
+def shape_box(image: Image.Image) -> list[int]:
+    """The box of a shape on a plain background, in thousandths."""
+    behind = Image.new("RGB", image.size, image.getpixel((0, 0)))
+    found = ImageChops.difference(image, behind).convert("L").point(lambda n: 255 * (n > 24)).getbbox()
+    return thousandths(found or (0, 0, *image.size), *image.size)
 
 
 @cache

@@ -23,11 +23,15 @@ from words import phrase
 
 @frozen
 class Sample:
-    """Pictures, questions about them with their answers, and where the characters of a page stand."""
+    """Pictures, questions about them with their answers, and where the characters of a page stand.
+
+    `looks` has a box in thousandths for each question whose answer can be seen in it, and None for each other.
+    """
 
     images: Sequence[Image.Image]
     pairs: Sequence[tuple[str, str]]
     glyphs: Sequence[Sequence[object]] = ()
+    looks: Sequence[Sequence[int] | None] = ()
 
 
 Maker = Callable[[random.Random, str], Sample]
@@ -51,8 +55,13 @@ def unseen(*facts: object) -> bool:
 
 def box_text(box: Sequence[float], width: int, height: int) -> str:
     """A box in pixels as AndesVL writes it."""
+    return texts.BOX.format(*thousandths(box, width, height))
+
+
+def thousandths(box: Sequence[float], width: int, height: int) -> list[int]:
+    """A box in pixels in thousandths of width and height, within the picture."""
     sides = (width, height) * 2
-    return texts.BOX.format(*(min(1000, max(0, round(1000 * n / side))) for n, side in zip(box, sides, strict=True)))
+    return [min(1000, max(0, round(1000 * n / side))) for n, side in zip(box, sides, strict=True)]
 
 
 def answer_box(box: Sequence[float], width: int, height: int) -> str:
@@ -206,21 +215,27 @@ def shapes(rng: random.Random, split: str) -> Sample:
         return shapes(rng, split)
     if rng.random() < 0.2:
         image = image.filter(ImageFilter.GaussianBlur(0.6))
-    return Sample([image], shape_questions(rng, drawn, width, height))
+    pairs, boxes = shape_questions(rng, drawn, width, height)
+    return Sample([image], pairs, looks=[None if box is None else thousandths(box, width, height) for box in boxes])
+
+
+Boxes = list[tuple[float, ...] | None]
 
 
 def shape_questions(
     rng: random.Random, drawn: Sequence[tuple[str, str, tuple[float, ...]]], width: int, height: int
-) -> list[tuple[str, str]]:
-    """Questions on drawn shapes."""
+) -> tuple[list[tuple[str, str]], Boxes]:
+    """Questions on drawn shapes, and in which box the answer of each can be seen."""
     names, tones = [s for s, _, _ in drawn], [c for _, c, _ in drawn]
-    pairs = []
+    pairs, boxes = [], Boxes()
     if len(drawn) == 1:
+        boxes += [drawn[0][2]] * 4
         pairs.append((rng.choice(texts.SHAPE), names[0]))
         pairs.append((rng.choice(texts.SHAPE_COLOUR).format(shape=names[0]), tones[0]))
         pairs.append((rng.choice(texts.SHAPE_COLOUR).format(shape="shape"), tones[0]))
         pairs.append((rng.choice(texts.DESCRIBE_PICTURE), f"The picture shows a {tones[0]} {names[0]}."))
     else:
+        boxes += [None] * 2
         pairs.append((rng.choice(texts.COUNT).format(shapes="shapes"), str(len(drawn))))
         listed = ", ".join(f"a {c} {s}" for s, c, b in sorted(drawn, key=lambda d: d[2][0]))
         pairs.append((rng.choice(texts.DESCRIBE_PICTURE), f"From left to right: {listed}."))
@@ -229,11 +244,14 @@ def shape_questions(
             name = rng.choice((f"the {shape}", f"the {colour} {shape}"))
             pairs.append((rng.choice(texts.WHERE).format(name=name), answer_box(box, width, height)))
             pairs.append((rng.choice(texts.SHAPE_COLOUR).format(shape=shape), colour))
+            boxes += [box] * 2
     there, other = rng.choice(names), rng.choice([s for s in SHAPES if s not in names])
     pairs += [(rng.choice(texts.SHAPE_THERE).format(shape=s), a) for s, a in ((there, "yes"), (other, "no"))]
+    boxes += [drawn[names.index(there)][2], drawn[0][2] if len(drawn) == 1 else None]
     there, other = rng.choice(tones), rng.choice([c for c in COLOURS if c not in tones])
     pairs += [(rng.choice(texts.COLOUR_THERE).format(colour=c), a) for c, a in ((there, "yes"), (other, "no"))]
-    return pairs
+    boxes += [drawn[tones.index(there)][2], drawn[0][2] if len(drawn) == 1 else None]
+    return pairs, boxes
 
 
 def two_pictures(rng: random.Random, split: str) -> Sample:

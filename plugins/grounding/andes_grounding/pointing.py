@@ -3,9 +3,10 @@
 The usual loss on answers says where to look only through the digits of a box, which a model from random weights does
 not find for long. Boxes in conversations say it at once: the rows that write a box, and where a conversation names one
 box only all rows of its answers, should attend to the picture's rows under it. Where a data line has `glyphs`, the
-rows that spell what stands on the picture should attend to one character after another. The added loss of a row is the
-negative logarithm of the share of the head's attention, among all that the row sees, that lies under the box, each row
-of the picture weighted by how much of it the box covers.
+rows that spell what stands on the picture should attend to one character after another. Where no box in the words
+says it, a line's `looks` may: a box in thousandths, or null, for each of its conversations. The added loss of a row is
+the negative logarithm of the share of the head's attention, among all that the row sees, that lies under the box, each
+row of the picture weighted by how much of it the box covers.
 
 What the head finds must also come out as a box. So a linear head names the four sides of the box from the rows that
 leave the supervised layer, as one of `BINS` places each. It exists for the length of the stage.
@@ -36,6 +37,7 @@ from .reading import BINS
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from andes_training.data.samples import Sample
     from andes_training.packing import Batch
     from andes_training.run import StageRun
 
@@ -103,8 +105,9 @@ class PointingStage:
         model = run.pipeline.model
         piece = pieces_of(model)
         for position, batch in packed(run):
-            glyphs = [run.samples[i].entry.get("glyphs") for i in batch.extras["sample"].tolist()]
-            yield position, evolve(batch, extras={**batch.extras, **looks_of(batch, model, piece, glyphs)})
+            samples = [run.samples[i] for i in batch.extras["sample"].tolist()]
+            glyphs, told = [s.entry.get("glyphs") for s in samples], [told_of(s) for s in samples]
+            yield position, evolve(batch, extras={**batch.extras, **looks_of(batch, model, piece, glyphs, told)})
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """-> (cross-entropy in nats plus the weighted losses of looking and of sides, figures).
@@ -222,8 +225,36 @@ def pictures_of(batch: Batch, model: Model) -> list[tuple[int, int, Grid] | None
     return found
 
 
+def told_of(sample: Sample) -> Sequence[Box | None]:
+    """The `looks` of a data line: a box for each conversation whose answer can be seen there, None for each other.
+
+    Raises:
+        TrainingError: they are no boxes, not as many as conversations, or the recipe's `questions` leaves some out.
+    """
+    looks = sample.entry.get("looks")
+    if looks is None:
+        return ()
+    count = len(sample.entry.get("conversations", "1"))
+    if 0 < sample.source.questions < count:
+        fix = "leave out questions"
+        raise TrainingError("conversations are left out, so looks name others", who=sample.where, fix=fix)
+    try:
+        told = [None if box is None else (int(box[0]), int(box[1]), int(box[2]), int(box[3])) for box in looks]
+        bad = len(told) != count or any(b and not 0 <= min(b) <= max(b) <= SCALE for b in told)
+    except (TypeError, ValueError, IndexError, KeyError):
+        bad = True
+    if bad:
+        why, fix = f"it has {count} conversations", f"write [x1, y1, x2, y2] from 0 to {SCALE}, or null, for each"
+        raise TrainingError("looks name no boxes of conversations", who=sample.where, why=why, fix=fix)
+    return told
+
+
 def looks_of(
-    batch: Batch, model: Model, piece: Callable[[int], str] | None = None, glyphs: Sequence[Any] = ()
+    batch: Batch,
+    model: Model,
+    piece: Callable[[int], str] | None = None,
+    glyphs: Sequence[Any] = (),
+    told: Sequence[Sequence[Box | None]] = (),
 ) -> dict[str, Tensor]:
     """Which rows of a pack have to look where: `look_rows` (n,), ascending, and `look_boxes` (4n,) in thousandths.
 
@@ -232,12 +263,13 @@ def looks_of(
     Args:
         piece: the text of an id, if it is kept between packs.
         glyphs: per sample [character, x, y] of its picture in reading order, shares of width and height; or nothing.
+        told: per sample a box, or None, for each branch; or nothing.
     """
     piece = piece or pieces_of(model)
     looks: dict[int, Box] = {}
-    samples = zip_longest(pictures_of(batch, model), branch_slices(batch), glyphs)
-    for picture, branches, written in samples:
-        for branch in branches if picture is not None else ():
+    samples = zip_longest(pictures_of(batch, model), branch_slices(batch), glyphs, told)
+    for picture, branches, written, seen in samples:
+        for branch, there in zip_longest(branches, seen or ()) if picture is not None else ():
             pieces = [piece(i) for i in batch.ids[branch].tolist()]
             spans = _spans(pieces)
             boxes = {box for _, _, box in spans}
@@ -248,7 +280,7 @@ def looks_of(
             asked = {box for _, last, box in spans if rows and last <= rows[0]}
             spelt = _spelt(said, written, asked) if written and boxes == asked and len(asked) <= 1 else None
             for n, row in enumerate(rows):
-                one = spans[0][2] if len(boxes) == 1 else None
+                one = spans[0][2] if len(boxes) == 1 else there if not boxes else None
                 box = one or next((b for first, last, b in spans if first <= row < last), None)
                 if spelt or box:
                     looks[branch.start + row] = spelt[n] if spelt else box  # type: ignore[assignment]

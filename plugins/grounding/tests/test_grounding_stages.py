@@ -260,6 +260,42 @@ def test_the_loss_of_looking_is_what_a_plain_attention_gives(folder: Path) -> No
 
 
 @torch.no_grad()
+def test_a_line_says_where_answers_without_a_box_can_be_seen(folder: Path) -> None:
+    pipe = Pipeline.from_plugins([*MODEL, "grounding"], seed=0)
+    boxed = BOX.format(*cell(1))
+    entry = json.loads(line("0.png", ("colour?", "black"), ("how many?", "one"), ("where?", boxed)))
+    entry["looks"] = [[0, 0, 250, 500], None, [0, 500, 250, 1000]]
+    run = run_of(pipe, folder, "pointing", [json.dumps(entry)])
+    _, batch = next(run.stage.feed(run))
+    boxes = {tuple(b) for b in batch.extras["look_boxes"].view(-1, 4).tolist()}
+    assert boxes == {(0, 0, 250, 500), tuple(cell(1))}  # a box in the words goes first
+    rows = set(batch.extras["look_rows"].tolist())
+    told, silent, _ = branch_slices(batch)[0]
+    said = [{r for r in range(b.start, b.stop) if batch.labels[r] != -100} for b in (told, silent)]
+    assert said[0] <= rows
+    assert not said[1] & rows
+
+
+@pytest.mark.parametrize(
+    "looks", [[[0, 0, 1, 1]], [[0, 0, 9], None], [[0, 0, 10, 1001], None], [[5, 0, "x", 1], None], 3]
+)
+def test_looks_that_are_no_boxes_of_conversations_are_told_with_their_place(folder: Path, looks: object) -> None:
+    pipe = Pipeline.from_plugins([*MODEL, "grounding"])
+    entry = json.loads(line("0.png", ("colour?", "black"), ("how many?", "one"))) | {"looks": looks}
+    run = run_of(pipe, folder, "pointing", [json.dumps(entry)])
+    with pytest.raises(TrainingError, match="looks name no boxes"):
+        next(run.stage.feed(run))
+
+
+def test_looks_are_refused_where_a_recipe_leaves_conversations_out(folder: Path) -> None:
+    pipe = Pipeline.from_plugins([*MODEL, "grounding"])
+    entry = json.loads(line("0.png", ("colour?", "black"), ("how many?", "one"))) | {"looks": [None, None]}
+    run = run_of(pipe, folder, "pointing", [json.dumps(entry)], source={"questions": 1})
+    with pytest.raises(TrainingError, match="conversations are left out"):
+        next(run.stage.feed(run))
+
+
+@torch.no_grad()
 def test_several_pictures_and_samples_without_boxes_have_nowhere_to_look(folder: Path) -> None:
     pipe = Pipeline.from_plugins([*MODEL, "grounding"], seed=0)
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "where?"}]
