@@ -161,6 +161,7 @@ class Scheduler:
         for job in [*self._running]:
             self._fail(job, ended)
         while self._waiting:
+            self.metrics.ended("failed")
             self._tell(self._waiting.popleft(), [Failed(ended)])
         while self._calls:
             self._calls.popleft()()
@@ -191,8 +192,8 @@ class Scheduler:
             for job in gone:
                 self._waiting.remove(job)
         for job in gone:
-            if not job.cancelled:
-                self._tell(job, [Failed(_late(job))])
+            self.metrics.ended("cancelled" if job.cancelled else "failed")
+            self._tell(job, [Failed(_late(job))])
         for job in [*self._running]:
             if job.cancelled:
                 self._end(job)
@@ -256,7 +257,7 @@ class Scheduler:
         if failure_of(error).code == "internal_error":  # a stream has begun, so nobody else tells of it
             LOG.error("a request failed", exc_info=error)
         self._end(job)
-        self.metrics.ended("failed")
+        self.metrics.ended("cancelled" if job.cancelled else "failed")
         self._tell(job, [Failed(error)])
 
     def _end(self, job: Job) -> None:
