@@ -8,8 +8,10 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -18,9 +20,10 @@ from andes_sdk.cli.console import clean, stderr
 from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
-    from andes_sdk.pipeline import Pipeline
     from andes_serve.door import Door
+    from andes_serve.server import Server
 
+T = TypeVar("T")
 LEFT = 5
 """Seconds at the end for clients to read why their answers stop."""
 
@@ -78,32 +81,54 @@ def serve(
     adapters = dict(_adapter(text) for text in adapter or ())
     source = model or (None if config else str(loading.SHIPPED))
     with bound(host, port) as at:  # before a large model is read for nothing
-        pipeline = loading.open_pipeline(
-            model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
-        )
-        loading.ready(pipeline)
-        for own, folder in adapters.items():
-            pipeline.add_adapter(own, folder)
-        run(
-            pipeline, name=name or Path(source or str(config)).stem, limits=limits, adapters=list(adapters), at=at,
-            door=door, origins=origin or (), remote=allow_remote, defaults={"temperature": temperature},
-        )  # fmt: skip
+
+        def load() -> Server:
+            pipeline = loading.open_pipeline(
+                model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
+            )
+            loading.ready(pipeline)
+            for own, folder in adapters.items():
+                pipeline.add_adapter(own, folder)
+            from andes_serve.server import Server
+
+            own_name = name or Path(source or str(config)).stem
+            defaults = {"temperature": temperature}
+            return Server(pipeline, own_name, limits, door, defaults, allow_remote, list(adapters))
+
+        run(apart(load), at, origin or ())
 
 
-def run(
-    pipeline: Pipeline, *, name: str, limits: Any, adapters: list[str], at: socket.socket, door: Door,
-    origins: Any, remote: bool, defaults: dict[str, Any],
-) -> None:  # fmt: skip
-    """Serve until SIGINT or SIGTERM; running answers get `limits.grace` seconds then, or until the second signal."""
+def apart(work: Callable[[], T]) -> T:
+    """The result of some work on a thread that ends with it.
+
+    A thread that has computed keeps threads of OpenMP for itself. With more of them than cores OpenMP stops spinning
+    between loops, and each step of a small model takes twice as long. So none but the engine's may be left.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, name="andes-load", daemon=True)  # Ctrl-C does not wait for it
+    thread.start()
+    found = done.result()
+    thread.join()
+    return found
+
+
+def run(server: Server, at: socket.socket, origins: Sequence[str]) -> None:
+    """Serve until SIGINT or SIGTERM; running answers get `grace` seconds then, or until the second signal."""
     import uvicorn
 
     from andes_serve.app import create_app
-    from andes_serve.server import Server
 
-    server = Server(pipeline, name, limits, door, defaults, remote, adapters)
+    name, limits = server.name, server.limits
     app = create_app(server, origins=origins)
     host, port = at.getsockname()[:2]
-    if not door.keys and host not in ("127.0.0.1", "::1"):
+    if not server.door.keys and host not in ("127.0.0.1", "::1"):
         stderr().print("no API key is set: whoever reaches this address may ask", style="yellow", markup=False)
 
     class Told(uvicorn.Server):

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from andes_sdk.runtime.engine import Engine
 from andes_serve.failures import Failure, failure_of
 from andes_serve.jobs import Choice, Done, Event, Failed, Job
@@ -44,6 +46,7 @@ class Scheduler:
         self._calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._draining = self._stopping = False
+        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="andes-serve", daemon=True)
 
     # ------------------------------------------------------------ from any thread
@@ -145,6 +148,8 @@ class Scheduler:
     # ------------------------------------------------------------ on its own thread
 
     def _run(self) -> None:
+        torch.get_num_threads()  # reads the default, which the next line sets for this thread alone
+        torch.set_num_threads(self._threads)
         while True:
             with self._wake:
                 while not (self._calls or self._waiting or self._running or self._stopping):

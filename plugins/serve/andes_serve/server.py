@@ -8,12 +8,14 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
+import torch
 from attrs import define, field
 from starlette.requests import Request
 
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
 
 T = TypeVar("T")
+
+READERS = 8
+"""Threads that read requests: pictures are fetched and decoded, texts become tokens, grammars are compiled."""
 
 
 @define(eq=False)
@@ -58,10 +63,13 @@ class Server:
     grammars: Grammars = field(init=False)
     room: Room = field(init=False)
     fingerprint: str = field(init=False)
+    _readers: ThreadPoolExecutor = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.scheduler = Scheduler(self.pipeline, self.limits, self.metrics)
         self.grammars = Grammars(self.pipeline)
+        # one core each: see `apart`
+        self._readers = ThreadPoolExecutor(READERS, "andes-reader", lambda: torch.set_num_threads(1))
         self.room = Room(self.limits.opening, self.limits.queue)
         artefact = self.pipeline.artefact
         made_of = artefact.digest if artefact else json.dumps(self.pipeline.plan.to_dict(), sort_keys=True, default=str)
@@ -140,7 +148,10 @@ class Server:
         Raises:
             Failure: a grammar or a bias that does not fit.
         """
-        return await asyncio.to_thread(guided, self.grammars, grammar, bias, prefix)
+        return await self._aside(lambda: guided(self.grammars, grammar, bias, prefix))
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
     @asynccontextmanager
     async def prepared(
@@ -151,11 +162,11 @@ class Server:
         Raises:
             Failure: pictures that cannot be used, or that there is no room for.
         """
-        some, pictures = await asyncio.to_thread(fetched, messages, self.limits, remote=self.remote)
+        some, pictures = await self._aside(lambda: fetched(messages, self.limits, remote=self.remote))
         count = needed(pictures)
         await self.room.take(count)
         try:
-            yield await asyncio.to_thread(
+            yield await self._aside(
                 lambda: self.pipeline.prepare(opened(some, self.limits), think=think, image_size=size)
             )
         finally:
