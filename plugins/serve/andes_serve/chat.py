@@ -32,6 +32,7 @@ class Chat:
     created: int = field(factory=lambda: int(time.time()))
     calls: bool = False
     submitted: bool = False
+    _same: bytes = b""
 
     async def begun(self) -> Running:
         """Check the request, hand it to the engine, and wait for its first event.
@@ -118,7 +119,7 @@ class Chat:
         try:
             async for some in events:
                 chunks = (self._chunk(e, begun) for e in some if isinstance(e, Piece))
-                yield b"".join(_event(chunk) for chunk in chunks if chunk is not None)
+                yield b"".join(chunk for chunk in chunks if chunk)
                 if usage and isinstance(some[-1], Done):
                     yield _event(
                         {**self._head("chat.completion.chunk"), "choices": [], "usage": facts_of(some[-1].usage)}
@@ -127,7 +128,7 @@ class Chat:
             yield _event(failure_of(error).body())
         yield b"data: [DONE]\n\n"
 
-    def _chunk(self, piece: Piece, begun: dict[int, Calls]) -> dict[str, Any] | None:
+    def _chunk(self, piece: Piece, begun: dict[int, Calls]) -> bytes:
         delta: dict[str, Any] = {}
         if piece.index not in begun:
             begun[piece.index] = Calls()
@@ -146,10 +147,12 @@ class Chat:
         if content:
             delta["content"] = content
         if not delta and not finish:
-            return None
+            return b""
         logprobs = {"content": self._logprobs(piece.logprobs)} if piece.logprobs else None
         choice = {"index": piece.index, "delta": delta, "finish_reason": finish or None, "logprobs": logprobs}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+        # what is the same in all chunks is written once
+        self._same = self._same or _event(self._head("chat.completion.chunk"))[:-3] + b',"choices":['
+        return self._same + encoded(choice) + b"]}\n\n"
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -181,8 +184,16 @@ def thinking(asked: Any) -> bool | None:
     return found if asked.think is None else bool(asked.think)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def encoded(data: Any) -> bytes:
+    """As JSON, without white space."""
+    return _ENCODER.encode(data).encode()
+
+
 def _event(data: Any) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + encoded(data) + b"\n\n"
 
 
 async def chat_completions(server: Server, request: Request) -> Response:
