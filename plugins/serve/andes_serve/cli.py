@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -95,7 +97,23 @@ def serve(
             defaults = {"temperature": temperature}
             return Server(pipeline, own_name, limits, door, defaults, allow_remote, list(adapters))
 
-        run(apart(load), at, origin or ())
+        with uncollected():
+            server = apart(load)
+            from andes_serve.app import create_app
+
+            app = create_app(server, origins=origin or ())
+        run(app, server, at)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected within: what imports make stays, and looking through it again and again takes time."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def apart(work: Callable[[], T]) -> T:
@@ -119,14 +137,11 @@ def apart(work: Callable[[], T]) -> T:
     return found
 
 
-def run(server: Server, at: socket.socket, origins: Sequence[str]) -> None:
+def run(app: Any, server: Server, at: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM; running answers get `grace` seconds then, or until the second signal."""
     import uvicorn
 
-    from andes_serve.app import create_app
-
     name, limits = server.name, server.limits
-    app = create_app(server, origins=origins)
     host, port = at.getsockname()[:2]
     if not server.door.keys and host not in ("127.0.0.1", "::1"):
         stderr().print("no API key is set: whoever reaches this address may ask", style="yellow", markup=False)
