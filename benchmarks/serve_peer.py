@@ -61,10 +61,16 @@ def llama(path: str, streams: str, threads: str) -> None:
 
 
 @contextmanager
-def serving(command: list[str], found: Callable[[str], str]) -> Iterator[int]:
+def serving(command: list[str], found: Callable[[str], str], threads: int) -> Iterator[int]:
     """A server of its own process -> its port, which is in the line in which `found` finds an address."""
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=HERE.parent
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=HERE.parent,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)},
     ) as process:
         try:
             assert process.stdout is not None
@@ -109,9 +115,15 @@ def together(ask: Callable[[int, int], int], port: int, first: int) -> float:
     return sum(counts) / (time.perf_counter() - start)
 
 
-def compare(rounds: int, told: Callable[[str], None] = lambda _: None, keep: Path | None = None) -> dict[str, Any]:
-    """Both servers in turns -> the median ratio and speeds; models are written to `keep`, unless they are there."""
-    threads = str(len(os.sched_getaffinity(0)))
+def compare(
+    rounds: int, told: Callable[[str], None] = lambda _: None, keep: Path | None = None, threads: int = 0
+) -> dict[str, Any]:
+    """Both servers in turns -> the median ratio and speeds.
+
+    Args:
+        keep: where models are written, unless they are there. threads: of each server; 0: one for each core.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         told("writing models")
         packed, peer = (keep or Path(folder)) / "model.andes", (keep or Path(folder)) / "model.gguf"
@@ -123,10 +135,12 @@ def compare(rounds: int, told: Callable[[str], None] = lambda _: None, keep: Pat
             sys.executable, "-m", "andes_sdk", "serve", str(packed), "--name", "model", "--backend", "numba", "--port",
             "0", "--concurrency", str(STREAMS),
         ]  # fmt: skip
-        other = [sys.executable, __file__, "--llama", str(peer), str(STREAMS), threads]
+        other = [sys.executable, __file__, "--llama", str(peer), str(STREAMS), str(threads)]
         with (
-            serving(own, lambda line: line.partition(" at ")[2] if line.startswith("serving ") else "") as port,
-            serving(other, lambda line: line if line.startswith("http") else "") as port_of_llama,
+            serving(
+                own, lambda line: line.partition(" at ")[2] if line.startswith("serving ") else "", threads
+            ) as port,
+            serving(other, lambda line: line if line.startswith("http") else "", threads) as port_of_llama,
         ):
             sides = ((ours, port), (theirs, port_of_llama))
             found: dict[Any, list[float]] = {ours: [], theirs: []}
@@ -136,11 +150,13 @@ def compare(rounds: int, told: Callable[[str], None] = lambda _: None, keep: Pat
                     speed = together(ask, at, (number + 1) * STREAMS)
                     if number >= 0:  # the first one warms up
                         found[ask].append(speed)
+                        told(f"{ask.__name__}: {speed:.1f} tokens/s")
     return {
         "vs_llama_cpp": statistics.median(a / b for a, b in zip(found[ours], found[theirs], strict=True)),
         "tokens_per_second_of_8": statistics.median(found[ours]),
         "tokens_per_second_of_8_llama_cpp": statistics.median(found[theirs]),
         "rounds_against_llama_cpp": rounds,
+        "threads_of_both": threads,
     }
 
 
@@ -150,12 +166,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--models", type=Path, metavar="FOLDER", help="keep the models there for the next time")
+    parser.add_argument("--threads", type=int, default=0, help="of each server; one for each core unless given")
     parser.add_argument("--llama", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.llama:
         llama(*given.llama)
         return
-    found = compare(given.rounds, lambda text: print(text, file=sys.stderr), given.models)
+    found = compare(
+        given.rounds,
+        lambda text: print(f"{time.strftime('%X')} {text}", file=sys.stderr, flush=True),
+        given.models,
+        given.threads,
+    )
     print(json.dumps(found, indent=2) if given.json else "\n".join(f"{k}: {v}" for k, v in found.items()))
 
 

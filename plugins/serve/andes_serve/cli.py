@@ -59,6 +59,7 @@ def serve(
     queue: Annotated[int | None, typer.Option(help="Requests that may wait. [default: 256]")] = None,
     memory: Annotated[int | None, typer.Option(help="MiB for KV and picture rows. [default: a quarter]")] = None,
     prefixes: Annotated[int | None, typer.Option(help="MiB of it for kept prefixes. [default: half of it]")] = None,
+    opening: Annotated[int | None, typer.Option(help="MiB for pictures that are opened. [default: a 16th]")] = None,
     body: Annotated[int | None, typer.Option(help="MiB of a request. [default: 32]")] = None,
     pictures: Annotated[int | None, typer.Option(help="In one request. [default: 16]")] = None,
     prompt: Annotated[int | None, typer.Option(help="Most rows of a prompt.")] = None,
@@ -75,7 +76,7 @@ def serve(
     """
     given = {
         "concurrency": concurrency, "queue": queue, "memory": _mib(memory), "prefixes": _mib(prefixes),
-        "body": _mib(body), "pictures": pictures, "prompt": prompt, "answer": answer, "choices": choices, "rate": rate,
+        "opening": _mib(opening), "body": _mib(body), "pictures": pictures, "prompt": prompt, "answer": answer, "choices": choices, "rate": rate,
         "timeout": timeout, "grace": grace, "chunk": chunk,
     }  # fmt: skip
     limits = _limits({k: v for k, v in given.items() if v is not None})
