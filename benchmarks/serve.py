@@ -246,23 +246,30 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
     """Every figure."""
     found: dict[str, Any] = {}
     parts = given.parts
+
+    def keep(more: dict[str, Any]) -> None:
+        found.update(more)
+        if given.out:  # what is measured stays, whatever comes
+            given.out.write_text(json.dumps(found, indent=2) + "\n")
+
     pipe = Pipeline.from_pretrained(given.model, backend=given.backend)
     more = ["--backend", given.backend] if given.backend else []
     rounds, tokens = (given.rounds or 5, 96) if given.quick else (given.rounds or 9, 256)
     async with serving(given.model, "--body", "1", "--concurrency", "16", *more) as (client, process, start):
-        found["start_s"] = start
+        keep({"start_s": start})
         if "speed" in parts:
-            found |= await speeds(client, pipe, tokens, rounds)
+            keep(await speeds(client, pipe, tokens, rounds))
         if "turns" in parts:
-            found["second_turn"] = await second_turn(client, 3 if given.quick else 15, 336)
+            keep({"second_turn": await second_turn(client, 3 if given.quick else 15, 336)})
         if "schemas" in parts:
-            found |= await schemas(client, given.schemas or (40 if given.quick else 500))
+            keep(await schemas(client, given.schemas or (40 if given.quick else 500)))
         if "requests" in parts:
-            found |= await mixed(client, process, pipe, given.requests or (600 if given.quick else 10_000), given.out)
+            count = given.requests or (600 if given.quick else 10_000)
+            keep(await mixed(client, process, pipe, count, lambda some: keep(found | some)))
     if "restart" in parts:
-        found |= await restarts(given.model, 3 if given.quick else 7)
+        keep(await restarts(given.model, 3 if given.quick else 7))
     if "peer" in parts:
-        found |= peer(3 if given.quick else 7)
+        keep(peer(3 if given.quick else 7))
     return found
 
 
@@ -282,8 +289,6 @@ def main() -> None:
     given = parser.parse_args()
     found = asyncio.run(measured(given))
     text = json.dumps(found, indent=2)
-    if given.out:
-        given.out.write_text(text + "\n")
     print(text if given.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
 
 

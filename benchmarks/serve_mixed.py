@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,15 @@ def resident(process: subprocess.Popen[str]) -> int:
 
 
 async def mixed(
-    client: httpx.AsyncClient, process: subprocess.Popen[str], pipe: Pipeline, count: int, out: Path | None
+    client: httpx.AsyncClient,
+    process: subprocess.Popen[str],
+    pipe: Pipeline,
+    count: int,
+    told_so_far: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Requests of which a third are malformed, oversized, cancelled or slow to read; each answer is compared.
 
-    What was found so far is written to `out` after every 500, `ended` of `requests`.
+    What was found so far is told after every 500, `ended` of `requests`.
     """
     texts = [f"{'please tell me ' * (n % 7)}what is the shape number {n}?" for n in range(40)]
     pictures = {n: shown(n, 84) for n in range(5)}
@@ -135,8 +140,8 @@ async def mixed(
             if found["ended"] % 100 == 0:
                 told(f"request {found['ended']} of {count}")
                 held.append(resident(process))
-            if out and found["ended"] % 500 == 0:
-                out.write_text(json.dumps({**found, **memory()}, indent=2) + "\n")
+            if found["ended"] % 500 == 0:
+                told_so_far({**found, **memory()})
 
     def memory() -> dict[str, Any]:
         """MiB after each hundred requests, and how much more there are at the end than at the half."""
