@@ -76,8 +76,8 @@ def serve(
     """
     given = {
         "concurrency": concurrency, "queue": queue, "memory": _mib(memory), "prefixes": _mib(prefixes),
-        "opening": _mib(opening), "body": _mib(body), "pictures": pictures, "prompt": prompt, "answer": answer, "choices": choices, "rate": rate,
-        "timeout": timeout, "grace": grace, "chunk": chunk,
+        "opening": _mib(opening), "body": _mib(body), "pictures": pictures, "prompt": prompt, "answer": answer,
+        "choices": choices, "rate": rate, "timeout": timeout, "grace": grace, "chunk": chunk,
     }  # fmt: skip
     limits = _limits({k: v for k, v in given.items() if v is not None})
     door = _door(keys, limits.rate)
