@@ -7,6 +7,7 @@ nox -s newest       lint, tests and docs on the newest versions within our bound
 nox -s pythons      the tests on each installed Python from 3.11
 nox -s kvpress      our scorers beside kvpress on the same tensors, in an environment that has it
 nox -s lmms         our scores and our models beside lmms-eval, in an environment that has it
+nox -s serve_clients  litellm and langchain-openai against our server, in an environment that has them
 nox -s lock         constraints.txt anew, from the bounds in every pyproject.toml
 nox -s thorough     2 000 fuzzed cases of every kind of file, torch.compile with Inductor
 nox -s first_light  train the shipped model again (under an hour on two cores) and score it
@@ -142,6 +143,13 @@ def kvpress(session: nox.Session) -> None:
     """Rows that our scorers keep beside those of kvpress, which needs an older transformers than we do."""
     session.install(*PIP, "-e", ".", "-e", "./plugins/okv", "kvpress==0.5.5", TORCH)
     session.run("python", "benchmarks/kv_parity.py", *session.posargs)
+
+
+@nox.session
+def serve_clients(session: nox.Session) -> None:
+    """litellm and langchain-openai against a server of the environment nox was started from."""
+    session.install(*PIP, "litellm>=1.80", "langchain-openai>=1.0")
+    session.run("python", "benchmarks/serve_clients.py", "--server", sys.executable)
 
 
 def lowest(project: str) -> list[str]:

@@ -67,7 +67,7 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
 )
 ADMIN: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/adapters", add_adapter),
-    ("DELETE", "/v1/adapters/{name}", remove_adapter),
+    ("DELETE", "/v1/adapters/{name:path}", remove_adapter),
 )
 
 
@@ -119,9 +119,10 @@ def _guarded(server: Server, endpoint: Endpoint, enter: Callable[[Request], None
             return await endpoint(server, request)
         except Exception as error:
             failure = failure_of(error)
-            if failure.code == "internal_error":
-                LOG.exception("a request failed")
-            server.metrics.ended("refused" if failure.status < 500 else "failed")
+            if not failure.counted:
+                if failure.code == "internal_error":
+                    LOG.exception("a request failed")
+                server.metrics.ended(failure.outcome)
             return told(failure)
 
     return route

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from attrs import define, field
@@ -19,7 +18,7 @@ from andes_serve.constraints import grammar_of
 from andes_serve.door import body_of
 from andes_serve.failures import Failure, failure_of
 from andes_serve.jobs import Done, Event, Piece, facts_of
-from andes_serve.server import Server, unless_gone
+from andes_serve.server import Running, Server, unless_gone
 from andes_serve.tools import Calls, checked, chosen, told
 
 
@@ -32,9 +31,11 @@ class Chat:
     id: str = field(factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(factory=lambda: int(time.time()))
     calls: bool = False
+    submitted: bool = False
+    _same: bytes = b""
 
-    async def prepare(self) -> tuple[Any, list[Any]]:
-        """Inputs, and options of each answer.
+    async def begun(self) -> Running:
+        """Check the request, hand it to the engine, and wait for its first event.
 
         Raises:
             Failure: parameters that do not fit. AndesError: messages or pictures that cannot be used.
@@ -59,12 +60,19 @@ class Chat:
         server.options(given, 1)  # before pictures are read
         functions, grammar = self._structure()
         messages = told(asked.messages, functions)
-        inputs = await server.prepared(messages, think=thinking(asked), size=asked.image_size)
-        given["max_tokens"] = server.longest(limit, len(inputs.ids))
-        constraint = await server.constraint(grammar, asked.logit_bias, inputs.prefix)
-        if constraint is not None:
-            given["constraint"] = constraint
-        return inputs, server.options(given, count)
+        async with server.prepared(messages, think=thinking(asked), size=asked.image_size) as inputs:
+            given["max_tokens"] = server.longest(limit, len(inputs.ids))
+            constraint = await server.constraint(grammar, asked.logit_bias, inputs.prefix)
+            if constraint is not None:
+                given["constraint"] = constraint
+            running = server.run(inputs, server.options(given, count))
+            self.submitted = True
+            try:
+                await running.begun()
+            except BaseException:
+                running.leave()
+                raise
+        return running
 
     def _structure(self) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
         """Tools, and what the answer must fit with the parameter that says so, or None."""
@@ -111,7 +119,7 @@ class Chat:
         try:
             async for some in events:
                 chunks = (self._chunk(e, begun) for e in some if isinstance(e, Piece))
-                yield b"".join(_event(chunk) for chunk in chunks if chunk is not None)
+                yield b"".join(chunk for chunk in chunks if chunk)
                 if usage and isinstance(some[-1], Done):
                     yield _event(
                         {**self._head("chat.completion.chunk"), "choices": [], "usage": facts_of(some[-1].usage)}
@@ -120,7 +128,7 @@ class Chat:
             yield _event(failure_of(error).body())
         yield b"data: [DONE]\n\n"
 
-    def _chunk(self, piece: Piece, begun: dict[int, Calls]) -> dict[str, Any] | None:
+    def _chunk(self, piece: Piece, begun: dict[int, Calls]) -> bytes:
         delta: dict[str, Any] = {}
         if piece.index not in begun:
             begun[piece.index] = Calls()
@@ -139,10 +147,12 @@ class Chat:
         if content:
             delta["content"] = content
         if not delta and not finish:
-            return None
+            return b""
         logprobs = {"content": self._logprobs(piece.logprobs)} if piece.logprobs else None
         choice = {"index": piece.index, "delta": delta, "finish_reason": finish or None, "logprobs": logprobs}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+        # what is the same in all chunks is written once
+        self._same = self._same or _event(self._head("chat.completion.chunk"))[:-3] + b',"choices":['
+        return self._same + encoded(choice) + b"]}\n\n"
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -174,34 +184,51 @@ def thinking(asked: Any) -> bool | None:
     return found if asked.think is None else bool(asked.think)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def encoded(data: Any) -> bytes:
+    """As JSON, without white space."""
+    return _ENCODER.encode(data).encode()
+
+
 def _event(data: Any) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + encoded(data) + b"\n\n"
 
 
 async def chat_completions(server: Server, request: Request) -> Response:
     """Answer a request."""
-    body = await body_of(request, server.limits.body)
-    chat = Chat(server, read(ChatRequest, body))
-    inputs, options = await unless_gone(request, chat.prepare())
-    if not chat.asked.stream:
-        return JSONResponse(chat.whole(await unless_gone(request, server.gathered(inputs, options))))
-    return await stream(request, server.run(inputs, options), chat)
+    chat = Chat(server, read(ChatRequest, await body_of(request, server.limits.body)))
+    return await answered(request, chat, chat)
 
 
-async def stream(request: Request, events: AsyncGenerator[Sequence[Event]], answer: Any) -> Response:
-    """A response that begins with the first event, so that what is refused has a status of its own."""
-    first = await unless_gone(request, anext(events))
+async def answered(request: Request, chat: Chat, writer: Any) -> Response:
+    """The answer, whole or as a stream that begins with the first event: what is refused has a status of its own.
 
-    async def every() -> AsyncIterator[bytes]:
-        async def rest() -> AsyncIterator[Sequence[Event]]:
-            yield first
-            async for some in events:
-                yield some
+    Args:
+        writer: of the shape of the endpoint; has `asked`, `whole` and `chunks`.
+    """
+    running = None
+    try:
+        running = await unless_gone(request, chat.begun())
+        if writer.asked.stream:
+            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+            return StreamingResponse(_written(running, writer), media_type="text/event-stream", headers=headers)
+        events = await unless_gone(request, running.gathered())
+    except Exception as error:
+        failure = failure_of(error)
+        failure.counted = chat.submitted  # by the scheduler, then
+        raise failure from error
+    finally:
+        if running is not None and not writer.asked.stream:
+            running.leave()
+    return JSONResponse(writer.whole(events))
 
-        async with aclosing(events):
-            async for chunk in answer.chunks(rest()):
-                if chunk:
-                    yield chunk
 
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(every(), media_type="text/event-stream", headers=headers)
+async def _written(running: Running, writer: Any) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in writer.chunks(running.events()):
+            if chunk:
+                yield chunk
+    finally:
+        running.leave()

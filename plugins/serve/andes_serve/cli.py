@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -18,9 +22,10 @@ from andes_sdk.cli.console import clean, stderr
 from andes_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
-    from andes_sdk.pipeline import Pipeline
     from andes_serve.door import Door
+    from andes_serve.server import Server
 
+T = TypeVar("T")
 LEFT = 5
 """Seconds at the end for clients to read why their answers stop."""
 
@@ -54,6 +59,7 @@ def serve(
     queue: Annotated[int | None, typer.Option(help="Requests that may wait. [default: 256]")] = None,
     memory: Annotated[int | None, typer.Option(help="MiB for KV and picture rows. [default: a quarter]")] = None,
     prefixes: Annotated[int | None, typer.Option(help="MiB of it for kept prefixes. [default: half of it]")] = None,
+    opening: Annotated[int | None, typer.Option(help="MiB for pictures that are opened. [default: a 16th]")] = None,
     body: Annotated[int | None, typer.Option(help="MiB of a request. [default: 32]")] = None,
     pictures: Annotated[int | None, typer.Option(help="In one request. [default: 16]")] = None,
     prompt: Annotated[int | None, typer.Option(help="Most rows of a prompt.")] = None,
@@ -70,40 +76,75 @@ def serve(
     """
     given = {
         "concurrency": concurrency, "queue": queue, "memory": _mib(memory), "prefixes": _mib(prefixes),
-        "body": _mib(body), "pictures": pictures, "prompt": prompt, "answer": answer, "choices": choices, "rate": rate,
-        "timeout": timeout, "grace": grace, "chunk": chunk,
+        "opening": _mib(opening), "body": _mib(body), "pictures": pictures, "prompt": prompt, "answer": answer,
+        "choices": choices, "rate": rate, "timeout": timeout, "grace": grace, "chunk": chunk,
     }  # fmt: skip
     limits = _limits({k: v for k, v in given.items() if v is not None})
     door = _door(keys, limits.rate)
     adapters = dict(_adapter(text) for text in adapter or ())
     source = model or (None if config else str(loading.SHIPPED))
     with bound(host, port) as at:  # before a large model is read for nothing
-        pipeline = loading.open_pipeline(
-            model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
-        )
-        loading.ready(pipeline)
-        for own, folder in adapters.items():
-            pipeline.add_adapter(own, folder)
-        run(
-            pipeline, name=name or Path(source or str(config)).stem, limits=limits, adapters=list(adapters), at=at,
-            door=door, origins=origin or (), remote=allow_remote, defaults={"temperature": temperature},
-        )  # fmt: skip
+
+        def load() -> Server:
+            pipeline = loading.open_pipeline(
+                model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
+            )
+            loading.ready(pipeline)
+            for own, folder in adapters.items():
+                pipeline.add_adapter(own, folder)
+            from andes_serve.server import Server
+
+            own_name = name or Path(source or str(config)).stem
+            defaults = {"temperature": temperature}
+            return Server(pipeline, own_name, limits, door, defaults, allow_remote, list(adapters))
+
+        with uncollected():
+            server = apart(load)
+            from andes_serve.app import create_app
+
+            app = create_app(server, origins=origin or ())
+        run(app, server, at)
 
 
-def run(
-    pipeline: Pipeline, *, name: str, limits: Any, adapters: list[str], at: socket.socket, door: Door,
-    origins: Any, remote: bool, defaults: dict[str, Any],
-) -> None:  # fmt: skip
-    """Serve until SIGINT or SIGTERM; running answers get `limits.grace` seconds then, or until the second signal."""
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage is collected within: what imports make stays, and looking through it again and again takes time."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
+def apart(work: Callable[[], T]) -> T:
+    """The result of some work on a thread that ends with it.
+
+    A thread that has computed keeps threads of OpenMP for itself. With more of them than cores OpenMP stops spinning
+    between loops, and each step of a small model takes twice as long. So none but the engine's may be left.
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = threading.Thread(target=run, name="andes-load", daemon=True)  # Ctrl-C does not wait for it
+    thread.start()
+    found = done.result()
+    thread.join()
+    return found
+
+
+def run(app: Any, server: Server, at: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM; running answers get `grace` seconds then, or until the second signal."""
     import uvicorn
 
-    from andes_serve.app import create_app
-    from andes_serve.server import Server
-
-    server = Server(pipeline, name, limits, door, defaults, remote, adapters)
-    app = create_app(server, origins=origins)
+    name, limits = server.name, server.limits
     host, port = at.getsockname()[:2]
-    if not door.keys and host not in ("127.0.0.1", "::1"):
+    if not server.door.keys and host not in ("127.0.0.1", "::1"):
         stderr().print("no API key is set: whoever reaches this address may ask", style="yellow", markup=False)
 
     class Told(uvicorn.Server):

@@ -13,7 +13,10 @@ class Failure(Exception):
     Attributes:
         status: of HTTP. kind: OpenAI's type of error. param: the parameter to blame. code: a word for programs.
         wait: seconds after which the same request may succeed; None: it will not.
+        counted: whether the figures and the log of the server have it already.
     """
+
+    counted = False
 
     def __init__(
         self, status: int, message: str, *, kind: str = "", param: str | None = None, code: str | None = None,
@@ -23,6 +26,11 @@ class Failure(Exception):
         default = "server_error" if status >= 500 else "invalid_request_error"
         self.status, self.message, self.kind = status, message, kind or default
         self.param, self.code, self.wait = param, code, wait
+
+    @property
+    def outcome(self) -> str:
+        """As `andes_requests` counts it."""
+        return "cancelled" if self.status == 499 else "refused" if self.status < 500 else "failed"
 
     def body(self) -> dict[str, Any]:
         """As JSON says it."""

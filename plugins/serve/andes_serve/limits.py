@@ -22,6 +22,7 @@ class Limits:
         memory: bytes for KV rows and picture rows, of answers and of kept prefixes together.
         prefixes: bytes of `memory` that finished conversations may keep for those that continue them.
         features: bytes for rows of pictures, found again by content.
+        opening: bytes for pictures of requests that are not in the engine yet, opened and cut into patches.
         body: bytes of a request. pictures: in one request. pixels, picture: of one picture, in pixels and bytes.
         prompt: rows of a prompt, picture rows included. answer: most tokens of one answer. choices: largest `n`.
         rate: requests a minute for each key (each address, where there are no keys); 0: any number.
@@ -34,6 +35,7 @@ class Limits:
     memory: int = field(default=Factory(lambda: memory_of_the_machine() // 4), validator=gt(0))
     prefixes: int = field(default=Factory(lambda self: self.memory // 2, takes_self=True), validator=ge(0))
     features: int = field(default=256 << 20, validator=ge(0))
+    opening: int = field(default=Factory(lambda self: self.memory // 4, takes_self=True), validator=gt(0))
     body: int = field(default=32 << 20, validator=gt(0))
     pictures: int = field(default=16, validator=ge(0))
     pixels: int = field(default=50_000_000, validator=gt(0))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from attrs import define
+from attrs import define, field
 
 from andes_sdk.types import Inputs
+from andes_serve.failures import Failure
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
@@ -71,3 +74,55 @@ class Memory:
     def give(self, count: int) -> None:
         """They are free again."""
         self.taken -= count
+
+
+@define(eq=False)
+class Room:
+    """Bytes for pictures of requests that the engine does not have yet; used on the event loop alone.
+
+    Attributes:
+        limit: bytes in all. most: requests that may wait for room. taken: bytes in use.
+    """
+
+    limit: int
+    most: int
+    taken: int = 0
+    _waiting: deque[tuple[int, asyncio.Future[None]]] = field(factory=deque)
+
+    async def take(self, count: int) -> None:
+        """Wait for room, in the order of arrival; who needs none waits for nobody.
+
+        Raises:
+            Failure: there will never be enough, or too many wait.
+        """
+        if count > self.limit:
+            what = f"opening the pictures may take {count} bytes, this server has {self.limit} for that"
+            raise Failure(400, f"{what}: make them smaller", param="messages", code="memory_exceeded")
+        if count and (self._waiting or self.taken + count > self.limit):
+            if len(self._waiting) >= self.most:
+                what = f"{len(self._waiting)} requests wait for their pictures to be opened"
+                raise Failure(429, what, kind="rate_limit_error", code="queue_full", wait=2)
+            turn = (count, asyncio.get_running_loop().create_future())
+            self._waiting.append(turn)
+            try:
+                await turn[1]
+            except asyncio.CancelledError:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+                    self._next()
+                else:  # its turn had come
+                    self.give(count)
+                raise
+        else:
+            self.taken += count
+
+    def give(self, count: int) -> None:
+        """They are free again."""
+        self.taken -= count
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting and self.taken + self._waiting[0][0] <= self.limit:
+            count, turn = self._waiting.popleft()
+            self.taken += count
+            turn.set_result(None)

@@ -1,26 +1,46 @@
-"""Messages in OpenAI's shape -> messages of the SDK, pictures opened within the server's limits."""
+"""Messages in OpenAI's shape -> messages of the SDK: pictures are fetched and measured, then opened."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
+
+from attrs import frozen
+from PIL import Image
 
 from andes_sdk.errors import InputError
 from andes_sdk.inputs.images import ImageLimits, load_image
+from andes_sdk.inputs.sources import read_source
 from andes_serve.failures import Failure
 from andes_serve.limits import Limits
 
+EACH, LARGEST = 4, 12
+"""Bytes for each pixel of all pictures (RGB, and patches of what is left after resizing); and, for the largest one,
+bytes that decoding and resizing take on top."""
 
-def opened(messages: Sequence[dict[str, Any]], limits: Limits, *, remote: bool) -> list[dict[str, Any]]:
-    """The same messages with pictures in place of their addresses.
+
+@frozen
+class Picture:
+    """A picture as it came. place: of its address in the request. pixels: as its header says, 0 where it says none."""
+
+    data: bytes
+    place: str
+    pixels: int
+
+
+def fetched(
+    messages: Sequence[dict[str, Any]], limits: Limits, *, remote: bool
+) -> tuple[list[dict[str, Any]], list[Picture]]:
+    """The same messages with what their addresses hold in place of these, not decoded yet, and all pictures of them.
 
     Args:
         remote: whether http(s) addresses are fetched; addresses of private networks never are.
 
     Raises:
-        Failure: too many pictures, or an address that is none of a picture. InputError: a picture that is none.
+        Failure: too many pictures, or an address that is none of a picture.
     """
-    count = 0
+    found: list[Picture] = []
     made: list[dict[str, Any]] = []
     for number, message in enumerate(messages):
         content = message.get("content")
@@ -36,16 +56,57 @@ def opened(messages: Sequence[dict[str, Any]], limits: Limits, *, remote: bool) 
                     raise Failure(400, fix, param=f"{place}.type", code="invalid_value")
                 parts.append(part)
                 continue
-            count += 1
-            if count > limits.pictures:
+            if len(found) == limits.pictures:
                 what = f"more than {limits.pictures} pictures in one request"
                 raise Failure(400, what, param="messages", code="too_many_pictures")
-            parts.append({"type": "image", "image": _picture(part, place, limits, remote)})
+            found.append(_picture(part, place, limits, remote))
+            parts.append({"type": "image", "image": found[-1]})
         made.append({**message, "content": parts})
-    return made
+    return made, found
 
 
-def _picture(part: dict[str, Any], place: str, limits: Limits, remote: bool) -> Any:
+def needed(pictures: Sequence[Picture]) -> int:
+    """Bytes that pictures take until the engine has them."""
+    return sum(len(p.data) + EACH * p.pixels for p in pictures) + LARGEST * max((p.pixels for p in pictures), default=0)
+
+
+def opened(messages: Sequence[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
+    """Messages whose pictures are fetched -> the same with pictures that are decoded.
+
+    Raises:
+        Failure: a picture that is none, or too large.
+    """
+
+    def load(picture: Picture) -> Image.Image:
+        try:
+            return load_image(picture.data, limits=_limits(limits))
+        except InputError as error:
+            raise Failure(400, str(error), param=picture.place, code="invalid_image") from None
+
+    def part_of(part: Any) -> Any:
+        picture = part.get("image") if isinstance(part, dict) else None
+        return {**part, "image": load(picture)} if isinstance(picture, Picture) else part
+
+    return [
+        {**m, "content": [part_of(p) for p in m["content"]]} if isinstance(m.get("content"), list) else m
+        for m in messages
+    ]
+
+
+def _limits(limits: Limits) -> ImageLimits:
+    return ImageLimits(max_pixels=limits.pixels, max_bytes=limits.picture, timeout=15.0)
+
+
+def _pixels(data: bytes) -> int:
+    """As the header says; whoever opens the picture tells what is wrong with it."""
+    try:
+        with Image.open(BytesIO(data)) as image:
+            return image.width * image.height
+    except Exception:
+        return 0
+
+
+def _picture(part: dict[str, Any], place: str, limits: Limits, remote: bool) -> Picture:
     value = part.get("image_url")
     if isinstance(value, dict):
         for key in value:
@@ -69,8 +130,8 @@ def _picture(part: dict[str, Any], place: str, limits: Limits, remote: bool) -> 
         if not remote:
             what = "this server fetches no pictures: send a data URL, or start it with --allow-remote"
             raise Failure(400, what, param=place, code="remote_images_disabled")
-    own = ImageLimits(max_pixels=limits.pixels, max_bytes=limits.picture, timeout=15.0)
     try:
-        return load_image(value, allow_remote=remote, limits=own)
+        data = read_source(value, "the picture", remote, _limits(limits))
     except InputError as error:
         raise Failure(400, str(error), param=place, code="invalid_image") from None
+    return Picture(data, place, _pixels(data))

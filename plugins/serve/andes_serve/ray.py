@@ -18,6 +18,7 @@ from ray import serve
 
 from andes_sdk.config import structure
 from andes_sdk.errors import ConfigError
+from andes_serve.door import Door, keys_of
 
 
 @frozen(kw_only=True)
@@ -29,6 +30,8 @@ class Application:
         replicas: servers; with `most` above it, as many as requests need.
         target: requests in a replica at which another one is started. cpus, gpus: of each replica.
         adapters: name -> folder. concurrency: answers in the making at once, of one replica.
+        keys: file with API keys, one a line, on the machine where the application is built; ANDES_API_KEY there holds
+            some too. Replicas get them from there, so that all have the same.
     """
 
     model: str
@@ -43,12 +46,17 @@ class Application:
     gpus: float = 0.0
     concurrency: int = 32
     adapters: dict[str, str] = field(factory=dict)
+    keys: str | None = None
+    allowed: tuple[str, ...] = field(init=False, repr=False)
+
+    @allowed.default
+    def _of_the_builder(self) -> tuple[str, ...]:
+        return keys_of(os.environ.get("ANDES_API_KEY"), None if self.keys is None else Path(self.keys))
 
     def build(self) -> Any:
         """The ASGI application of one replica; runs on its machine."""
         from andes_sdk.pipeline import Pipeline
         from andes_serve.app import create_app
-        from andes_serve.door import Door, keys_of
         from andes_serve.limits import Limits
         from andes_serve.server import Server
 
@@ -56,7 +64,11 @@ class Application:
         for name, folder in self.adapters.items():
             pipeline.add_adapter(name, folder)
         # adapters come with the application: one that a single replica has would answer now and then
-        door = Door(keys_of(os.environ.get("ANDES_API_KEY"), None))
+        own = set(keys_of(os.environ.get("ANDES_API_KEY"), None)) - set(self.allowed)
+        if own:
+            fix = "set it where the application is built, or give keys=FILE there"
+            raise ConfigError("this replica's ANDES_API_KEY has keys that others lack", who="andes_serve.ray", fix=fix)
+        door = Door(self.allowed)
         limits = Limits(concurrency=self.concurrency)
         server = Server(pipeline, self.name, limits, door, {"temperature": 0.0}, adapters=list(self.adapters))
         return create_app(server)

@@ -16,14 +16,14 @@ from typing import Any, Literal
 from attrs import define, field
 from pydantic import Field, ValidationError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from andes_serve.asked import ChatRequest, Sampling, Strict, failure, read
-from andes_serve.chat import Chat, stream
+from andes_serve.chat import Chat, answered
 from andes_serve.door import body_of
 from andes_serve.failures import Failure, failure_of
 from andes_serve.jobs import Done, Event, Piece, Usage, responses_facts_of
-from andes_serve.server import Server, unless_gone
+from andes_serve.server import Server
 from andes_serve.tools import Calls
 
 KEPT = 1000
@@ -394,8 +394,4 @@ class Responses:
         before = self.kept.get(asked.previous_response_id) if asked.previous_response_id else []
         messages = messages_of(asked, before)
         chat = Chat(server, chat_of(asked, messages))
-        inputs, options = await unless_gone(request, chat.prepare())
-        made = Responding(server, asked, chat, messages, self.kept)
-        if asked.stream:
-            return await stream(request, server.run(inputs, options), made)
-        return JSONResponse(made.whole(await unless_gone(request, server.gathered(inputs, options))))
+        return await answered(request, chat, Responding(server, asked, chat, messages, self.kept))

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from andes_sdk.runtime.engine import Engine
 from andes_serve.failures import Failure, failure_of
 from andes_serve.jobs import Choice, Done, Event, Failed, Job
@@ -44,6 +46,7 @@ class Scheduler:
         self._calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._draining = self._stopping = False
+        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="andes-serve", daemon=True)
 
     # ------------------------------------------------------------ from any thread
@@ -145,6 +148,8 @@ class Scheduler:
     # ------------------------------------------------------------ on its own thread
 
     def _run(self) -> None:
+        torch.get_num_threads()  # reads the default, which the next line sets for this thread alone
+        torch.set_num_threads(self._threads)
         while True:
             with self._wake:
                 while not (self._calls or self._waiting or self._running or self._stopping):
@@ -161,6 +166,7 @@ class Scheduler:
         for job in [*self._running]:
             self._fail(job, ended)
         while self._waiting:
+            self.metrics.ended("failed")
             self._tell(self._waiting.popleft(), [Failed(ended)])
         while self._calls:
             self._calls.popleft()()
@@ -191,8 +197,8 @@ class Scheduler:
             for job in gone:
                 self._waiting.remove(job)
         for job in gone:
-            if not job.cancelled:
-                self._tell(job, [Failed(_late(job))])
+            self.metrics.ended("cancelled" if job.cancelled else "failed")
+            self._tell(job, [Failed(_late(job))])
         for job in [*self._running]:
             if job.cancelled:
                 self._end(job)
@@ -256,7 +262,7 @@ class Scheduler:
         if failure_of(error).code == "internal_error":  # a stream has begun, so nobody else tells of it
             LOG.error("a request failed", exc_info=error)
         self._end(job)
-        self.metrics.ended("failed")
+        self.metrics.ended("cancelled" if job.cancelled else "failed")
         self._tell(job, [Failed(error)])
 
     def _end(self, job: Job) -> None:

@@ -7,12 +7,15 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
-from contextlib import aclosing
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
+import torch
 from attrs import define, field
 from starlette.requests import Request
 
@@ -24,7 +27,8 @@ from andes_serve.door import Door
 from andes_serve.failures import Failure
 from andes_serve.jobs import Done, Event, Failed, Job
 from andes_serve.limits import Limits
-from andes_serve.messages import opened
+from andes_serve.memory import Room
+from andes_serve.messages import fetched, needed, opened
 from andes_serve.metrics import Metrics
 from andes_serve.scheduler import Scheduler
 
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
 
 T = TypeVar("T")
+
+READERS = 8
+"""Threads that read requests: pictures are fetched and decoded, texts become tokens, grammars are compiled."""
 
 
 @define(eq=False)
@@ -54,11 +61,16 @@ class Server:
     metrics: Metrics = field(factory=Metrics)
     scheduler: Scheduler = field(init=False)
     grammars: Grammars = field(init=False)
+    room: Room = field(init=False)
     fingerprint: str = field(init=False)
+    _readers: ThreadPoolExecutor = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.scheduler = Scheduler(self.pipeline, self.limits, self.metrics)
         self.grammars = Grammars(self.pipeline)
+        # one core each: see `apart`
+        self._readers = ThreadPoolExecutor(READERS, "andes-reader", lambda: torch.set_num_threads(1))
+        self.room = Room(self.limits.opening, self.limits.queue)
         artefact = self.pipeline.artefact
         made_of = artefact.digest if artefact else json.dumps(self.pipeline.plan.to_dict(), sort_keys=True, default=str)
         self.fingerprint = f"andes-{__version__}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
@@ -136,16 +148,29 @@ class Server:
         Raises:
             Failure: a grammar or a bias that does not fit.
         """
-        return await asyncio.to_thread(guided, self.grammars, grammar, bias, prefix)
+        return await self._aside(lambda: guided(self.grammars, grammar, bias, prefix))
 
-    async def prepared(self, messages: Sequence[dict[str, Any]], *, think: bool | None, size: int | None) -> Any:
-        """`Inputs` of a conversation, made on another thread."""
+    async def _aside(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
-        def work() -> Any:
-            own = opened(messages, self.limits, remote=self.remote)
-            return self.pipeline.prepare(own, think=think, image_size=size)
+    @asynccontextmanager
+    async def prepared(
+        self, messages: Sequence[dict[str, Any]], *, think: bool | None, size: int | None
+    ) -> AsyncIterator[Any]:
+        """`Inputs` of a conversation, made on another thread; room for its pictures is taken before they are decoded.
 
-        return await asyncio.to_thread(work)
+        Raises:
+            Failure: pictures that cannot be used, or that there is no room for.
+        """
+        some, pictures = await self._aside(lambda: fetched(messages, self.limits, remote=self.remote))
+        count = needed(pictures)
+        await self.room.take(count)
+        try:
+            yield await self._aside(
+                lambda: self.pipeline.prepare(opened(some, self.limits), think=think, image_size=size)
+            )
+        finally:
+            self.room.give(count)
 
     def longest(self, asked: int | None, rows: int) -> int:
         """Most tokens of an answer behind a prompt of so many rows.
@@ -161,45 +186,84 @@ class Server:
         room = self.scheduler.engine.positions - rows
         return max(1, min(self.limits.answer, room))
 
-    def run(self, inputs: Any, options: Sequence[GenerationOptions]) -> AsyncGenerator[Sequence[Event]]:
-        """Events of a request, some at a time; ending the generator early cancels it.
+    def run(self, inputs: Any, options: Sequence[GenerationOptions]) -> Running:
+        """Hand a request to the engine.
 
         Raises:
-            Failure: it is refused, or fails.
+            Failure: it is refused.
         """
-        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Sequence[Event]]()
+        running = Running(self.scheduler)
+        running.job = Job(inputs, options, running.deliver, self.limits.timeout)
+        self.scheduler.submit(running.job)
+        return running
 
-        def deliver(events: Sequence[Event]) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, events)
 
-        return self._events(Job(inputs, options, deliver, self.limits.timeout), queue)
+@define(eq=False)
+class Running:
+    """A request that the engine has, as the event loop sees it; leaving it early cancels it.
 
-    async def _events(self, job: Job, queue: asyncio.Queue[Sequence[Event]]) -> AsyncGenerator[Sequence[Event]]:
-        self.scheduler.submit(job)
-        ended = False
-        try:
-            while not ended:
-                events = list(await queue.get())
-                while not queue.empty():
-                    events += queue.get_nowait()
-                last = events[-1]
-                ended = isinstance(last, Done | Failed)
-                if isinstance(last, Failed):
-                    if events[:-1]:
-                        yield events[:-1]
-                    raise last.error
-                yield events
-        finally:
-            if not ended:
-                self.scheduler.cancel(job)
+    What is told while the loop does something else wakes it once, and is read together.
+    """
 
-    async def gathered(self, inputs: Any, options: Sequence[GenerationOptions]) -> list[Event]:
-        """All events of a request."""
-        found: list[Event] = []
-        async with aclosing(self.run(inputs, options)) as events:
-            async for some in events:
-                found += some
-        return found
+    scheduler: Scheduler
+    job: Job = field(init=False)
+    _loop: asyncio.AbstractEventLoop = field(factory=asyncio.get_running_loop)
+    _events: deque[Event] = field(factory=deque)
+    _ready: asyncio.Event = field(factory=asyncio.Event)
+    _woken: bool = False
+    _ended: bool = False
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Take what is new; on the engine's thread."""
+        self._events.extend(events)
+        if not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._ready.set)
+
+    async def begun(self) -> None:
+        """Wait for the first events.
+
+        Raises:
+            Exception: why there is none.
+        """
+        await self._ready.wait()
+        first = self._events[0]
+        if isinstance(first, Failed):
+            self._ended = True
+            raise first.error
+
+    async def events(self) -> AsyncGenerator[Sequence[Event]]:
+        """All events, some at a time.
+
+        Raises:
+            Exception: why it failed.
+        """
+        while not self._ended:
+            await self._ready.wait()
+            self._ready.clear()
+            self._woken = False  # before what is there is read: what comes now wakes again
+            found: list[Event] = []
+            while self._events:
+                found.append(self._events.popleft())
+            if not found:
+                continue
+            last = found[-1]
+            self._ended = isinstance(last, Done | Failed)
+            if isinstance(last, Failed):
+                if found[:-1]:
+                    yield found[:-1]
+                raise last.error
+            yield found
+
+    async def gathered(self) -> list[Event]:
+        """All events together."""
+        return [event async for some in self.events() for event in some]
+
+    def leave(self) -> None:
+        """Cancel it, unless it has ended."""
+        if not self._ended:
+            self._ended = True
+            self.scheduler.cancel(self.job)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

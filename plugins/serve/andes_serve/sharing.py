@@ -86,6 +86,7 @@ class Shared:
     Attributes:
         inner: the backend's own. shares: whether rows of prompts are shared.
         kept: conversations that ended, the least recently used first.
+        chunk: most rows of a prompt in one piece; other policies decide at the end of one, so theirs stay as alone.
     """
 
     pipeline: Pipeline
@@ -95,6 +96,7 @@ class Shared:
     inner: Any = field(init=False)
     taps: Sequence[int] = field(init=False)
     shares: bool = field(init=False)
+    chunk: int = field(init=False)
     features: Features = field(init=False)
     kept: list[Kept] = field(factory=list, init=False)
     live: Any = field(factory=weakref.WeakSet, init=False)
@@ -104,6 +106,7 @@ class Shared:
         self.taps = self.inner.taps
         plain = type(self.pipeline.policy) is KeepAll and isinstance(self.pipeline.decoder, Autoregressive)
         self.shares = plain and self.limits.prefixes > 0
+        self.chunk = self.limits.chunk if type(self.pipeline.policy) is KeepAll else CHUNK_ROWS
         self.features = Features(self.limits.features)
 
     # ------------------------------------------------------------ as a compiled model
@@ -273,8 +276,7 @@ class SharedSession:
         mark = shared.pipeline.tokenizer.placeholder("image")
         image = inputs.ids[start:].to(embeds.device) == mark if "image" in inputs.media else None
         size = min(int(getattr(one, "chunk_rows", CHUNK_ROWS)) for one in (shared.inner, shared.pipeline.policy))
-        if shared.shares:  # other policies decide at the end of a chunk, so theirs stay as they are alone
-            size = min(size, shared.limits.chunk)
+        size = min(size, shared.chunk)
         for first in range(start, len(tokens), size):
             part, own = slice(first, first + size), slice(first - start, first - start + size)
             last = first + size >= len(tokens)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +21,19 @@ from attrs import frozen
 from PIL import Image
 
 from andes_sdk import Pipeline
+from andes_sdk.runtime.engine import Engine
 
 TINY: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
+
+
+def until(true: Callable[[], bool], seconds: float = 120) -> bool:
+    """Whether something becomes true in time; long enough for machines that are busy with other work."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 @frozen
@@ -30,6 +43,7 @@ class Served:
     server: Server
     url: str
     http: httpx.Client
+    until = staticmethod(until)
 
     def ask(self, content: Any = "Tell me more.", *, status: int = 200, **given: Any) -> Any:
         """The JSON of an answer to one user message."""
@@ -38,13 +52,48 @@ class Served:
         assert got.status_code == status, got.text
         return got.json()
 
+    def send(self, **given: Any) -> socket.socket:
+        """A request whose answer nobody reads yet; closing the socket is leaving."""
+        body = {"model": self.server.name, "messages": [{"role": "user", "content": "x"}], **given}
+        data = json.dumps(body).encode()
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        made = socket.create_connection((host, int(port)), timeout=120)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(data)}\r\n\r\n"
+        made.sendall(head.encode() + data)
+        return made
+
     def idle(self) -> bool:
         """Whether the engine has nothing left to do, soon."""
-        for _ in range(200):
-            if not self.server.scheduler.engine.active and not self.server.scheduler.memory.taken:
-                return True
-            time.sleep(0.05)
-        return False
+        scheduler = self.server.scheduler
+        return until(lambda: not scheduler.engine.active and not scheduler.memory.taken)
+
+    def count(self, metric: str) -> float:
+        """A figure of `/metrics`; 0 before it is first counted."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.startswith(f"{metric} ")), 0.0)
+
+    @contextmanager
+    def held(self) -> Iterator[Callable[[int], None]]:
+        """The engine takes as many steps as it is given, and no others: what is running goes on running."""
+        engine, own = self.server.scheduler.engine, Engine.step
+        left, given = [0], threading.Event()
+
+        def step(one: Engine) -> None:
+            if one is not engine or given.is_set() or left[0] > 0:
+                left[0] -= 1
+                own(one)
+            else:
+                time.sleep(0.005)
+
+        def give(count: int) -> None:
+            left[0] = count
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Engine, "step", step)
+            try:
+                yield give
+            finally:
+                given.set()
 
 
 @contextmanager
@@ -53,8 +102,8 @@ def running(pipe: Pipeline, **given: Any) -> Iterator[Served]:
     app = uvicorn.Server(uvicorn.Config(create_app(server), host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=app.run)
     thread.start()
-    while not app.started:
-        time.sleep(0.01)
+    assert until(lambda: app.started or not thread.is_alive())
+    assert app.started
     url = f"http://127.0.0.1:{app.servers[0].sockets[0].getsockname()[1]}"
     try:
         with httpx.Client(base_url=url, timeout=120) as http:

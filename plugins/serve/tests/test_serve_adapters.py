@@ -37,17 +37,17 @@ def test_an_adapter_comes_answers_and_goes(start, adapter):
     with start(pipe, door=Door(admin=("boss",))) as served:
         boss = {"Authorization": "Bearer boss"}
         assert served.http.post("/v1/adapters", json={"name": "x", "folder": "y"}).status_code == 401
-        body = {"name": "bold", "folder": str(adapter)}
+        body = {"name": "team/bold", "folder": str(adapter)}
         got = served.http.post("/v1/adapters", json=body, headers=boss)
-        assert (got.status_code, got.json()["id"]) == (201, "tiny:bold")
-        assert [m["id"] for m in served.http.get("/v1/models").json()["data"]] == ["tiny", "tiny:bold"]
-        own = pipe.generate(text, GenerationOptions(max_tokens=8, adapter="bold")).text
+        assert (got.status_code, got.json()["id"]) == (201, "tiny:team/bold")
+        assert [m["id"] for m in served.http.get("/v1/models").json()["data"]] == ["tiny", "tiny:team/bold"]
+        own = pipe.generate(text, GenerationOptions(max_tokens=8, adapter="team/bold")).text
         assert own != base
         for _ in range(2):  # what one has read is not lent to the other
             assert served.ask(text)["choices"][0]["message"]["content"] == base
-            assert served.ask(text, model="tiny:bold")["choices"][0]["message"]["content"] == own
+            assert served.ask(text, model="tiny:team/bold")["choices"][0]["message"]["content"] == own
         assert served.http.post("/v1/adapters", json=body, headers=boss).status_code == 400  # there is one
-        assert served.http.delete("/v1/adapters/bold", headers=boss).json()["deleted"]
-        assert served.ask(text, model="tiny:bold", status=404)["error"]["code"] == "model_not_found"
-        assert served.http.delete("/v1/adapters/bold", headers=boss).status_code == 404
+        assert served.http.delete("/v1/adapters/team/bold", headers=boss).json()["deleted"]
+        assert served.ask(text, model="tiny:team/bold", status=404)["error"]["code"] == "model_not_found"
+        assert served.http.delete("/v1/adapters/team/bold", headers=boss).status_code == 404
         assert served.ask(text)["choices"][0]["message"]["content"] == base

@@ -169,14 +169,19 @@ def test_a_body_that_is_no_json_is_refused(served):
 
 
 def test_a_client_that_leaves_cancels_its_answer(served):
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2000, "stream": True}
-    with served.http.stream("POST", "/v1/chat/completions", json=body) as got:
-        next(got.iter_lines())
-    assert served.idle()
-    with pytest.raises(Exception, match="timed out"):
-        served.http.post("/v1/chat/completions", json={**body, "stream": False}, timeout=0.3)
-    assert served.idle()
-    assert 'andes_requests_total{outcome="cancelled"} 2.0' in served.http.get("/metrics").text
+    kinds = ("cancelled", "answered", "failed", "refused")
+    names = [f'andes_requests_total{{outcome="{kind}"}}' for kind in kinds]
+    before = [served.count(name) for name in names]
+    with served.held() as give:
+        for stream in (True, False):
+            with served.send(max_tokens=2000, stream=stream) as reader:
+                assert served.until(lambda: bool(served.server.scheduler.engine.active))
+                if stream:
+                    give(40)  # the first ones are white space, which waits for what follows
+                    assert reader.recv(10)
+            assert served.idle()
+    assert served.until(lambda: served.count(names[0]) == before[0] + 2)
+    assert [served.count(name) for name in names[1:]] == before[1:]
 
 
 def test_models_health_and_metrics(served):
@@ -218,16 +223,38 @@ def test_a_server_has_keys_rates_and_limits(pipe, start):
 
 
 def test_a_full_queue_a_late_answer_and_a_shutdown_are_told(pipe, start):
-    with start(pipe, limits=Limits(concurrency=1, queue=0, timeout=5.0)) as served, ThreadPoolExecutor(1) as pool:
-        late = pool.submit(served.ask, max_tokens=3900, status=504)
-        while not served.server.scheduler.engine.active:
-            pass
-        assert served.ask(status=429)["error"]["code"] == "queue_full"
-        assert late.result()["error"]["code"] == "timeout"
-        assert served.idle()
-        served.server.scheduler.drain()
+    limits = Limits(concurrency=1, queue=0, timeout=3600.0)
+    with start(pipe, limits=limits) as served, ThreadPoolExecutor(1) as pool:
+        scheduler = served.server.scheduler
+        refused, failed = (f'andes_requests_total{{outcome="{kind}"}}' for kind in ("refused", "failed"))
+        with served.held():
+            late = pool.submit(served.ask, status=504)
+            assert served.until(lambda: bool(scheduler.engine.active))
+            assert served.ask(status=429)["error"]["code"] == "queue_full"
+            scheduler._running[0].start -= 2 * limits.timeout  # an hour has passed, twice
+            assert late.result()["error"]["code"] == "timeout"
+            assert served.idle()
+        assert (served.count(refused), served.count(failed)) == (1, 1)  # each once
+        scheduler.drain()
         assert served.ask(status=503)["error"]["code"] == "shutting_down"
+        assert (served.count(refused), served.count(failed)) == (1, 2)
         assert served.http.get("/health").status_code == 503
+
+
+def test_a_request_that_is_late_before_its_turn_is_told_and_counted_once(pipe, start):
+    limits = Limits(concurrency=1, queue=1, timeout=3600.0)
+    with start(pipe, limits=limits) as served, ThreadPoolExecutor(2) as pool:
+        scheduler, failed = served.server.scheduler, 'andes_requests_total{outcome="failed"}'
+        with served.held():
+            first = pool.submit(served.ask, status=200)
+            assert served.until(lambda: bool(scheduler.engine.active))
+            late = pool.submit(served.ask, status=504)
+            assert served.until(lambda: bool(scheduler._waiting))
+            scheduler._waiting[0].start -= 2 * limits.timeout
+            assert late.result()["error"]["code"] == "timeout"
+            assert served.count(failed) == 1
+        assert first.result()["choices"]
+        assert served.count('andes_requests_total{outcome="answered"}') == 1
 
 
 def test_keys_come_from_the_environment_and_a_file(tmp_path):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-from andes_serve import door, responses
+from andes_serve import door, messages, responses
 from andes_serve.jobs import Piece
+from andes_serve.limits import Limits
+from andes_serve.memory import Room
 from andes_serve.tools import Calls
+
+from andes_sdk.inputs.images import load_image
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 LOOP = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
@@ -58,6 +64,52 @@ def test_a_grammar_that_grows_without_end_is_refused(served):
     served.ask()
 
 
+def test_pictures_are_not_opened_before_there_is_room_for_them(pipe, start, picture, monkeypatch):
+    opening, opened = threading.Event(), list[int]()
+
+    def load(data, limits):
+        opened.append(len(data))
+        assert opening.wait(120)
+        return load_image(data, limits=limits)
+
+    monkeypatch.setattr(messages, "load_image", load)
+    one = [picture("red")[1]]
+    count = messages.needed(messages.fetched([{"role": "user", "content": one}], Limits(), remote=False)[1])
+    assert count > 84 * 56 * 16  # a header tells
+    with start(pipe, limits=Limits(opening=count, queue=1)) as served, ThreadPoolExecutor(3) as pool:
+        first = pool.submit(served.ask, one)
+        assert served.until(lambda: len(opened) == 1)
+        second = pool.submit(served.ask, one)
+        assert served.until(lambda: len(served.server.room._waiting) == 1)
+        assert len(opened) == 1
+        assert served.ask(one, status=429)["error"]["code"] == "queue_full"
+        error = served.ask(one * 2, status=400)["error"]
+        assert (error["code"], str(count) in error["message"]) == ("memory_exceeded", True)
+        with served.send(messages=[{"role": "user", "content": "no picture"}], max_tokens=2) as reader:
+            assert reader.recv(12) == b"HTTP/1.1 200"  # waits for nobody
+        opening.set()
+        assert first.result()["choices"] == second.result()["choices"]
+        assert served.until(lambda: served.server.room.taken == 0)
+
+
+def test_one_that_leaves_while_it_waits_for_room_lets_the_next_one_in():
+    async def play() -> None:
+        room = Room(10, 8)
+        await room.take(6)
+        large, small = asyncio.ensure_future(room.take(9)), asyncio.ensure_future(room.take(4))
+        await asyncio.sleep(0)
+        assert not small.done()  # in the order of arrival
+        large.cancel()
+        await asyncio.gather(large, return_exceptions=True)
+        await small
+        assert room.taken == 10
+        room.give(6)
+        room.give(4)
+        assert room.taken == 0
+
+    asyncio.run(play())
+
+
 def test_a_response_to_nothing_is_refused_by_name(served):
     got = served.http.post("/v1/responses", json={"model": "tiny", "input": []})
     assert (got.status_code, got.json()["error"]["param"]) == (400, "messages")
@@ -74,14 +126,9 @@ def test_a_body_that_does_not_come_is_not_waited_for(served, monkeypatch):
 
 
 def test_readers_that_stop_reading_or_leave_hold_nothing_for_ever(served):
-    host, _, port = served.url.removeprefix("http://").partition(":")
-    body = b'{"model":"tiny","messages":[{"role":"user","content":"x"}],"max_tokens":200,"stream":true}'
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
     for _ in range(4):
-        reader = socket.create_connection((host, int(port)), timeout=30)
-        reader.sendall(head + body)
-        reader.recv(10)
-        reader.close()
+        with served.send(max_tokens=200, stream=True) as reader:
+            reader.recv(10)
     served.ask()
     assert served.idle()
 

@@ -89,7 +89,7 @@ def test_a_running_answer_lends_its_prompt(served, pipe):
     assert served.idle()
 
 
-def test_kept_prefixes_are_bounded_and_make_room(pipe, start):
+def test_kept_prefixes_are_bounded_and_make_room(pipe, start, monkeypatch):
     limits = Limits(memory=1 << 20, prefixes=200_000)
     with start(pipe, limits=limits) as served:
         memory, shared = served.server.scheduler.memory, served.server.scheduler.shared
@@ -103,8 +103,12 @@ def test_kept_prefixes_are_bounded_and_make_room(pipe, start):
         served.ask("x", max_tokens=rows - 40)
         assert served.idle()
         assert len(shared.kept) < count + 1
-    with start(pipe, limits=Limits(prefixes=0)) as served:
+    with start(pipe, limits=Limits(prefixes=0, chunk=16)) as served:
+        compiled, read = served.server.scheduler.shared.inner, list[int]()
+        monkeypatch.setattr(compiled, "step", lambda work: read.extend(len(w.tokens) for w in work) or step(work))
+        step = type(compiled).step.__get__(compiled)
         served.ask(LONG)
+        assert max(read) == 16  # rows of a prompt in one pass, with or without prefixes
         assert served.ask(LONG)["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
 
 
