@@ -51,8 +51,9 @@ def told(options: Options, chosen: str, backend: str) -> dict[str, str]:
         "threshold": f"rows that score {options.threshold} or more, at most as many",
         "uniform": "the same rows in every head and layer, by the mean of their ranks",
     }
+    beyond = f" once a prompt has {options.buffer} rows" if options.rows is None and options.buffer else ""
     when = (
-        f"between chunks of {options.chunk} rows"
+        f"between chunks of {options.chunk} rows{beyond}, and at its end"
         if options.reading
         else "at the end of a prompt: its peak is the whole"
     )
@@ -60,7 +61,7 @@ def told(options: Options, chosen: str, backend: str) -> dict[str, str]:
         "scorer": scorer,
         "budget": f"{rows}; {ways[options.budget]}",
         "always stay": f"{options.sinks} first and {options.recent} latest rows; pictures and text each "
-        f"{options.floor:.3g} of an even split",
+        f"{options.floor:.3g} of their part",
         "evicts": f"{when}; while decoding, after {options.slack} rows more",
         "precision of rows": f"that of the backend {backend!r}; numba has kv='int8'",
     }

@@ -34,6 +34,11 @@ class Options:
     least: int = field(
         default=256, validator=ge(0), metadata={"help": "rows per head up to which a share of the rows takes nothing"}
     )
+    buffer: int = field(
+        default=1024,
+        validator=ge(0),
+        metadata={"help": "rows per head that a prompt may hold while it is read, if that is more than the share"},
+    )
     scorer: str = field(
         default="auto",
         validator=in_(SCORERS),
@@ -58,7 +63,7 @@ class Options:
     floor: float = field(
         default=0.5,
         validator=[ge(0), le(1)],
-        metadata={"help": "least share of an even split for rows of pictures, and for all others"},
+        metadata={"help": "least share of their part of the rows for pictures, and for text"},
     )
     threshold: float | None = field(
         default=None, metadata={"help": "least score that stays, with the budget `threshold`"}
