@@ -138,17 +138,14 @@ def begins(pipe: Pipeline, session: Any, tokens: Sequence[int], number: str) -> 
     return logs.argmax(dim=-1).tolist() == wanted, float(logs[range(len(wanted)), wanted].sum())
 
 
-def read(session: Any, tokens: Sequence[int], bf16: bool, *, goes_on: bool) -> int:
-    """Read a prompt in the policy's chunks -> the most bytes held, those of a chunk not yet judged included.
-
-    goes_on: the question follows, so this is not the prompt's end.
-    """
+def read(session: Any, tokens: Sequence[int], bf16: bool) -> int:
+    """Read a prompt in the policy's chunks -> the most bytes held, those of a chunk not yet judged included."""
     most = 0
     for work in session.chunks(Inputs(ids=torch.tensor(tokens))):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             session.compiled.step([work])
         most = max(most, sum(map(sum, session.counts())))
-        session.commit(reading=goes_on or work.reading)
+        session.commit(reading=True)
     stats = session.stats
     return round(most * stats.kv_bytes / sum(map(sum, stats.rows)))
 
@@ -160,7 +157,7 @@ def ask(pipe: Pipeline, cases: Mapping[str, Sequence[Hidden]], visible: bool, bf
     for task, case in track(jobs, show, console=Console(stderr=True)):
         ahead = [split(pipe, case, name) for name, _ in case.facts]
         session = pipe.session()
-        found.peak.append(read(session, ahead[0][0], bf16, goes_on=visible))
+        found.peak.append(read(session, ahead[0][0], bf16))
         found.end.append(session.stats.kv_bytes)
         right = []
         for (_, question), (_, number) in zip(ahead, case.facts, strict=True):
@@ -199,7 +196,7 @@ def opened(
     model: str, policy: Mapping[str, Any] | None, keep: float, weights: str = "", *, whole: bool = False
 ) -> Pipeline:
     """The model under one policy. whole: rows go at the end of a prompt alone."""
-    options = None if policy is None else {"keep": keep, "slack": 0, "reading": not whole, **policy}
+    options = None if policy is None else {"keep": keep, "reading": not whole, **policy}
     if options and options["scorer"] == "auto" and weights:
         options["weights"] = weights
     own = [] if options is None else [{"okv": options}]
@@ -364,7 +361,7 @@ def main() -> None:
     given = parser.parse_args()
     given.tasks = []
     if given.quick:
-        given.tasks, given.questions, given.decode_kv, given.bf16 = [(1024, 4), (2048, 1)], 4, "int8", True
+        given.tasks, given.questions, given.decode_kv, given.bf16 = [(1024, 4), (2048, 4)], 4, "int8", True
         given.policies, given.ways = ["full", "okv", "snapkv", "kvzip+"], ["hidden"]
     given.model = given.model or smollm2()
     found = {way: measured(given, way == "asked", given.keep) for way in given.ways}

@@ -36,7 +36,6 @@ def build(options: Options, model: Model, rows: int | None) -> OKVPolicy:
     kind = options.budget
     if kind == "auto":  # a static store has equal heads
         kind = "global" if scorer.name in COMPARABLE and rows is None else "head"
-    room = options.buffer if rows is None else max(0, rows - max(options.slack, options.chunk))
     policy = OKVPolicy(
         name=_name(options, kind, scorer), spec=model.text, scorer=scorer,
         shares=Budget(
@@ -45,7 +44,6 @@ def build(options: Options, model: Model, rows: int | None) -> OKVPolicy:
         ),
         share=options.keep, fixed=options.rows, least=options.least,
         sinks=options.sinks, recent=options.recent, slack=options.slack,
-        buffer=min(options.buffer, room),
         reading=options.reading, chunk_rows=options.chunk,
         outputs=Outputs(model) if scorer.weighs else None,
         requests=Requests.of(model) if isinstance(scorer, ReplayingScorer) else None,
@@ -83,7 +81,7 @@ def _fits(policy: OKVPolicy, options: Options, model: Model, rows: int) -> None:
     if policy.shares.kind not in ("head", "uniform"):
         fix = "choose budget='uniform' or 'head'"
         raise ConfigError(f"{options.budget!r} gives heads different numbers of rows", who=who, why=why, fix=fix)
-    need = policy.room(model.text.max_positions, reading=True) + max(options.slack, options.chunk)
+    need = policy.room(model.text.max_positions) + max(options.slack, options.chunk)
     if not options.reading:
         need = model.text.max_positions
     if need > rows:

@@ -51,9 +51,8 @@ def told(options: Options, chosen: str, backend: str) -> dict[str, str]:
         "threshold": f"rows that score {options.threshold} or more, at most as many",
         "uniform": "the same rows in every head and layer, by the mean of their ranks",
     }
-    beyond = f" once a prompt has {options.buffer} rows" if options.rows is None and options.buffer else ""
     when = (
-        f"between chunks of {options.chunk} rows{beyond}, and at its end"
+        f"between chunks of {options.chunk} rows"
         if options.reading
         else "at the end of a prompt: its peak is the whole"
     )

@@ -34,11 +34,6 @@ class Options:
     least: int = field(
         default=256, validator=ge(0), metadata={"help": "rows per head up to which a share of the rows takes nothing"}
     )
-    buffer: int = field(
-        default=1024,
-        validator=ge(0),
-        metadata={"help": "rows per head that a prompt may hold while it is read, if that is more than the share"},
-    )
     scorer: str = field(
         default="auto",
         validator=in_(SCORERS),

@@ -36,8 +36,6 @@ class OKVPolicy:
         chunk_rows: rows of a prompt read at a time.
         least: rows per head up to which a share takes nothing. A share of a prompt's first rows would be so few that
             they are all recent ones, and what stands before those would go unjudged.
-        buffer: rows per head that a prompt may hold while it is read, where a share of what was read is less: what is
-            computed behind rows that are gone is worse.
         outputs, requests: what scorers need that weigh by W_O, or replay; None for others.
     """
 
@@ -49,7 +47,6 @@ class OKVPolicy:
     fixed: int | None = None
     sinks: int = 4
     least: int = 256
-    buffer: int = 1024
     recent: int = 32
     slack: int = 64
     reading: bool = True
@@ -77,10 +74,9 @@ class OKVPolicy:
         """KV heads of all layers."""
         return self.spec.layers * self.spec.kv_heads
 
-    def room(self, seen: int, *, reading: bool = False) -> int:
-        """Rows per head, on average, that stay of `seen`; reading: while more of a prompt follows."""
-        least = max(self.least, self.buffer) if reading else self.least
-        wanted = max(int(self.share * seen), least) if self.fixed is None else self.fixed
+    def room(self, seen: int) -> int:
+        """Rows per head, on average, that stay of `seen`."""
+        wanted = max(int(self.share * seen), self.least) if self.fixed is None else self.fixed
         return max(wanted, self.sinks + self.recent)
 
     def budget(self, seen: int) -> int | None:
@@ -90,7 +86,7 @@ class OKVPolicy:
         """
         if not self.reading or self.unlimited:
             return None
-        return self.heads * (self.room(seen, reading=True) + self.slack)
+        return self.heads * (self.room(seen) + self.slack)
 
     @property
     def unlimited(self) -> bool:
@@ -108,14 +104,12 @@ class OKVKeeper:
 
     Attributes:
         since: rows seen when it last chose.
-        reading: whether more of a prompt followed when it was last asked if it is time.
         past: (layer, head) -> (m,) what the scorer said of the first m stored rows, if it remembers.
         watch: told rows seen, and per layer and head scores, positions and indices kept, whenever it chose.
     """
 
     policy: OKVPolicy
     since: int = 0
-    reading: bool = False
     past: dict[tuple[int, int], Tensor] = field(factory=dict)
     watch: Watch | None = None
 
@@ -142,7 +136,7 @@ class OKVKeeper:
 
         It depends on numbers of rows alone: a speculative run and a plain one choose at the same places.
         """
-        policy, new, self.reading = self.policy, seen - self.since, reading
+        policy, new = self.policy, seen - self.since
         if reading and not policy.reading:
             return False
         if policy.scorer.every_query and new >= policy.window:
@@ -150,7 +144,7 @@ class OKVKeeper:
         slack = 0 if reading else policy.slack
         if policy.shares.kind == "threshold" and new > slack and seen > policy.sinks + policy.recent:
             return True
-        return not policy.unlimited and held > policy.heads * (policy.room(seen, reading=reading) + slack)
+        return not policy.unlimited and held > policy.heads * (policy.room(seen) + slack)
 
     def keep(self, cache: Cache) -> Sequence[Sequence[Tensor] | None]:
         """Score every stored row, and share out the room."""
@@ -164,7 +158,7 @@ class OKVKeeper:
             heads = [self._head(cache.seen, layer, index, fresh) for index in range(policy.spec.kv_heads)]
             scores.append([policy.scorer(head) for head in heads])
             positions.append([head.positions for head in heads])
-        room = policy.room(cache.seen, reading=self.reading) if not policy.unlimited else cache.seen
+        room = policy.room(cache.seen) if not policy.unlimited else cache.seen
         kept = policy.shares.keep(
             scores, positions, cache.layers[0].image, room=room, sinks=policy.sinks, recent=policy.recent
         )
@@ -190,6 +184,6 @@ class OKVKeeper:
         return Head(
             layer=layer, index=index, queries=layer.queries[index * group : (index + 1) * group],
             at=torch.arange(seen - width, seen, device=layer.queries.device), seen=seen, since=self.since,
-            room=self.policy.room(seen, reading=self.reading), past=past,
+            room=self.policy.room(seen), past=past,
             given=None if layer.scores is None else layer.scores[index], outputs=self.policy.outputs,
         )  # fmt: skip
