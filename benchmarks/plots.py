@@ -2,7 +2,7 @@
 
     python benchmarks/plots.py
 
-Facts found by cache policy, tokens a pass by kind of prompt, and what fewer bits, fewer rows and guesses do to the speed.
+Facts found by cache policy, tokens a pass by kind of prompt, and the speed with fewer bits, fewer rows and guesses.
 """
 
 from __future__ import annotations
