@@ -399,7 +399,7 @@ def test_rows_are_scored_alike_however_many_are_committed_at_once(tapped: Pipeli
 def test_a_step_that_fails_leaves_all_its_sessions_as_they_were(tapped: Pipeline) -> None:
     class Fails(Memory):
         failing = False
-        replays = property(lambda self: int("two") if self.failing else True)  # type: ignore[assignment]
+        replays = property(lambda self: int("two") if self.failing else True)
 
     fails = Fails()
     first, second = tapped.compiled.session(Memory()), tapped.compiled.session(fails)
