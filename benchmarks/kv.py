@@ -361,7 +361,7 @@ def main() -> None:
     given = parser.parse_args()
     given.tasks = []
     if given.quick:
-        given.tasks, given.questions, given.decode_kv, given.bf16 = [(1024, 4), (2048, 1)], 4, "int8", True
+        given.tasks, given.questions, given.decode_kv, given.bf16 = [(1024, 4), (2048, 4)], 4, "int8", True
         given.policies, given.ways = ["full", "okv", "snapkv", "kvzip+"], ["hidden"]
     given.model = given.model or smollm2()
     found = {way: measured(given, way == "asked", given.keep) for way in given.ways}

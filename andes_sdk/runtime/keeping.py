@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 Heads = tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]
 """Per KV head its keys (n, d), values (n, d) and positions (n,)."""
+
+SCORED = 64
+"""Committed rows that are scored together: a row alone takes as long as a step of a small model."""
 
 
 class Keeping:
@@ -35,23 +39,20 @@ class Keeping:
         taps: Sequence[int],
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
-        absent = [t for t in policy.taps if t not in taps]
-        if absent:
+        if absent := [t for t in policy.taps if t not in taps]:
             what = f"needs the rows entering layers {absent}, which the model was not compiled to show"
             raise SessionError(what, who=f"cache policy {policy.name!r}", fix="compile with `taps=` of the policy")
         self.policy, self.keeper = policy, policy.open(state)
-        self.plain = type(policy) is KeepAll
-        self.held = 0
+        self.plain, self.held = type(policy) is KeepAll, 0
         self._spec, self.columns = spec, [list(taps).index(t) for t in policy.taps]
         self.queries: list[list[Tensor]] = [[] for _ in range(spec.layers)]
         self.windows: list[Tensor | None] = [None] * spec.layers
         self.image = torch.zeros(0, dtype=torch.bool, device=device)
-        self.scores: dict[int, list[Tensor]] = {}
+        self._scores: dict[int, list[Tensor]] = {}
         self.embeds: list[Tensor] = []
         self.look: Callable[[int, Tensor, Tensor], None] | None = None
-        self._pending_scores: dict[int, list[Tensor]] = {}
-        self._pending_embeds: list[Tensor] = []
-        self._pending_image: list[Tensor] = []
+        self._pending: tuple[list[Tensor], list[Tensor], list[Tensor]] = [], [], []  # of images, inputs and features
+        self._unscored: list[Tensor] = []
         self._unseen = torch.empty(spec.query_heads, 0, spec.head_dim, device=device)
 
     # ------------------------------------------------------------ rows in the making
@@ -73,33 +74,24 @@ class Keeping:
         """Remember what the policy wants of rows that a step computed."""
         if self.plain:
             return
-        if image is None:
-            image = torch.zeros(len(rows.hidden), dtype=torch.bool, device=self.image.device)
-        self._pending_image.append(image)
+        images, embeds, features = self._pending
+        images.append(self.image.new_zeros(len(rows.hidden)) if image is None else image)
         if self.policy.replays:
-            self._pending_embeds.append(rows.embeds)
-        for layer, column in zip(self.policy.taps, self.columns, strict=True):
-            score = self.keeper.score(layer, rows.features[:, column])
-            if score is not None:
-                check_score(self.policy, score, self._spec.kv_heads, len(rows.hidden))
-                self._pending_scores.setdefault(layer, []).append(score)
+            embeds.append(rows.embeds)
+        if self.columns:
+            features.append(rows.features[:, self.columns])
 
     def mark(self) -> Sequence[int]:
         """How many parts of pending rows are remembered; what `reset` takes."""
-        if self.plain:
-            return ()
-        scores = (len(self._pending_scores.get(layer, ())) for layer in self.policy.taps)
-        parts = [*self.queries, self._pending_image, self._pending_embeds]
-        return [*(len(part) for part in parts), *scores]
+        return [len(part) for part in self._parts()]
 
     def reset(self, mark: Sequence[int]) -> None:
         """Forget the parts that came since."""
-        if self.plain:
-            return
-        scores = [self._pending_scores.get(layer, []) for layer in self.policy.taps]
-        parts: list[list[Tensor]] = [*self.queries, self._pending_image, self._pending_embeds, *scores]
-        for part, count in zip(parts, mark, strict=True):
+        for part, count in zip(self._parts(), mark, strict=True):
             del part[count:]
+
+    def _parts(self) -> list[list[Tensor]]:
+        return [] if self.plain else [*self.queries, *self._pending]
 
     # ------------------------------------------------------------ commit
 
@@ -107,20 +99,30 @@ class Keeping:
         """Of the `pending` uncommitted rows these are there to stay."""
         if self.plain:
             return
-        index = list(rows)
-        self._commit_queries(index, pending)
-        if self._pending_image:
-            self.image = torch.cat([self.image, torch.cat(self._pending_image)[index]])
-        if self._pending_embeds:
-            self.embeds.append(torch.cat(self._pending_embeds)[index])
-        for layer, parts in self._pending_scores.items():
-            if not parts:  # the step that made them was undone
-                continue
-            new = torch.cat(parts, dim=1)[:, index]
-            old = self.scores.get(layer) or [new[:0, :0].reshape(0)] * len(new)
-            self.scores[layer] = [torch.cat([a, b]) for a, b in zip(old, new, strict=True)]
-        self._pending_scores, self._pending_embeds, self._pending_image = {}, [], []
+        self._commit_queries(index := list(rows), pending)
+        images, embeds, features = ([torch.cat(part)[index]] if part else [] for part in self._pending)
+        self.image, self._pending = torch.cat([self.image, *images]), ([], [], [])
+        self.embeds += embeds
+        self._unscored += features
         self.held += len(index) * self._spec.layers * self._spec.kv_heads
+
+    @property
+    def scores(self) -> dict[int, list[Tensor]]:
+        """Layer -> per KV head (rows,) what the keeper said of committed rows; those that wait are scored first."""
+        self._score(1)
+        return self._scores
+
+    def _score(self, least: int) -> None:
+        """Score rows that wait: all, or multiples of `least`, in parts that do not depend on commits."""
+        if count := sum(map(len, self._unscored)) // least * least:
+            rows, made = torch.cat(self._unscored), dict(self._scores)
+            for (column, layer), start in product(enumerate(self.policy.taps), range(0, count, SCORED)):
+                part = rows[start : min(start + SCORED, count), column]
+                if (new := self.keeper.score(layer, part)) is not None:
+                    check_score(self.policy, new, self._spec.kv_heads, len(part))
+                    old = made.get(layer) or [new[:0, :0].reshape(0)] * len(new)
+                    made[layer] = [torch.cat([a, b]) for a, b in zip(old, new, strict=True)]
+            self._scores, self._unscored = made, [rows[count:].clone()]
 
     def _commit_queries(self, rows: Sequence[int], pending: int) -> None:
         window = self.policy.window
@@ -139,8 +141,8 @@ class Keeping:
 
     def due(self, seen: int, rows: int) -> bool:
         """Whether the policy chooses once `rows` more are committed and `seen` in all."""
-        held = self.held + rows * self._spec.layers * self._spec.kv_heads
-        return not self.plain and self.keeper.due(seen, held, False)
+        more = rows * self._spec.layers * self._spec.kv_heads
+        return not self.plain and self.keeper.due(seen, self.held + more, False)
 
     def ask(
         self,
@@ -152,9 +154,8 @@ class Keeping:
         evict: Callable[[int, Sequence[Tensor]], None],
     ) -> None:
         """Let the policy choose, if it is time, and hold it to its budget."""
-        if self.plain:
-            return
-        if self.keeper.due(seen, self.held, reading):
+        self._score(SCORED)
+        if not self.plain and self.keeper.due(seen, self.held, reading):
             embeds = torch.cat(self.embeds) if self.policy.replays and self.embeds else None
             cache = Cache(seen=seen, layers=Layers(self, heads), embeds=embeds, replay=replay)
             every = self.keeper.keep(cache)
@@ -183,10 +184,9 @@ class Keeping:
 
     def layer(self, index: int, heads: Heads) -> Layer:
         """One layer as a policy sees it."""
-        keys, values, positions = heads
         queries = self.windows[index]
         return Layer(
-            index=index, keys=keys, values=values, positions=positions, image=self.image,
+            index=index, keys=heads[0], values=heads[1], positions=heads[2], image=self.image,
             queries=self._unseen if queries is None else queries, scores=self.scores.get(index),
         )  # fmt: skip
 

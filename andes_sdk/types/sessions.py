@@ -42,7 +42,7 @@ class Layer:
         queries: (Hq, window, d), the last window of queries (fewer at the start).
         image: (rows seen so far,) True where the row at that position came from an image; rows of other senses are
             False, as text.
-        scores: per head (rows,) what `Keeper.score` said when the rows were made, or None.
+        scores: per head (rows,) what `Keeper.score` said of the rows, or None.
     """
 
     index: int
@@ -81,7 +81,7 @@ class Keeper(Protocol):
     """The memory of a cache policy for one session."""
 
     def score(self, layer: int, hidden: Tensor) -> Tensor | None:
-        """(T, D) rows entering `layer`, one of the policy's `taps` -> (Hkv, T) stored beside the rows, or None."""
+        """(T, D) committed rows entering `layer`, one of `taps` -> (Hkv, T) stored beside the rows, or None."""
 
     def due(self, seen: int, held: int, reading: bool) -> bool:
         """Whether `keep` is to be asked now. `held`: rows of all layers and heads; `reading`: more prompt follows."""

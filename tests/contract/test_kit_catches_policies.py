@@ -142,8 +142,8 @@ class Infinite(ScoreKeeper):
 
 
 @define(eq=False)
-class CountsDropped(ScoreKeeper):
-    """Counts the rows that it scores, committed or not."""
+class CountsAll(ScoreKeeper):
+    """Counts the rows that it scores, and tells nobody."""
 
     count: int = 0
 
@@ -268,7 +268,7 @@ PLANTED = [
     (keeping(Scoring, OneForAllHeads), SCORES),
     (keeping(Scoring, RowsFirst), SCORES),
     (keeping(Scoring, Infinite), SCORES),
-    (keeping(Scoring, CountsDropped), SCORES),
+    (keeping(Scoring, CountsAll), RESTORED),
     (ForgetsMean, RESTORED),
     (ForgetsCount, RESTORED),
     (keeping(Replaying, KeepsToItself), RESTORED),

@@ -353,19 +353,63 @@ def test_scores_stay_beside_their_rows_through_commit_and_eviction(tapped: Pipel
     assert [len(s) for s in session.keeping.scores[1]] == [5, 5]  # type: ignore[attr-defined]
 
 
-def test_a_step_that_fails_leaves_all_its_sessions_as_they_were(tapped: Pipeline) -> None:
+def test_a_scorer_that_fails_leaves_its_rows_committed_and_is_asked_again(tapped: Pipeline) -> None:
     class Fails(Memory):
+        fail = True
+
         def score(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-            if len(hidden) == 2:
-                raise ValueError("two")
+            if self.fail:
+                raise ValueError("no score")
             return super().score(layer, hidden)
 
-    first, second = tapped.compiled.session(Memory()), tapped.compiled.session(Fails())
+    policy = Fails()
+    session, whole = tapped.compiled.session(policy), tapped.compiled.session(Memory())
+    whole.prefill(Inputs(PROMPTS[0]))
+    with pytest.raises(ValueError, match="no score"):
+        session.prefill(Inputs(PROMPTS[0]))
+    assert session.length == whole.length
+    policy.fail = False
+    for one in (session, whole):
+        one.extend([5])
+        one.commit()
+    for one, other in zip(session.keeping.scores[1], whole.keeping.scores[1], strict=True):  # type: ignore[attr-defined]
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_rows_are_scored_alike_however_many_are_committed_at_once(tapped: Pipeline) -> None:
+    class Waits(Memory):
+        def due(self, seen: int, held: int, reading: bool) -> bool:
+            return False
+
+        def score(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+            self.seen.append(len(hidden))
+            return super().score(layer, hidden)
+
+    by_ones, by_threes = Waits(), Waits()
+    for policy, size in ((by_ones, 1), (by_threes, 3)):
+        session = tapped.compiled.session(policy)
+        for start in range(0, 150, size):
+            session.extend([(start + n) % 50 for n in range(size)])
+            session.commit()
+        assert policy.seen == [64, 64]
+        assert [len(s) for s in session.keeping.scores[1]] == [150, 150]  # type: ignore[attr-defined]
+        assert policy.seen == [64, 64, 22]
+
+
+def test_a_step_that_fails_leaves_all_its_sessions_as_they_were(tapped: Pipeline) -> None:
+    class Fails(Memory):
+        failing = False
+        replays = property(lambda self: int("two") if self.failing else True)
+
+    fails = Fails()
+    first, second = tapped.compiled.session(Memory()), tapped.compiled.session(fails)
     for one in (first, second):
         one.prefill(Inputs(PROMPTS[0]))
     before = [s.stats for s in (first, second)]
+    fails.failing = True
     with pytest.raises(ValueError, match="two"):
         tapped.compiled.step([Work(session=first, tokens=[1]), Work(session=second, tokens=[1, 2])])
+    fails.failing = False
     assert [s.stats for s in (first, second)] == before
     for one in (first, second):
         one.rollback()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from .activations import address, bare, from_row, inline, norm_row, silu, space
+from .activations import address, bare, copy_rows, from_row, inline, norm_row, silu, space
 from .apart import apart
 from .attention import look, place, query
 from .crew import LINE, claim, finish, first_stage, meet, no_stages, piece, pieces
@@ -116,14 +116,27 @@ def _project(
 
 
 @bare
-def _attend(stage, kv, layer, store, qkv, count, heads, own, cos, sin, eps, queries, out, room):
-    """`place`, then `look`, for every row and KV head: one stage for a single row, two for several."""
+def _show(layer, x, t, taps, seen):
+    """Row t of what enters a layer, for those who want it: x (rows, width) -> seen (taps, T, width)."""
+    for n in range(len(taps)):
+        if taps[n] == layer:
+            copy_rows(x[t:], seen[n, t:], 1, seen.shape[2])
+
+
+@bare
+def _attend(stage, kv, layer, store, qkv, count, heads, own, cos, sin, eps, queries, out, room, x, taps, seen):
+    """`place`, then `look`, for every row and KV head: one stage for a single row, two for several.
+
+    Nobody changes x meanwhile, so this is when what entered the layer is shown.
+    """
     kv_heads = heads[1]
     items = count * kv_heads
     scores = np.empty((2, room), np.float32)
     item = claim(stage)
     while item < items:
         t, h = item // kv_heads, item % kv_heads
+        if h == 0:
+            _show(layer, x, t, taps, seen)
         place(kv, layer, store, t, h, qkv[t], heads, own, cos[t], sin[t], eps, query(queries, layer, t))
         if count == 1:
             look(kv, layer, store, t, h, qkv[t], heads, scores, out[t])
@@ -142,8 +155,8 @@ def _attend(stage, kv, layer, store, qkv, count, heads, own, cos, sin, eps, quer
 
 @apart
 def _work(
-    n, counters, isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, logits, qkv,
-    mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
+    n, counters, isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, taps, seen,
+    logits, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
 ):  # fmt: skip
     """What thread n does in a pass; see `forward_few`."""
     stage = first_stage(counters)
@@ -160,7 +173,7 @@ def _work(
         )  # fmt: skip
         _attend(
             at + two, kv, layer, store, qkv, count, heads, (weights.head_norms[layer], weights.biases[layer]), cos, sin,
-            eps, queries, mixed, room,
+            eps, queries, mixed, room, x, taps, seen,
         )  # fmt: skip
         _project(
             n, at + 2 * two, isa, mode, formats[1], runs[3:4], weights.sizes[3], b, mixed[:count], none, eps, own, x,
@@ -183,23 +196,24 @@ def _work(
 
 @njit(parallel=True, nogil=True)
 def _together(
-    counters, isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, logits, qkv,
-    mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
+    counters, isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, taps, seen,
+    logits, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
 ):  # fmt: skip
     for n in prange(threads):
         _work(
             np.int64(n), counters, isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries,
-            first, logits, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
+            first, taps, seen, logits, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
         )  # fmt: skip
 
 
 @kept
 def forward_few(
-    isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, logits, threads
+    isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, taps, seen, logits,
+    threads,
 ):  # fmt: skip
     """As `step.forward`, for fewer than `FEW` rows without adapters, or one row with or without."""
     width, heads, inner = sizes.width, sizes.q_heads * sizes.head, sizes.inner
-    rows, seen = x.shape[0], count - first
+    rows, read = x.shape[0], count - first
     slots = threads if count == 1 else rows
     qkv = np.empty((rows, heads + 2 * sizes.kv_heads * sizes.head), np.float32)
     mixed = np.zeros((rows, (heads + 127) // 128 * 128), np.float32)
@@ -208,12 +222,13 @@ def forward_few(
     ups, low = np.zeros((1, gated.shape[1]), np.float32), np.zeros((3, lora.most), np.float32)
     a, b = space(mode, formats[0], width, slots), space(mode, formats[1], heads, slots)
     c, d = space(mode, formats[2], width, slots), space(mode, formats[3], inner, slots)
-    e = space(mode, formats[4], width, threads if seen == 1 else (seen + 3) // 4 * 4)
+    e = space(mode, formats[4], width, threads if read == 1 else (read + 3) // 4 * 4)
     counters = no_stages(10 * sizes.layers + 2)
     room = store.counts.max() + count + 16
     _together(
-        counters, isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, logits, qkv,
-        mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
+        counters, isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, taps, seen,
+        logits, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
     )  # fmt: skip
     for t in range(count):
+        _show(sizes.layers, x, t, taps, seen)
         norm_row(address(x[t]), address(weights.last), address(x[t]), width, weights.eps)

@@ -27,7 +27,7 @@ STRIP = 256
 def run_passes(compiled: Compiled, passes: Sequence[Pass], embeds: Sequence[Tensor]) -> list[Rows]:
     """Rows of all sessions, in strips where one has many."""
     whole = compiled.whole
-    if compiled.taps or any(session.adapter is not None for session, _, _ in passes):
+    if any(session.adapter is not None for session, _, _ in passes):
         return _in_strips(compiled, passes, embeds, lambda: STRIP)
     if not whole.ready and len(passes) > 1:
         return [run_passes(compiled, [one], [rows])[0] for one, rows in zip(passes, embeds, strict=True)]
@@ -109,8 +109,8 @@ def _run(
     many = (*compiled.tags, sizes, weights, lora, *arguments, read, taps, seen, out, threads)
     compiled.whole.see(*many)
     with compiled.team.at_work():
-        if count < FEW and contiguous and (count == 1 or not len(lora.rows)) and not len(taps):
-            forward_few(*compiled.tags, sizes, weights, lora, *arguments, int(read[0]), out, threads)
+        if count < FEW and contiguous and (count == 1 or not len(lora.rows)):
+            forward_few(*compiled.tags, sizes, weights, lora, *arguments, int(read[0]), taps, seen, out, threads)
         else:
             forward(*many)
     shaped = torch.from_numpy(queries).view(sizes.layers, count, sizes.q_heads, sizes.head) if window else None

@@ -263,3 +263,22 @@ def test_a_closed_session_holds_nothing():
     session.close()
     assert session.stats.kv_bytes == 0
     assert not any(n for layer in session.stats.rows for n in layer)
+
+
+def test_what_enters_layers_is_shown_by_few_rows_to_the_bits_of_many_and_near_those_of_torch():
+    pipe = build(**INT8)
+    taps = (0, 1, pipe.model.text.layers)
+    compiled = pipe._backend.compile(pipe.model, device="cpu", dtype="float32", taps=taps)
+    exact = reference(**INT8)._backend.compile(reference(**INT8).model, device="cpu", dtype="float32", taps=taps)
+    tokens, shown = [5 * n % 90 for n in range(20)], {}
+    for name, one, sizes in (("many", compiled, [20]), ("few", compiled, [1, 5, 1, 13]), ("torch", exact, [20])):
+        session, parts, start = one.session(KeepAll()), [], 0
+        for size in sizes:
+            parts.append(one.step([Work(session=session, tokens=tokens[start : start + size])])[0].features)
+            session.commit()
+            start += size
+        shown[name] = torch.cat(parts)
+    assert shown["few"].shape == (20, len(taps), pipe.model.text.width)
+    assert torch.equal(shown["few"], shown["many"])
+    assert relative(shown["few"], shown["torch"]) < 0.1
+    assert relative(shown["few"][:, 0], shown["torch"][:, 0]) == 0

@@ -22,7 +22,8 @@ class Budget:
     Attributes:
         kind: one of `options.KINDS`, never auto.
         safeguard: share of an even split that each head gets first, where they compete.
-        floor: share of an even split that rows of pictures get first in each head, and all others too.
+        floor: share of their part of the rows that pictures get first, and all others too: of heads that compete
+            together, else of each.
         threshold: least score that stays, under `threshold`; None: no such limit.
     """
 
@@ -50,43 +51,51 @@ class Budget:
         seen = len(image)
         if self.kind == "uniform":
             scores = uniform(scores, positions, seen)
-        fixed = []
-        for some, places in zip(scores, positions, strict=True):
-            fixed.append([self._fixed(s, p, image, room, sinks, recent) for s, p in zip(some, places, strict=True)])
-        if self.kind in ("head", "uniform"):
-            return [[_best([s], [f], room)[0] for s, f in zip(*pair, strict=True)] for pair in _pairs(scores, fixed)]
-        if self.kind == "layer":
-            return [_best(s, f, room * len(s)) for s, f in _pairs(scores, fixed)]
-        flat, own = [s for some in scores for s in some], [f for some in fixed for f in some]
+        flat, kinds = [s for some in scores for s in some], [image[p] for some in positions for p in some]
         if self.threshold is not None:
             flat = [torch.where(s >= self.threshold, s, float("-inf")) for s in flat]
-        chosen = iter(_best(flat, own, room * len(flat)))
-        return [[next(chosen) for _ in some] for some in scores]
+        fixed = [
+            self._fixed(s, p, seen, room, sinks, recent)
+            for s, p in zip(flat, (p for some in positions for p in some), strict=True)
+        ]
+        heads = len(scores[0])
+        size = {"head": 1, "uniform": 1, "layer": heads}.get(self.kind, len(flat))
+        pictures = float(image.sum()) / max(1, seen)
+        found: list[Tensor] = []
+        for start in range(0, len(flat), size):
+            some = slice(start, start + size)
+            found += self._shared(flat[some], fixed[some], kinds[some], pictures, room * size)
+        return [found[start : start + heads] for start in range(0, len(found), heads)]
 
-    def _fixed(self, scores: Tensor, positions: Tensor, image: Tensor, room: int, sinks: int, recent: int) -> Tensor:
-        """(n,) True for what stays before heads compete: sinks, recent rows, floors of modalities, the safeguard."""
-        seen = len(image)
+    def _fixed(self, scores: Tensor, positions: Tensor, seen: int, room: int, sinks: int, recent: int) -> Tensor:
+        """(n,) True for what stays before heads compete: sinks, recent rows, the safeguard."""
         stays = (positions < sinks) | (positions >= seen - recent)
-        pictures, fit = image[positions], torch.ones_like(stays)
-        if self.threshold is not None:  # floors and safeguards hold against competition, not against a threshold
-            fit = scores >= self.threshold
-        for kind in (pictures, ~pictures):
-            share = int(image.sum()) if kind is pictures else seen - int(image.sum())
-            least = int(self.floor * room * share / max(1, seen))
-            stays = _with_best(stays, scores, kind & fit, least - int((stays & kind).sum()), room)
-        if self.kind in ("layer", "global", "threshold"):
-            least = int(self.safeguard * room)
-            stays = _with_best(stays, scores, fit, least - int(stays.sum()), room)
-        return stays
+        if self.kind in ("head", "uniform"):
+            return stays
+        return _with_best(stays, scores, torch.ones_like(stays), int(self.safeguard * room) - int(stays.sum()), room)
 
+    def _shared(
+        self, scores: list[Tensor], fixed: list[Tensor], kinds: list[Tensor], pictures: float, room: int
+    ) -> list[Tensor]:
+        """Ascending indices per head of what heads that compete keep, `room` in all.
 
-def _pairs(a: Sequence[Sequence[Tensor]], b: Sequence[Sequence[Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    return [(list(x), list(y)) for x, y in zip(a, b, strict=True)]
+        Floors of pictures and text count over these heads together: of text alone they would be a safeguard of each
+        head, which takes half of the room from those that need it.
+
+        Args:
+            kinds: (n,) of each head, True for rows of pictures. pictures: their share of all rows seen.
+        """
+        together, stays, kind = torch.cat(scores), torch.cat(fixed), torch.cat(kinds)
+        if 0 < pictures < 1:
+            for mine, share in ((kind, pictures), (~kind, 1 - pictures)):
+                least = int(self.floor * room * share)
+                stays = _with_best(stays, together, mine, least - int((stays & mine).sum()), room)
+        return [part.nonzero()[:, 0] for part in _best(together, stays, room).split([len(s) for s in scores])]
 
 
 def _with_best(stays: Tensor, scores: Tensor, among: Tensor, more: int, room: int) -> Tensor:
     """(n,) the same, and as many `more` of the best rows among some; never more than `room` in all."""
-    free = among & ~stays
+    free = among & ~stays & (scores > float("-inf"))
     more = min(more, int(free.sum()), room - int(stays.sum()))
     if more <= 0:
         return stays
@@ -94,23 +103,21 @@ def _with_best(stays: Tensor, scores: Tensor, among: Tensor, more: int, room: in
     return stays.index_fill(0, best, True)
 
 
-def _best(scores: list[Tensor], fixed: list[Tensor], room: int) -> list[Tensor]:
-    """Ascending indices per head of what is fixed, and of the best other rows of all these heads, `room` in all.
+def _best(scores: Tensor, stays: Tensor, room: int) -> Tensor:
+    """(n,) True for what stays already, and for the best other rows, `room` in all.
 
-    Rows that score −∞ do not stay unless they are fixed.
+    Rows that score −∞ do not stay unless they do already.
     """
-    together, stays = torch.cat(scores), torch.cat(fixed)
-    free = ~stays & (together > float("-inf"))
+    free = ~stays & (scores > float("-inf"))
     count = min(room - int(stays.sum()), int(free.sum()))
     drop = int(free.sum()) - max(0, count)
     if count > 0 and drop <= count:  # the shorter list is sought
         kept = stays | free
-        kept[together.masked_fill(~free, float("inf")).topk(drop, largest=False).indices] = False
-    elif count > 0:
-        kept = stays.index_fill(0, together.masked_fill(~free, float("-inf")).topk(count).indices, True)
-    else:
-        kept = stays
-    return [part.nonzero()[:, 0] for part in kept.split([len(s) for s in scores])]
+        kept[scores.masked_fill(~free, float("inf")).topk(drop, largest=False).indices] = False
+        return kept
+    if count > 0:
+        return stays.index_fill(0, scores.masked_fill(~free, float("-inf")).topk(count).indices, True)
+    return stays
 
 
 def uniform(scores: Sequence[Sequence[Tensor]], positions: Sequence[Sequence[Tensor]], seen: int) -> list[list[Tensor]]:

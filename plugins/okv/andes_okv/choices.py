@@ -60,7 +60,7 @@ def told(options: Options, chosen: str, backend: str) -> dict[str, str]:
         "scorer": scorer,
         "budget": f"{rows}; {ways[options.budget]}",
         "always stay": f"{options.sinks} first and {options.recent} latest rows; pictures and text each "
-        f"{options.floor:.3g} of an even split",
+        f"{options.floor:.3g} of their part",
         "evicts": f"{when}; while decoding, after {options.slack} rows more",
         "precision of rows": f"that of the backend {backend!r}; numba has kv='int8'",
     }

@@ -58,7 +58,7 @@ class Options:
     floor: float = field(
         default=0.5,
         validator=[ge(0), le(1)],
-        metadata={"help": "least share of an even split for rows of pictures, and for all others"},
+        metadata={"help": "least share of their part of the rows for pictures, and for text"},
     )
     threshold: float | None = field(
         default=None, metadata={"help": "least score that stays, with the budget `threshold`"}

@@ -55,6 +55,24 @@ def test_all_heads_compete_under_the_global_budget() -> None:
     assert kept == [[[4], [4]], [[4], [0, 1, 2, 3, 4]]]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_floor_takes_nothing_from_competition_among_rows_of_one_kind(kind: str) -> None:
+    scores = [[WEAK, WEAK], [WEAK, STRONG]]
+    for image in ([0] * 5, [1] * 5):
+        assert keep(Budget(kind=kind, floor=1.0), scores, room=3, image=image) == keep(
+            Budget(kind=kind), scores, room=3, image=image
+        )
+
+
+def test_a_floor_counts_over_all_heads_that_compete() -> None:
+    # two of five rows are pictures, so 4.8 of 12 rows; the weak heads have the worst pictures, and need not keep any
+    image = [1, 1, 0, 0, 0]
+    kept = keep(Budget(kind="global", floor=1.0), [[WEAK, WEAK], [STRONG, STRONG]], room=3, image=image)
+    assert kept == [[[4], [4]], [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]]
+    alone = keep(Budget(kind="head", floor=1.0), [[WEAK, WEAK], [STRONG, STRONG]], room=3, image=image)
+    assert alone == [[[1, 3, 4], [1, 3, 4]], [[1, 3, 4], [1, 3, 4]]]
+
+
 def test_a_threshold_keeps_what_reaches_it_and_no_more_than_the_limit() -> None:
     budget = Budget(kind="threshold", threshold=3.0)
     assert keep(budget, [[WEAK, STRONG]], room=5) == [[[2, 3, 4], [0, 1, 2, 3, 4]]]

@@ -2,6 +2,9 @@
 
 A pass with n rows more costs c(B + n) for B conversations, and gives B tokens and the sum of the chances of the n
 guesses. Chances only fall along a path, so the likeliest n are always trees. The best n is found by trying all.
+
+Chances are estimates, and the highest of many estimates is too high. So guesses have to promise `MARGIN` more than
+none, and a conversation whose guesses did not pay lately is believed less.
 """
 
 from __future__ import annotations
@@ -14,13 +17,24 @@ from .cost import Cost
 from .drafter import Guess
 
 NOTHING = Proposal()
+MARGIN = 1.05
+"""How much faster a pass with guesses must promise to be."""
 
 
-def choose(guesses: Sequence[Sequence[Guess]], cost: Cost) -> list[Proposal]:
-    """Of each conversation the guesses that pay, all conversations weighed together."""
-    ranked = sorted((-guess.chance, index, who) for who, some in enumerate(guesses) for index, guess in enumerate(some))
+def choose(guesses: Sequence[Sequence[Guess]], cost: Cost, trust: Sequence[float] = ()) -> list[Proposal]:
+    """Of each conversation the guesses that pay, all conversations weighed together.
+
+    Args:
+        trust: of each conversation, what its chances count for, from 0 to 1; without it 1.
+    """
+    believed = trust or [1.0] * len(guesses)
+    ranked = sorted(
+        (-guess.chance * believed[who], index, who)
+        for who, some in enumerate(guesses)
+        for index, guess in enumerate(some)
+    )
     base = len(guesses)
-    gain, best, count = float(base), base / cost.of(base), 0
+    gain, best, count = float(base), MARGIN * base / cost.of(base), 0
     for n, (negative, _, _) in enumerate(ranked, 1):
         gain -= negative
         if gain / cost.of(base + n) > best:
@@ -49,7 +63,7 @@ def deepest(rate: float, cost: Cost, step: float, depth: int, beside: int = 1, s
         rate: chance that a guess is right if those before are. step: time of one of its passes, a pass of the model
         with one row being 1. beside: conversations that share the pass. stride: tokens that one of its passes guesses.
     """
-    best, found, gain, chance = float(beside) / cost.of(beside), 0, float(beside), 1.0
+    best, found, gain, chance = MARGIN * beside / cost.of(beside), 0, float(beside), 1.0
     for n in range(1, depth + 1):
         chance *= rate
         gain += beside * chance

@@ -9,6 +9,7 @@ import typer
 from rich.progress import Progress as Bar
 
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout
+from andes_sdk.cli.loading import Options, Plugins
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Draft heads for speculative decoding.")
 KINDS = ("eagle3", "block")
@@ -34,8 +35,11 @@ def train(
     answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of the model.")] = 256,
     temperature: Annotated[float, typer.Option(help="Of the model's answers; 0 is greedy, and loops.")] = 0.7,
     limit: Annotated[int, typer.Option(min=0, help="Lines of the data; 0 for all.")] = 0,
+    backend: Annotated[str, typer.Option(help="What answers: torch, or numba, which is faster on a CPU.")] = "torch",
     max_tokens: Annotated[int, typer.Option(min=16, help="Tokens of a pack.")] = 1024,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two states.")] = 200,
+    plugin: Plugins = None,
+    option: Options = None,
     given: Annotated[bool, typer.Option("--given", help="Learn from the answers in the data, as they are.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -47,22 +51,27 @@ def train(
         raise typer.BadParameter(f"no kind {kind!r}; known: {', '.join(KINDS)}", param_hint="--kind")
     from andes_training.recipe import DataRecipe, Recipe, StageRecipe
 
-    from andes_sdk.pipeline import Pipeline
+    from andes_sdk.cli.loading import open_pipeline
     from andes_sdk.runtime.options import GenerationOptions
 
     own = {"unroll": unroll} if kind == "eagle3" else {"block": block, "layers": layers}
-    heads = {"draft-heads": {"rate": rate, "vocabulary": vocabulary, **own}}
-    pipeline = Pipeline.from_pretrained(model, plugins=[heads], backend="torch")
+    settings = {"rate": rate, "vocabulary": vocabulary, **own}
+    more = [*(plugin or ()), "draft-heads"]
+    options = [*(option or ()), *(f"draft-heads.{name}={value}" for name, value in settings.items())]
+    pipeline = open_pipeline(model, None, plugins=more, options=options, backend="torch")
     source = data.resolve()
     if not given:
         from .answers import own_answers
 
         source = (out / "answers.jsonl").resolve()
-        options = GenerationOptions(max_tokens=answer_tokens, temperature=temperature)
+        answering = pipeline
+        if backend != "torch":
+            answering = open_pipeline(model, None, plugins=plugin, options=option, backend=backend)
+        how = GenerationOptions(max_tokens=answer_tokens, temperature=temperature)
         with Bar(console=stderr(), disable=as_json) as bar:
             job = bar.add_task("answers", total=None)
             own_answers(
-                pipeline, data, source, options, limit=limit,
+                answering, data, source, how, limit=limit,
                 show=lambda done, of: bar.update(job, completed=done, total=of),
             )  # fmt: skip
     stage = StageRecipe(
@@ -70,7 +79,7 @@ def train(
         checkpoint_every=checkpoint_every, clip=1.0, weight_decay=0.01,
     )  # fmt: skip
     # with the head's options, so that a run does not go on with others
-    recipe = Recipe(name=f"draft-{kind}", stages=[stage], pipeline={"plugins": [heads]})
+    recipe = Recipe(name=f"draft-{kind}", stages=[stage], pipeline={"plugins": [{"draft-heads": settings}]})
     last = _learn(pipeline, recipe, out, as_json)
     head = out / "draft" / f"{kind}.safetensors"
     if as_json:

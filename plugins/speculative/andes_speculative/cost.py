@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
-from attrs import frozen
+from attrs import define, frozen
 
 from andes_sdk.errors import AndesError
 from andes_sdk.runtime.policy import KeepAll
@@ -27,6 +27,14 @@ SECONDS = 0.5
 """No further round once measuring took this long."""
 SLOW = 0.05, 16
 """Seconds of one row from which larger sizes than this are left out: they would take seconds."""
+
+
+LATELY = 0.1
+"""Weight of the newest pass of a conversation."""
+PAUSE = 4.0
+"""Passes that took so many times as long as others were interrupted, and say nothing."""
+ENOUGH = 4
+"""Passes of one row, before others are compared with them."""
 
 
 @frozen
@@ -56,6 +64,36 @@ class Cost:
 
 ASSUMED = Cost((1, 4, 8, 16, 32, 64), (1.0, 1.6, 2.6, 4.5, 8.5, 16.5))
 """Before anything is measured; near what 4-bit weights cost on two cores of a CPU."""
+
+
+@define
+class Drag:
+    """How much longer passes with guesses take in a conversation than what was measured apart says.
+
+    A pass is timed from one proposal to the next, so sampling, commits and whatever else rows cost are in it.
+
+    Attributes:
+        plain: seconds of a pass of one row, lately. times: what c(k) is multiplied by.
+    """
+
+    plain: float = 0.0
+    times: float = 1.0
+    _seen: int = 0
+
+    def note(self, rows: int, seconds: float, cost: Cost) -> None:
+        """A pass of a single conversation; `cost` as it was measured."""
+        if rows == 1:
+            self._seen += 1
+            known = self._seen > 1 and seconds < PAUSE * self.plain
+            self.plain += LATELY * (seconds - self.plain) if known else 0.0
+            self.plain = seconds if self._seen == 1 else self.plain
+        elif self._seen >= ENOUGH and seconds < PAUSE * self.plain * cost.of(rows):
+            found = seconds / (self.plain * cost.of(rows))
+            self.times += LATELY * (min(max(found, 1.0), 3.0) - self.times)
+
+    def on(self, cost: Cost) -> Cost:
+        """c(k) as it is in a conversation."""
+        return Cost(cost.rows, (cost.ratios[0], *(c * self.times for c in cost.ratios[1:])), cost.one)
 
 
 def linear(step: float) -> Cost:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 from attrs import define, field
 
 from andes_sdk.types import Inputs, Proposal, Rows, Session
 
 from .choice import NOTHING, choose, deepest, proposal
-from .cost import ASSUMED, Cost, cost_of
+from .cost import ASSUMED, Cost, Drag, cost_of
 from .drafter import Drafter, Guess
 from .suffix import SuffixDrafter, Words
 
 OFF = "off: guesses would not pay now"
+FORGET = 0.99
+"""What the balance of a conversation's guesses keeps with each pass."""
 RETRY = 32
 """Passes after which a drafter that did not pay, and costs something, is tried again."""
 
@@ -35,6 +38,8 @@ class Draft:
             pass of an answer verified is not told, and not counted.
         idle: passes in a row for which nothing was proposed although something could have been.
         waited: passes since a drafter that costs something was last asked.
+        balance: tokens that guesses gained lately beyond those that plain passes would have made in the same time.
+        price: of the guesses that were asked for, in tokens of plain passes.
         words: the text, where it may guess instead of the drafter. copied: whether it made the last guesses.
     """
 
@@ -47,6 +52,8 @@ class Draft:
     accepted: int = 0
     idle: int = 0
     waited: int = 0
+    balance: float = 0.0
+    price: float = 0.0
     asked: Proposal | None = None
     copied: bool = False
     seconds: float = 0.0
@@ -64,6 +71,7 @@ class Draft:
             right = len(tokens) - 1
             self.passes, self.proposed = self.passes + 1, self.proposed + len(asked.tokens)
             self.accepted += right
+            self.balance = FORGET * self.balance + (right - self.price if asked.tokens else 0.0)
             if asked.tokens and not self.copied:
                 deep = depth_of(asked)
                 for level in range(min(right + 1, deep)):
@@ -72,6 +80,11 @@ class Draft:
         self.memory.read(tokens, rows)
         if self.words is not None:
             self.words.read(tokens, rows)
+
+    @property
+    def trust(self) -> float:
+        """What a chance counts for, from 0 to 1: half where guesses have lost two tokens lately."""
+        return float(min(1.0, 2.0 ** (self.balance / 2)))
 
     def fork(self) -> Draft:
         """A copy that has counted nothing yet."""
@@ -108,7 +121,7 @@ class SpeculativeDecoder:
     Attributes:
         depth: most tokens on a path.
         adapt: whether cost and acceptance choose; otherwise everything that the drafter guesses is proposed.
-        fixed: c(k) that was given; None: it is measured.
+        fixed: c(k) that was given; None: it is measured. drag: how a conversation differs from that.
         copies: guesses instead of a drafter that computes, where the last `matched` tokens stood in the text before.
     """
 
@@ -117,6 +130,8 @@ class SpeculativeDecoder:
     adapt: bool = True
     fixed: Cost | None = None
     measured: Cost | None = None
+    drag: Drag = field(factory=Drag)
+    _left: tuple[float, ref[Draft], int] | None = None
     step: float = field(default=0.0)
     last_choice: str = field(default="")
     copies: SuffixDrafter | None = None
@@ -139,11 +154,13 @@ class SpeculativeDecoder:
     @property
     def cost(self) -> Cost:
         """c(k) as far as it is known."""
-        return self.fixed or self.measured or ASSUMED
+        return self.fixed or (self.drag.on(self.measured) if self.measured else ASSUMED)
 
     def propose(self, drafts: Sequence[Any], last: Sequence[int]) -> list[Proposal]:
         """What may follow the last token of each conversation."""
         start = time.perf_counter()
+        if self.measured and self._left and len(drafts) == 1 and self._left[1]() is drafts[0]:
+            self.drag.note(self._left[2], start - self._left[0], self.measured)
         guesses: list[list[Guess]] = [[] for _ in drafts]
         for draft, token in zip(drafts, last, strict=True):
             draft.copied = self._copies(draft, token)
@@ -159,6 +176,8 @@ class SpeculativeDecoder:
         for draft, one in zip(drafts, made, strict=True):
             draft.asked = one
             draft.seconds += each
+        alone = len(drafts) == 1
+        self._left = (time.perf_counter(), ref(drafts[0]), 1 + len(made[0].tokens)) if alone else None
         return made
 
     def _copies(self, draft: Draft, token: int) -> bool:
@@ -182,11 +201,13 @@ class SpeculativeDecoder:
         if not any(guesses):
             return [NOTHING] * len(drafts)
         self._measure(drafts)
-        made = choose(guesses, self.cost)
+        made = choose(guesses, self.cost, [draft.trust for draft in drafts])
+        rows, base = sum(len(one.tokens) for one in made), len(drafts)
+        each = (self.cost.of(base + rows) / self.cost.of(base) - 1.0) * base / max(rows, 1)
         for draft, some, one in zip(drafts, guesses, made, strict=True):
+            draft.price = each * len(one.tokens)
             if some:
                 draft.idle = 0 if one.tokens else draft.idle + 1
-        rows = sum(len(one.tokens) for one in made)
         self.last_choice = f"on: {rows} guesses verified in the last pass" if rows else OFF
         return made
 
