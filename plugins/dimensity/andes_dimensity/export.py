@@ -11,9 +11,8 @@ from safetensors.numpy import save_file
 
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.files import appearing_file, at_home
-from andes_sdk.numbers import quantised
 
-from .codes import Codebook
+from .codes import Codebook, ranges_of, refuse_unfit
 from .environment import Tell, _quiet, python, work, workplace
 from .lowering import Part, embedding_part, projector_part, text_part, vision_part
 
@@ -138,10 +137,21 @@ def calibration(pipeline: Pipeline, options: Options, place: Path, seed: int = 0
             ids = torch.from_numpy(rng.integers(0, model.text.vocab_size, int(rng.integers(4, options.prompt + 1))))
             prompts[f"{number:03d}"] = model.llm.embed(ids).float().numpy()
     save_file(prompts, place / "prompts.safetensors")
-    prefix, found = "language_model.", quantised(model)[1]
-    return {
-        f"{n.removeprefix(prefix)}.weight": r.scale for n, r in found.items() if n.startswith(prefix) and not r.zero
-    }
+    return trained(pipeline)
+
+
+def trained(pipeline: Pipeline) -> dict[str, float]:
+    """Scales of inputs that training or the packed file left, by name of the matrix in the language model's graphs.
+
+    Raises:
+        ConfigError: a range that int16 with its zero at 0 is not, by name.
+    """
+    prefix, out = "language_model.", {}
+    for name, one in ranges_of(pipeline.model, pipeline.artefact).items():
+        if name.startswith(prefix):
+            refuse_unfit(name, one, 16, exactly=True)
+            out[f"{name.removeprefix(prefix)}.weight"] = one.scale
+    return out
 
 
 def report(path: Path, lowered: Lowered, result: Mapping[str, Any], options: Options) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from andes_dimensity.codes import Matrix
+from andes_dimensity.codes import Matrix, refuse_unfit
 from andes_dimensity.options import Options
-from andes_dimensity.reference import CodedLinear, DimensityBackend, coded, refuse_unfit, rounded_rows
+from andes_dimensity.reference import CodedLinear, DimensityBackend, coded, rounded_rows
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import BackendUnavailable, ConfigError, SessionError
@@ -105,10 +105,10 @@ def test_what_is_computed_is_told():
     assert facts["cache"] == "64 rows, a8"
 
 
-@pytest.mark.parametrize(("one", "mode"), [(Range(bits=16, scale=0.5), "a8"), (Range(bits=8, scale=0.5, zero=3), "a8")])
-def test_ranges_that_a_mode_cannot_hold_are_refused(one, mode):
+@pytest.mark.parametrize(("one", "bits"), [(Range(bits=16, scale=0.5), 8), (Range(bits=8, scale=0.5, zero=3), 8)])
+def test_ranges_that_a_mode_cannot_hold_are_refused(one, bits):
     with pytest.raises(ConfigError, match="does not fit") as caught:
-        refuse_unfit("layer", one, mode)
+        refuse_unfit("layer", one, bits)
     assert caught.value.who == "layer"
 
 

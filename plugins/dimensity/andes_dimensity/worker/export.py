@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import scales
 import torch
 from graphs import Decoder, Embedder, Encoder, Inside, Outside, Projector
 from inject import Bank, quantise, verify
@@ -49,19 +50,28 @@ def export(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
 
 
 def _written(
-    folder: Path, name: str, made: Any, bank: Bank, tell: Tell, limits: Callable[[Path], Any] | None = None
+    folder: Path,
+    name: str,
+    made: Any,
+    bank: Bank,
+    tell: Tell,
+    static: Callable[[Path], Any] | None = None,
+    trained: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A converted model -> NAME.tflite with codes, and the facts of it. `limits`: ranges of all tensors, for int16."""
+    """A converted model -> NAME.tflite with codes, and the facts of it. `static`: scales of all tensors, for int16."""
     plain = folder / f"{name}.float.tflite"
     made.export(str(plain))
     del made
     tell(f"writing codes of {name}")
     target = folder / f"{name}.tflite"
-    quantise(plain, target, bank, "float" if limits is None else "a16", None if limits is None else limits(plain))
+    table, limits = ({}, None) if static is None else static(plain)
+    quantise(plain, target, bank, "float" if static is None else "a16", limits)
     plain.unlink()
     facts = verify(target, bank) | {"bytes": target.stat().st_size, "ops": ops(target)}
     if facts["foreign"] or facts["missing"]:
         raise ValueError(f"{name}: the written file lacks {facts['missing'][:5]}, and has {facts['foreign'][:5]}")
+    if table:
+        facts["activations"] = scales.compared(target, bank, table, trained or {})
     return facts
 
 
@@ -110,7 +120,8 @@ def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank
         prompts = list(load_file(folder / "prompts.safetensors").values())
         return ranges(plain, plan, load_file(folder / "text.safetensors"), prompts, job["ranges"], bank)
 
-    return {"text": _written(folder, "text", made, bank, tell, limits if job["kind"] == "a16" else None)}
+    static = job["kind"] == "a16"
+    return {"text": _written(folder, "text", made, bank, tell, limits if static else None, job.get("ranges"))}
 
 
 def _embedder(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:

@@ -43,6 +43,10 @@ def main(folder: Path) -> int:
             from static import logits
 
             result = logits(folder, job)
+        elif job["do"] == "scales":
+            from static import scales
+
+            result = scales(folder, job)
         elif job["do"] == "ops":
             from export import ops
 
