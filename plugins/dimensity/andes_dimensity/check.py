@@ -19,6 +19,7 @@ from andes_sdk.inputs.patches import block_order, patchify
 from andes_sdk.runtime.engine import Engine
 from andes_sdk.runtime.policy import KeepAll
 
+from .bundle import identity
 from .compiler import SDK, compiler, taken, vendor
 from .environment import Tell, _quiet, python, work, workplace
 from .export import Lowered, lower
@@ -100,8 +101,8 @@ def check(
             wrong = [*facts["foreign"], *facts["missing"]]
             value = f"{facts['exact']:,} of {facts['weights']:,} weights" + (f"; not {wrong[0]}" if wrong else "")
             report.add(f"codes and scales: {name}", not wrong, value, facts["exact"] / facts["weights"])
-        own = pipeline.model.numbers == said["numbers"]
-        report.add("numbers of the base", own, said["numbers"] or "the base was not compressed")
+        own = identity(pipeline)["numbers"]
+        report.add("numbers of the base", own == said["said"].get("numbers"), own)
         compiled = DimensityBackend(evolve(options, activations="float"), pipeline.artefact).compile(
             pipeline.model, device="cpu", dtype="float32"
         )
@@ -183,8 +184,11 @@ def opened(path: Path, place: Path) -> dict[str, Any]:
         said = work(place, {"do": "unpack", "file": str(path.absolute())}, limit=300)
     except ConfigError as error:
         raise CheckpointError("cannot be unpacked", who=str(path), why=error.why, fix=fix) from None
-    if not said["options"] or "text" not in said["files"]:
+    if not said["options"] or not said["whole"]:
         raise CheckpointError("was not written by andes deploy", who=str(path), why="it names no options", fix=fix)
+    if said["broken"]:
+        why = f"these are not as they were written: {', '.join(said['broken'])}"
+        raise CheckpointError("was cut short or edited", who=str(path), why=why, fix=fix)
     return said
 
 
