@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.files import appearing_file, at_home
 
+from .adapters import promised, shapes
 from .codes import Codebook, ranges_of, refuse_unfit
 from .environment import Tell, _quiet, python, work, workplace
 from .lowering import Part, embedding_part, projector_part, text_part, vision_part
@@ -86,8 +87,12 @@ class DimensityExporter:
         return export(pipeline, path, self.options)
 
 
-def export(pipeline: Pipeline, path: Path, options: Options, tell: Tell = _quiet) -> dict[str, Any]:
+def export(
+    pipeline: Pipeline, path: Path, options: Options, tell: Tell = _quiet, *, contract: Path | None = None
+) -> dict[str, Any]:
     """Lower, write and compare -> facts: `files`, `weights_exact`, `sources` of the codes, `left_out`, `versions`.
+
+    contract: that adapters of this base are trained for; its hash goes into the bundle.
 
     Raises:
         ConfigError: a bundle of the layout npu, or a model that cannot be lowered.
@@ -101,15 +106,23 @@ def export(pipeline: Pipeline, path: Path, options: Options, tell: Tell = _quiet
     if options.activations != "float" and (bundled or options.layout != "npu" or options.activations == "a8"):
         why, fix = "static activations are for the NPU's graphs", "use a16, layout=npu and a name that ends in .tflite"
         raise ConfigError(f"cannot write activations={options.activations}", who="dimensity", why=why, fix=fix)
+    if options.activations != "float" and options.lora:
+        why, fix = "adapters are floats, and the graph's products are int16", "use --lora 0, or --activations float"
+        raise ConfigError("static int16 takes no adapters", who="--lora", why=why, fix=fix)
+    if contract is not None and not bundled:
+        raise ConfigError("a contract goes into a bundle", who="--contract", fix="name the file model.litertlm")
     python()
+    promise = {} if contract is None else promised(pipeline, contract, options.lora)
     tell("reading codes and scales")
     lowered = lower(pipeline, options, pictures=bundled)
     with workplace() as place:
         job = lowered.write(place, options.layout, "float")
+        job["lora"] = shapes(pipeline, options.lora) if options.lora else {}
         if bundled:
             from .bundle import describe
 
             job["bundle"] = describe(pipeline, place, options)
+            job["bundle"]["identity"] |= promise
         if options.activations != "float":
             job |= {"kind": options.activations, "ranges": calibration(pipeline, options, place)}
         result = work(place, job, tell)
@@ -163,7 +176,8 @@ def report(path: Path, lowered: Lowered, result: Mapping[str, Any], options: Opt
     return {
         "path": str(path), "bytes": path.stat().st_size, "layout": options.layout, "files": files,
         "weights": weights, "weights_exact": sum(f["exact"] for f in files.values()) / weights, "sources": sources,
-        "pictures": [list(g) for g in lowered.grids], "seconds": result["seconds"], "peak_bytes": result["peak_bytes"],
+        "pictures": [list(g) for g in lowered.grids], "seconds": result["seconds"],
+        "cpu_seconds": result["cpu_seconds"], "peak_bytes": result["peak_bytes"],
         "versions": result["versions"], "left_out": left_out(path, options),
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from andes_sdk.runtime.policy import KeepAll
 
+from .adapters import made_up
 from .environment import Tell, _quiet, work, workplace
 from .export import lower
 from .options import Options
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def logits(
     pipeline: Pipeline, file: Path, options: Options, count: int = 100, tell: Tell = _quiet
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Of the last row of each prompt (count, V): LiteRT's and the reference's.
+    """Of the last row of each prompt (count, V): LiteRT's and the reference's; graphs with adapters get random ones.
 
     Raises:
         BackendUnavailable: LiteRT is not here. ConfigError: the file is not of these options.
@@ -43,12 +44,18 @@ def logits(
             prompts[f"{number:03d}"] = table.llm.embed(ids).numpy()
             asked.append(ids.tolist())
         save_file(prompts, place / "prompts.safetensors")
+        adapter, arrays = made_up(pipeline, options.lora) if options.lora else (None, {})
+        if arrays:
+            save_file(arrays, place / "lora.safetensors")
         told = work(place, {**job, "do": "logits", "file": str(file.absolute())}, tell)
         reference = DimensityBackend(evolve(plain, activations=options.activations), pipeline.artefact, told["scales"])
         compiled = reference.compile(pipeline.model, device="cpu", dtype="float32")
+        if adapter is not None:
+            compiled.add_adapter(adapter)
         wanted = []
         for ids in asked:  # in two passes, as the file computes it
             session = compiled.session(KeepAll())
+            session.adapter = None if adapter is None else adapter.name
             session.extend(ids[:-1])
             session.commit()
             wanted.append(session.extend(ids[-1:])[0][-1].numpy())

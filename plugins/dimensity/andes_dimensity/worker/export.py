@@ -87,16 +87,28 @@ def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank
         keys = {f"cache_k_{n}": torch.zeros(sizes) for n in layers}
         return keys | {f"cache_v_{n}": torch.zeros(sizes).transpose(2, 3).contiguous() for n in layers}
 
+    def lora() -> dict[str, Any]:
+        shapes = {n.removeprefix("lora_"): s for n, s in job.get("lora", {}).items()}
+        return {"lora": {name: torch.randn(shape) * 0.1 for name, shape in shapes.items()}} if shapes else {}
+
     def sample(t: int) -> dict[str, Any]:
         embeds = torch.randn(1, t, plan["width"]) * 0.1
         if layout == "cpu":
             return {
                 "embeddings": embeds, "input_pos": torch.arange(t, dtype=torch.int32),
                 "mask": torch.zeros(1, 1, t, rows), "kv": cache(),
+                **lora(),
             }  # fmt: skip
         # one tensor given twice would become one input of the graph
         cos, sin = torch.ones(1, 1, t, plan["head"]), torch.zeros(1, 1, t, plan["head"])
-        return {"embeddings": embeds, "cos": cos, "sin": sin, "mask": torch.zeros(1, 1, t, rows + t), "kv": cache()}
+        return {
+            "embeddings": embeds,
+            "cos": cos,
+            "sin": sin,
+            "mask": torch.zeros(1, 1, t, rows + t),
+            "kv": cache(),
+            **lora(),
+        }
 
     def graph(logits: bool) -> nn.Module:
         if layout == "cpu":

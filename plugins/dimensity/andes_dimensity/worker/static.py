@@ -34,6 +34,7 @@ def steps(
     from ai_edge_litert.interpreter import Interpreter
 
     engine = Interpreter(str(file), num_threads=1)
+    adapter = {name: value for name, value in tables.items() if name.startswith("lora_")}
     t, rows, layers = plan["prompt"], plan["rows"], range(plan["layers"])
     read, step = engine.get_signature_runner(f"prefill_{t}"), engine.get_signature_runner("decode")
 
@@ -52,7 +53,7 @@ def steps(
         embeds[0, :n] = prompt[:n]
         mask = np.full((1, 1, t, rows + t), MASKED, np.float32)
         mask[..., rows:] = np.triu(np.full((t, t), MASKED, np.float32), 1)
-        inputs = {"embeddings": embeds, "mask": mask, **places(0, t), **cache}
+        inputs = {"embeddings": embeds, "mask": mask, **places(0, t), **cache, **adapter}
         out = called(read, inputs)
         yield f"prefill_{t}", inputs, out
         for i in layers:
@@ -60,7 +61,7 @@ def steps(
             cache[f"kv_cache_v_{i}"][..., :n] = out[f"kv_slice_v_{i}"][..., :n]
         mask = np.full((1, 1, 1, rows + 1), MASKED, np.float32)
         mask[..., :n] = mask[..., rows:] = 0
-        inputs = {"embeddings": prompt[n:][None], "mask": mask, **places(n, 1), **cache}
+        inputs = {"embeddings": prompt[n:][None], "mask": mask, **places(n, 1), **cache, **adapter}
         yield "decode", inputs, called(step, inputs)
 
 
@@ -93,6 +94,8 @@ def logits(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     from scales import read
 
     file, tables = Path(job["file"]), load_file(folder / "text.safetensors")
+    if (folder / "lora.safetensors").is_file():
+        tables |= load_file(folder / "lora.safetensors")
     prompts = list(load_file(folder / "prompts.safetensors").values())
     found = [out["logits"].reshape(-1) for s, _, out in steps(file, job["text"], tables, prompts) if s == "decode"]
     np.save(folder / "logits.npy", np.stack(found))
