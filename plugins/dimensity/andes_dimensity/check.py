@@ -314,7 +314,10 @@ def both(
     tell: Tell,
     adapter: Adapter | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Greedy texts of LiteRT-LM, and of our runtime on the same codes; `adapter`: which both attach."""
+    """Greedy texts of LiteRT-LM, and of our runtime on the same codes; `adapter`: which both attach.
+
+    Ours end after half of the cache's rows; a longer one of LiteRT-LM is cut there.
+    """
     from andes_sdk.runtime.generation import GenerationOptions, generate_batch
 
     tell(f"LiteRT-LM answers {len(conversations)} conversations")
@@ -332,6 +335,9 @@ def both(
     for start in range(0, len(asked), 32):
         answers = generate_batch(cast("Pipeline", backed), asked[start : start + 32], limit)
         mine += [answer.text for answer in answers]
+        for number, answer in enumerate(answers, start):
+            if answer.finish == "length":
+                theirs[number] = theirs[number][: len(answer.text)]
     return theirs, mine
 
 

@@ -11,32 +11,13 @@ from andes_dimensity.integers import attention_sums, codes_of, fraction, matrix_
 from andes_dimensity.lint import lint
 from andes_dimensity.options import Options
 from andes_dimensity.reference import CodedLinear, DimensityBackend, steps_of
-from torch import nn
 
 from andes_sdk.errors import ConfigError
 from andes_sdk.runtime.policy import KeepAll
-from andes_sdk.types import Codes, Range
+from andes_sdk.types import Range
 
 Q = "language_model.model.layers.0.self_attn.q_proj"
 K = "language_model.model.layers.0.self_attn.k_proj"
-
-
-class Grid(nn.Linear):
-    """A layer that training left with a scale per row, and a range of its input."""
-
-    def __init__(self, old, scale):
-        rows, columns = old.weight.shape
-        super().__init__(columns, rows, bias=False)
-        self.values = np.random.default_rng(rows).integers(-127, 128, (rows, columns)).astype(np.int8)
-        self.weight = nn.Parameter(torch.from_numpy(self.codes().weights()))
-        self.scale = scale
-
-    def codes(self):
-        rows, columns = self.values.shape
-        return Codes(self.values, np.full((rows, 1), 2.0**-9, np.float16), columns)
-
-    def input_range(self):
-        return Range(bits=16, scale=self.scale)
 
 
 def test_a_fraction_is_a_half_to_one():
@@ -112,8 +93,8 @@ def test_static_sessions_are_near_to_floats_and_finer_scales_nearer(pipe):
     assert near < far
 
 
-def test_ranges_of_a_packed_file_count_and_those_of_modules_come_first(pipe):
-    pipe.model.set_submodule(Q, Grid(pipe.model.get_submodule(Q), 0.25))
+def test_ranges_of_a_packed_file_count_and_those_of_modules_come_first(pipe, grid):
+    pipe.model.set_submodule(Q, grid(pipe.model.get_submodule(Q), 0.25))
     stored = {Q: Range(bits=16, scale=0.5), K: Range(bits=16, scale=0.125)}
     artefact = SimpleNamespace(ranges=stored)
     assert ranges_of(pipe.model, artefact)[Q].scale == 0.25
@@ -122,8 +103,8 @@ def test_ranges_of_a_packed_file_count_and_those_of_modules_come_first(pipe):
     assert trained(both) == dict(zip(names, (0.25, 0.125), strict=True))
 
 
-def test_lint_counts_trained_ranges(pipe):
-    pipe.model.set_submodule(Q, Grid(pipe.model.get_submodule(Q), 0.25))
+def test_lint_counts_trained_ranges(pipe, grid):
+    pipe.model.set_submodule(Q, grid(pipe.model.get_submodule(Q), 0.25))
     told = {one.layer: one.what for one in lint(pipe, Options(rows=64, prompt=16)).findings}
     matrices = len(pipe.model.llm.linears())
     assert told["language_model"].startswith(f"{matrices - 1} of {matrices} matrices")
