@@ -22,7 +22,7 @@ from andes_sdk.runtime.policy import KeepAll
 
 from .adapters import made_up, refuse_other, write
 from .bundle import identity
-from .compiler import SDK, compiler, taken, vendor
+from .compiler import SDK, compiler, taken, vendor, words
 from .environment import Tell, _quiet, python, work, workplace
 from .export import Lowered, lower
 from .options import Options
@@ -160,7 +160,7 @@ def _compiler(report: Report, what: str, file: Path, place: Path) -> None:
         report.absent(title, "there is no C compiler for the stand-in")
         return
     told = taken(file, place)
-    left = ", ".join(f"{count} {name}" for name, count in told["refused"].items())
+    left = words(told["refused"])
     value = f"{told['taken']} of {told['operators']} operators" + (f"; left to the CPU: {left}" if left else "")
     share = told["taken"] / max(told["operators"], 1)
     report.add(title, share == 1.0, value, share)

@@ -51,10 +51,10 @@ def main(folder: Path) -> int:
             from lora import written
 
             result = written(folder, job)
-        elif job["do"] == "ops":
-            from export import ops
+        elif job["do"] == "left":
+            from left import left
 
-            result = {"graphs": ops(Path(job["file"]))}
+            result = {"left": left(Path(job["source"]), Path(job["file"]), job["graphs"])}
         elif job["do"] == "compare":
             from bundling import compared
 

@@ -90,7 +90,13 @@ def chosen(
     """Role -> scale: as training left it, else from the largest value that prompts showed, with room.
 
     seen: by name of the tensor, its least and largest value, from some signatures of a file of floats.
+
+    Raises:
+        ValueError: two equal matrices, which are one in a file, with two trained scales.
     """
+    for twin, name in bank.twins.items():
+        if trained.get(twin) != trained.get(name):
+            raise ValueError(f"{twin} and {name} are equal, and have two trained ranges: train them with one")
     largest: dict[str, float] = {}
     for graph, _, tensor, role in roles(model, by_floats(model, bank)):
         told = seen.get(graph.tensors[tensor].name.decode())
@@ -140,6 +146,8 @@ def read(path: Path, bank: Any) -> dict[str, float]:
         step = float(np.float32(one.quantization.scale[0]))
         if out.setdefault(role, step) != step:
             raise ValueError(f"two scales of {role}: {out[role]} and {step}")
+    for twin, name in bank.twins.items():  # equal matrices are one in the file
+        out |= {f"{twin}.{side}": out[f"{name}.{side}"] for side in ("in", "out") if f"{name}.{side}" in out}
     return out
 
 
