@@ -14,7 +14,7 @@ from andes_sdk.files import appearing_file, at_home
 
 from .adapters import promised, shapes
 from .codes import Codebook, ranges_of, refuse_unfit
-from .environment import Tell, _quiet, python, work, workplace
+from .environment import Tell, _quiet, python, refuse_full, work, workplace
 from .lowering import Part, embedding_part, projector_part, text_part, vision_part
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 GRAPHS = ".tflite"
 """Suffix of files with the language model's graphs alone; all others are bundles."""
+
+EACH = 8
+"""Bytes of disk for a weight while a file is written: its code, its float32 graph, the graph of codes, the bundle."""
 
 
 @frozen(eq=False)
@@ -96,7 +99,8 @@ def export(
 
     Raises:
         ConfigError: a bundle of the layout npu, or a model that cannot be lowered.
-        BackendUnavailable: LiteRT is not here, died or hangs. CheckpointError: the file cannot be written.
+        BackendUnavailable: LiteRT is not here, died or hangs, or the disk is full.
+        CheckpointError: the file cannot be written.
     """
     path = at_home(path)
     bundled = path.suffix != GRAPHS
@@ -115,6 +119,7 @@ def export(
     promise = {} if contract is None else promised(pipeline, contract, options.lora)
     tell("reading codes and scales")
     lowered = lower(pipeline, options, pictures=bundled)
+    refuse_full(sum(one.codes.size for one in lowered.matrices.values()) * EACH)
     with workplace() as place:
         job = lowered.write(place, options.layout, "float")
         job["lora"] = shapes(pipeline, options.lora) if options.lora else {}
