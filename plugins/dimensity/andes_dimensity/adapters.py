@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from andes_adapters.attaching import add_adapter
+from andes_adapters.attaching import add_adapter, remove_adapter
 from andes_adapters.contract import contract_of, differing, read_contract
 from andes_adapters.reading import contract_mark, read_adapter
 from safetensors.numpy import save_file
@@ -26,10 +26,13 @@ from .environment import Tell, _quiet, python, work, workplace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import nn
 
     from andes_sdk.pipeline import Pipeline
 
 ROLES = "qkvo"
+TRIED = "andes deploy adapter"
+"""Name of an adapter while its base is compared."""
 
 
 def shapes(pipeline: Pipeline, rank: int) -> dict[str, tuple[int, int]]:
@@ -73,7 +76,8 @@ def made_up(pipeline: Pipeline, rank: int, name: str = "made up") -> tuple[Adapt
     for n in range(pipeline.model.text.layers):
         for role in ROLES:
             layer = f"model.layers.{n}.self_attn.{role}_proj"
-            rows, columns = pipeline.model.language_model.get_submodule(layer).weight.shape  # type: ignore[union-attr]
+            linear = cast("nn.Linear", pipeline.model.language_model.get_submodule(layer))
+            rows, columns = linear.weight.shape
             a, b = (rng.normal(0, 0.05, size).astype(np.float32) for size in ((rank, columns), (rows, rank)))
             layers[layer] = LowRank(a=torch.from_numpy(a), b=torch.from_numpy(b), scale=1.0)
     adapter = Adapter(name=name, layers=layers)
@@ -142,8 +146,8 @@ def adapter_file(
         if folder is not None:
             refuse_other(pipeline, folder, said, bundle)
             adapter = read_adapter(folder.name, folder, pipeline.model.language_model)
-            if adapter.name not in pipeline.compiled.adapters:
-                add_adapter(pipeline, adapter.name, folder)  # refuses what was trained on another base
+            add_adapter(pipeline, TRIED, folder)  # refuses what was trained on another base
+            remove_adapter(pipeline, TRIED)
         facts = {
             "numbers": said["numbers"], "contract": said.get("contract", ""), "rank": rank,
             "name": "none" if folder is None else folder.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,14 @@ class Lowered:
     def matrices(self) -> dict[str, Any]:
         """Of all parts, as `part/name`."""
         return {f"{part}/{name}": one for part, p in self.parts.items() for name, one in p.matrices.items()}
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Weights by where their codes come from."""
+        out: dict[str, int] = {}
+        for one in self.matrices.values():
+            out[one.source] = out.get(one.source, 0) + one.codes.size
+        return out
 
     def write(self, place: Path, layout: str, kind: str) -> dict[str, Any]:
         """Tables as files in the worker's folder -> the job."""
@@ -118,7 +126,8 @@ def export(
     python()
     promise = {} if contract is None else promised(pipeline, contract, options.lora)
     tell("reading codes and scales")
-    lowered = lower(pipeline, options, pictures=bundled)
+    lowered: Lowered | None = lower(pipeline, options, pictures=bundled)
+    assert lowered is not None
     refuse_full(sum(one.codes.size for one in lowered.matrices.values()) * EACH)
     with workplace() as place:
         job = lowered.write(place, options.layout, "float")
@@ -130,6 +139,8 @@ def export(
             job["bundle"]["identity"] |= promise
         if options.activations != "float":
             job |= {"kind": options.activations, "ranges": calibration(pipeline, options, place)}
+        sources = lowered.sources
+        grids, lowered = lowered.grids, None  # codes are in files now: of a large model they would be twice in memory
         result = work(place, job, tell)
         made = place / ("model.litertlm" if bundled else "text.tflite")
         try:
@@ -137,7 +148,7 @@ def export(
                 whole.write_bytes(made.read_bytes())
         except OSError as error:
             raise CheckpointError("cannot be written", who=str(path), why=str(error), fix="choose another") from None
-    return report(path, lowered, result, options)
+    return report(path, sources, grids, result, options)
 
 
 def calibration(pipeline: Pipeline, options: Options, place: Path, seed: int = 0) -> dict[str, float]:
@@ -172,16 +183,16 @@ def trained(pipeline: Pipeline) -> dict[str, float]:
     return out
 
 
-def report(path: Path, lowered: Lowered, result: Mapping[str, Any], options: Options) -> dict[str, Any]:
+def report(
+    path: Path, sources: Mapping[str, int], grids: Sequence[Grid], result: Mapping[str, Any], options: Options
+) -> dict[str, Any]:
     """What was written, as plain data."""
     files, weights = result["files"], sum(f["weights"] for f in result["files"].values())
-    sources: dict[str, int] = {}
-    for one in lowered.matrices.values():
-        sources[one.source] = sources.get(one.source, 0) + one.codes.size
     return {
         "path": str(path), "bytes": path.stat().st_size, "layout": options.layout, "files": files,
-        "weights": weights, "weights_exact": sum(f["exact"] for f in files.values()) / weights, "sources": sources,
-        "pictures": [list(g) for g in lowered.grids], "seconds": result["seconds"],
+        "weights": weights, "weights_exact": sum(f["exact"] for f in files.values()) / weights,
+        "sources": dict(sources),
+        "pictures": [list(g) for g in grids], "seconds": result["seconds"],
         "cpu_seconds": result["cpu_seconds"], "peak_bytes": result["peak_bytes"],
         "versions": result["versions"], "left_out": left_out(path, options),
     }  # fmt: skip

@@ -53,10 +53,10 @@ def logits(
         if adapter is not None:
             compiled.add_adapter(adapter)
         wanted = []
-        for ids in asked:  # in two passes, as the file computes it
+        for tokens in asked:  # in two passes, as the file computes it
             session = compiled.session(KeepAll())
             session.adapter = None if adapter is None else adapter.name
-            session.extend(ids[:-1])
+            session.extend(tokens[:-1])
             session.commit()
-            wanted.append(session.extend(ids[-1:])[0][-1].numpy())
+            wanted.append(session.extend(tokens[-1:])[0][-1].numpy())
         return np.load(place / "logits.npy"), np.stack(wanted)

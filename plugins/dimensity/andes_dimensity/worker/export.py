@@ -34,8 +34,7 @@ def export(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     torch.set_num_threads(int(job.get("threads", 1)))
     files: dict[str, Any] = {}
     if "text" in job:
-        weights, bank = loaded(folder / "text.safetensors", job["bits"])
-        files |= _text(folder, job, weights, bank, tell)
+        files |= _text(folder, job, tell)
         files |= _embedder(folder, job, tell)
     for part in ("vision", "projector"):
         if part in job:
@@ -49,22 +48,24 @@ def export(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     return result
 
 
-def _written(
+def _written(folder: Path, name: str, made: Any, bank: Bank, tell: Tell) -> dict[str, Any]:
+    """A converted model -> NAME.tflite with codes, and the facts of it."""
+    made.export(str(folder / f"{name}.float.tflite"))
+    return _coded(folder, name, bank, tell)
+
+
+def _coded(
     folder: Path,
     name: str,
-    made: Any,
     bank: Bank,
     tell: Tell,
     static: Callable[[Path], Any] | None = None,
     trained: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A converted model -> NAME.tflite with codes, and the facts of it. `static`: scales of all tensors, for int16."""
-    plain = folder / f"{name}.float.tflite"
-    made.export(str(plain))
-    del made
-    tell(f"writing codes of {name}")
-    target = folder / f"{name}.tflite"
+    """NAME.float.tflite -> NAME.tflite with codes, and the facts of it. `static`: scales of all tensors, for int16."""
+    plain, target = folder / f"{name}.float.tflite", folder / f"{name}.tflite"
     table, limits = ({}, None) if static is None else static(plain)
+    tell(f"writing codes of {name}")
     quantise(plain, target, bank, "float" if static is None else "a16", limits)
     plain.unlink()
     facts = verify(target, bank) | {"bytes": target.stat().st_size, "ops": ops(target)}
@@ -75,11 +76,13 @@ def _written(
     return facts
 
 
-def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank: Bank, tell: Tell) -> dict[str, Any]:
+def _text(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     import litert_torch
     from safetensors.numpy import load_file
 
+    weights, bank = loaded(folder / "text.safetensors", job["bits"])
     plan, layout = job["text"], job["layout"]
+    body: Any
     body, rows = Decoder(plan, weights).eval(), plan["rows"]
 
     def cache() -> dict[str, Tensor]:
@@ -124,6 +127,11 @@ def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank
         converter.signature(name, graph(logits), sample_kwargs=sample(t))
     light = sum(t.numel() for t in weights.values()) > 2e8
     made = converter.convert(lightweight_conversion=True) if light else converter.convert()
+    plain = folder / "text.float.tflite"
+    made.export(str(plain))
+    # the floats are in the file now: of a large model they would be twice in memory
+    weights.clear()
+    made = body = converter = None
 
     def limits(plain: Path) -> Any:
         from static import ranges
@@ -133,7 +141,7 @@ def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank
         return ranges(plain, plan, load_file(folder / "text.safetensors"), prompts, job["ranges"], bank)
 
     static = job["kind"] == "a16"
-    return {"text": _written(folder, "text", made, bank, tell, limits if static else None, job.get("ranges"))}
+    return {"text": _coded(folder, "text", bank, tell, limits if static else None, job.get("ranges"))}
 
 
 def _embedder(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:

@@ -51,10 +51,6 @@ def main(folder: Path) -> int:
             from lora import written
 
             result = written(folder, job)
-        elif job["do"] == "ops":
-            from export import ops
-
-            result = {"graphs": ops(Path(job["file"]))}
         elif job["do"] == "left":
             from left import left
 

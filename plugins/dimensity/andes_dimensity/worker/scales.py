@@ -24,8 +24,10 @@ ATTENTION = (("query", "keys", "scores"), ("query", "keys", "scores"),
 """Inputs and output of a layer's four products, in the order of `graphs.Layer.outside`."""
 
 
-def roles(model: Any, named: Callable[[Any, int], str | None]) -> Iterator[tuple[Any, Any, int, str]]:
-    """(graph, operator, tensor, role) of every product in a file; `named(graph, tensor)` is a matrix's name.
+def products(model: Any, named: Callable[[Any, int], str | None]) -> Iterator[tuple[int, Any, int, str]]:
+    """(number of the graph, operator, tensor, role) of every product in a file.
+
+    named: (graph, tensor) -> name of the matrix that the tensor is.
 
     Raises:
         ValueError: a product that is not in the layout's order.
@@ -33,7 +35,7 @@ def roles(model: Any, named: Callable[[Any, int], str | None]) -> Iterator[tuple
     from ai_edge_litert import schema_py_generated as schema
 
     kinds = schema.BuiltinOperator
-    for graph in model.subgraphs:
+    for number, graph in enumerate(model.subgraphs):
         count = 0
         for op in graph.operators:
             code = model.operatorCodes[op.opcodeIndex]
@@ -42,15 +44,21 @@ def roles(model: Any, named: Callable[[Any, int], str | None]) -> Iterator[tuple
                 name = named(graph, op.inputs[1])
                 if name is None:
                     raise ValueError(f"a matrix that nobody handed over: {graph.tensors[op.inputs[1]].name.decode()}")
-                yield graph, op, op.inputs[0], f"{name}.in"
-                yield graph, op, op.outputs[0], f"{name}.out"
+                yield number, op, op.inputs[0], f"{name}.in"
+                yield number, op, op.outputs[0], f"{name}.out"
             elif kind == kinds.BATCH_MATMUL:
                 layer, which = divmod(count, 4)
                 count += 1
                 for tensor, role in zip((*op.inputs, *op.outputs), ATTENTION[which], strict=True):
-                    yield graph, op, tensor, f"model.layers.{layer}.{role}"
+                    yield number, op, tensor, f"model.layers.{layer}.{role}"
         if count % 4:
             raise ValueError(f"{count} products of attention, not four a layer")
+
+
+def roles(model: Any, named: Callable[[Any, int], str | None]) -> Iterator[tuple[int, int, str]]:
+    """(number of the graph, tensor, role), as `products`."""
+    for number, _, tensor, role in products(model, named):
+        yield number, tensor, role
 
 
 def by_floats(model: Any, bank: Any) -> Callable[[Any, int], str | None]:
@@ -84,12 +92,8 @@ def by_codes(model: Any, bank: Any) -> Callable[[Any, int], str | None]:
     return named
 
 
-def chosen(
-    seen: Mapping[str, Mapping[str, Any]], model: Any, bank: Any, trained: Mapping[str, float]
-) -> dict[str, float]:
+def chosen(largest: Mapping[str, float], bank: Any, trained: Mapping[str, float]) -> dict[str, float]:
     """Role -> scale: as training left it, else from the largest value that prompts showed, with room.
-
-    seen: by name of the tensor, its least and largest value, from some signatures of a file of floats.
 
     Raises:
         ValueError: two equal matrices, which are one in a file, with two trained scales.
@@ -97,12 +101,6 @@ def chosen(
     for twin, name in bank.twins.items():
         if trained.get(twin) != trained.get(name):
             raise ValueError(f"{twin} and {name} are equal, and have two trained ranges: train them with one")
-    largest: dict[str, float] = {}
-    for graph, _, tensor, role in roles(model, by_floats(model, bank)):
-        told = seen.get(graph.tensors[tensor].name.decode())
-        if told is not None and "min" in told:
-            value = max(float(np.abs(told["min"]).max()), float(np.abs(told["max"]).max()))
-            largest[role] = max(largest.get(role, 0.0), value)
     out = {}
     for role, value in largest.items():
         name = role.removesuffix(".in")
@@ -122,8 +120,8 @@ def handed(model: Any, bank: Any, table: Mapping[str, float]) -> dict[str, dict[
     quantiser then rounds it once for each.
     """
     out: dict[str, dict[str, Any]] = {}
-    for graph, op, tensor, role in roles(model, by_floats(model, bank)):
-        name = graph.tensors[tensor].name.decode()
+    for number, op, tensor, role in products(model, by_floats(model, bank)):
+        name = model.subgraphs[number].tensors[tensor].name.decode()
         one = out.setdefault(name, {"scale": np.array(table[role], np.float32), "by_matrix": {}})
         if role.endswith(".in"):
             one["by_matrix"][int(op.inputs[1])] = np.array(table[role], np.float32)
@@ -139,8 +137,8 @@ def read(path: Path, bank: Any) -> dict[str, float]:
     import ai_edge_litert.tools.flatbuffer_utils as files
 
     model, out = files.read_model(str(path)), dict[str, float]()
-    for graph, _, tensor, role in roles(model, by_codes(model, bank)):
-        one = graph.tensors[tensor]
+    for number, tensor, role in roles(model, by_codes(model, bank)):
+        one = model.subgraphs[number].tensors[tensor]
         if one.type != INT16:
             raise ValueError(f"{role} is no int16")
         step = float(np.float32(one.quantization.scale[0]))
