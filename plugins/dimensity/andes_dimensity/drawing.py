@@ -63,14 +63,14 @@ def svg(shown: Sequence[Mapping[str, Any]]) -> str:
     rows = max(len(column["boxes"]) for column in shown)
     parts, height = [], 60 + rows * (high + gap)
     for number, column in enumerate(shown):
-        x = 20 + number * (wide + 60)
+        x = 20 + number * (wide + 90)
         parts.append(f'<text x="{x}" y="24" font-weight="600">{escape(column["title"])}</text>')
         inner = [n for n, one in enumerate(column["boxes"]) if one["times"] > 1]
         if inner:
             top, bottom = 40 + inner[0] * (high + gap) - 8, 40 + inner[-1] * (high + gap) + high + 8
             parts.append(
                 f'<rect x="{x - 10}" y="{top}" width="{wide + 20}" height="{bottom - top}" fill="none" '
-                f'stroke="#888" stroke-dasharray="4"/><text x="{x + wide - 30}" y="{top - 3}" font-size="12">'
+                f'stroke="#888" stroke-dasharray="4"/><text x="{x + wide + 14}" y="{top + 14}" font-size="12">'
                 f"{column['boxes'][inner[0]]['times']} times</text>"
             )
         for n, one in enumerate(column["boxes"]):
@@ -85,5 +85,5 @@ def svg(shown: Sequence[Mapping[str, Any]]) -> str:
             if n:
                 parts.append(f'<path d="M{x + wide // 2} {y - gap} v{gap}" stroke="#555"/>')
     body = "".join(parts)
-    width = 40 + len(shown) * (wide + 60)
+    width = 40 + len(shown) * (wide + 90)
     return f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="graphs">{body}</svg>'
