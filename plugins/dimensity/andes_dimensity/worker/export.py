@@ -127,11 +127,10 @@ def _text(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         converter.signature(name, graph(logits), sample_kwargs=sample(t))
     light = sum(t.numel() for t in weights.values()) > 2e8
     made = converter.convert(lightweight_conversion=True) if light else converter.convert()
-    plain = folder / "text.float.tflite"
-    made.export(str(plain))
-    # the floats are in the file now: of a large model they would be twice in memory
-    weights.clear()
-    made = body = converter = None
+    weights.clear()  # what was converted holds its own floats: of a large model they would be twice in memory
+    body = converter = None
+    made.export(str(folder / "text.float.tflite"))
+    made = None
 
     def limits(plain: Path) -> Any:
         from static import ranges
