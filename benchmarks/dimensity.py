@@ -4,8 +4,9 @@
     python benchmarks/dimensity.py --raw                 # pictures as they are: LiteRT-LM resizes them in its own way
     python benchmarks/dimensity.py --bundle model.litertlm --a16 model.tflite     # files that were written before
 
-`weights_exact`: share of weights whose codes and scales in the files are ours. `logits_weight_only`, `logits_a16`: the
-largest difference of logits from the reference, of the largest logit, over 100 prompts of random tokens.
+`weights_exact`: share of weights whose codes and scales in the files are ours; `scales_exact_a16`: of activations'
+scales. `logits_weight_only`, `logits_a16`: the largest difference of logits from the reference, of the largest logit,
+over 100 prompts of random tokens.
 `greedy_equal`: share of answers of LiteRT-LM that equal ours, over all items. `score_gap`: points between both scores.
 `ops_supported`: share of operators of the NPU's graphs that MediaTek's plugin names. `cost_model_error`: percent, the
 largest over five shapes and four formats. What was not measured is null.
@@ -107,7 +108,12 @@ def main() -> None:
             export(pipe, given.bundle, BUNDLE, say)
         if given.a16 is None:
             given.a16 = folder / "model.tflite"
-            facts["weights_exact_a16"] = export(pipe, given.a16, STATIC, say)["weights_exact"]
+            told = export(pipe, given.a16, STATIC, say)
+            scales = told["files"]["text"]["activations"]
+            facts |= {
+                "weights_exact_a16": told["weights_exact"],
+                "scales_exact_a16": scales["exact"] / scales["scales"],
+            }
         report = check(pipe, given.bundle, (), say)
         exact = [line.figure for line in report.lines if line.what.startswith("codes and scales")]
         facts |= {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.numbers import weights_of
 
 from .options import Options
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 def _own(field: attrs.Attribute[Any], _: object) -> bool:
     return field.name in {f.name for f in attrs.fields(Options)}
+
+
+def identity(pipeline: Pipeline) -> dict[str, str]:
+    """What names the base: `numbers` of its codes, scales and ranges, or where it has none, of its weights."""
+    return {"numbers": pipeline.model.numbers or weights_of(pipeline.model)}
 
 
 def describe(pipeline: Pipeline, place: Path, options: Options) -> dict[str, Any]:
@@ -50,6 +56,6 @@ def describe(pipeline: Pipeline, place: Path, options: Options) -> dict[str, Any
         raise ConfigError("has no text for the place of a picture", who=who, why="it is no added token")
     return {
         "template": template, "image": mark, "stop": sorted({tokenizer.eos, tokenizer.pad}), "rows": options.rows,
-        "thinking": bool(getattr(tokenizer, "thinking", False)), "numbers": pipeline.model.numbers,
+        "thinking": bool(getattr(tokenizer, "thinking", False)), "identity": identity(pipeline),
         "options": attrs.asdict(options, filter=_own),
     }  # fmt: skip

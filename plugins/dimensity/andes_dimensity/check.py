@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from andes_adapters.reading import read_adapter
 from attrs import asdict, evolve, field, frozen
 
 from andes_sdk.config import structure
@@ -19,7 +20,9 @@ from andes_sdk.inputs.patches import block_order, patchify
 from andes_sdk.runtime.engine import Engine
 from andes_sdk.runtime.policy import KeepAll
 
-from .compiler import SDK, compiler, taken, vendor
+from .adapters import made_up, refuse_other, write
+from .bundle import identity
+from .compiler import SDK, compiler, taken, vendor, words
 from .environment import Tell, _quiet, python, work, workplace
 from .export import Lowered, lower
 from .options import Options
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from andes_sdk.pipeline import Pipeline
+    from andes_sdk.types import Adapter
 
 MASKED = -100.0
 BOUND = 1e-5
@@ -76,12 +80,17 @@ class Report:
 
 
 def check(
-    pipeline: Pipeline, path: Path, conversations: Sequence[Sequence[Mapping[str, Any]]] = (), tell: Tell = _quiet
+    pipeline: Pipeline,
+    path: Path,
+    conversations: Sequence[Sequence[Mapping[str, Any]]] = (),
+    tell: Tell = _quiet,
+    adapters: Mapping[str, Path] | None = None,
 ) -> Report:
     """Compare a bundle with the model that it was written from.
 
     Args:
         conversations: messages of one user's turn or more, pictures as paths; answered by both, greedily.
+        adapters: name -> folder of peft; the conversations are answered with each of them as well.
 
     Raises:
         CheckpointError: it is no bundle, is cut short or was edited. BackendUnavailable: LiteRT is not here.
@@ -100,17 +109,21 @@ def check(
             wrong = [*facts["foreign"], *facts["missing"]]
             value = f"{facts['exact']:,} of {facts['weights']:,} weights" + (f"; not {wrong[0]}" if wrong else "")
             report.add(f"codes and scales: {name}", not wrong, value, facts["exact"] / facts["weights"])
-        own = pipeline.model.numbers == said["numbers"]
-        report.add("numbers of the base", own, said["numbers"] or "the base was not compressed")
+        own = identity(pipeline)["numbers"]
+        report.add("numbers of the base", own == said["said"].get("numbers"), own)
         compiled = DimensityBackend(evolve(options, activations="float"), pipeline.artefact).compile(
             pipeline.model, device="cpu", dtype="float32"
         )
-        _graphs(report, compiled, place, said["files"], lowered, tell)
+        _graphs(report, pipeline, compiled, place, said["files"], lowered, tell)
         for name in ("vision", "projector"):
             if name in said["files"]:
                 _compiler(report, f"graph {name}", Path(said["files"][name]), place)
         if conversations:
             _conversations(report, pipeline, compiled, path, place, conversations, tell)
+            for name, folder in (adapters or {}).items():
+                refuse_other(pipeline, folder, said["said"], path)
+                adapter = evolve(read_adapter(name, folder, pipeline.model.language_model), name=name)
+                _conversations(report, pipeline, compiled, path, place, conversations, tell, adapter)
     for what, why in absent:
         report.absent(what, why)
     return report
@@ -147,7 +160,7 @@ def _compiler(report: Report, what: str, file: Path, place: Path) -> None:
         report.absent(title, "there is no C compiler for the stand-in")
         return
     told = taken(file, place)
-    left = ", ".join(f"{count} {name}" for name, count in told["refused"].items())
+    left = words(told["refused"])
     value = f"{told['taken']} of {told['operators']} operators" + (f"; left to the CPU: {left}" if left else "")
     share = told["taken"] / max(told["operators"], 1)
     report.add(title, share == 1.0, value, share)
@@ -183,8 +196,11 @@ def opened(path: Path, place: Path) -> dict[str, Any]:
         said = work(place, {"do": "unpack", "file": str(path.absolute())}, limit=300)
     except ConfigError as error:
         raise CheckpointError("cannot be unpacked", who=str(path), why=error.why, fix=fix) from None
-    if not said["options"] or "text" not in said["files"]:
+    if not said["options"] or not said["whole"]:
         raise CheckpointError("was not written by andes deploy", who=str(path), why="it names no options", fix=fix)
+    if said["broken"]:
+        why = f"these are not as they were written: {', '.join(said['broken'])}"
+        raise CheckpointError("was cut short or edited", who=str(path), why=why, fix=fix)
     return said
 
 
@@ -192,7 +208,13 @@ def opened(path: Path, place: Path) -> dict[str, Any]:
 
 
 def _graphs(
-    report: Report, compiled: CompiledDimensity, place: Path, files: Mapping[str, str], lowered: Lowered, tell: Tell
+    report: Report,
+    pipeline: Pipeline,
+    compiled: CompiledDimensity,
+    place: Path,
+    files: Mapping[str, str],
+    lowered: Lowered,
+    tell: Tell,
 ) -> None:
     calls: list[dict[str, Any]] = []
     wanted: list[tuple[str, str, NDArray[Any]]] = []
@@ -207,7 +229,7 @@ def _graphs(
     with torch.inference_mode():
         if "vision" in files:
             _picture_calls(compiled, lowered, call, wanted)
-        _text_calls(compiled, lowered, call, wanted)
+        _text_calls(pipeline, compiled, lowered, call, wanted)
     tell("running the graphs")
     work(place, {"do": "run", "calls": calls}, tell)
     worst: dict[str, float] = {}
@@ -242,8 +264,14 @@ def _picture_calls(compiled: CompiledDimensity, lowered: Lowered, call: Any, wan
     wanted.append(("projector", f"{out}:mm_embedding", model.projector(features).numpy()))
 
 
-def _text_calls(compiled: CompiledDimensity, lowered: Lowered, call: Any, wanted: Any, prompts: int = 100) -> None:
-    """Prompts of random tokens: read, and one token more."""
+def _text_calls(
+    pipeline: Pipeline, compiled: CompiledDimensity, lowered: Lowered, call: Any, wanted: Any, prompts: int = 100
+) -> None:
+    """Prompts of random tokens: read, and one token more. Graphs that take adapters get a random one."""
+    rank, arrays, adapter = compiled.options.lora, dict[str, Any](), None
+    if rank:
+        adapter, arrays = made_up(pipeline, rank)
+        compiled.add_adapter(adapter)
     plan, model = lowered.parts["text"].plan, compiled.model
     rng, rows, t = np.random.default_rng(0), plan["rows"], plan["prompt"]
     ids = np.array([[int(rng.integers(plan["vocab"]))]], np.int32)
@@ -258,6 +286,7 @@ def _text_calls(compiled: CompiledDimensity, lowered: Lowered, call: Any, wanted
         tokens = torch.from_numpy(rng.integers(0, plan["vocab"], count + 1))
         embeds = model.llm.embed(tokens)
         session = compiled.session(KeepAll())
+        session.adapter = None if adapter is None else adapter.name
         logits = session.extend(tokens.tolist())[0][-1]
         session.close()
         padded = np.zeros((1, t, plan["width"]), np.float32)
@@ -265,11 +294,11 @@ def _text_calls(compiled: CompiledDimensity, lowered: Lowered, call: Any, wanted
         mask = np.full((1, 1, t, rows), MASKED, np.float32)
         mask[0, 0][np.tril_indices(t, 0, rows)] = 0
         first = {"embeddings": padded, "input_pos": np.arange(t, dtype=np.int32), "mask": mask}
-        call("text", f"prefill_{t}", first | cache, keep=["kv_cache_k_0"])
+        call("text", f"prefill_{t}", first | cache | arrays, keep=["kv_cache_k_0"])
         mask = np.full((1, 1, 1, rows), MASKED, np.float32)
         mask[..., : count + 1] = 0
         one = {"embeddings": embeds[count:][None].numpy(), "input_pos": np.array([count], np.int32), "mask": mask}
-        out = call("text", "decode", one, link=link, keep=["logits"])
+        out = call("text", "decode", one | arrays, link=link, keep=["logits"])
         wanted.append(("decode", f"{out}:logits", logits.numpy()))
 
 
@@ -277,21 +306,38 @@ def _text_calls(compiled: CompiledDimensity, lowered: Lowered, call: Any, wanted
 
 
 def both(
-    pipeline: Pipeline, compiled: CompiledDimensity, path: Path, place: Path, conversations: Sequence[Any], tell: Tell
+    pipeline: Pipeline,
+    compiled: CompiledDimensity,
+    path: Path,
+    place: Path,
+    conversations: Sequence[Any],
+    tell: Tell,
+    adapter: Adapter | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Greedy texts of LiteRT-LM, and of our runtime on the same codes."""
+    """Greedy texts of LiteRT-LM, and of our runtime on the same codes; `adapter`: which both attach.
+
+    Ours end after half of the cache's rows; a longer one of LiteRT-LM is cut there.
+    """
     from andes_sdk.runtime.generation import GenerationOptions, generate_batch
 
     tell(f"LiteRT-LM answers {len(conversations)} conversations")
-    job = {"do": "chat", "file": str(path.absolute()), "conversations": list(conversations)}
+    job: dict[str, Any] = {"do": "chat", "file": str(path.absolute()), "conversations": list(conversations)}
+    if rank := compiled.options.lora:
+        job |= {"rank": rank, "adapter": str(write(pipeline, adapter, rank, {}, place))}
     theirs: list[str] = work(place, job, tell)["texts"]
     tell("our runtime answers them")
     asked = [[_ours(message) for message in one] for one in conversations]
     backed, mine = _Backed(pipeline, compiled), list[str]()
-    limit = GenerationOptions(max_tokens=compiled.options.rows // 2)
+    if adapter is not None:
+        compiled.add_adapter(adapter)
+    name = None if adapter is None else adapter.name
+    limit = GenerationOptions(max_tokens=compiled.options.rows // 2, adapter=name)
     for start in range(0, len(asked), 32):
         answers = generate_batch(cast("Pipeline", backed), asked[start : start + 32], limit)
         mine += [answer.text for answer in answers]
+        for number, answer in enumerate(answers, start):
+            if answer.finish == "length":
+                theirs[number] = theirs[number][: len(answer.text)]
     return theirs, mine
 
 
@@ -318,9 +364,17 @@ def _ours(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _conversations(
-    report: Report, pipeline: Pipeline, compiled: CompiledDimensity, path: Path, place: Path, given: Any, tell: Tell
+    report: Report,
+    pipeline: Pipeline,
+    compiled: CompiledDimensity,
+    path: Path,
+    place: Path,
+    given: Any,
+    tell: Tell,
+    adapter: Adapter | None = None,
 ) -> None:
-    theirs, mine = both(pipeline, compiled, path, place, given, tell)
+    theirs, mine = both(pipeline, compiled, path, place, given, tell, adapter)
     same = sum(a.strip() == b.strip() for a, b in zip(theirs, mine, strict=True))
     value = f"{same} of {len(given)} answers of LiteRT-LM equal ours"
-    report.add("conversations", same == len(given), value, same / len(given))
+    what = "conversations" if adapter is None else f"conversations with adapter {adapter.name}"
+    report.add(what, same == len(given), value, same / len(given))

@@ -18,7 +18,7 @@ from andes_sdk.numbers import half_scales, quantised
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import Codes
+    from andes_sdk.types import Codes, Range
 
 BITS = {"w8": 8, "w4": 4}
 """Options of users -> bits of a code."""
@@ -124,3 +124,23 @@ class Codebook:
             raise ConfigError("there is no such matrix", who=name)
         weight = tensors[name].detach().float().cpu().numpy()
         return rounded(weight.reshape(len(weight), -1), bits)
+
+
+def ranges_of(model: VisionLanguageModel, artefact: Any = None) -> dict[str, Range]:
+    """Ranges of inputs by name of the module: those of a packed file, and before them those that modules have."""
+    stored = dict(artefact.ranges) if artefact is not None else {}
+    return stored | quantised(cast("Any", model))[1]
+
+
+def refuse_unfit(name: str, one: Range, bits: int, *, exactly: bool = False) -> None:
+    """Refuse a range that integers of so many bits cannot hold.
+
+    exactly: refuse fewer bits as well: a file of int16 would not clip where training did.
+
+    Raises:
+        ConfigError: more bits than there are, fewer with `exactly`, or a zero point.
+    """
+    if one.zero or one.bits > bits or (exactly and one.bits != bits):
+        why = f"it has {one.bits} bits and its zero at {one.zero}; activations have {bits} bits and their zero at 0"
+        fix = f"train ranges of {bits} bits without a zero point, or choose other activations"
+        raise ConfigError("a trained range does not fit the activations", who=name, why=why, fix=fix)

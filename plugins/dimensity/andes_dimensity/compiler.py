@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def taken(file: Path, place: Path, *, limit: float = 300) -> dict[str, Any]:
     """Ask the plugin which operators of a .tflite it takes.
 
     Returns:
-        `taken` and `operators` over all graphs, and `refused`: kinds of those that are left over, counted.
+        `taken` and `operators` over all graphs, and `refused`: those that are left over, by kind and layer, counted.
 
     Raises:
         BackendUnavailable: LiteRT or a C compiler is not here, or the plugin failed. ConfigError: as `vendor`.
@@ -104,10 +104,19 @@ def taken(file: Path, place: Path, *, limit: float = 300) -> dict[str, Any]:
     if done.returncode or not graphs:
         why = " · ".join(told.strip().splitlines()[-3:])
         raise BackendUnavailable("MediaTek's plugin failed", who=str(file), why=f"exit {done.returncode}: {why}")
-    counted = sum(b for _, b in graphs)
-    refused: dict[str, int] = {}
-    for graph in work(place, {"do": "ops", "file": str(place / "applied.tflite")})["graphs"][: len(graphs)]:
-        for name, count in graph["ops"].items():
-            if name != "CUSTOM":  # what was compiled is one custom operator
-                refused[name] = refused.get(name, 0) + count
-    return {"taken": sum(a for a, _ in graphs), "operators": counted, "refused": refused}
+    job = {"do": "left", "source": str(file.absolute()), "file": str(place / "applied.tflite"), "graphs": len(graphs)}
+    refused = work(place, job)["left"]
+    return {"taken": sum(a for a, _ in graphs), "operators": sum(b for _, b in graphs), "refused": refused}
+
+
+def words(refused: Sequence[Mapping[str, Any]]) -> str:
+    """Operators that are left over in one line: each kind once, with the layers that caused it."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for one in refused:
+        kinds.setdefault(one["operator"], []).append(one)
+    parts = []
+    for kind, some in kinds.items():
+        where = list(dict.fromkeys(one["where"] for one in some if one["where"]))
+        shown = ", ".join(where[:4]) + (f" and {len(where) - 4} more places" if len(where) > 4 else "")
+        parts.append(f"{sum(one['count'] for one in some)} {kind}" + (f" ({shown})" if shown else ""))
+    return "; ".join(parts)

@@ -3,7 +3,7 @@
     seconds = fixed + layers * per_layer + bytes / bandwidth
 
 On the phone the bandwidth is LPDDR5X's 85 GB/s and both overheads are unknown: they are 0, so that times are lower
-bounds. On this machine all three are fitted to decode times of the backend "numba" (`benchmarks/dimensity_cost.py`).
+bounds. On this machine they are fitted to decode times of the backend "numba" (`benchmarks/dimensity_cost.py`).
 """
 
 from __future__ import annotations
@@ -134,23 +134,31 @@ def what_if(shape: Shape, base: Choice, machine: Machine) -> list[tuple[str, Cos
     return [*rows, ("1.8 bits, a quarter of an 8-bit cache, drafts", cost(shape, every, machine))]
 
 
-def fitted(rows: Sequence[tuple[int, float, float]]) -> Machine:
-    """(layers, bytes, seconds) of measured decode steps -> the machine of least squared relative error.
+def fitted(rows: Sequence[tuple[str, int, float, float]]) -> dict[str, Machine]:
+    """(format, layers, bytes, seconds) of measured decode steps -> a machine for each format, of least squared relative
+    error over all of them.
 
+    A bandwidth belongs to a format, as its kernels do; overheads belong to the code around them, and are one for all.
     Overheads below 0 are left out and the rest fitted again.
     """
     import numpy as np
 
-    used = [True, True, True]
+    forms = list(dict.fromkeys(form for form, *_ in rows))
+    used = [True, True] + [True] * len(forms)
+    table = np.array([[1.0, n, *(b if form == f else 0.0 for f in forms)] for form, n, b, _ in rows])
+    table /= np.array([[s] for *_, s in rows])
     while True:
-        a = np.array([[1.0, n, b] for n, b, _ in rows]) / np.array([[s] for *_, s in rows])
-        columns = [i for i in range(3) if used[i]]
-        found = np.zeros(3)
-        found[columns] = np.linalg.lstsq(a[:, columns], np.ones(len(rows)), rcond=None)[0]
+        columns = [i for i, one in enumerate(used) if one]
+        found = np.zeros(len(used))
+        found[columns] = np.linalg.lstsq(table[:, columns], np.ones(len(rows)), rcond=None)[0]
         negative = [i for i in (0, 1) if used[i] and found[i] < 0]
         if not negative:
-            return Machine(bandwidth=1 / max(found[2], 1e-15), fixed=found[0], per_layer=found[1])
+            break
         used[negative[0]] = False
+    return {
+        form: Machine(bandwidth=1 / max(found[2 + i], 1e-15), fixed=found[0], per_layer=found[1])
+        for i, form in enumerate(forms)
+    }
 
 
 ASSUMED = (

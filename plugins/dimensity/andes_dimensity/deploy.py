@@ -79,6 +79,10 @@ def dimensity(
         str, typer.Option(help="cpu (LiteRT-LM runs it) or npu (cache, masks, tables are inputs).")
     ] = "cpu",
     activations: Annotated[str, typer.Option(help="float, or a16: static int16, for layout npu.")] = "float",
+    lora: Annotated[int, typer.Option(help="Rank of adapters that the graphs take as inputs: 0, 16 or 32.")] = 0,
+    contract: Annotated[
+        Path | None, typer.Option(help="That adapters are trained for (andes qalft contract); its hash goes in.")
+    ] = None,
     plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
@@ -92,11 +96,11 @@ def dimensity(
     if out.suffix not in (".litertlm", ".tflite"):
         raise ConfigError(f"cannot write {out.name}", who="--out", fix="end the name with .litertlm or .tflite")
     given = {"weights": weights, "head": head, "vision": vision, "rows": rows, "prompt": prompt, "tree": tree,
-             "picture": picture, "layout": layout, "activations": activations}  # fmt: skip
+             "picture": picture, "layout": layout, "activations": activations, "lora": lora}  # fmt: skip
     options = structure(Options, given, "andes deploy dimensity")
     with told() as tell:
         tell("opening the model")
-        report = export(opened(model, plugin), out, options, tell)
+        report = export(opened(model, plugin), out, options, tell, contract=contract)
     if as_json:
         print_json(report)
     else:
@@ -119,6 +123,34 @@ def show(report: dict[str, Any]) -> None:
         console.print(f"not in it, or not checked here: {line}")
 
 
+@app.command("adapter")
+@clean
+def write_adapter(
+    model: Model,
+    bundle: Annotated[Path, typer.Option("--bundle", help="What `andes deploy dimensity --lora` wrote of MODEL.")],
+    out: Annotated[Path, typer.Option("--out", help="LiteRT-LM's file of the adapter, such as receipts.tflite.")],
+    adapter: Annotated[
+        Path | None, typer.Option("--adapter", help="Folder that peft saved; none: zeros, the base's answers.")
+    ] = None,
+    plugin: Plugin = None,
+    as_json: Json = False,
+) -> None:
+    """Write an adapter for a bundle: a file of its own, which LiteRT-LM attaches to a conversation.
+
+    Targets are q, k, v and o of the attention, ranks up to the bundle's. An adapter of another base or contract is
+    refused. A bundle with adapters needs one in every conversation: write one without --adapter for the plain base.
+    """
+    from .adapters import adapter_file
+
+    with told() as tell:
+        tell("opening the model")
+        facts = adapter_file(opened(model, plugin), adapter, bundle, out, tell)
+    if as_json:
+        print_json(facts)
+    else:
+        stdout().print(f"{facts['path']}: {facts['bytes']:,} bytes, rank {facts['rank']}, for base {facts['numbers']}")
+
+
 @app.command("check")
 @clean
 def check_file(
@@ -130,6 +162,7 @@ def check_file(
         Path | None, typer.Option(help="JSON Lines with `messages`, pictures as paths: both sides answer them.")
     ] = None,
     limit: Annotated[int, typer.Option(help="Conversations of --data at most.")] = 100,
+    adapter: Annotated[list[Path] | None, typer.Option(help="Folder of an adapter to answer with; repeatable.")] = None,
     plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
@@ -151,7 +184,8 @@ def check_file(
             tell("opening the model")
             pipeline = opened(model, plugin)
             with some(pipeline) as own:
-                report = check(pipeline, file, own if data is None else read(data, limit), tell)
+                asked = own if data is None else read(data, limit)
+                report = check(pipeline, file, asked, tell, {one.name: one for one in adapter or ()})
     if as_json:
         print_json({"file": str(file), **report.to_dict()})
     else:

@@ -82,13 +82,7 @@ def setup(tell: Tell = _quiet, *, again: bool = False) -> dict[str, Any]:
     if is_ready() and not again:
         known: dict[str, Any] = json.loads((target / READY).read_text(encoding="utf-8"))
         return known | {"made": False}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(target.parent).free
-    if free < NEEDS:
-        why = f"{free / 2**30:.1f} GB are free below {target.parent}, {NEEDS >> 30} are needed"
-        raise BackendUnavailable(
-            "there is no room for it", who="dimensity", why=why, fix="make room, or set ANDES_CACHE"
-        )
+    refuse_full(NEEDS)
     shutil.rmtree(target, ignore_errors=True)
     start = time.monotonic()
     try:
@@ -135,6 +129,21 @@ def workplace() -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"dimensity-work-{os.getpid()}-", dir=cache()) as name:
         yield Path(name)
+
+
+def refuse_full(needed: int) -> None:
+    """Refuse work that the disk has no room for.
+
+    Raises:
+        BackendUnavailable: saying how much is free, and where.
+    """
+    cache().mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache()).free
+    if free < needed:
+        why = f"{free / 2**30:.1f} GB are free below {cache()}, {needed / 2**30:.1f} are needed while it is written"
+        raise BackendUnavailable(
+            "there is no room for it", who="dimensity", why=why, fix="make room, or set ANDES_CACHE"
+        )
 
 
 def work(place: Path, job: Mapping[str, Any], tell: Tell = _quiet, *, limit: float = LIMIT) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,10 @@ from safetensors.numpy import save_file
 
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.files import appearing_file, at_home
-from andes_sdk.numbers import quantised
 
-from .codes import Codebook
-from .environment import Tell, _quiet, python, work, workplace
+from .adapters import promised, shapes
+from .codes import Codebook, ranges_of, refuse_unfit
+from .environment import Tell, _quiet, python, refuse_full, work, workplace
 from .lowering import Part, embedding_part, projector_part, text_part, vision_part
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 GRAPHS = ".tflite"
 """Suffix of files with the language model's graphs alone; all others are bundles."""
+
+EACH = 8
+"""Bytes of disk for a weight while a file is written: its code, its float32 graph, the graph of codes, the bundle."""
 
 
 @frozen(eq=False)
@@ -43,6 +46,14 @@ class Lowered:
     def matrices(self) -> dict[str, Any]:
         """Of all parts, as `part/name`."""
         return {f"{part}/{name}": one for part, p in self.parts.items() for name, one in p.matrices.items()}
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Weights by where their codes come from."""
+        out: dict[str, int] = {}
+        for one in self.matrices.values():
+            out[one.source] = out.get(one.source, 0) + one.codes.size
+        return out
 
     def write(self, place: Path, layout: str, kind: str) -> dict[str, Any]:
         """Tables as files in the worker's folder -> the job."""
@@ -87,12 +98,17 @@ class DimensityExporter:
         return export(pipeline, path, self.options)
 
 
-def export(pipeline: Pipeline, path: Path, options: Options, tell: Tell = _quiet) -> dict[str, Any]:
+def export(
+    pipeline: Pipeline, path: Path, options: Options, tell: Tell = _quiet, *, contract: Path | None = None
+) -> dict[str, Any]:
     """Lower, write and compare -> facts: `files`, `weights_exact`, `sources` of the codes, `left_out`, `versions`.
+
+    contract: that adapters of this base are trained for; its hash goes into the bundle.
 
     Raises:
         ConfigError: a bundle of the layout npu, or a model that cannot be lowered.
-        BackendUnavailable: LiteRT is not here, died or hangs. CheckpointError: the file cannot be written.
+        BackendUnavailable: LiteRT is not here, died or hangs, or the disk is full.
+        CheckpointError: the file cannot be written.
     """
     path = at_home(path)
     bundled = path.suffix != GRAPHS
@@ -102,17 +118,29 @@ def export(pipeline: Pipeline, path: Path, options: Options, tell: Tell = _quiet
     if options.activations != "float" and (bundled or options.layout != "npu" or options.activations == "a8"):
         why, fix = "static activations are for the NPU's graphs", "use a16, layout=npu and a name that ends in .tflite"
         raise ConfigError(f"cannot write activations={options.activations}", who="dimensity", why=why, fix=fix)
+    if options.activations != "float" and options.lora:
+        why, fix = "adapters are floats, and the graph's products are int16", "use --lora 0, or --activations float"
+        raise ConfigError("static int16 takes no adapters", who="--lora", why=why, fix=fix)
+    if contract is not None and not bundled:
+        raise ConfigError("a contract goes into a bundle", who="--contract", fix="name the file model.litertlm")
     python()
+    promise = {} if contract is None else promised(pipeline, contract, options.lora)
     tell("reading codes and scales")
-    lowered = lower(pipeline, options, pictures=bundled)
+    lowered: Lowered | None = lower(pipeline, options, pictures=bundled)
+    assert lowered is not None
+    refuse_full(sum(one.codes.size for one in lowered.matrices.values()) * EACH)
     with workplace() as place:
         job = lowered.write(place, options.layout, "float")
+        job["lora"] = shapes(pipeline, options.lora) if options.lora else {}
         if bundled:
             from .bundle import describe
 
             job["bundle"] = describe(pipeline, place, options)
+            job["bundle"]["identity"] |= promise
         if options.activations != "float":
             job |= {"kind": options.activations, "ranges": calibration(pipeline, options, place)}
+        sources = lowered.sources
+        grids, lowered = lowered.grids, None  # codes are in files now: of a large model they would be twice in memory
         result = work(place, job, tell)
         made = place / ("model.litertlm" if bundled else "text.tflite")
         try:
@@ -120,7 +148,7 @@ def export(pipeline: Pipeline, path: Path, options: Options, tell: Tell = _quiet
                 whole.write_bytes(made.read_bytes())
         except OSError as error:
             raise CheckpointError("cannot be written", who=str(path), why=str(error), fix="choose another") from None
-    return report(path, lowered, result, options)
+    return report(path, sources, grids, result, options)
 
 
 def calibration(pipeline: Pipeline, options: Options, place: Path, seed: int = 0) -> dict[str, float]:
@@ -138,22 +166,34 @@ def calibration(pipeline: Pipeline, options: Options, place: Path, seed: int = 0
             ids = torch.from_numpy(rng.integers(0, model.text.vocab_size, int(rng.integers(4, options.prompt + 1))))
             prompts[f"{number:03d}"] = model.llm.embed(ids).float().numpy()
     save_file(prompts, place / "prompts.safetensors")
-    prefix, found = "language_model.", quantised(model)[1]
-    return {
-        f"{n.removeprefix(prefix)}.weight": r.scale for n, r in found.items() if n.startswith(prefix) and not r.zero
-    }
+    return trained(pipeline)
 
 
-def report(path: Path, lowered: Lowered, result: Mapping[str, Any], options: Options) -> dict[str, Any]:
+def trained(pipeline: Pipeline) -> dict[str, float]:
+    """Scales of inputs that training or the packed file left, by name of the matrix in the language model's graphs.
+
+    Raises:
+        ConfigError: a range that int16 with its zero at 0 is not, by name.
+    """
+    prefix, out = "language_model.", {}
+    for name, one in ranges_of(pipeline.model, pipeline.artefact).items():
+        if name.startswith(prefix):
+            refuse_unfit(name, one, 16, exactly=True)
+            out[f"{name.removeprefix(prefix)}.weight"] = one.scale
+    return out
+
+
+def report(
+    path: Path, sources: Mapping[str, int], grids: Sequence[Grid], result: Mapping[str, Any], options: Options
+) -> dict[str, Any]:
     """What was written, as plain data."""
     files, weights = result["files"], sum(f["weights"] for f in result["files"].values())
-    sources: dict[str, int] = {}
-    for one in lowered.matrices.values():
-        sources[one.source] = sources.get(one.source, 0) + one.codes.size
     return {
         "path": str(path), "bytes": path.stat().st_size, "layout": options.layout, "files": files,
-        "weights": weights, "weights_exact": sum(f["exact"] for f in files.values()) / weights, "sources": sources,
-        "pictures": [list(g) for g in lowered.grids], "seconds": result["seconds"], "peak_bytes": result["peak_bytes"],
+        "weights": weights, "weights_exact": sum(f["exact"] for f in files.values()) / weights,
+        "sources": dict(sources),
+        "pictures": [list(g) for g in grids], "seconds": result["seconds"],
+        "cpu_seconds": result["cpu_seconds"], "peak_bytes": result["peak_bytes"],
         "versions": result["versions"], "left_out": left_out(path, options),
     }  # fmt: skip
 

@@ -10,9 +10,9 @@ from attrs import frozen
 from torch import nn
 
 from andes_sdk.errors import ConfigError
-from andes_sdk.numbers import quantised
 from andes_sdk.runtime.attention import PackedAttention, Segment
 
+from .codes import ranges_of
 from .export import lower
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _activations(pipeline: Pipeline) -> Iterator[Finding]:
 
 def _ranges(pipeline: Pipeline) -> Iterator[Finding]:
     wanted = len(pipeline.model.llm.linears())
-    have = sum(name.startswith("language_model.") for name in quantised(pipeline.model)[1])
+    have = sum(name.startswith("language_model.") for name in ranges_of(pipeline.model, pipeline.artefact))
     if have < wanted:
         what = f"{wanted - have} of {wanted} matrices have no trained input range"
         fix = "train with fake quantisation, or let a16 take ranges from prompts"

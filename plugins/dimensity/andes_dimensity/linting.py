@@ -46,6 +46,7 @@ def npu(
 
     Nothing is exported, and LiteRT is not needed. Errors end the command with 1; warnings and notes do not.
     """
+    from .drawing import columns
     from .lint import errors_of, lint
     from .page import page
 
@@ -60,6 +61,7 @@ def npu(
         }  # fmt: skip
         if found.lowered is not None:
             facts |= costs(found.lowered, options)
+            facts["graph"] = columns(found.lowered)
             facts["errors"] = errors_of(pipeline, found.lowered)
     if html is not None:
         with writing(html):

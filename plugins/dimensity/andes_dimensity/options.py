@@ -41,6 +41,10 @@ class Options:
     rows: int = field(default=512, validator=_count(16, 1 << 17), metadata={"help": "rows of the static cache"})
     prompt: int = field(default=128, validator=_count(1, 4096), metadata={"help": "rows of the prompt graph"})
     tree: int = field(default=0, validator=_count(0, 256), metadata={"help": "rows of the graph that verifies drafts"})
+    lora: int = field(
+        default=0, validator=in_((0, 16, 32)),
+        metadata={"help": "rank of adapters that the graphs take as inputs: 0 (none), 16 or 32"},
+    )  # fmt: skip
     picture: str = field(
         default="", metadata={"help": "pixels of the picture graph, such as 112x112; empty: the preprocessor's least"}
     )

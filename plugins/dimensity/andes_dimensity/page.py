@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from .drawing import svg
+
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left}
 .error{color:#b00020;font-weight:600}.warning{color:#9a6700}.heat td{border:1px solid #fff;text-align:center}"""
@@ -64,6 +66,12 @@ def page(facts: Mapping[str, Any]) -> str:
         heads = ("what if", "MB a token", "body", "head", "cache", "ms at least", "MB kept")
         parts.append(table(heads, rows))
         parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in facts["assumed"]) + "</ul>")
+    if facts.get("graph"):
+        parts += [
+            "<h2>Graphs</h2>",
+            "<p>Bytes are of all repetitions. Orange runs on the CPU.</p>",
+            svg(facts["graph"]),
+        ]
     if facts.get("errors"):
         parts += ["<h2>What rounding changes, of the magnitude of each matrix</h2>", heat(facts["errors"])]
     body = "\n".join(parts)

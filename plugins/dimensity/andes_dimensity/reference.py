@@ -4,9 +4,9 @@ Matrices are int8 or int4 codes with one scale per output channel. Products:
 
 - "float": codes times their scales, in float32: a file of weights alone (LiteRT dequantises before it multiplies).
 - "a16", "a8": a row x is rounded to x / s, s a trained range or the row's largest magnitude over 32767 or 127. The sum
-  of products of codes is exact, and multiplied with s and the channel's scale once, in float32. LiteRT's kernels do the
-  same with an integer multiplier (`tflite/kernels/internal/reference/integer_ops/fully_connected.h`), whose rounding
-  this leaves out.
+  of products of codes is exact, and multiplied with s and the channel's scale once, in float32.
+- "a16" with the scales of a file of static int16: as that file computes it. Inputs and outputs of every product are
+  int16 at the file's scales, and sums are rescaled as LiteRT's kernels do it (`integers.py`).
 
 Keys and values are rounded to int16 or int8 likewise, one scale per row and head. Norms, softmax and activations are
 float32. A sum of whole numbers below 2**53 is exact in float64: no bit depends on how many rows are computed together.
@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from attrs import define, frozen
+from attrs import define, field, frozen
 from torch import Tensor, nn
 
 from andes_sdk.errors import BackendUnavailable, ConfigError, SessionError
-from andes_sdk.numbers import quantised
 from andes_sdk.runtime.session import TorchSession
 from andes_sdk.runtime.torch_backend import CompiledTorch
 
-from .codes import BITS, Codebook, Matrix
+from .codes import BITS, Codebook, Matrix, ranges_of, refuse_unfit
+from .integers import attention_sums, channel_scales, codes_of, divided, matrix_sums, whole_product
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 HIGH = {"a16": 32767, "a8": 127}
 """Largest code of an activation."""
+MASKED = -100.0
+"""What hides a row, as in the graphs."""
 
 
 def rounded_rows(x: Tensor, high: int, one: Range | None = None) -> tuple[Tensor, Tensor]:
@@ -51,31 +53,26 @@ def rounded_rows(x: Tensor, high: int, one: Range | None = None) -> tuple[Tensor
     return torch.clamp(torch.round(x / step), -high, high), step
 
 
-def refuse_unfit(name: str, one: Range, mode: str) -> None:
-    """Refuse a range that integers of a mode cannot hold.
-
-    Raises:
-        ConfigError: more bits than the mode has, or a zero point.
-    """
-    most = HIGH[mode].bit_length() + 1
-    if one.zero or one.bits > most:
-        why = f"it has {one.bits} bits and its zero at {one.zero}; {mode} has {most} bits and its zero at 0"
-        fix = "train ranges of that many bits, or choose other activations"
-        raise ConfigError("a trained range does not fit the activations", who=name, why=why, fix=fix)
-
-
 class CodedLinear(nn.Linear):
     """A linear layer whose weight is codes; `weight` is what they stand for, float32.
 
     Attributes:
         codes: (out, in) int8. scales: (out,) float32.
         mode: "float", "a16" or "a8". range: of the input, as training left it, or None.
+        steps: scales of input and output in a file of static int16, or None.
     """
 
     codes: Tensor
     scales: Tensor
 
-    def __init__(self, matrix: Matrix, bias: Tensor | None, mode: str, one: Range | None) -> None:
+    def __init__(
+        self,
+        matrix: Matrix,
+        bias: Tensor | None,
+        mode: str,
+        one: Range | None,
+        steps: tuple[float, float] | None = None,
+    ) -> None:
         rows, columns = matrix.codes.shape
         super().__init__(columns, rows, bias=bias is not None, device="meta")
         self.weight = nn.Parameter(torch.from_numpy(matrix.weights), requires_grad=False)
@@ -83,12 +80,21 @@ class CodedLinear(nn.Linear):
             self.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
         self.register_buffer("codes", torch.from_numpy(matrix.codes), persistent=False)
         self.register_buffer("scales", torch.from_numpy(matrix.scales), persistent=False)
-        self.mode, self.range = mode, one
+        self.mode, self.range, self.steps = mode, one, steps
+
+    def static(self, x: Tensor, steps: tuple[float, float]) -> Tensor:
+        """(..., in) -> (..., out), as a file of static int16 computes it."""
+        total = whole_product(codes_of(x, steps[0]), self.codes.T)
+        if self.bias is not None:
+            total = total + torch.round(self.bias.double() / (float(steps[0]) * self.scales.double())).long()
+        return matrix_sums(total, channel_scales(steps[0], self.scales.numpy(), steps[1])).float() * steps[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         if self.mode == "float":
             return F.linear(x, self.weight, self.bias)
+        if self.steps is not None:
+            return self.static(x, self.steps)
         high = HIGH[self.mode] if self.range is None else (1 << self.range.bits - 1) - 1
         whole, step = rounded_rows(x, high, self.range)
         total = F.linear(whole.double(), self.codes.double())
@@ -96,14 +102,17 @@ class CodedLinear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
-def coded(model: VisionLanguageModel, options: Options, artefact: Any = None) -> VisionLanguageModel:
+def coded(
+    model: VisionLanguageModel, options: Options, artefact: Any = None, steps: Mapping[str, float] | None = None
+) -> VisionLanguageModel:
     """A copy of a model in float32, whose linear layers are codes; other weights are shared with the original.
+
+    steps: scales of a file of static int16, by role.
 
     Raises:
         ConfigError: codes that the chip cannot take, or ranges that the mode cannot, by name.
     """
-    book, ranges = Codebook.of(model, artefact), quantised(cast("nn.Module", model))[1]
-    ranges = {**(artefact.ranges if artefact is not None else {}), **ranges}
+    book, ranges = Codebook.of(model, artefact), ranges_of(model, artefact)
     # new parameters on the memory of the old ones: what is float32 is not copied, and nothing changes the original
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach().float(), requires_grad=False) for p in model.parameters()}
     made = copy.deepcopy(model, shared | {id(model.tokenizer): model.tokenizer})
@@ -117,8 +126,9 @@ def coded(model: VisionLanguageModel, options: Options, artefact: Any = None) ->
         # the graphs of pictures have float products: LiteRT's runtime keeps them so on the CPU, as embeddings are
         mode = options.activations if part != "vision" else "float"
         if mode != "float" and (one := ranges.get(name)) is not None:
-            refuse_unfit(name, one, mode)
-        made.set_submodule(name, CodedLinear(matrix, module.bias, mode, ranges.get(name)))
+            refuse_unfit(name, one, int(mode[1:]))
+        both = steps_of(steps, name) if steps and part != "vision" else None
+        made.set_submodule(name, CodedLinear(matrix, module.bias, mode, ranges.get(name), both))
     for name, module in list(made.named_modules()):
         if isinstance(module, nn.Conv2d):
             matrix = book.matrix(f"{name}.weight", BITS[options.vision])
@@ -131,6 +141,19 @@ def coded(model: VisionLanguageModel, options: Options, artefact: Any = None) ->
     return made.float().eval()
 
 
+def steps_of(steps: Mapping[str, float], name: str) -> tuple[float, float]:
+    """Scales of the input and output of a layer.
+
+    Raises:
+        ConfigError: a file has none of it.
+    """
+    role = f"{name.removeprefix('language_model.')}.weight"
+    try:
+        return steps[f"{role}.in"], steps[f"{role}.out"]
+    except KeyError:
+        raise ConfigError("a file of static int16 has no scales of it", who=name, fix="write the file again") from None
+
+
 def _has_table(model: VisionLanguageModel) -> bool:
     return any(name == "model.embed_tokens" for name, _ in model.language_model.named_modules())
 
@@ -141,11 +164,13 @@ class DimensityBackend:
 
     Attributes:
         artefact: the packed file whose codes count, or None.
+        steps: scales of a file of static int16, by role: computes what that file does. Empty: rounds by row.
         tolerance: what the conformance kit allows between its logits and torch's: rounding of weights, and to int8.
     """
 
     options: Options
     artefact: Any = None
+    steps: Mapping[str, float] = field(factory=dict)
     name: str = "dimensity"
 
     @property
@@ -155,7 +180,9 @@ class DimensityBackend:
 
     @property
     def tolerance(self) -> float:
-        """Of the largest logit."""
+        """Of the largest logit. Of int8 twice as much: a row's largest value sets the step of all its values, and an
+        adapter can make it large (seen: 1 % without one, 5 % with the kit's, which are of random numbers).
+        """
         if self.options.weights != "w8" or self.options.head != "w8":
             return 0.5
         return 0.1 if self.options.activations == "a8" else 0.05
@@ -172,8 +199,8 @@ class DimensityBackend:
         if device != "cpu":
             why = "this backend computes on the CPU what the chip would"
             raise BackendUnavailable(f"no device {device!r}", who="dimensity", why=why, fix="use device='cpu'")
-        made = coded(model.to(device="cpu"), self.options, self.artefact)
-        return CompiledDimensity(made, taps=tuple(taps), options=self.options)
+        made = coded(model.to(device="cpu"), self.options, self.artefact, self.steps)
+        return CompiledDimensity(made, taps=tuple(taps), options=self.options, steps=self.steps)
 
 
 @define(eq=False, slots=False)
@@ -181,6 +208,7 @@ class CompiledDimensity(CompiledTorch):
     """A model of codes that opens sessions of a static cache."""
 
     options: Options = None  # type: ignore[assignment]
+    steps: Mapping[str, float] = field(factory=dict)
 
     @property
     def chunk_rows(self) -> int:  # type: ignore[override]
@@ -226,11 +254,49 @@ class StaticSession(TorchSession):
 
     def attend(self, step: Step, reading: bool, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """As torch's session, with keys and values as codes."""
+        if steps := cast("CompiledDimensity", self.compiled).steps:
+            at = f"model.layers.{layer}."
+            own = {name.removeprefix(at): one for name, one in steps.items() if name.startswith(at)}
+            return self._static(own, step, reading, layer, q, k, v, scale)
         high = HIGH.get(self._options.activations)
         if high is not None:
             (k, a), (v, b) = rounded_rows(k, high), rounded_rows(v, high)
             k, v = k * a, v * b
         return super().attend(step, reading, layer, q, k, v, scale)
+
+    def _static(
+        self,
+        at: Mapping[str, float],
+        step: Step,
+        reading: bool,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+    ) -> Tensor:
+        """As `attend`, in the whole numbers of a file: rows of the cache and new rows are summed apart."""
+        store, new = self._layers[layer], k.shape[2]
+        store.append(k[0], v[0], step.positions)
+        if self.keeping.wants_queries:
+            self.keeping.note(layer, q[0], lambda: k[0], chain=reading)
+        per_head, start, out = q.shape[1] // k.shape[1], 0, []
+        for group in store.groups:
+            keys, values, _ = group.view()
+            asked = q[0, start : start + group.heads * per_head].unflatten(0, (group.heads, per_head)).flatten(1, 2)
+            total = whole_product(codes_of(asked * scale, at["query"]), codes_of(keys, at["keys"]).mT)
+            scores = attention_sums(total, divided(at["query"], at["keys"], at["scores"])).float() * at["scores"]
+            hidden = step.mask(group.count).logical_not().float() * MASKED
+            p = codes_of(torch.softmax(scores + hidden.repeat(per_head, 1), -1), at["weights"])
+            v_codes, split = codes_of(values, at["values"]), group.count - new
+            factor = divided(at["weights"], at["values"], at["mixed"])
+            mixed = [
+                attention_sums(whole_product(p[..., a:b], v_codes[:, a:b]), factor).float() * at["mixed"]
+                for a, b in ((0, split), (split, group.count))
+            ]
+            out.append((mixed[0] + mixed[1]).unflatten(1, (per_head, new)).flatten(0, 1))
+            start += group.heads * per_head
+        return torch.cat(out)[None].transpose(1, 2)
 
 
 __all__ = ["CodedLinear", "DimensityBackend", "coded", "rounded_rows"]

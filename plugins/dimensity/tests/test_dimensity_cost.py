@@ -34,16 +34,31 @@ def test_drafts_share_a_pass():
     assert drafted.activations == pytest.approx(plain.activations * 8 / 3)
 
 
+SIZES = [(2, 1e6), (4, 1e7), (8, 3e6), (6, 8e7), (12, 2e7)]
+
+
 def test_the_fit_finds_what_made_the_times():
+    made = {"w8": Machine(bandwidth=2e9, fixed=1e-4, per_layer=5e-5)}
+    made["w4"] = Machine(bandwidth=5e8, fixed=1e-4, per_layer=5e-5)
+    rows = [(f, n, b, m.fixed + n * m.per_layer + b / m.bandwidth) for f, m in made.items() for n, b in SIZES]
+    found = fitted(rows)
+    for form, one in made.items():
+        assert found[form].bandwidth == pytest.approx(one.bandwidth, rel=1e-6)
+        assert found[form].fixed == pytest.approx(1e-4, rel=1e-6)
+        assert found[form].per_layer == pytest.approx(5e-5, rel=1e-6)
+
+
+def test_a_format_of_one_row_has_the_overheads_of_the_others():
     made = Machine(bandwidth=2e9, fixed=1e-4, per_layer=5e-5)
-    sizes = [(2, 1e6), (4, 1e7), (8, 3e6), (6, 8e7), (12, 2e7)]
-    found = fitted([(n, b, made.fixed + n * made.per_layer + b / made.bandwidth) for n, b in sizes])
-    assert found.bandwidth == pytest.approx(2e9, rel=1e-6)
-    assert (found.fixed, found.per_layer) == (pytest.approx(1e-4, rel=1e-6), pytest.approx(5e-5, rel=1e-6))
+    rows = [("w8", n, b, made.fixed + n * made.per_layer + b / made.bandwidth) for n, b in SIZES]
+    found = fitted([*rows, ("w4", 4, 1e6, made.fixed + 4 * made.per_layer + 1e-3)])
+    assert found["w4"].bandwidth == pytest.approx(1e9, rel=1e-6)
 
 
 def test_overheads_are_never_below_nothing():
-    found = fitted([(2, 1e6, 1e-3), (2, 2e6, 3e-3), (4, 4e6, 7e-3), (8, 8e6, 15e-3)])
+    (found,) = fitted(
+        [("w8", 2, 1e6, 1e-3), ("w8", 2, 2e6, 3e-3), ("w8", 4, 4e6, 7e-3), ("w8", 8, 8e6, 15e-3)]
+    ).values()
     assert found.fixed >= 0
     assert found.per_layer >= 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from andes_dimensity import environment
 from andes_dimensity.check import not_here
-from andes_dimensity.compiler import SDK, vendor
+from andes_dimensity.compiler import SDK, vendor, words
 from andes_dimensity.deploy import app
 from andes_dimensity.environment import setup, work, workplace
 from andes_dimensity.export import export
@@ -190,3 +190,12 @@ def test_a_vendor_s_library_is_found_and_told(tmp_path, monkeypatch):
     monkeypatch.setenv(SDK, str(tmp_path))
     assert vendor() == tmp_path
     assert "MediaTek's own compiler" not in dict(not_here())
+
+
+def test_what_is_left_over_is_told_by_kind_and_layer():
+    left = [
+        {"operator": "DYNAMIC_UPDATE_SLICE", "where": f"layer {n}", "count": 2} for n in range(6)
+    ] + [{"operator": "EMBEDDING_LOOKUP", "where": "", "count": 1}]  # fmt: skip
+    told = "12 DYNAMIC_UPDATE_SLICE (layer 0, layer 1, layer 2, layer 3 and 2 more places); 1 EMBEDDING_LOOKUP"
+    assert words(left) == told
+    assert words([]) == ""

@@ -1,9 +1,11 @@
 """What is found before exporting: in models that were made worse on purpose."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 import torch
+from andes_dimensity.drawing import columns, svg
 from andes_dimensity.lint import SURVIVES, inputs_seen, lint
 from andes_dimensity.linting import app, bits_of, costs
 from andes_dimensity.options import Options
@@ -74,6 +76,19 @@ def test_the_page_shows_every_layer_and_escapes_what_it_shows():
     assert "mlp.up_proj" in text
 
 
+def test_the_picture_has_every_matrix_once(pipe):
+    lowered = lint(pipe, OPTIONS).lowered
+    shown = columns(lowered)
+    assert [column["title"] for column in shown] == ["encoder", "projector", "language model"]
+    told = sum(one["bytes"] for column in shown for one in column["boxes"])
+    assert told == sum(m.codes.size * m.bits // 8 + 4 * len(m.scales) for m in lowered.matrices.values())
+    text = svg(shown)
+    root = ElementTree.fromstring(text)
+    assert root.tag == "svg"
+    assert "embedding lookup" in text
+    assert f"{pipe.model.text.layers} times" in text
+
+
 def test_the_command_prints_json_and_writes_the_page(pipe, tmp_path):
     folder = pipe.save_pretrained(tmp_path / "model")
     run = CliRunner().invoke(app, ["npu", str(folder), "--rows", "64", "--json", "--html", str(tmp_path / "a.html")])
@@ -81,4 +96,6 @@ def test_the_command_prints_json_and_writes_the_page(pipe, tmp_path):
     facts = json.loads(run.stdout)
     assert facts["fine"] is True
     assert facts["what_if"][0]["milliseconds"] > 0
-    assert "One token at 85 GB/s" in (tmp_path / "a.html").read_text()
+    shown = (tmp_path / "a.html").read_text()
+    assert "One token at 85 GB/s" in shown
+    assert "attention over the cache" in shown

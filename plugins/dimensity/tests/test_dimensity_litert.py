@@ -6,24 +6,30 @@ import subprocess
 
 import numpy as np
 import pytest
+import torch
+from andes_adapters.reading import read_adapter
 from andes_dimensity import check as checking
-from andes_dimensity.check import check, check_graphs
+from andes_dimensity.adapters import adapter_file
+from andes_dimensity.bundle import identity
+from andes_dimensity.check import both, check, check_graphs
 from andes_dimensity.compiler import compiler
 from andes_dimensity.conversations import read, some
-from andes_dimensity.environment import HERE, is_ready, python
+from andes_dimensity.environment import HERE, is_ready, python, workplace
 from andes_dimensity.export import export
 from andes_dimensity.npu import logits
 from andes_dimensity.options import Options
+from andes_dimensity.reference import DimensityBackend
 from PIL import Image
+from safetensors.torch import save_file
 
-from andes_sdk.errors import CheckpointError, InputError
+from andes_sdk.errors import CheckpointError, ConfigError, InputError
 
 here = pytest.mark.skipif(not is_ready(), reason="andes deploy setup dimensity was not run here")
 
 
 @here
 @pytest.mark.slow
-def test_a_bundle_of_four_bits_holds_our_codes_and_answers_as_we_do(pipe, tmp_path, monkeypatch):
+def test_a_bundle_of_four_bits_holds_our_codes_and_answers_as_we_do(pipe, tmp_path):
     out = tmp_path / "tiny.litertlm"
     told = export(pipe, out, Options(weights="w4", rows=64, prompt=16, picture="56x56"))
     assert told["weights_exact"] == 1.0
@@ -31,31 +37,119 @@ def test_a_bundle_of_four_bits_holds_our_codes_and_answers_as_we_do(pipe, tmp_pa
     with some(pipe, 2) as talks:
         report = check(pipe, out, talks)
     lines = {line.what: line for line in report.lines}
+    assert report.fine
     assert lines["codes and scales: text"].figure == 1.0
     assert lines["graph decode"].figure <= 1e-5
     assert lines["next token of decode"].figure == 1.0
+    assert lines["conversations"].figure == 1.0
     assert lines["MediaTek's own compiler"].fine is None
     assert lines["MediaTek's plugin: graph vision"].figure == 1.0
-    # another model's file, and a file cut short
-    other = type(pipe).from_plugins(pipe.plan.plugins and [{p.name: p.options} for p in pipe.plan.plugins], seed=9)
+    with pytest.raises(ConfigError, match="takes no adapters"):
+        adapter_file(pipe, None, out, tmp_path / "none.tflite")
+    # another model's file
+    other = type(pipe).from_plugins([{p.name: p.options} for p in pipe.plan.plugins], seed=9)
     wrong = {line.what: line for line in check(other, out).lines}
     assert wrong["codes and scales: text"].fine is False
-    cut = tmp_path / "cut.litertlm"
-    cut.write_bytes(out.read_bytes()[: 1 << 15])
-    with pytest.raises(CheckpointError):
-        check(pipe, cut)
+    assert wrong["numbers of the base"].fine is False
+    # files cut short or edited
+    whole = out.read_bytes()
+    at = whole.index(b"im_start")
+    edited = whole[:at] + b"IM" + whole[at + 2 :]
+    for name, content, part in (
+        ("cut", whole[: 1 << 15], "tokenizer"), ("less", whole[:-1], "projector"), ("edited", edited, "metadata"),
+        ("options", whole.replace(b'"rows": 64', b'"rows": 32'), "options"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match="cut short or edited") as caught:
+            check(pipe, tmp_path / name)
+        assert part in caught.value.why
 
 
 @here
 @pytest.mark.slow
-@pytest.mark.parametrize(("activations", "bound"), [("float", 1e-5), ("a16", 0.01)])
-def test_graphs_for_the_npu_compute_what_the_reference_computes(activations, bound, pipe, tmp_path):
-    options = Options(rows=32, prompt=8, layout="npu", activations=activations)
-    told = export(pipe, tmp_path / "a.tflite", options)
+def test_operators_that_the_plugin_refuses_are_told_with_their_layers(pipe, tmp_path):
+    export(pipe, tmp_path / "a.tflite", Options(rows=32, prompt=8))  # layout cpu: the cache is written in the graph
+    line = check_graphs(tmp_path / "a.tflite").lines[0]
+    assert line.fine is False
+    assert "8 DYNAMIC_UPDATE_SLICE (layer 0, layer 1)" in line.value
+    assert "GATHER_ND (before the layers)" in line.value
+
+
+def saved(pipe, folder, rank=4, roles="qkvo"):
+    """An adapter of random numbers, as peft saves it."""
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for n in range(pipe.model.text.layers):
+        for role in roles:
+            name = f"model.layers.{n}.self_attn.{role}_proj"
+            rows, columns = pipe.model.language_model.get_submodule(name).weight.shape
+            at = f"base_model.model.{name}.lora"
+            tensors[f"{at}_A.weight"] = torch.randn(rank, columns, generator=generator)
+            tensors[f"{at}_B.weight"] = torch.randn(rows, rank, generator=generator)
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    targets = [f"{role}_proj" for role in roles]
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@here
+@pytest.mark.slow
+def test_adapters_are_attached_on_both_sides(pipe, tmp_path):
+    out = tmp_path / "tiny.litertlm"
+    export(pipe, out, Options(rows=64, prompt=16, picture="28x28", lora=16))
+    folder = saved(pipe, tmp_path / "sums")
+    talk = [[{"role": "user", "content": [{"type": "text", "text": "Hello there"}]}]]
+    report = check(pipe, out, talk, adapters={"sums": folder})
+    lines = {line.what: line for line in report.lines}
+    assert report.fine
+    assert lines["graph decode"].figure <= 1e-5  # with a random adapter in it
+    assert lines["conversations with adapter sums"].figure == 1.0
+    compiled = DimensityBackend(Options(rows=64, prompt=16, lora=16)).compile(pipe.model, device="cpu", dtype="float32")
+    with workplace() as place:
+        plain, _ = both(pipe, compiled, out, place, talk, lambda _: None)
+        adapter = read_adapter("sums", folder, pipe.model.language_model)
+        adapted, _ = both(pipe, compiled, out, place, talk, lambda _: None, adapter)
+    assert plain != adapted
+    told = adapter_file(pipe, folder, out, tmp_path / "sums.tflite")
+    assert told["rank"] == 16
+    assert told["numbers"] == identity(pipe)["numbers"]
+    assert told["numbers"].encode() in (tmp_path / "sums.tflite").read_bytes()
+    other = type(pipe).from_plugins([{p.name: p.options} for p in pipe.plan.plugins], seed=9)
+    with pytest.raises(ConfigError, match="of another base"):
+        adapter_file(other, folder, out, tmp_path / "other.tflite")
+    wide = saved(pipe, tmp_path / "wide", rank=20)
+    with pytest.raises(ConfigError, match="rank 20"):
+        adapter_file(pipe, wide, out, tmp_path / "other.tflite")
+    assert not (tmp_path / "other.tflite").exists()
+
+
+def trained_on(pipe, grid, scales):
+    """Layers of the model as training left them: codes and a range of the input, a scale for each by its name."""
+    for name, scale in scales.items():
+        old = pipe.model.language_model.get_submodule(name)
+        pipe.model.language_model.set_submodule(name, grid(old, scale))
+    return pipe
+
+
+@here
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "bound"), [({}, 1e-5), ({"activations": "a16"}, 0.01), ({"lora": 16}, 1e-5)])
+def test_graphs_for_the_npu_compute_what_the_reference_computes(options, bound, pipe, grid, tmp_path):
+    at = "model.layers.0.self_attn."
+    # three matrices of one input; k and v are equal, so they are one in the file
+    scales = {f"{at}q_proj": 2e-4, f"{at}k_proj": 3e-4, f"{at}v_proj": 3e-4, "model.layers.1.mlp.down_proj": 1e-4}
+    pipe = trained_on(pipe, grid, scales)
+    made = Options(rows=32, prompt=8, layout="npu", **options)
+    told = export(pipe, tmp_path / "a.tflite", made)
     assert told["weights_exact"] == 1.0
-    got, want = logits(pipe, tmp_path / "a.tflite", options, count=20)
+    got, want = logits(pipe, tmp_path / "a.tflite", made, count=20)
     assert np.abs(got - want).max() <= bound * np.abs(want).max()
     assert check_graphs(tmp_path / "a.tflite").lines[0].figure == 1.0
+    if "activations" in options:
+        facts = told["files"]["text"]["activations"]
+        assert (facts["exact"], facts["trained"], facts["other"]) == (facts["scales"], 3, [])
+        assert (got == want).mean() > 0.5  # whole codes, and not only near
 
 
 @here
@@ -77,8 +171,6 @@ def test_files_that_are_no_bundles_are_refused(content, pipe, tmp_path):
 
 
 def test_static_activations_are_for_graphs_of_the_npu(pipe, tmp_path):
-    from andes_sdk.errors import ConfigError
-
     for name, options in (
         ("a.litertlm", Options(activations="a16", rows=32)),
         ("a.tflite", Options(activations="a16", rows=32)),

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from andes_dimensity.codes import Matrix
+from andes_dimensity.codes import Matrix, refuse_unfit
 from andes_dimensity.options import Options
-from andes_dimensity.reference import CodedLinear, DimensityBackend, coded, refuse_unfit, rounded_rows
+from andes_dimensity.reference import CodedLinear, DimensityBackend, coded, rounded_rows
 
 from andes_sdk import Pipeline
 from andes_sdk.errors import BackendUnavailable, ConfigError, SessionError
-from andes_sdk.types import Range
+from andes_sdk.types import Inputs, Range
 
 CODES = Matrix(np.array([[2, -3], [127, 1]], np.int8), np.array([0.5, 0.25], np.float32), 8, "rounded")
 
@@ -105,10 +105,10 @@ def test_what_is_computed_is_told():
     assert facts["cache"] == "64 rows, a8"
 
 
-@pytest.mark.parametrize(("one", "mode"), [(Range(bits=16, scale=0.5), "a8"), (Range(bits=8, scale=0.5, zero=3), "a8")])
-def test_ranges_that_a_mode_cannot_hold_are_refused(one, mode):
+@pytest.mark.parametrize(("one", "bits"), [(Range(bits=16, scale=0.5), 8), (Range(bits=8, scale=0.5, zero=3), 8)])
+def test_ranges_that_a_mode_cannot_hold_are_refused(one, bits):
     with pytest.raises(ConfigError, match="does not fit") as caught:
-        refuse_unfit("layer", one, mode)
+        refuse_unfit("layer", one, bits)
     assert caught.value.who == "layer"
 
 
@@ -116,3 +116,23 @@ def test_a_range_of_fewer_bits_clips_at_its_own():
     layer = CodedLinear(CODES, None, "a16", Range(bits=8, scale=0.5))
     far, edge = torch.tensor([[1000.0, 1000.0]]), torch.tensor([[63.5, 63.5]])
     assert torch.equal(layer(far), layer(edge))
+
+
+@pytest.mark.parametrize("activations", ["float", "a16"])
+def test_uniform_eviction_makes_room_in_the_static_cache(activations):
+    okv = {"rows": 24, "recent": 8, "slack": 4, "chunk": 16, "scorer": "snapkv", "window": 8, "budget": "uniform"}
+    model = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
+    reference = {"rows": 64, "prompt": 16, "activations": activations}
+    pipe = Pipeline.from_plugins([*model, {"okv": okv}, {"dimensity": reference}], backend="dimensity", seed=3)
+    session = pipe.session()
+    session.prefill(Inputs(torch.arange(200) % 400))
+    assert session.length == 200
+    assert len({count for layer in session.stats.rows for count in layer}) == 1
+    assert max(count for layer in session.stats.rows for count in layer) <= 28
+    kept = [positions.tolist() for layer in range(pipe.model.text.layers) for positions in session.heads(layer)[2]]
+    assert all(one == kept[0] for one in kept)  # the same rows everywhere: one mask for all layers
+    assert kept[0][:4] == [0, 1, 2, 3]
+    for token in range(80):  # longer than the cache has rows
+        session.extend([token])
+        session.commit()
+    assert max(count for layer in session.stats.rows for count in layer) <= 64

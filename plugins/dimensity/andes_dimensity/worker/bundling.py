@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,14 +33,18 @@ def bundle(folder: Path, facts: Mapping[str, Any], grids: Any, patch: int) -> di
         kind.image_tensor_height, kind.image_tensor_width = rows * patch, columns * patch
     (folder / "metadata.pb").write_bytes(told.SerializeToString())
     made = LitertLmFileBuilder()
-    told_of = (("author", "andes_sdk"), ("numbers", facts["numbers"]), ("andes", json.dumps(facts["options"])))
-    for key, value in told_of:
-        made.add_system_metadata(Metadata(key=key, value=value, dtype=DType.STRING))
-    made.add_llm_metadata(str(folder / "metadata.pb"))
-    made.add_hf_tokenizer(str(folder / "tokenizer" / "tokenizer.json"))
     held = [("text", TfLiteModelType.PREFILL_DECODE), ("embedder", TfLiteModelType.EMBEDDER)]
     if grids:
         held += [("vision", TfLiteModelType.VISION_ENCODER), ("projector", TfLiteModelType.VISION_ADAPTER)]
+    names = {"metadata": folder / "metadata.pb", "tokenizer": folder / "tokenizer" / "tokenizer.json"}
+    names |= {name: folder / f"{name}.tflite" for name, _ in held}
+    said = {"author": "andes_sdk", "andes": json.dumps(facts["options"])} | facts["identity"]
+    parts = {name: sha256(path.read_bytes()) for name, path in names.items()}
+    said["parts"] = json.dumps(parts | {"options": sha256(repr(sorted(said.items())).encode())})
+    for key, value in said.items():
+        made.add_system_metadata(Metadata(key=key, value=value, dtype=DType.STRING))
+    made.add_llm_metadata(str(names["metadata"]))
+    made.add_hf_tokenizer(str(names["tokenizer"]))
     for name, section in held:
         made.add_tflite_model(str(folder / f"{name}.tflite"), section)
     with open(folder / "model.litertlm", "wb") as file:
@@ -46,13 +52,20 @@ def bundle(folder: Path, facts: Mapping[str, Any], grids: Any, patch: int) -> di
     return {"bytes": (folder / "model.litertlm").stat().st_size, "sections": [name for name, _ in held]}
 
 
+def sha256(content: bytes) -> str:
+    """In hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def unpack(path: Path, folder: Path) -> dict[str, Any]:
-    """The .tflite files of a bundle by what they are, and what it says of itself."""
+    """The .tflite files of a bundle by what they are, what it says of itself, and the parts that are not as written."""
+    from google.protobuf import text_format
     from litert_lm_builder import LitertLmFileBuilder
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
     folder.mkdir()
     made = LitertLmFileBuilder.unpack(str(path), str(folder))
-    said = {m.key: m.value for m in made._system_metadata}
+    said = {m.key: m.value for m in made._system_metadata if m.key not in ("uuid", "creation_timestamp")}
     kinds = {"prefill_decode": "text", "embedder": "embedder", "vision_encoder": "vision"}
     kinds["vision_adapter"] = "projector"
     found = {
@@ -61,7 +74,23 @@ def unpack(path: Path, folder: Path) -> dict[str, Any]:
         for mark, name in kinds.items()
         if mark in file.name.lower()
     }
-    return {"files": found, "options": json.loads(said.get("andes", "null")), "numbers": said.get("numbers", "")}
+    wanted = json.loads(said.pop("parts", "{}"))
+    seen = {sha256(Path(file).read_bytes()) for file in found.values()}
+    seen.add(sha256(repr(sorted(said.items())).encode()))
+    for file in folder.rglob("*.pbtext"):
+        told = text_format.Parse(file.read_text(encoding="utf-8"), llm_metadata_pb2.LlmMetadata())
+        seen.add(sha256(told.SerializeToString()))
+    for file in folder.rglob("*.zlib"):
+        content = file.read_bytes()
+        for start in (0, 8):  # some builders put the length before it
+            try:
+                seen.add(sha256(zlib.decompress(content[start:])))
+            except zlib.error:
+                continue
+    return {
+        "files": found, "options": json.loads(said.get("andes", "null")), "said": said,
+        "broken": sorted(name for name, mark in wanted.items() if mark not in seen), "whole": bool(wanted),
+    }  # fmt: skip
 
 
 def compared(folder: Path, job: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import scales
 import torch
 from graphs import Decoder, Embedder, Encoder, Inside, Outside, Projector
 from inject import Bank, quantise, verify
@@ -33,8 +34,7 @@ def export(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     torch.set_num_threads(int(job.get("threads", 1)))
     files: dict[str, Any] = {}
     if "text" in job:
-        weights, bank = loaded(folder / "text.safetensors", job["bits"])
-        files |= _text(folder, job, weights, bank, tell)
+        files |= _text(folder, job, tell)
         files |= _embedder(folder, job, tell)
     for part in ("vision", "projector"):
         if part in job:
@@ -48,28 +48,41 @@ def export(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     return result
 
 
-def _written(
-    folder: Path, name: str, made: Any, bank: Bank, tell: Tell, limits: Callable[[Path], Any] | None = None
+def _written(folder: Path, name: str, made: Any, bank: Bank, tell: Tell) -> dict[str, Any]:
+    """A converted model -> NAME.tflite with codes, and the facts of it."""
+    made.export(str(folder / f"{name}.float.tflite"))
+    return _coded(folder, name, bank, tell)
+
+
+def _coded(
+    folder: Path,
+    name: str,
+    bank: Bank,
+    tell: Tell,
+    static: Callable[[Path], Any] | None = None,
+    trained: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A converted model -> NAME.tflite with codes, and the facts of it. `limits`: ranges of all tensors, for int16."""
-    plain = folder / f"{name}.float.tflite"
-    made.export(str(plain))
-    del made
+    """NAME.float.tflite -> NAME.tflite with codes, and the facts of it. `static`: scales of all tensors, for int16."""
+    plain, target = folder / f"{name}.float.tflite", folder / f"{name}.tflite"
+    table, limits = ({}, None) if static is None else static(plain)
     tell(f"writing codes of {name}")
-    target = folder / f"{name}.tflite"
-    quantise(plain, target, bank, "float" if limits is None else "a16", None if limits is None else limits(plain))
+    quantise(plain, target, bank, "float" if static is None else "a16", limits)
     plain.unlink()
     facts = verify(target, bank) | {"bytes": target.stat().st_size, "ops": ops(target)}
     if facts["foreign"] or facts["missing"]:
         raise ValueError(f"{name}: the written file lacks {facts['missing'][:5]}, and has {facts['foreign'][:5]}")
+    if table:
+        facts["activations"] = scales.compared(target, bank, table, trained or {})
     return facts
 
 
-def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank: Bank, tell: Tell) -> dict[str, Any]:
+def _text(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     import litert_torch
     from safetensors.numpy import load_file
 
+    weights, bank = loaded(folder / "text.safetensors", job["bits"])
     plan, layout = job["text"], job["layout"]
+    body: Any
     body, rows = Decoder(plan, weights).eval(), plan["rows"]
 
     def cache() -> dict[str, Tensor]:
@@ -77,16 +90,28 @@ def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank
         keys = {f"cache_k_{n}": torch.zeros(sizes) for n in layers}
         return keys | {f"cache_v_{n}": torch.zeros(sizes).transpose(2, 3).contiguous() for n in layers}
 
+    def lora() -> dict[str, Any]:
+        shapes = {n.removeprefix("lora_"): s for n, s in job.get("lora", {}).items()}
+        return {"lora": {name: torch.randn(shape) * 0.1 for name, shape in shapes.items()}} if shapes else {}
+
     def sample(t: int) -> dict[str, Any]:
         embeds = torch.randn(1, t, plan["width"]) * 0.1
         if layout == "cpu":
             return {
                 "embeddings": embeds, "input_pos": torch.arange(t, dtype=torch.int32),
                 "mask": torch.zeros(1, 1, t, rows), "kv": cache(),
+                **lora(),
             }  # fmt: skip
         # one tensor given twice would become one input of the graph
         cos, sin = torch.ones(1, 1, t, plan["head"]), torch.zeros(1, 1, t, plan["head"])
-        return {"embeddings": embeds, "cos": cos, "sin": sin, "mask": torch.zeros(1, 1, t, rows + t), "kv": cache()}
+        return {
+            "embeddings": embeds,
+            "cos": cos,
+            "sin": sin,
+            "mask": torch.zeros(1, 1, t, rows + t),
+            "kv": cache(),
+            **lora(),
+        }
 
     def graph(logits: bool) -> nn.Module:
         if layout == "cpu":
@@ -102,6 +127,10 @@ def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank
         converter.signature(name, graph(logits), sample_kwargs=sample(t))
     light = sum(t.numel() for t in weights.values()) > 2e8
     made = converter.convert(lightweight_conversion=True) if light else converter.convert()
+    weights.clear()  # what was converted holds its own floats: of a large model they would be twice in memory
+    body = converter = None
+    made.export(str(folder / "text.float.tflite"))
+    made = None
 
     def limits(plain: Path) -> Any:
         from static import ranges
@@ -110,7 +139,8 @@ def _text(folder: Path, job: Mapping[str, Any], weights: dict[str, Tensor], bank
         prompts = list(load_file(folder / "prompts.safetensors").values())
         return ranges(plain, plan, load_file(folder / "text.safetensors"), prompts, job["ranges"], bank)
 
-    return {"text": _written(folder, "text", made, bank, tell, limits if job["kind"] == "a16" else None)}
+    static = job["kind"] == "a16"
+    return {"text": _coded(folder, "text", bank, tell, limits if static else None, job.get("ranges"))}
 
 
 def _embedder(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:

@@ -86,6 +86,23 @@ class Norm(nn.Module):
         return x if self.bias is None else x + self.bias
 
 
+Low = Mapping[str, tuple[Tensor, Tensor]]
+"""By role (q, k, v, o): an adapter's A (in, R) and B (R, out), its scale in B."""
+
+
+def low_rank(lora: Mapping[str, Tensor] | None, n: int) -> Low:
+    """An adapter's pairs for a layer, from the inputs of a graph."""
+    if lora is None:
+        return {}
+    return {r: (lora[f"atten_{r}_a_prime_weight_{n}"], lora[f"atten_{r}_b_prime_weight_{n}"]) for r in "qkvo"}
+
+
+def adapted(x: Tensor, linear: Linear, pair: tuple[Tensor, Tensor] | None) -> Tensor:
+    """A matrix, and what an adapter adds."""
+    y: Tensor = linear(x)
+    return y if pair is None else y + torch.matmul(torch.matmul(x, pair[0]), pair[1])
+
+
 def activation(name: str, up: Tensor, gate: Tensor | None = None) -> Tensor:
     """What stands between two matrices of a block; "swiglu" takes two."""
     if name == "swiglu":
@@ -120,12 +137,12 @@ class Layer(nn.Module):
         self.turn_q, self.turn_k, self.scores, self.softmax = Turn(), Turn(), Scores(), Softmax()
         self.add1, self.add2 = Add(), Add()
 
-    def rows(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def rows(self, x: Tensor, cos: Tensor, sin: Tensor, low: Low) -> tuple[Tensor, Tensor, Tensor]:
         """(1, T, D) -> queries (1, Hq, T, d), keys (1, Hkv, T, d), values (1, Hkv, d, T)."""
         t, h = x.shape[1], self.norm1(x)
-        q = self.q_norm(self.q(h).reshape(1, t, self.heads, self.head)).permute(0, 2, 1, 3)
-        k = self.k_norm(self.k(h).reshape(1, t, self.kv, self.head)).permute(0, 2, 1, 3)
-        v = self.v(h).reshape(1, t, self.kv, self.head).permute(0, 2, 3, 1)
+        q = self.q_norm(adapted(h, self.q, low.get("q")).reshape(1, t, self.heads, self.head)).permute(0, 2, 1, 3)
+        k = self.k_norm(adapted(h, self.k, low.get("k")).reshape(1, t, self.kv, self.head)).permute(0, 2, 1, 3)
+        v = adapted(h, self.v, low.get("v")).reshape(1, t, self.kv, self.head).permute(0, 2, 3, 1)
         return self.turn_q(q, cos, sin), self.turn_k(k, cos, sin), v
 
     def grouped(self, q: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,35 +150,44 @@ class Layer(nn.Module):
         t, share = q.shape[2], self.heads // self.kv
         return q.reshape(1, self.kv, share * t, self.head) * self.scale, torch.cat([mask] * share, -2)
 
-    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+    def finish(self, x: Tensor, mixed: Tensor, low: Low) -> Tensor:
         """Attention's (1, Hkv, share * T, d) added to x, then the second half of the layer."""
         t = x.shape[1]
         mixed = mixed.reshape(1, self.heads, t, self.head).permute(0, 2, 1, 3).reshape(1, t, self.heads * self.head)
-        x = self.add1(x, self.o(mixed))
+        x = self.add1(x, adapted(mixed, self.o, low.get("o")))
         h = self.norm2(x)
         return self.add2(x, self.down(activation("swiglu", self.up(h), self.gate(h))))
 
     def outside(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor, low: Low
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The cache is an input: -> rows, and the new rows of the cache."""
-        q, k, v = self.rows(x, cos, sin)
+        q, k, v = self.rows(x, cos, sin, low)
         grouped, wide = self.grouped(q, mask)
         there = torch.cat([torch.matmul(grouped, keys.transpose(2, 3)), torch.matmul(grouped, k.transpose(2, 3))], -1)
         p, rows = self.softmax(there + wide), keys.shape[2]
         mixed = torch.matmul(p[..., :rows], values.transpose(2, 3)) + torch.matmul(p[..., rows:], v.transpose(2, 3))
-        return self.finish(x, mixed), k, v
+        return self.finish(x, mixed, low), k, v
 
     def inside(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor, values: Tensor, first: Tensor, put: Any
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        first: Tensor,
+        put: Any,
+        low: Low,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The cache is written in the graph, from row `first` on: -> rows, and the whole cache."""
-        q, k, v = self.rows(x, cos, sin)
+        q, k, v = self.rows(x, cos, sin, low)
         grouped, wide = self.grouped(q, mask)
         zero = torch.zeros((), dtype=torch.int32)
         keys, values = put(keys, k, [zero, zero, first, zero]), put(values, v, [zero, zero, zero, first])
         p = self.softmax(self.scores(grouped, keys) + wide)
-        return self.finish(x, torch.matmul(p, values.transpose(2, 3))), keys, values
+        return self.finish(x, torch.matmul(p, values.transpose(2, 3)), low), keys, values
 
 
 class Decoder(nn.Module):
@@ -188,12 +214,19 @@ class Outside(nn.Module):
         self.body, self.wanted = body, logits
 
     def forward(
-        self, embeddings: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, kv: dict[str, Tensor]
+        self,
+        embeddings: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor,
+        kv: dict[str, Tensor],
+        lora: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """(1, T, D), tables (1, 1, T, d), mask (1, 1, T, C + T), cache -> new rows of the cache, logits."""
         x, out = embeddings, {}
         for n, layer in enumerate(self.body.layers):
-            x, k, v = layer.outside(x, cos, sin, mask, kv[f"cache_k_{n}"], kv[f"cache_v_{n}"])
+            low = low_rank(lora, n)
+            x, k, v = layer.outside(x, cos, sin, mask, kv[f"cache_k_{n}"], kv[f"cache_v_{n}"], low)
             out[f"kv_slice_k_{n}"], out[f"kv_slice_v_{n}"] = k, v
         if self.wanted:
             out["logits"] = self.body.logits(x)
@@ -212,7 +245,14 @@ class Inside(nn.Module):
         self.register_buffer("cosines", tables[0])
         self.register_buffer("sines", tables[1])
 
-    def forward(self, embeddings: Tensor, input_pos: Tensor, mask: Tensor, kv: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(
+        self,
+        embeddings: Tensor,
+        input_pos: Tensor,
+        mask: Tensor,
+        kv: dict[str, Tensor],
+        lora: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """(1, T, D), positions (T,), mask (1, 1, T, C), cache -> cache, logits."""
         from litert_torch.generative.custom_ops.dynamic_update_slice import dynamic_update_slice as put
 
@@ -220,7 +260,7 @@ class Inside(nn.Module):
         x, out = embeddings, {}
         for n, layer in enumerate(self.body.layers):
             keys, values = kv[f"cache_k_{n}"], kv[f"cache_v_{n}"]
-            x, keys, values = layer.inside(x, cos, sin, mask, keys, values, input_pos[0], put)
+            x, keys, values = layer.inside(x, cos, sin, mask, keys, values, input_pos[0], put, low_rank(lora, n))
             out[f"kv_cache_k_{n}"], out[f"kv_cache_v_{n}"] = keys, values
         if self.wanted:
             out["logits"] = self.body.logits(x)

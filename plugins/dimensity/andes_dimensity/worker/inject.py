@@ -43,6 +43,10 @@ class Bank:
             self._by_content[key] = (name, codes, scales, bits)
         return weights
 
+    def entries(self) -> Iterator[tuple[str, np.ndarray, np.ndarray, int]]:
+        """(name, codes, scales, bits) of each, equal ones once."""
+        yield from self._by_content.values()
+
     @property
     def names(self) -> set[str]:
         """Of all that were added, equal ones once."""
@@ -54,12 +58,12 @@ class Bank:
 
 
 def quantise(
-    source: Path, target: Path, bank: Bank, kind: str, seen: Mapping[str, Mapping[str, np.ndarray]] | None = None
+    source: Path, target: Path, bank: Bank, kind: str, seen: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
     """Write `target`, `source` with the codes of the bank.
 
     kind: "float" (weights only; products in float) or "a16" (inputs and outputs of products static int16, the rest
-    float; `seen` has for each tensor its least and largest value, or its scale).
+    float; `seen` has for each tensor its scale).
 
     Raises:
         LookupError: a matrix of the graph that is not in the bank.
@@ -81,7 +85,9 @@ def quantise(
                 zero_point=np.zeros((len(steps), 1), np.int32), quantized_data=codes,
             )  # fmt: skip
         if content is None and limits is not None and "scale" in limits:
-            step = np.array(limits["scale"], np.float32).reshape(1, 1)
+            # a tensor that several matrices read has a scale for each of them
+            matrix = int(info.op.inputs[1]) if len(info.op.inputs) > 1 else -1
+            step = np.array(limits["by_matrix"].get(matrix, limits["scale"]), np.float32).reshape(1, 1)
             return qtyping.UniformQuantParams(
                 num_bits=config.num_bits, quantized_dimension=None, scale=step, zero_point=np.zeros((1, 1), np.int32),
                 symmetric=True,
@@ -137,19 +143,19 @@ def matrices(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
                 continue
             seen.add(tensor.buffer)
             raw, shape = np.frombuffer(bytes(data), np.uint8), tuple(int(n) for n in tensor.shape)
-            if tensor.type == INT4:
-                both = np.stack([raw & 15, raw >> 4], -1).reshape(-1)[: shape[0] * shape[1]]
-                raw = ((both ^ 8).astype(np.int16) - 8).astype(np.int8)
-            yield (
-                tensor.name.decode(),
-                raw.view(np.int8).reshape(shape),
-                np.array(tensor.quantization.scale, np.float32),
-            )
+            codes = unpacked(raw, shape) if tensor.type == INT4 else raw.view(np.int8).reshape(shape)
+            yield tensor.name.decode(), codes, np.array(tensor.quantization.scale, np.float32)
+
+
+def unpacked(raw: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Two codes of four bits in a byte, the lower one first -> int8 of this shape."""
+    both = np.stack([raw & 15, raw >> 4], -1).reshape(-1)[: shape[0] * shape[1]]
+    return ((both ^ 8).astype(np.int16) - 8).astype(np.int8).reshape(shape)
 
 
 def verify(path: Path, bank: Bank) -> dict[str, Any]:
     """Every matrix of a written file compared with the bank, to the bit."""
-    wanted = {digest(c) + digest(s): (n, b) for n, c, s, b in bank._by_content.values()}
+    wanted = {digest(c) + digest(s): (n, b) for n, c, s, b in bank.entries()}
     exact, foreign, found = 0, [], set()
     for tensor, codes, scales in matrices(path):
         key = digest(codes) + digest(scales)
@@ -159,5 +165,5 @@ def verify(path: Path, bank: Bank) -> dict[str, Any]:
         else:
             foreign.append(tensor)
     missing = sorted(bank.names - found)
-    whole = sum(c.size for _, c, _, _ in bank._by_content.values())
+    whole = sum(c.size for _, c, _, _ in bank.entries())
     return {"weights": int(whole), "exact": int(exact), "matrices": len(found), "foreign": foreign, "missing": missing}

@@ -43,10 +43,18 @@ def main(folder: Path) -> int:
             from static import logits
 
             result = logits(folder, job)
-        elif job["do"] == "ops":
-            from export import ops
+        elif job["do"] == "scales":
+            from static import scales
 
-            result = {"graphs": ops(Path(job["file"]))}
+            result = scales(folder, job)
+        elif job["do"] == "lora":
+            from lora import written
+
+            result = written(folder, job)
+        elif job["do"] == "left":
+            from left import left
+
+            result = {"left": left(Path(job["source"]), Path(job["file"]), job["graphs"])}
         elif job["do"] == "compare":
             from bundling import compared
 
@@ -62,8 +70,9 @@ def main(folder: Path) -> int:
         result = {"error": f"{type(error).__name__}: {error}"}
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    result |= {"seconds": time.time() - started, "peak_bytes": peak}
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    result |= {"seconds": time.time() - started, "cpu_seconds": used.ru_utime + used.ru_stime}
+    result["peak_bytes"] = used.ru_maxrss * 1024
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     return "error" in result
 

@@ -48,12 +48,21 @@ def chat(folder: Path, job: Mapping[str, Any], tell: Callable[[str], None]) -> d
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
     cpu, texts = litert_lm.Backend.CPU(thread_count=1), []
     pictures = any(p.get("type") == "image" for c in job["conversations"] for m in c for p in m["content"])
+    rank, lora = job.get("rank", 0), None
+    if rank:  # graphs that take adapters need one in every conversation
+        lora = litert_lm.LoraConfig(lora_path=job["adapter"])
     with litert_lm.Engine(
-        job["file"], backend=cpu, vision_backend=cpu if pictures else None, cache_dir=str(folder)
+        job["file"],
+        backend=cpu,
+        vision_backend=cpu if pictures else None,
+        cache_dir=str(folder),
+        lora_rank_config=litert_lm.LoraRankConfig(lora_rank=rank) if rank else None,
     ) as engine:
         greedy = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0, seed=1)
         for number, messages in enumerate(job["conversations"]):
-            with engine.create_conversation(messages=messages[:-1] or None, sampler_config=greedy) as one:
+            with engine.create_conversation(
+                messages=messages[:-1] or None, sampler_config=greedy, lora_config=lora
+            ) as one:
                 texts.append(text_of(one.send_message(messages[-1])))
             if number % 50 == 49:
                 tell(f"{number + 1} of {len(job['conversations'])} conversations")

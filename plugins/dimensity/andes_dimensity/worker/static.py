@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 MASKED = -100.0
-MARGIN = 2.0
-"""What ranges that were seen are widened by: a bit of sixteen, for values that prompts did not show."""
 Arrays = dict[str, np.ndarray]
 
 
@@ -30,12 +28,13 @@ def called(runner: Any, inputs: Arrays) -> Arrays:
 
 
 def steps(
-    file: Path, plan: Mapping[str, Any], tables: Arrays, prompts: Sequence[np.ndarray]
-) -> Iterator[tuple[str, Arrays, Arrays]]:
-    """Each prompt (n + 1, D) as a pass over n rows and one over the last -> signature, what goes in, what comes out."""
-    from ai_edge_litert.interpreter import Interpreter
+    engine: Any, plan: Mapping[str, Any], tables: Arrays, prompts: Sequence[np.ndarray]
+) -> Iterator[tuple[str, Arrays]]:
+    """Each prompt (n + 1, D) as a pass over n rows and one over the last -> signature, and what comes out.
 
-    engine = Interpreter(str(file), num_threads=1)
+    engine: LiteRT's interpreter of a file.
+    """
+    adapter = {name: value for name, value in tables.items() if name.startswith("lora_")}
     t, rows, layers = plan["prompt"], plan["rows"], range(plan["layers"])
     read, step = engine.get_signature_runner(f"prefill_{t}"), engine.get_signature_runner("decode")
 
@@ -54,78 +53,63 @@ def steps(
         embeds[0, :n] = prompt[:n]
         mask = np.full((1, 1, t, rows + t), MASKED, np.float32)
         mask[..., rows:] = np.triu(np.full((t, t), MASKED, np.float32), 1)
-        inputs = {"embeddings": embeds, "mask": mask, **places(0, t), **cache}
+        inputs = {"embeddings": embeds, "mask": mask, **places(0, t), **cache, **adapter}
         out = called(read, inputs)
-        yield f"prefill_{t}", inputs, out
+        yield f"prefill_{t}", out
         for i in layers:
             cache[f"kv_cache_k_{i}"][:, :, :n] = out[f"kv_slice_k_{i}"][:, :, :n]
             cache[f"kv_cache_v_{i}"][..., :n] = out[f"kv_slice_v_{i}"][..., :n]
         mask = np.full((1, 1, 1, rows + 1), MASKED, np.float32)
         mask[..., :n] = mask[..., rows:] = 0
-        inputs = {"embeddings": prompt[n:][None], "mask": mask, **places(n, 1), **cache}
-        yield "decode", inputs, called(step, inputs)
+        inputs = {"embeddings": prompt[n:][None], "mask": mask, **places(n, 1), **cache, **adapter}
+        yield "decode", called(step, inputs)
 
 
 def ranges(
-    file: Path,
-    plan: Mapping[str, Any],
-    tables: Arrays,
-    prompts: Sequence[np.ndarray],
-    trained: Mapping[str, float],
-    bank: Any,
-) -> dict[str, dict[str, np.ndarray]]:
-    """Least and largest value of every tensor on these prompts; inputs of matrices with a trained scale have that."""
-    from ai_edge_quantizer import quantizer
-    from ai_edge_quantizer.algorithms.uniform_quantize import naive_min_max_quantize as own
-    from inject import add_static, register
-
-    data: dict[str, list[Arrays]] = {}
-    for signature, inputs, _ in steps(file, plan, tables, prompts):
-        data.setdefault(signature, []).append(inputs)
-    if plan.get("tree"):
-        raise ValueError("static int16 with a verification graph is not supported")
-    register(own.get_tensor_quant_params)
-    work = quantizer.Quantizer(str(file))
-    add_static(work)
-    found = work.calibrate(data, num_threads=1)
-    seen: dict[str, dict[str, np.ndarray]] = {
-        name: {k: np.asarray(v) * MARGIN for k, v in one.items()} for name, one in found.items()
-    }
-    for tensor, name in inputs_of_matrices(file, bank).items():
-        if name in trained:
-            seen[tensor] = {**seen.get(tensor, {}), "scale": np.array(trained[name], np.float32)}
-    return seen
-
-
-def inputs_of_matrices(file: Path, bank: Any) -> dict[str, str]:
-    """Tensor that a matrix is multiplied with -> name of the matrix."""
+    file: Path, plan: Mapping[str, Any], tables: Arrays, prompts: Sequence[np.ndarray], trained: Any, bank: Any
+) -> tuple[dict[str, float], dict[str, dict[str, Any]]]:
+    """Scales by role, and by name of the tensor: trained ones, and what these prompts show."""
     import ai_edge_litert.tools.flatbuffer_utils as files
+    from ai_edge_litert.interpreter import Interpreter
+    from scales import by_floats, chosen, handed, roles
 
-    model, out = files.read_model(str(file)), {}
-    for graph in model.subgraphs:
-        for op in graph.operators:
-            if len(op.inputs) < 2:
-                continue
-            weight = graph.tensors[op.inputs[1]]
-            data = model.buffers[weight.buffer].data
-            if data is None or weight.type != 0 or weight.shape is None or len(weight.shape) != 2:
-                continue
-            found = bank.of(np.frombuffer(bytes(data), np.float32).reshape(tuple(weight.shape)))
-            if found is not None:
-                out[graph.tensors[op.inputs[0]].name.decode()] = found[0]
-    return out
+    model = files.read_model(str(file))
+    wanted: dict[int, list[tuple[int, str]]] = {}
+    for number, tensor, role in roles(model, by_floats(model, bank)):
+        wanted.setdefault(number, []).append((tensor, role))
+    number_of = {one.signatureKey.decode(): one.subgraphIndex for one in model.signatureDefs}
+    engine, largest = Interpreter(str(file), num_threads=1, experimental_preserve_all_tensors=True), dict[str, float]()
+    for signature, _ in steps(engine, plan, tables, prompts):
+        number = number_of[signature]
+        for tensor, role in wanted[number]:
+            value = float(np.abs(engine.get_tensor(tensor, subgraph_index=number)).max())
+            largest[role] = max(largest.get(role, 0.0), value)
+    del engine
+    table = chosen(largest, bank, trained)
+    return table, handed(model, bank, table)
 
 
 def logits(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Logits of the last row of each prompt, as `logits.npy` (prompts, V)."""
+    """Logits of the last row of each prompt, as `logits.npy` (prompts, V); of static int16 the scales by role too."""
+    from ai_edge_litert.interpreter import Interpreter
+    from export import loaded
     from safetensors.numpy import load_file
+    from scales import read
 
-    tables = load_file(folder / "text.safetensors")
+    file, tables = Path(job["file"]), load_file(folder / "text.safetensors")
+    if (folder / "lora.safetensors").is_file():
+        tables |= load_file(folder / "lora.safetensors")
     prompts = list(load_file(folder / "prompts.safetensors").values())
-    found = [
-        out["logits"].reshape(-1)
-        for s, _, out in steps(Path(job["file"]), job["text"], tables, prompts)
-        if s == "decode"
-    ]
+    engine = Interpreter(str(file), num_threads=1)
+    found = [out["logits"].reshape(-1) for s, out in steps(engine, job["text"], tables, prompts) if s == "decode"]
     np.save(folder / "logits.npy", np.stack(found))
-    return {"prompts": len(found)}
+    table = read(file, loaded(folder / "text.safetensors", job["bits"])[1]) if job["kind"] == "a16" else {}
+    return {"prompts": len(found), "scales": table}
+
+
+def scales(folder: Path, job: Mapping[str, Any]) -> dict[str, Any]:
+    """Scales of a file of static int16, by role."""
+    from export import loaded
+    from scales import read
+
+    return {"scales": read(Path(job["file"]), loaded(folder / "text.safetensors", job["bits"])[1])}
