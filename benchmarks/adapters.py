@@ -99,36 +99,41 @@ def measure(path: Path, threads: int, rounds: int, tokens: int) -> dict[str, flo
     }  # fmt: skip
 
 
-def main() -> None:
+def figures(quick: bool, threads: int, only: str | None = None) -> dict[str, Any]:
+    """What the command prints, of both bodies or of one."""
     from decode_models import write_artefact
 
+    rounds, tokens = (5, 16) if quick else (15, 32)
+    folder = Path(tempfile.gettempdir()) / "andes-benchmark-adapters"
+    folder.mkdir(exist_ok=True)
+    found, unchanged = {}, True
+    for name, body in BODIES.items():
+        if only not in (None, name):
+            continue
+        path = folder / f"{body}.andes"
+        if not path.exists():
+            write_artefact(path, body, "w4_g32")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[name] = measure(path, threads, rounds, tokens)
+        unchanged &= hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    return {
+        "decode_ratio_adapter": {name: round(one["ratio"], 3) for name, one in found.items()},
+        "decode_ratio_idle": {name: round(one["ratio_idle"], 3) for name, one in found.items()},
+        "switch_ms": round(max(one["switch_ms"] for one in found.values()), 4),
+        "base_unchanged": unchanged,
+        "ms_per_token": {name: round(one["ms"], 3) for name, one in found.items()},
+        "threads": threads,
+    }
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=BODIES, help="one of the bodies")
     given = parser.parse_args()
-    rounds, tokens = (5, 16) if given.quick else (15, 32)
-    folder = Path(tempfile.gettempdir()) / "andes-benchmark-adapters"
-    folder.mkdir(exist_ok=True)
-    found, unchanged = {}, True
-    for name, body in BODIES.items():
-        if given.only not in (None, name):
-            continue
-        path = folder / f"{body}.andes"
-        if not path.exists():
-            write_artefact(path, body, "w4_g32")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[name] = measure(path, given.threads, rounds, tokens)
-        unchanged &= hashlib.sha256(path.read_bytes()).hexdigest() == digest
-    facts = {
-        "decode_ratio_adapter": {name: round(one["ratio"], 3) for name, one in found.items()},
-        "decode_ratio_idle": {name: round(one["ratio_idle"], 3) for name, one in found.items()},
-        "switch_ms": round(max(one["switch_ms"] for one in found.values()), 4),
-        "base_unchanged": unchanged,
-        "ms_per_token": {name: round(one["ms"], 3) for name, one in found.items()},
-        "threads": given.threads,
-    }
+    facts = figures(given.quick, given.threads, given.only)
     print(json.dumps(facts) if given.json else json.dumps(facts, indent=1))
 
 

@@ -58,6 +58,7 @@ from andes_sdk.storage.checkpoint import stored_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import nano  # noqa: E402
 from nano import DATA, answers_of, by_name, read, right, spread  # noqa: E402
 
 TASKS = {
@@ -68,11 +69,11 @@ SHARES = {"elements": 5, "line": 2, "shapes": 2, "easy": 1}
 """Of the training mixture."""
 BODIES: dict[str, dict[str, Any]] = {
     "w4_g32": {"body": "w4_g32", "rate": 1e-4},
-    "ternary_g128": {"body": "ternary_g128", "rate": 5e-4},
-    "nm28_w4": {"body": "nm28_w4", "rate": 5e-4},
-    "nm14_w4": {"body": "nm14_w4", "rate": 5e-4},
-    "34+kv": {"body": "ternary34_g128", "roles": {"k": "w4_g128", "v": "w4_g128"}, "rate": 5e-4},
-    "ternary34_g128": {"body": "ternary34_g128", "rate": 5e-4},
+    "ternary_g128": {"body": "ternary_g128", "rate": 3e-4},
+    "nm28_w4": {"body": "nm28_w4", "rate": 3e-4},
+    "nm14_w4": {"body": "nm14_w4", "rate": 3e-4},
+    "34+kv": {"body": "ternary34_g128", "roles": {"k": "w4_g128", "v": "w4_g128"}, "rate": 3e-4},
+    "ternary34_g128": {"body": "ternary34_g128", "rate": 3e-4},
 }
 """Name of a body -> its grids and the learning rate."""
 REST = {"embedding": "w4_g32", "head": "w4_g32", "vision": "w8", "projector": "w8"}
@@ -116,7 +117,7 @@ def asked(pipe: Pipeline, data: Path, limit: int, name: str, *, blind: bool = Fa
         items, values = by_name(read(data / "test" / f"{part}.jsonl", part)), []
         for kind in kinds:
             some = spread(items[f"{part}/{kind}"], max(1, limit // len(kinds)))
-            answers = answers_of(pipe, some, f"{name}: {part}/{kind}", blind=blind)
+            answers = answers_of(pipe, some, f"{name}: {part}/{kind}", blind=blind, most=64)
             lengths += map(len, answers)
             value = float(np.mean([right(i, a) for i, a in zip(some, answers, strict=True)]))
             values.append(1 - value if kind == "error" else value)
@@ -156,7 +157,7 @@ def trained(given: argparse.Namespace, body: str, steps: int, folder: Path) -> t
     pipe = opened(given.model, {"qat": options})
     data = [{"path": str(given.data / "train" / f"{part}.jsonl"), "weight": w} for part, w in SHARES.items()]
     stage = {
-        "stage": "qat", "steps": steps, "warmup": max(1, steps // 20), "max_patches": 1024, "max_tokens": 1024,
+        "stage": "qat", "steps": steps, "warmup": max(1, steps // 20), "max_patches": 640, "max_tokens": 640,
         "checkpoint_every": max(1, steps // 4), "data": data, "schedule": "linear",
     }  # fmt: skip
     run, begin = folder / f"qat-{body}-{steps}", time.process_time()
@@ -274,13 +275,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="what examples/nano/prepare.py wrote")
     parser.add_argument("--quick", action="store_true", help="few steps and questions, three rows")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--steps", type=int, help="of each training [default: 300; quick: 40]")
+    parser.add_argument("--steps", type=int, help="of each training [default: 100; quick: 20]")
     parser.add_argument("--rate", type=float, help="learning rate, instead of each body's own")
     parser.add_argument("--limit", type=int, help="questions of each task [default: 100; quick: 24]")
     parser.add_argument("--only", nargs="+", metavar="ROW", help=f"of: noise, {', '.join(ROWS)}, qat BODY@STEPS")
     parser.add_argument("--out", type=Path, help="keep rows and states here [default: a temporary folder]")
     given = parser.parse_args()
-    given.steps = given.steps or (40 if given.quick else 300)
+    given.steps = given.steps or (20 if given.quick else 100)
     given.limit = given.limit or (24 if given.quick else 100)
     quick = ["bf16", "rtn nm14_w4", "rtn ternary34_g128", "qat nm14_w4", "qat ternary34_g128"]
     given.only = given.only or (quick if given.quick else ["noise", *ROWS])
@@ -289,6 +290,7 @@ def main() -> None:
         if not (given.data / "test" / f"{part}.jsonl").is_file():
             parser.error(f"{given.data / 'test' / part}.jsonl is missing: python examples/nano/prepare.py {part}")
     torch.set_num_threads(1)
+    nano.BATCH = 50
     with contextlib.ExitStack() as stack:
         folder = given.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
@@ -298,7 +300,7 @@ def main() -> None:
         found = json.loads(kept.read_text()) if kept.exists() else {"setting": setting, "rows": {}}
         if found["setting"] != setting:
             raise SystemExit(f"{kept}: rows of {found['setting']}, not of {setting}; choose another --out")
-        packs = held_out(opened(given.model), given.data, 2 * given.limit)
+        packs = held_out(opened(given.model), given.data, given.limit)
         for name in given.only:
             if name in found["rows"]:
                 continue
