@@ -19,7 +19,7 @@ body_bpw counts the bytes of the file, scales and padding included; model_bpw al
 so many steps. "34+kv" is ternary34_g128 with w4_g128 for k and v: as large as nm14_w4.
 
 A folder given as --out keeps rows and states of training: the same command goes on where it was stopped. Another model
-or other questions are refused there. Text of a real language model: benchmarks/compression_text.py.
+or other questions are refused there. smollm_gain_over_ptq is null: no text model is measured.
 """
 
 from __future__ import annotations
@@ -128,11 +128,13 @@ def asked(pipe: Pipeline, data: Path, limit: int, name: str, *, blind: bool = Fa
 def measured(
     model: Pipeline, data: Path, limit: int, name: str, packs: dict[str, list[Batch]], *, blind: bool = False
 ) -> dict[str, Any]:
-    """Both measures of a model."""
-    scores, length = asked(model, data, limit, name, blind=blind)
-    forced = {} if blind else teacher_forced(model, packs)
-    made: dict[str, Any] = {"score": mean(scores.values()), "tasks": scores, "answer_characters": length}
-    if forced:
+    """Both measures of a model; of one that sees noise answers alone, and without a limit tokens alone."""
+    made: dict[str, Any] = {}
+    if limit:
+        scores, length = asked(model, data, limit, name, blind=blind)
+        made = {"score": mean(scores.values()), "tasks": scores, "answer_characters": length}
+    if not blind:
+        forced = teacher_forced(model, packs)
         made |= {k: mean([one[k] for one in forced.values()]) for k in ("loss", "tokens")} | {"forced": forced}
     return made
 
@@ -179,9 +181,10 @@ def row(name: str, given: argparse.Namespace, folder: Path, packs: dict[str, lis
     how, _, what = name.partition(" ")
     body, _, steps = what.partition("@")
     facts: dict[str, Any] = {}
+    asks = 0 if given.tokens_only else given.limit
     if how in ("bf16", "noise"):
         pipe, blind = opened(given.model), how == "noise"
-        return {"body_bpw": 16.0, **measured(pipe, given.data, given.limit, name, packs, blind=blind)}
+        return {"body_bpw": 16.0, **measured(pipe, given.data, asks, name, packs, blind=blind)}
     if how == "qat":
         pipe, facts = trained(given, body, int(steps or given.steps), folder)
         made, run = pipe.compress("qat", codes=facts.pop("codes")), Path(facts.pop("run"))
@@ -210,7 +213,7 @@ def row(name: str, given: argparse.Namespace, folder: Path, packs: dict[str, lis
         "language_model_bpw": round(report["language_model"]["type_bpw"]["disk"], 3),
         "model_bpw": round(report["model_bpw"]["disk"], 3), "bytes": artefact.path.stat().st_size,
     }  # fmt: skip
-    return {**size, **facts, **measured(packed, given.data, given.limit, name, packs)}
+    return {**size, **facts, **measured(packed, given.data, asks, name, packs)}
 
 
 def calibration(data: Path, folder: Path) -> Path:
@@ -233,8 +236,9 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     whole, blind = rows.get("bf16"), rows.get("noise")
     for one in rows.values():
         if whole and "tokens" in one:
-            one["retention"] = round(one["score"] / whole["score"], 4)
             one["token_retention"] = round(one["tokens"] / whole["tokens"], 4)
+        if whole and "score" in one:
+            one["retention"] = round(one["score"] / whole["score"], 4)
             if blind:
                 above = whole["score"] - blind["score"]
                 one["above_blind"] = round((one["score"] - blind["score"]) / above, 4) if above > 0 else None
@@ -251,12 +255,6 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "packed_equals_trained": all(equal) if equal else None,
         "best": best, "best_without_training": max(ptq, default=None),
     }  # fmt: skip
-
-
-def text_gain(folder: Path) -> float | None:
-    """Points of the text model, from `benchmarks/compression_text.py`; null where it was not run."""
-    found = folder / "text.json"
-    return json.loads(found.read_text())["smollm_gain_over_ptq"] if found.exists() else None
 
 
 def known(names: Sequence[str]) -> None:
@@ -279,6 +277,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="learning rate, instead of each body's own")
     parser.add_argument("--limit", type=int, help="questions of each task [default: 100; quick: 24]")
     parser.add_argument("--only", nargs="+", metavar="ROW", help=f"of: noise, {', '.join(ROWS)}, qat BODY@STEPS")
+    parser.add_argument("--tokens-only", action="store_true", help="new rows get no free answers: a third of the time")
     parser.add_argument("--out", type=Path, help="keep rows and states here [default: a temporary folder]")
     given = parser.parse_args()
     given.steps = given.steps or (20 if given.quick else 100)
@@ -303,6 +302,11 @@ def main() -> None:
         packs = held_out(opened(given.model), given.data, given.limit)
         for name in given.only:
             if name in found["rows"]:
+                if name.startswith("qat") and "@" not in name and found["rows"][name]["steps"] != given.steps:
+                    was = found["rows"][name]["steps"]
+                    raise SystemExit(
+                        f"{kept}: {name!r} has {was} steps; ask for '{name}@{given.steps}', or --steps {was}"
+                    )
                 continue
             begin = time.perf_counter()
             found["rows"][name] = row(name, given, folder, packs)
@@ -310,8 +314,7 @@ def main() -> None:
             print(name, found["rows"][name], file=sys.stderr)
             with appearing_file(kept) as temporary:
                 temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        text = text_gain(folder)
-        result = {**summary(found["rows"]), "smollm_gain_over_ptq": text, **setting, "rows": found["rows"]}
+        result = {**summary(found["rows"]), "smollm_gain_over_ptq": None, **setting, "rows": found["rows"]}
     print(json.dumps(result) if given.json else json.dumps(result, indent=1))
 
 

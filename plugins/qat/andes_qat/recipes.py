@@ -70,6 +70,6 @@ def sub2(
     formats = recipe_for(trained, made, "f16")
     formats |= {n: f for n, f in recipe_for(trained, made, None).items() if n in made.codes}
     lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    last = next((one for one in reversed(lines) if "kl" in one), {})
+    last: Mapping[str, Any] = next((one for one in reversed(lines) if "kl" in one), {})
     report = {**made.report, "steps": steps, "kl": last.get("kl"), "agreement": last.get("agreement")}
     return write(trained, made, out, formats), report

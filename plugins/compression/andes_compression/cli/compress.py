@@ -60,7 +60,7 @@ def compress(
         _train(recipe, model, data or [], out, run or out.with_name(f"{out.name}.run"), steps, option or [], as_json)
         return
     from andes_compression import bpw as counting
-    from andes_compression.compress import compress as run
+    from andes_compression.compress import compress as compressed
     from andes_compression.compress import recipe_for, write
 
     pipeline = open_pipeline(model, None, plugins=plugin)
@@ -69,7 +69,7 @@ def compress(
     begin = time.perf_counter()
     with Progress(console=stderr(), disable=as_json, transient=True) as bar:
         first = bar.add_task("compressing", total=None)
-        made = run(pipeline, compressor, **option_values(option or []))
+        made = compressed(pipeline, compressor, **option_values(option or []))
         bar.remove_task(first)
         task = bar.add_task("packing", total=pipeline.model.parameter_count())
         formats = recipe_for(pipeline, made, form, head=head, vision=vision) | patterns(change)
