@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/adapters.py --quick --json
 
 Two packed bodies of random weights, `nm14_w4` (1.6 bits) and `w4_g32` (4.5 bits), each with a `w4_g32` embedding that
-is the head too. One session decodes; rounds with the adapter and without it take turns. The fastest of each are compared:
-other work on the machine disturbs those least.
+is the head too. One session decodes; rounds with the adapter and without it take turns. The fastest of each are
+compared: other work on the machine disturbs those least.
 "idle" is the same session without an adapter, after three were loaded, against before.
 """
 
