@@ -160,7 +160,11 @@ def adapters(found: dict[str, Any] | None) -> str:
         f"A switch of a session takes {found['switch_ms']} ms. Bytes of the base after all adapters: "
         f"{'unchanged' if found['base_unchanged'] else 'CHANGED'}."
     )
-    return "\n".join([*lines, "", after])
+    few = [name for name in names if found["scores"][name]["float_lora"] < 0.5]
+    doubt = (
+        f"\n\nLoRA on floats itself reaches less than half on {' and '.join(few)}: too few steps to compare ways there."
+    )
+    return "\n".join([*lines, "", after + (doubt if few else "")])
 
 
 def decode(found: dict[str, Any] | None) -> str:
