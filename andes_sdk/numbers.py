@@ -56,24 +56,24 @@ def range_problem(one: Range) -> str:
 
 
 def quantised(model: nn.Module) -> tuple[dict[str, Codes], dict[str, Range]]:
-    """Codes by name of the tensor, and ranges by name of the module, of all `Quantised` modules.
+    """Codes by name of the tensor (a shared one's first), and ranges by name of the module, of `Quantised` modules.
 
     Raises:
         ConfigError: one of them has no parameter `weight`, or a range that cannot be.
     """
-    codes: dict[str, Codes] = {}
+    codes: dict[int, tuple[str, Codes]] = {}
     ranges: dict[str, Range] = {}
-    owned = {n for n, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+    owned = {n: id(t) for n, t in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
     for name, module in model.named_modules():
         if not isinstance(module, Quantised):
             continue
         if f"{name}.weight" not in owned:
             raise ConfigError("a quantised module without `weight`", who=name, fix="let it own what it quantises")
-        codes[f"{name}.weight"] = module.codes()
+        codes.setdefault(owned[f"{name}.weight"], (f"{name}.weight", module.codes()))
         if (one := module.input_range()) is not None:
             ranges[name] = one
     refuse_ranges(ranges)
-    return codes, ranges
+    return dict(codes.values()), ranges
 
 
 def refuse_ranges(ranges: Mapping[str, Range]) -> None:

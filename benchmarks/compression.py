@@ -1,16 +1,25 @@
-"""What a vision-language model keeps of its score below four bits: rounding, GPTQ, one-shot sparsity, and training.
+"""What a vision-language model keeps below five bits: rounding, GPTQ, one-shot sparsity, and training on the grid.
 
+    python examples/nano/prepare.py                      # the data
     .venv/bin/python benchmarks/compression.py --quick --json
-    .venv/bin/python benchmarks/compression.py --model MODEL --steps 2000 --limit 2000 --out runs/compression
+    .venv/bin/python benchmarks/compression.py --out runs/compression
+    .venv/bin/python benchmarks/compression.py --only "qat nm14_w4" "qat nm14_w4@75" --out runs/compression
+    .venv/bin/python benchmarks/compression.py --model MODEL --only "qat nm14_w4@1200" --out runs/more --json
 
-Every row is packed into one file, opened again with backend torch, and asked questions of easy-vqa's test split.
-retention is the score ÷ that of the model as it was. above_blind is the same after subtracting what the most frequent
-answer to each question text reaches without looking, on the same questions. Body is what a row names; embedding and
-head have w4_g32, encoder and projector w8. body_bpw counts the bytes of the file, scales and padding included. A folder
-given as --out keeps rows and states of training: the same command goes on where it was stopped, and another model,
-number of steps or questions is refused there.
+Every row is packed into one file and opened again with backend torch. Two measures, on pages, lines, shapes and easy
+pictures that training never saw:
 
-smollm_gain_over_ptq is null: the text model is not measured here. Compare rows by body_bpw, not by name.
+- score: the mean over four tasks of what is right in free answers (of lines 1 − the share of wrong characters).
+- tokens: the share of the answers' tokens that are the most likely one behind the right ones before them, mean over
+  the four tasks. It has thousands of tokens, so it is the finer measure. loss: nats, on the same.
+
+retention is the score ÷ that of the model as it was, token_retention the same of tokens. above_blind compares what is
+above that model on noise pictures. Body is what a row names; embedding and head have w4_g32, encoder and projector w8.
+body_bpw counts the bytes of the file, scales and padding included; model_bpw all of it. Rows `qat BODY@STEPS` are of
+so many steps. "34+kv" is ternary34_g128 with w4_g128 for k and v: as large as nm14_w4.
+
+A folder given as --out keeps rows and states of training: the same command goes on where it was stopped. Another model
+or other questions are refused there. smollm_gain_over_ptq is null: no text model is measured.
 """
 
 from __future__ import annotations
@@ -20,50 +29,121 @@ import contextlib
 import hashlib
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from andes_compression.bpw import of_artefact
+from andes_compression.compress import recipe_for, write
+from andes_training.data.samples import stage_samples
+from andes_training.loss import next_token_loss
+from andes_training.packing import Batch, collate, pack
+from andes_training.progress import Progress
+from andes_training.reading import RowMaker
+from andes_training.recipe import DataRecipe, Recipe
+from rich.console import Console
+
+from andes_sdk import Pipeline
+from andes_sdk.assembling.building import build_processor
+from andes_sdk.config import structure
+from andes_sdk.files import appearing_file
+from andes_sdk.plan import Plan
+from andes_sdk.storage.checkpoint import stored_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples" / "first_light")]
-from andes_compression.bpw import of_artefact  # noqa: E402
-from andes_compression.compress import recipe_for, write  # noqa: E402
-from andes_training.progress import Progress  # noqa: E402
-from andes_training.recipe import Recipe  # noqa: E402
-from first_light import blind, score, spread  # noqa: E402
-from prepare import easy_vqa_questions, thinned  # noqa: E402
-from prepare import write as write_line  # noqa: E402
-from rich.console import Console  # noqa: E402
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import nano  # noqa: E402
+from nano import DATA, answers_of, by_name, read, right, spread  # noqa: E402
 
-from andes_sdk import Pipeline  # noqa: E402
-from andes_sdk.config import structure  # noqa: E402
-from andes_sdk.files import appearing_file  # noqa: E402
-from andes_sdk.storage.checkpoint import stored_tensors  # noqa: E402
-
-BODIES = {"w4_g32": 1e-4, "ternary_g128": 5e-4, "nm14_w4": 5e-4, "ternary34_g128": 5e-4}
-"""Format of the body -> learning rate."""
-COARSE = ("ternary_g128", "ternary34_g128")
+TASKS = {
+    "elements": ("place",), "line": ("error",), "shapes": ("text", "place", "yes_no"), "easy": ("text", "yes_no")
+}  # fmt: skip
+"""Part of the data -> kinds of question; a task is the mean of its kinds."""
+SHARES = {"elements": 5, "line": 2, "shapes": 2, "easy": 1}
+"""Of the training mixture."""
+BODIES: dict[str, dict[str, Any]] = {
+    "w4_g32": {"body": "w4_g32", "rate": 1e-4},
+    "ternary_g128": {"body": "ternary_g128", "rate": 3e-4},
+    "nm28_w4": {"body": "nm28_w4", "rate": 3e-4},
+    "nm14_w4": {"body": "nm14_w4", "rate": 3e-4},
+    "34+kv": {"body": "ternary34_g128", "roles": {"k": "w4_g128", "v": "w4_g128"}, "rate": 3e-4},
+    "ternary34_g128": {"body": "ternary34_g128", "rate": 3e-4},
+}
+"""Name of a body -> its grids and the learning rate."""
+REST = {"embedding": "w4_g32", "head": "w4_g32", "vision": "w8", "projector": "w8"}
 ROWS = [
     "bf16", *(f"rtn {b}" for b in BODIES), *(f"gptq {b}" for b in BODIES), "sparsegpt nm14_w4",
     *(f"qat {b}" for b in BODIES),
 ]  # fmt: skip
-REST = {"embedding": "w4_g32", "head": "w4_g32", "vision": "w8", "projector": "w8"}
 
 
-def training_data(folder: Path) -> Path:
-    """Colours, shapes and a few closed questions of the training split."""
-    path = folder / "train.jsonl"
-    if not path.exists():
-        with appearing_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            lines = list(easy_vqa_questions("train"))
-            random.Random(0).shuffle(lines)
-            for picture, pairs in lines:
-                write_line(file, str(picture), thinned(pairs, random.Random(picture.name)))
-    return path
+# ---------------------------------------------------------------- measures
+
+
+def teacher_forced(pipe: Pipeline, packs: dict[str, list[Batch]]) -> dict[str, dict[str, float]]:
+    """Loss and share of right tokens of each task."""
+    found = {}
+    for part, batches in packs.items():
+        loss = correct = tokens = 0.0
+        for batch in batches:
+            with torch.inference_mode():
+                value, told = next_token_loss(pipe.model, batch)
+            loss, correct = loss + float(value) * batch.tokens, correct + told["accuracy"] * batch.tokens
+            tokens += batch.tokens
+        found[part] = {"loss": round(loss / tokens, 4), "tokens": round(correct / tokens, 4), "n": int(tokens)}
+    return found
+
+
+def held_out(pipe: Pipeline, data: Path, samples: int) -> dict[str, list[Batch]]:
+    """Packs of the first samples of each task's test data."""
+    maker, packs = RowMaker(build_processor(pipe.model, Plan(plugins=()))), {}
+    for part in TASKS:
+        lines = stage_samples([DataRecipe(path=data / "test" / f"{part}.jsonl", questions=4)], Path())
+        rows = [maker.row(lines[i], random.Random(i)) for i in range(min(samples, len(lines)))]
+        packs[part] = [collate(group) for group in pack(rows, max_tokens=2048, max_patches=2048)]
+    return packs
+
+
+def asked(pipe: Pipeline, data: Path, limit: int, name: str, *, blind: bool = False) -> tuple[dict[str, float], float]:
+    """Score of each task by free answers, `limit` questions each, and the mean length of an answer in characters."""
+    scores, lengths = {}, list[int]()
+    for part, kinds in TASKS.items():
+        items, values = by_name(read(data / "test" / f"{part}.jsonl", part)), []
+        for kind in kinds:
+            some = spread(items[f"{part}/{kind}"], max(1, limit // len(kinds)))
+            answers = answers_of(pipe, some, f"{name}: {part}/{kind}", blind=blind, most=64)
+            lengths += map(len, answers)
+            value = float(np.mean([right(i, a) for i, a in zip(some, answers, strict=True)]))
+            values.append(1 - value if kind == "error" else value)
+        scores[part] = round(float(np.mean(values)), 4)
+    return scores, round(float(np.mean(lengths)), 1)
+
+
+def measured(
+    model: Pipeline, data: Path, limit: int, name: str, packs: dict[str, list[Batch]], *, blind: bool = False
+) -> dict[str, Any]:
+    """Both measures of a model; of one that sees noise answers alone, and without a limit tokens alone."""
+    made: dict[str, Any] = {}
+    if limit:
+        scores, length = asked(model, data, limit, name, blind=blind)
+        made = {"score": mean(scores.values()), "tasks": scores, "answer_characters": length}
+    if not blind:
+        forced = teacher_forced(model, packs)
+        made |= {k: mean([one[k] for one in forced.values()]) for k in ("loss", "tokens")} | {"forced": forced}
+    return made
+
+
+def mean(values: Any) -> float:
+    return round(float(np.mean(list(values))), 4)
+
+
+# ---------------------------------------------------------------- ways there
 
 
 def opened(model: Path, *plugins: Any) -> Pipeline:
@@ -71,53 +151,54 @@ def opened(model: Path, *plugins: Any) -> Pipeline:
     return Pipeline.from_pretrained(model, dtype="float32", plugins=list(plugins))
 
 
-def trained(given: argparse.Namespace, body: str, folder: Path, data: Path) -> tuple[Pipeline, dict[str, Any]]:
+def trained(given: argparse.Namespace, body: str, steps: int, folder: Path) -> tuple[Pipeline, dict[str, Any]]:
     """A pipeline on its grids after training, and steps, tokens and seconds."""
-    rate = BODIES[body]
-    options = {
-        "body": body, **REST, "rate": rate, "projector_rate": rate / 5, "teacher": str(given.model),
-        "scales": "seq" if body in COARSE else "lsq", "every": max(1, given.steps // 20),
-    }  # fmt: skip
-    if body in COARSE:  # which seq goes with; other parts have more levels, and are rounded to nearest afterwards
-        options |= dict.fromkeys(REST, "")
+    options = {**BODIES[body], **REST, "scales": "seq" if body.startswith(("ternary", "34")) else "lsq"}
+    options |= {"rate": given.rate or options["rate"], "teacher": str(given.model), "every": max(1, steps // 20)}
+    options["projector_rate"] = options["rate"] / 5
     pipe = opened(given.model, {"qat": options})
+    data = [{"path": str(given.data / "train" / f"{part}.jsonl"), "weight": w} for part, w in SHARES.items()]
     stage = {
-        "stage": "qat", "steps": given.steps, "warmup": max(1, given.steps // 20), "max_patches": 512,
-        "max_tokens": 2048, "checkpoint_every": max(1, given.steps // 4),
-        "data": [{"path": str(data), "questions": 3}],
+        "stage": "qat", "steps": steps, "warmup": max(1, steps // 20), "max_patches": 640, "max_tokens": 640,
+        "checkpoint_every": max(1, steps // 4), "data": data, "schedule": "linear",
     }  # fmt: skip
-    run, begin = folder / f"qat-{body}", time.process_time()
-    recipe = structure(Recipe, {"name": f"qat-{body}", "seed": 0, "threads": 1, "stages": [stage]}, "recipe")
-    with Progress(run, Console(stderr=True), [given.steps]) as progress:
-        pipe.train(recipe, run, progress=progress)
+    run, begin = folder / f"qat-{body}-{steps}", time.process_time()
+    recipe = {"name": f"qat-{body}", "seed": 0, "threads": 1, "precision": "bf16", "stages": [stage]}
+    with Progress(run, Console(stderr=True), [steps]) as progress:
+        pipe.train(structure(Recipe, recipe, "recipe"), run, progress=progress)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     facts = {
-        "steps": given.steps,
-        "tokens": sum(int(line.get("tokens", 0)) for line in lines),
+        "steps": steps, "answer_tokens": sum(int(line.get("tokens", 0)) for line in lines),
+        "samples": sum(int(line.get("samples", 0)) for line in lines),
         "cpu_seconds": round(time.process_time() - begin, 1),  # of this start alone
-    }
-    return opened(run / "model", {"qat": {"body": body}}), facts | {"codes": str(run / "qat")}
+        "rate": options["rate"],
+    }  # fmt: skip
+    return opened(run / "model"), facts | {"codes": str(run / "qat"), "run": str(run)}
 
 
-def row(name: str, given: argparse.Namespace, folder: Path, data: Path, questions: list[Any]) -> dict[str, Any]:
-    """Compress, pack, open again, ask."""
-    how, _, body = name.partition(" ")
+def row(name: str, given: argparse.Namespace, folder: Path, packs: dict[str, list[Batch]]) -> dict[str, Any]:
+    """Compress, pack, open again, measure."""
+    how, _, what = name.partition(" ")
+    body, _, steps = what.partition("@")
     facts: dict[str, Any] = {}
-    if how == "bf16":
-        return {"score": score(opened(given.model), questions, name)[0], "body_bpw": 16.0}
+    asks = 0 if given.tokens_only else given.limit
+    if how in ("bf16", "noise"):
+        pipe, blind = opened(given.model), how == "noise"
+        return {"body_bpw": 16.0, **measured(pipe, given.data, asks, name, packs, blind=blind)}
     if how == "qat":
-        pipe, facts = trained(given, body, folder, data)
-        made = pipe.compress("qat", codes=facts.pop("codes"))
+        pipe, facts = trained(given, body, int(steps or given.steps), folder)
+        made, run = pipe.compress("qat", codes=facts.pop("codes")), Path(facts.pop("run"))
     elif how == "sparsegpt":
         pipe = opened(given.model, "sparsity")
-        made = pipe.compress(how, data=str(data), lines=16)
+        made = pipe.compress(how, data=str(calibration(given.data, folder)), lines=32)
     else:
-        pipe = opened(given.model, {"qat": {"body": body, **REST}})
-        made = pipe.compress(*(("gptq",) if how == "gptq" else ("qat",)), **given_data(how, data))
-    recipe = recipe_for(pipe, made, None if how != "sparsegpt" else body, head="w4_g32", vision="w8")
-    if how == "qat" and body in COARSE:
-        plain = recipe_for(pipe, made, "w4_g32", head="w4_g32", vision="w8")
-        recipe = {n: f if f"{n}" in made.codes else plain[n] for n, f in recipe.items()}
+        own = {k: v for k, v in BODIES[body].items() if k != "rate"}
+        pipe = opened(given.model, {"qat": {**own, **REST}})
+        more = {"data": str(calibration(given.data, folder)), "lines": 32} if how == "gptq" else {}
+        made = pipe.compress("gptq" if how == "gptq" else "qat", **more)
+    recipe = recipe_for(pipe, made, body if how == "sparsegpt" else "f16", head="w4_g32", vision="w8")
+    if how != "sparsegpt":
+        recipe |= {n: f for n, f in recipe_for(pipe, made, None, head="w4_g32", vision="w8").items() if n in made.codes}
     artefact = write(pipe, made, folder / f"{name.replace(' ', '-')}.andes", recipe)
     packed = Pipeline.from_pretrained(artefact.path, backend="torch")
     if how == "qat":
@@ -125,80 +206,115 @@ def row(name: str, given: argparse.Namespace, folder: Path, data: Path, question
         facts["packed_equals_trained"] = artefact.numbers == made.report["numbers"] and all(
             torch.equal(own[n].float(), other[n].float()) for n in made.codes if n in own
         )
+        shutil.rmtree(run / "state", ignore_errors=True)
     report = of_artefact(artefact).to_dict()
-    bits = report["language_model"]["type_bpw"]
-    kept = score(packed, questions, name)[0]
-    return {"score": kept, "body_bpw": round(body_bits(artefact), 3), "language_model_type_bpw": bits, **facts}
+    size = {
+        "body_bpw": next(round(g["type_bpw"]["disk"], 3) for g in report["groups"] if g["group"] == "body"),
+        "language_model_bpw": round(report["language_model"]["type_bpw"]["disk"], 3),
+        "model_bpw": round(report["model_bpw"]["disk"], 3), "bytes": artefact.path.stat().st_size,
+    }  # fmt: skip
+    return {**size, **facts, **measured(packed, given.data, asks, name, packs)}
 
 
-def given_data(how: str, data: Path) -> dict[str, Any]:
-    """Options of a compressor that looks at data."""
-    return {"data": str(data), "lines": 16} if how == "gptq" else {}
+def calibration(data: Path, folder: Path) -> Path:
+    """A few lines of every task's training data, for compressors that look at inputs."""
+    path = folder / "calibration.jsonl"
+    lines = [(data / "train" / f"{part}.jsonl").read_text().splitlines()[:8] for part in TASKS]
+    made = []
+    for line in (json.loads(text) for group in lines for text in group):
+        line["images"] = [str((data / "train" / name).resolve()) for name in line.get("images", ())]
+        made.append(json.dumps(line))
+    path.write_text("\n".join(made), encoding="utf-8")
+    return path
 
 
-def body_bits(artefact: Any) -> float:
-    """Bits of the matrices of the language model's layers, by their number of weights."""
-    bits = count = 0
-    for name, entry in artefact.header.tensors.items():
-        if ".layers." in name and name.startswith("language_model.") and len(entry.shape) == 2:
-            bits += 8 * entry.nbytes
-            count += entry.shape[0] * entry.shape[1]
-    return bits / count
+# ---------------------------------------------------------------- results
 
 
-def summary(rows: dict[str, dict[str, Any]], without: float) -> dict[str, Any]:
+def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The figures that the command promises; null where a row is missing."""
-    whole = rows.get("bf16", {}).get("score")
+    whole, blind = rows.get("bf16"), rows.get("noise")
     for one in rows.values():
-        if whole:
-            one["retention"] = round(one["score"] / whole, 4)
-            one["above_blind"] = round((one["score"] - without) / (whole - without), 4) if whole > without else None
+        if whole and "tokens" in one:
+            one["token_retention"] = round(one["tokens"] / whole["tokens"], 4)
+        if whole and "score" in one:
+            one["retention"] = round(one["score"] / whole["score"], 4)
+            if blind:
+                above = whole["score"] - blind["score"]
+                one["above_blind"] = round((one["score"] - blind["score"]) / above, 4) if above > 0 else None
     low = {n: r for n, r in rows.items() if n.startswith("qat") and r["body_bpw"] <= 1.8 and "retention" in r}
     best = max(low, key=lambda n: low[n]["retention"], default=None)
+    ptq = [r["retention"] for n, r in rows.items() if n.startswith(("rtn", "gptq", "sparse")) and "retention" in r
+           and r["body_bpw"] <= 1.8]  # fmt: skip
+    sparse = [r["retention"] for n, r in low.items() if "nm14_w4" in n]
     equal = [r["packed_equals_trained"] for r in rows.values() if "packed_equals_trained" in r]
     return {
         "retention_sub2": low[best]["retention"] if best else None,
-        "retention_nm14": rows.get("qat nm14_w4", {}).get("retention"),
-        "smollm_gain_over_ptq": None,
+        "retention_nm14": max(sparse, default=None),
         "bpw_body": low[best]["body_bpw"] if best else None,
         "packed_equals_trained": all(equal) if equal else None,
-        "best": best, "blind": round(without, 4),
+        "best": best, "best_without_training": max(ptq, default=None),
     }  # fmt: skip
+
+
+def known(names: Sequence[str]) -> None:
+    """Refuse rows that there are none of."""
+    for name in names:
+        how, _, what = name.partition(" ")
+        body, at, steps = what.partition("@")
+        ok = name in (*ROWS, "noise") or (how == "qat" and body in BODIES and at and steps.isdigit() and int(steps) > 3)
+        if not ok:
+            raise SystemExit(f"--only: no row {name!r}; there are noise, {', '.join(ROWS)}, and 'qat BODY@STEPS'")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "examples" / "first_light" / "model")
-    parser.add_argument("--quick", action="store_true", help="40 steps of training, 160 questions")
+    parser.add_argument("--model", type=Path, default=ROOT / "examples" / "nano" / "aligned")
+    parser.add_argument("--data", type=Path, default=DATA, help="what examples/nano/prepare.py wrote")
+    parser.add_argument("--quick", action="store_true", help="few steps and questions, three rows")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--steps", type=int, help="of each training [default: 1000; quick: 40]")
-    parser.add_argument("--limit", type=int, help="questions [default: 2000; quick: 160]")
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help=f"of: {', '.join(ROWS)}")
+    parser.add_argument("--steps", type=int, help="of each training [default: 100; quick: 20]")
+    parser.add_argument("--rate", type=float, help="learning rate, instead of each body's own")
+    parser.add_argument("--limit", type=int, help="questions of each task [default: 100; quick: 24]")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help=f"of: noise, {', '.join(ROWS)}, qat BODY@STEPS")
+    parser.add_argument("--tokens-only", action="store_true", help="new rows get no free answers: a third of the time")
     parser.add_argument("--out", type=Path, help="keep rows and states here [default: a temporary folder]")
     given = parser.parse_args()
-    given.steps = given.steps or (40 if given.quick else 1000)
-    given.limit = given.limit or (160 if given.quick else 2000)
+    given.steps = given.steps or (20 if given.quick else 100)
+    given.limit = given.limit or (24 if given.quick else 100)
+    quick = ["bf16", "rtn nm14_w4", "rtn ternary34_g128", "qat nm14_w4", "qat ternary34_g128"]
+    given.only = given.only or (quick if given.quick else ["noise", *ROWS])
+    known(given.only)
+    for part in TASKS:
+        if not (given.data / "test" / f"{part}.jsonl").is_file():
+            parser.error(f"{given.data / 'test' / part}.jsonl is missing: python examples/nano/prepare.py {part}")
     torch.set_num_threads(1)
-    questions = spread([(path, q, a) for path, pairs in easy_vqa_questions("test") for q, a in pairs], given.limit)
+    nano.BATCH = 50
     with contextlib.ExitStack() as stack:
         folder = given.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        data, kept = training_data(folder), folder / "rows.json"
+        kept = folder / "rows.json"
         weights = b"".join(p.read_bytes() for p in sorted(given.model.glob("*.safetensors")))
-        setting = {"model": hashlib.sha256(weights).hexdigest(), "steps": given.steps, "questions": len(questions)}
+        setting = {"model": hashlib.sha256(weights).hexdigest(), "questions": given.limit}
         found = json.loads(kept.read_text()) if kept.exists() else {"setting": setting, "rows": {}}
         if found["setting"] != setting:
             raise SystemExit(f"{kept}: rows of {found['setting']}, not of {setting}; choose another --out")
+        packs = held_out(opened(given.model), given.data, given.limit)
         for name in given.only:
             if name in found["rows"]:
+                if name.startswith("qat") and "@" not in name and found["rows"][name]["steps"] != given.steps:
+                    was = found["rows"][name]["steps"]
+                    raise SystemExit(
+                        f"{kept}: {name!r} has {was} steps; ask for '{name}@{given.steps}', or --steps {was}"
+                    )
                 continue
             begin = time.perf_counter()
-            found["rows"][name] = row(name, given, folder, data, questions)
+            found["rows"][name] = row(name, given, folder, packs)
             found["rows"][name]["seconds"] = round(time.perf_counter() - begin, 1)
             print(name, found["rows"][name], file=sys.stderr)
             with appearing_file(kept) as temporary:
                 temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        result = {**summary(found["rows"], blind(questions)[1]), **setting, "rows": found["rows"]}
+        result = {**summary(found["rows"]), "smollm_gain_over_ptq": None, **setting, "rows": found["rows"]}
     print(json.dumps(result) if given.json else json.dumps(result, indent=1))
 
 

@@ -88,8 +88,16 @@ def noise(path: Path) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, size, np.uint8))
 
 
-def answers_of(pipe: Pipeline, items: Sequence[Item], label: str, *, blind: bool = False) -> list[str]:
-    """The answer to each question, greedily."""
+def answers_of(
+    pipe: Pipeline,
+    items: Sequence[Item],
+    label: str,
+    *,
+    blind: bool = False,
+    adapter: str | None = None,
+    most: int = 160,
+) -> list[str]:
+    """The answer to each question, greedily, by the pipeline's adapter of that name."""
     found: list[str] = []
     for start in track(range(0, len(items), BATCH), label, console=Console(stderr=True)):
         some = items[start : start + BATCH]
@@ -98,7 +106,7 @@ def answers_of(pipe: Pipeline, items: Sequence[Item], label: str, *, blind: bool
             pictures = [{"type": "image", "image": noise(p) if blind else str(p)} for p in item.images]
             talks.append([{"role": "user", "content": [*pictures, {"type": "text", "text": item.question}]}])
         thinking = bool(some[0].think)
-        options = GenerationOptions(max_tokens=160, temperature=0.0, think=thinking)
+        options = GenerationOptions(max_tokens=most, temperature=0.0, think=thinking, adapter=adapter)
         found += [answer.text.rpartition("</think>")[2] for answer in pipe.generate_batch(talks, options)]
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 FIELD = "andes_contract"
 """Our own field of `adapter_config.json`: the contract's mark."""
 FILE = "contract.json"
+VERSION = 2
 PARTS = ("codes", "scales", "floats", "ranges", "tokenizer", "template")
 """What is hashed: codes and scales of matrices, tensors without codes, ranges of inputs, vocabulary, chat template."""
 WORDS = {
@@ -34,7 +36,6 @@ WORDS = {
     "ranges": "ranges of activations", "tokenizer": "tokenizer", "template": "chat template", "rank": "rank",
     "numbers": "codes, scales or ranges",
 }  # fmt: skip
-PROBE = "The quick brown fox: 12,345.67 naïve café! 中文 русский 🙂\n\tdef f(x): return x**2  # <|im_end|>"
 AGAIN = "write it again with `andes qalft contract`"
 
 
@@ -78,7 +79,7 @@ class Contract:
             fix = "give another file: adapters trained for the old one still need it"
             raise CheckpointError("a contract is never changed", who=str(path), why=why, fix=fix)
         ranges = {n: {"bits": r.bits, "scale": r.scale, "zero": r.zero} for n, r in sorted(self.ranges.items())}
-        facts = {"version": 1, **self.mark, "inputs": ranges, "tensors": dict(sorted(self.tensors.items()))}
+        facts = {"version": VERSION, **self.mark, "inputs": ranges, "tensors": dict(sorted(self.tensors.items()))}
         with appearing_file(path) as temporary:
             temporary.write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
         path.chmod(0o444)
@@ -129,14 +130,21 @@ def weights_hash(weights: Any) -> str:
 
 
 def text_parts(tokenizer: Tokenizer) -> dict[str, str]:
-    """Hashes of a vocabulary and of a chat template: of every token's text, of conversations that
-    are rendered, and of whether chats think unless told otherwise.
+    """Hashes of a tokenizer and of a chat template.
+
+    Of the tokenizer: `tokenizer.json` as it saves it, with vocabulary, merges, normalisation and how texts are split;
+    of one that writes no such file, all its files. Of the template: conversations that are rendered, and whether chats
+    think unless told otherwise.
     """
     words = hashlib.sha256(f"{tokenizer.vocab_size}:{tokenizer.eos}:{tokenizer.pad}".encode())
-    for number in range(tokenizer.vocab_size):
-        text = tokenizer.decode([number]).encode("utf-8", "surrogatepass")
-        words.update(f"{len(text)}:".encode() + text)
-    words.update(json.dumps(tokenizer.encode(PROBE)).encode())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        for path in [one for one in files if one.name == "tokenizer.json"] or files:
+            content = path.read_bytes()
+            if path.suffix == ".json":  # however it is indented
+                content = json.dumps(parse_json(content), sort_keys=True, separators=(",", ":")).encode()
+            words.update(f"{path.name}:{len(content)}:".encode() + content)
     turns = [Turn("system", ("s",)), Turn("user", ("a",)), Turn("assistant", ("b",)), Turn("user", ("c",))]
     thinks = bool(getattr(tokenizer, "thinking", False))
     shown = [
@@ -158,8 +166,8 @@ def read_contract(path: str | Path) -> Contract:
     file = at_home(path, "file")
     try:
         facts: Any = parse_json(regular(file).read_bytes())
-        if facts["version"] != 1:
-            raise ValueError(f"version {facts['version']!r}, this andes-adapters reads 1")
+        if facts["version"] != VERSION:
+            raise ValueError(f"version {facts['version']!r}, this andes-adapters reads {VERSION}")
         ranges = {n: Range(bits=r["bits"], scale=r["scale"], zero=r["zero"]) for n, r in facts["inputs"].items()}
         found = Contract(
             parts={p: str(facts[p]) for p in PARTS}, numbers=str(facts["numbers"]), rank=facts["rank"], ranges=ranges,

@@ -12,6 +12,7 @@ from andes_sdk import hookimpl
 
 if TYPE_CHECKING:
     from andes_sdk.plan import Plan
+    from andes_sdk.types import Model
 
 
 @frozen(eq=False, kw_only=True)
@@ -45,6 +46,9 @@ class QALFT:
     ranges: bool = field(
         default=True, metadata={"help": "round activations by the contract's ranges; false: QLoRA-like"}
     )
+    inference: bool = field(
+        default=False, metadata={"help": "round them when the model answers, too: backend torch alone"}
+    )
 
     @hookimpl
     def andes_training_stages(self) -> list[Any]:
@@ -59,6 +63,37 @@ class QALFT:
         ]  # fmt: skip
 
     @hookimpl
+    def andes_modules(self, model: Model) -> list[str]:
+        """With `inference`: inputs of layers are rounded by the contract's ranges whenever the model computes.
+
+        Raises:
+            TrainingError: a range with a zero point. CheckpointError: a contract that cannot be read.
+        """
+        if self.inference and self.file:
+            from andes_adapters.contract import read_contract
+
+            from .stage import round_inputs
+
+            round_inputs(model, read_contract(self.file).ranges)
+        return []
+
+    @hookimpl
+    def andes_check(self, plan: Plan) -> list[str]:
+        """Ranges that would be passed by."""
+        if not self.inference:
+            return []
+        if not self.file:
+            return ["qalft.inference: no contract says the ranges: give `file`"]
+        if plan.backend != "torch":
+            return [f"qalft.inference: backend {plan.backend!r} does not round inputs by ranges: use backend='torch'"]
+        return []
+
+    @hookimpl
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
-        """The contract, and where adapters start."""
-        return {"contract": self.file or "none: the base is not compared", "starts from": self.recovery or "zero"}
+        """The contract, where adapters start, and whether ranges hold when the model answers."""
+        where = [place for place, on in (("training", self.ranges), ("answers", self.inference)) if on]
+        return {
+            "contract": self.file or "none: the base is not compared",
+            "starts from": self.recovery or "zero",
+            "inputs": f"rounded by the contract's ranges in {' and '.join(where)} only" if where else "not rounded",
+        }

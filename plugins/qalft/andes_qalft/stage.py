@@ -10,14 +10,13 @@ Left out: requantisation of the sum at a wider scale (`buffer_scale`), rotations
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from andes_adapters.contract import FIELD, Contract, differing, read_contract, text_parts, weights_hash
-from andes_adapters.reading import CONFIG, contract_mark
+from andes_adapters.reading import contract_mark
 from andes_qat.fake import rounded_input
 from andes_training.data.rows import conversations_of
 from andes_training.feed import packed
@@ -28,9 +27,7 @@ from attrs import define, field
 from torch import Tensor, nn
 
 from andes_sdk.errors import ConfigError, TrainingError
-from andes_sdk.files import appearing_file
 from andes_sdk.numbers import numbers_of
-from andes_sdk.reading import parse_json
 from andes_sdk.storage.checkpoint import stored_tensors
 from andes_sdk.types import Range
 
@@ -80,9 +77,7 @@ class QALFTStage:
             refuse_other_base(model, self.contract)
         self.numbers = model.numbers or ("" if hollow else numbers_of(cast("nn.Module", model)))
         ranges = self.contract.ranges if self.contract is not None and self.ranges else {}
-        if shifted := [name for name, one in ranges.items() if one.zero]:
-            fix = "pack a base whose ranges are symmetric, or set ranges=false"
-            raise TrainingError("a range has a zero point", who=shifted[0], why="inputs are rounded about 0", fix=fix)
+        refuse_shifted(ranges)
         rank = self.rank if self.contract is None else self.contract.rank
         recipe = LoraRecipe(
             rank=rank, alpha=self.alpha, dropout=self.dropout, rate=self.rate, targets=list(self.targets)
@@ -91,8 +86,7 @@ class QALFTStage:
         self.lora.put_in(model)
         if self.recovery:
             self._recover(model)
-        modules = dict(model.named_modules())
-        self.hooks = [modules[name].register_forward_pre_hook(_rounding(one)) for name, one in ranges.items()]
+        self.hooks = round_inputs(model, ranges)
 
     def _recover(self, model: Model) -> None:
         mark = contract_mark(self.recovery)
@@ -117,12 +111,7 @@ class QALFTStage:
         """
         assert self.lora is not None
         model.numbers = self.numbers  # the loop has cleared it
-        self.lora.save(model, folder)
-        if self.contract is None:
-            return
-        with appearing_file(folder / CONFIG) as temporary:
-            fields = parse_json((folder / CONFIG).read_bytes()) | {FIELD: self.contract.mark}
-            temporary.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
+        self.lora.save(model, folder, {} if self.contract is None else {FIELD: self.contract.mark})
 
     def take_out(self, model: Model) -> None:
         """Give the model its own layers back; its weights never changed."""
@@ -152,6 +141,31 @@ class QALFTStage:
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """A packed batch -> cross-entropy on the answers, and its figures."""
         return next_token_loss(model, batch)
+
+
+def refuse_shifted(ranges: Mapping[str, Range]) -> None:
+    """Refuse ranges that are not symmetric.
+
+    Raises:
+        TrainingError: naming the first module.
+    """
+    if shifted := [name for name, one in ranges.items() if one.zero]:
+        fix = "pack a base whose ranges are symmetric, or set ranges=false"
+        raise TrainingError("a range has a zero point", who=shifted[0], why="inputs are rounded about 0", fix=fix)
+
+
+def round_inputs(model: Model, ranges: Mapping[str, Range]) -> list[RemovableHandle]:
+    """Round inputs of modules by constant scales from here on, until the handles are removed.
+
+    Raises:
+        TrainingError: a range with a zero point. ConfigError: the model has no such module.
+    """
+    refuse_shifted(ranges)
+    modules = dict(model.named_modules())
+    if strange := sorted(set(ranges) - set(modules)):
+        fix = "give the contract of this base"
+        raise ConfigError("there is no such module", who=strange[0], why="the contract has a range for it", fix=fix)
+    return [modules[name].register_forward_pre_hook(_rounding(one)) for name, one in ranges.items()]
 
 
 def _rounding(one: Range) -> Any:

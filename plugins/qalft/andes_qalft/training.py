@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from andes_adapters.contract import read_contract
+from andes_adapters.reading import WEIGHTS
+from andes_training.data.fingerprint import fingerprint
 from andes_training.loop import train
 from andes_training.recipe import Recipe
 
@@ -55,6 +57,12 @@ def train_adapter(
         "data": [{"path": str(p.resolve())} for p in data], **({"steps": steps} if steps else {"epochs": epochs}),
     }  # fmt: skip
     facts = {"base": agreed.hash, "adapter": name, "options": {k: v for k, v in options.items() if k != "recovery"}}
+    if recovery := options.get("recovery"):  # by what it holds, wherever it lies
+        try:
+            facts["recovery"] = fingerprint(Path(recovery) / WEIGHTS)
+        except OSError as error:
+            fix = "give the folder of an adapter, such as runs/recovery/adapters/recovery"
+            raise ConfigError("cannot be read", who=f"recovery {recovery}", why=str(error), fix=fix) from None
     recipe = structure(Recipe, {"name": name, "seed": seed, "pipeline": facts, "stages": [stage]}, "qalft train")
     train(pipeline, recipe, out, progress=progress, stopping=stopping, keep_model=False)
     return out / "adapters" / name

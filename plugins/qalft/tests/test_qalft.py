@@ -21,12 +21,12 @@ from andes_qalft.stage import QALFTStage
 from andes_qalft.training import train_adapter
 from andes_qat import QAT
 from attrs import evolve, fields
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from andes_sdk import Pipeline, hookimpl
 from andes_sdk.cli import app
-from andes_sdk.errors import CheckpointError, ConfigError, TrainingError
+from andes_sdk.errors import AssemblyError, CheckpointError, ConfigError, TrainingError
 from andes_sdk.testing import run_checks
 from andes_sdk.testing.material import answer_to_everything, conversation
 from andes_sdk.types import Compressed, Range
@@ -147,6 +147,69 @@ def test_a_recovery_adapter_is_where_training_starts(shared: Path, tmp_path: Pat
         )
 
 
+def test_a_run_goes_on_with_the_recovery_adapter_that_it_began_with_alone(shared: Path, tmp_path: Path) -> None:
+    one = shared / "run" / "adapters" / "one"
+    args = (shared / "m.andes", shared / "contract.json", [DATA], tmp_path / "run")
+    train_adapter(*args, name="two", steps=2, rate=1e-4, recovery=str(one))
+    moved = tmp_path / "moved"
+    shutil.copytree(one, moved)
+    train_adapter(*args, name="two", steps=2, rate=1e-4, recovery=str(moved))  # the same numbers elsewhere
+    tensors = load_file(one / WEIGHTS)
+    save_file({n: t + 1e-3 for n, t in tensors.items()}, moved / WEIGHTS, {"format": "pt"})
+    with pytest.raises(TrainingError, match="recovery"):
+        train_adapter(*args, name="two", steps=2, rate=1e-4, recovery=str(moved))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        train_adapter(*args, name="two", steps=2, rate=1e-4, recovery=str(tmp_path / "nowhere"))
+
+
+def test_an_adapter_never_stands_there_without_its_contract(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    from andes_sdk import files
+
+    replace = files.os.replace
+
+    def watched(source: Any, target: Any, *args: Any, **more: Any) -> None:
+        replace(source, target, *args, **more)
+        if (config := Path(target) / CONFIG).is_file():
+            seen.append(FIELD in json.loads(config.read_text()))
+
+    monkeypatch.setattr(files.os, "replace", watched)
+    train_adapter(shared / "m.andes", shared / "contract.json", [DATA], tmp_path / "run", name="x", steps=1)
+    assert seen
+    assert all(seen)
+
+
+def test_answers_round_inputs_by_the_contract_where_that_is_asked_for(shared: Path) -> None:
+    file = str(shared / "contract.json")
+    plain, asked = (
+        Pipeline.from_pretrained(shared / "m.andes", backend="torch", plugins=[{"qalft": {"file": file, **more}}])
+        for more in ({}, {"inference": True})
+    )
+    for pipe in (plain, asked):
+        pipe.add_adapter("one", shared / "run" / "adapters" / "one")
+    inputs = plain.prepare(conversation(0))
+    assert not torch.equal(answer_to_everything(asked.model, inputs), answer_to_everything(plain.model, inputs))
+    stage = plain.pick("training_stages", "qalft")
+    stage.recovery = str(shared / "run" / "adapters" / "one")
+    stage.put_in(plain.model)  # as it is trained: rounded inputs and the adapter
+    trained = plain.model.eval()
+    with torch.no_grad():
+        wanted = answer_to_everything(trained, inputs)
+    session = asked.session()
+    session.adapter = "one"
+    assert torch.allclose(session.prefill(inputs), wanted[-1], atol=1e-4)
+    assert "answers" in str(asked.explain())
+    for options, what in (({"file": file}, "numba"), ({}, "no contract")):
+        with pytest.raises(AssemblyError) as caught:
+            Pipeline.from_pretrained(
+                shared / "m.andes", backend="numba" if options else "torch",
+                plugins=[{"qalft": {**options, "inference": True}}],
+            )  # fmt: skip
+        assert what in str(caught.value.exceptions)
+
+
 # ---------------------------------------------------------------- contracts
 
 
@@ -160,7 +223,7 @@ def test_a_contract_is_written_once_and_never_changed(shared: Path, tmp_path: Pa
         evolve(made, rank=5).write(path)
     assert read_contract(path).hash == made.hash
     facts = json.loads(path.read_text())
-    for damage in ({"codes": "0" * 64}, {"rank": 9}, {"inputs": {}}, {"hash": "x"}, {"version": 2}):
+    for damage in ({"codes": "0" * 64}, {"rank": 9}, {"inputs": {}}, {"hash": "x"}, {"version": 1}):
         path.chmod(0o644)
         path.write_text(json.dumps({**facts, **damage}))
         with pytest.raises(CheckpointError, match="contract"):
@@ -211,6 +274,31 @@ def test_another_template_leaves_the_vocabulary_and_another_rank_is_refused(shar
     (other / CONFIG).write_text(json.dumps(fields | {FIELD: {**facts, "hash": fields[FIELD]["hash"]}}))
     with pytest.raises(CheckpointError, match="damaged"):
         pipe.add_adapter("rank", other)
+
+
+def test_a_tokenizer_with_one_other_merge_or_rule_is_another(shared: Path, tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(shared / "m.andes", backend="torch")
+    pipe.tokenizer.save(tmp_path / "a")
+    own = text_parts(pipe.tokenizer)
+    assert read_contract(shared / "contract.json").parts["tokenizer"] == own["tokenizer"]
+
+    def changed(change: Any) -> dict[str, str]:
+        folder = tmp_path / "b"
+        shutil.copytree(tmp_path / "a", folder, dirs_exist_ok=True)
+        facts = json.loads((folder / "tokenizer.json").read_text())
+        change(facts)
+        (folder / "tokenizer.json").write_text(json.dumps(facts, indent=3))
+        plugins = [*MODEL[:2], {"qwen3": {"preset": "tiny", "tokenizer": str(folder)}}]
+        return text_parts(Pipeline.from_plugins(plugins).tokenizer)
+
+    assert changed(lambda facts: None) == own  # however it is indented
+    for change in (
+        lambda facts: facts["model"]["merges"].pop(),
+        lambda facts: facts.update(normalizer={"type": "Lowercase"}),
+    ):
+        other = changed(change)
+        assert other["tokenizer"] != own["tokenizer"]
+        assert other["template"] == own["template"]
 
 
 def test_ranges_with_a_zero_point_are_refused(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

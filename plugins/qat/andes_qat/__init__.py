@@ -52,7 +52,7 @@ class QAT:
     projector: str = _grid("", "the projector's linear layers")
     scales: str = field(
         default="lsq", validator=in_(("absmean", "lsq", "seq")),
-        metadata={"help": "scales: from the weights (absmean), learned (lsq), learned and stretched (seq)"},
+        metadata={"help": "from the weights (absmean), learned (lsq), or stretched too where a grid is coarse (seq)"},
     )  # fmt: skip
     activations: int = field(
         default=0, validator=in_((0, 8, 16)), metadata={"help": "bits of the inputs of those layers; 0: floats"}
@@ -108,10 +108,11 @@ class QAT:
             body=self.body, roles=dict(self.roles), embedding=self.embedding, head=self.head, vision=self.vision,
             projector=self.projector,
         )  # fmt: skip
-        for kind, target in choice.grids().items():
-            if self.scales == "seq" and target is not None and not target.coarse:
-                fix = "use scales = 'lsq', or a grid of up to four balanced levels, such as ternary_g128 or nm14_w2"
-                raise ConfigError(f"{target.name} has more levels than seq is for", who=f"qat.{kind}", fix=fix)
+        grids = {kind: target for kind, target in choice.grids().items() if target is not None}
+        if self.scales == "seq" and grids and not any(target.coarse for target in grids.values()):
+            kind, target = next(iter(grids.items()))
+            fix = "use scales = 'lsq', or a grid of up to four balanced levels, such as ternary_g128 or nm14_w2"
+            raise ConfigError(f"{target.name} has more levels than seq is for", who=f"qat.{kind}", fix=fix)
         return choice
 
     @hookimpl
@@ -154,6 +155,8 @@ class QAT:
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
         """The grids, and how scales come about."""
         kinds = {n: getattr(self, n) for n in ("body", "embedding", "head", "vision", "projector")} | self.roles
-        inputs = f"{self.activations} bits, {self.ranges}" if self.activations else "floats"
+        inputs = "floats"
+        if self.activations:
+            inputs = f"{self.activations} bits, {self.ranges}; a packed file's answers on torch and numba do not round"
         grids = ", ".join(f"{kind} {name}" for kind, name in kinds.items() if name)
         return {"grids": grids or "none", "scales": self.scales, "inputs": inputs}

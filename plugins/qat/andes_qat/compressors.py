@@ -66,6 +66,9 @@ class Grids:
         modules = dict(model.named_modules())
         for name in record.targets:
             hold(modules[name], record.codes[f"{name}.weight"], record.ranges.get(name))
+        for name in record.ranges.keys() - record.targets.keys():  # a head that is the embedding too
+            shared = next(n for n in record.targets if modules[n].weight is modules[name].weight)
+            hold(modules[name], record.codes[f"{shared}.weight"], record.ranges[name])
         return Compressed(codes=record.codes, ranges=record.ranges, report=report)
 
 
@@ -191,7 +194,7 @@ def _give(model: Model, codes: Mapping[str, Codes]) -> dict[str, Any]:
 
 
 def _refuse_others(model: Model, codes: Mapping[str, Codes], folder: str) -> None:
-    """Refuse codes that are not those of the model's weights; what a type of fewer bits rounded off may differ."""
+    """Refuse codes that are not those of the model's weights: in float32, or as 16 bits of a checkpoint hold them."""
     modules = dict(model.named_modules())
     for name, one in codes.items():
         owner = name.removesuffix(".weight")
@@ -202,6 +205,7 @@ def _refuse_others(model: Model, codes: Mapping[str, Codes], folder: str) -> Non
             why = f"codes of {one.values.shape} in {folder}, weights of {tuple(weight.shape)}"
             raise ConfigError("codes of another shape", who=name, why=why, fix="open the run's own `model`")
         own, new = weight.detach().float().cpu(), torch.from_numpy(one.weights())
-        if float((own - new).norm()) > 0.01 * float(own.norm()):
-            why = f"the codes in {folder} stand for other numbers than the model has"
-            raise ConfigError("codes of other weights", who=name, why=why, fix="open the run's own `model`")
+        if not any(torch.equal(own, new.to(kind).float()) for kind in (torch.float32, torch.bfloat16, torch.float16)):
+            why = f"the codes in {folder} stand for other numbers; what was trained since would be undone"
+            fix = "open the run's own `model`, train on with the stage `qat`, or leave `codes` out to round to nearest"
+            raise ConfigError("codes of other weights", who=name, why=why, fix=fix)

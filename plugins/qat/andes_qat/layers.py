@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
-from andes_sparsity.masks import keep_mask
+from andes_sparsity.masks import exact, keep_mask
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 RULES = ("absmean", "lsq", "seq")
 INPUTS = ("learned", "calibrated")
+PARTS = (
+    "weight_base", "weight_scale", "weight_mask", "weight_sparse", "input_base", "input_scale", "input_most",
+)  # fmt: skip
 
 
 class Rounding(nn.Module):
@@ -29,13 +32,14 @@ class Rounding(nn.Module):
     Scales are a buffer, `weight_base` (rows, groups) and `input_base`, times e to the power of a parameter,
     `weight_scale` and `input_scale`, which is None where nothing is learned: so a step of the optimizer changes all of
     them by the same share, and none changes its sign. weight_mask (rows, columns) is a buffer where the grid is sparse,
-    input_most the largest magnitude seen so far.
+    weight_sparse whether the weights had its zeros from the start; input_most is the largest magnitude seen so far.
     """
 
     weight: Tensor
     weight_base: Tensor | None
     weight_scale: Tensor | None
     weight_mask: Tensor | None
+    weight_sparse: Tensor | None
     input_base: Tensor | None
     input_scale: Tensor | None
     input_most: Tensor
@@ -177,18 +181,22 @@ def put_in(module: nn.Module, target: Target, rule: str, bits: int, inputs: str,
     kind = RoundEmbedding if isinstance(module, nn.Embedding) else RoundLinear
     module.__class__ = kind  # in place: names, hooks and whoever holds the module stay
     one = cast("Rounding", module)
-    one.target, one.rule, one.bits, one.observing, one.before = target, rule, bits, bool(bits), before
-    mask = None
-    if target.sparse:
-        mask = torch.ones_like(weight, dtype=torch.bool) if shared is None else shared.weight_mask
+    one.target, one.bits, one.observing, one.before = target, bits, bool(bits), before
+    one.rule = "lsq" if rule == "seq" and not target.coarse else rule  # seq is for grids of few levels
+    mask, zeros = (None, None) if shared is None else (shared.weight_mask, shared.weight_sparse)
+    if target.sparse and shared is None:
+        there = not weight.is_meta and exact(weight.detach(), target.n, target.m)
+        zeros = torch.tensor(there, device=weight.device)
+        mask = keep_mask(weight.detach().abs(), target.n if there else target.m, target.m)
     one.register_buffer("weight_mask", mask)
+    one.register_buffer("weight_sparse", zeros)
     base, learned = None, None
     if rule != "absmean":
         base = _first_scales(weight, target, held) if shared is None else shared.weight_base
         learned = nn.Parameter(torch.zeros_like(cast("Tensor", base))) if shared is None else shared.weight_scale
     one.register_buffer("weight_base", base)
     one.register_parameter("weight_scale", cast("nn.Parameter | None", learned))
-    rounds = bool(bits) and shared is None and not isinstance(module, nn.Embedding)
+    rounds = bool(bits) and not isinstance(module, nn.Embedding)
     start = torch.ones((), device=weight.device)
     one.register_buffer("input_base", start if rounds else None)
     one.register_buffer("input_most", torch.zeros_like(start) if rounds else None)
@@ -227,10 +235,10 @@ def take_out(model: Model, *, learnt: bool = True) -> None:
     for name, module in layers.items():
         first = id(module.weight) not in seen
         seen.add(id(module.weight))
-        for part in ("weight_base", "weight_scale", "weight_mask", "input_base", "input_scale", "input_most"):
+        for part in PARTS:
             module._parameters.pop(part, None)
             module._buffers.pop(part, None)
-        given = made[name] if learnt and first else None if learnt else module.before
+        given = made[name] if learnt else module.before
         if learnt and first:
             module.weight.copy_(torch.from_numpy(made[name][0].weights()))
         if given is not None:

@@ -38,7 +38,7 @@ class Record:
 
 
 def write_record(folder: Path, layers: Mapping[str, Rounding]) -> None:
-    """Write what the layers compute with; the folder appears whole or not at all. Of tied ones the first is written.
+    """Write what the layers compute with; the folder appears whole or not at all. Of tied ones the first's codes.
 
     Raises:
         ConfigError: a range that cannot be. CheckpointError: scales that float16 cannot hold.
@@ -48,12 +48,11 @@ def write_record(folder: Path, layers: Mapping[str, Rounding]) -> None:
     grids: dict[str, str] = {}
     seen: set[int] = set()
     for name, layer in layers.items():
-        if id(layer.weight) in seen:
-            continue
-        seen.add(id(layer.weight))
-        codes[f"{name}.weight"], grids[name] = layer.codes(), layer.target.name
         if (one := layer.input_range()) is not None:
             ranges[name] = one
+        if id(layer.weight) not in seen:
+            seen.add(id(layer.weight))
+            codes[f"{name}.weight"], grids[name] = layer.codes(), layer.target.name
     refuse_ranges(ranges)
     facts = {
         "version": 1,

@@ -2,8 +2,9 @@
 
 Over the first steps ranges of inputs are measured; they are calibrated then, or learn from there on. On sparse grids
 survivors fall from m to n over the first share of the steps, and are chosen anew every few steps until the last share,
-as in the stage `sparse`. At the end the weights become codes times scales, and the codes are saved beside the model.
-With a teacher the loss is that of the stage `distillation`; else it is the cross-entropy on the answers.
+as in the stage `sparse`; where the weights have the grid's zeros already, they begin at n. At the end the weights
+become codes times scales, and the codes are saved beside the model. With a teacher the loss is that of the stage
+`distillation`; else it is the cross-entropy on the answers.
 Left out: division of the model among processes (FSDP), convolutions, the KV cache, rotations.
 """
 
@@ -150,7 +151,8 @@ class QATStage:
                 layer.settle_input(name)
             if due and layer.weight_mask is not None:
                 n, m = layer.target.n, layer.target.m
-                layer.choose(n if step == self.settled else survivors(step, self.ramp * self.steps, n, m))
+                fallen = step == self.settled or bool(layer.weight_sparse)
+                layer.choose(n if fallen else survivors(step, self.ramp * self.steps, n, m))
 
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """A packed batch -> (loss in nats, figures): those of the loss, and `sparsity` where a grid is sparse."""

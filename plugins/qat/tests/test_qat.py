@@ -17,6 +17,7 @@ from andes_qat.fake import codes_of, plain_scale, rounded, rounded_input
 from andes_qat.grids import grid
 from andes_qat.layers import HeldLinear, RoundLinear, put_in
 from andes_qat.record import read_record
+from andes_qat.stage import QATStage
 from andes_training.loop import train
 from andes_training.recipe import load_recipe
 from safetensors.torch import load_file, save_file
@@ -28,6 +29,7 @@ from andes_sdk.numbers import numbers_of
 from andes_sdk.testing.material import answer_to_everything, conversation
 
 VISION: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp"]
+QUERY = "language_model.model.layers.0.self_attn.q_proj"
 MODEL: list[Any] = [*VISION, {"qwen3": {"preset": "tiny"}}]
 
 
@@ -262,6 +264,54 @@ def test_a_second_stage_goes_on_from_the_codes_of_the_first() -> None:
     assert np.array_equal(again.codes().scales, before.scales.astype(np.float16))
 
 
+@pytest.mark.parametrize("name", ["nm14_w4", "nm14_w2"])
+def test_a_second_stage_keeps_the_zeros_of_the_first(name: str) -> None:
+    from andes_qat.layers import take_out
+
+    layer = nn.Linear(128, 16)
+    with torch.no_grad():
+        layer.weight.copy_(noise(16, 128))
+    one = put_in(layer, grid(name, ""), "lsq", 0, "learned", None)
+    assert not one.weight_sparse
+    one.choose(1)
+    before, model = one.codes(), nn.ModuleDict({"a": layer})
+    take_out(model)  # type: ignore[arg-type]
+    stage = QATStage(
+        module_rates={}, scale_rate=1.0, choice=None, rule="lsq", bits=0, inputs="learned", calibrate=1, every=1,
+        ramp=0.5, hold=0.25,
+    )  # fmt: skip
+    stage.steps = 8
+    again = put_in(layer, grid(name, ""), "lsq", 0, "learned", None)
+    for step in range(8):
+        stage.before_step(model, step)  # type: ignore[arg-type]
+        assert np.array_equal(again.codes().values, before.values)
+
+
+def test_the_input_of_a_head_that_is_the_embedding_is_rounded_and_packed(tmp_path: Path) -> None:
+    options = 'body = "w8", embedding = "w8", head = "w8", activations = 8'
+    recipe = write_run(tmp_path, options)
+    text = 'qwen3 = { preset = "tiny"'
+    recipe.write_text(recipe.read_text().replace(text, f"{text}, config = {{ tie_word_embeddings = true }}"))
+    pipe = trained(recipe, tmp_path / "out")
+    assert pipe.model.language_model.tied
+    record, head = read_record(tmp_path / "out" / "qat"), "language_model.lm_head"
+    assert head in record.ranges
+    assert f"{head}.weight" not in record.codes
+    assert record.numbers == numbers_of(pipe.model)
+    rows = noise(3, pipe.model.text.width)
+    exact = pipe.model.logits(rows)
+    module = pipe.model.get_submodule(head)
+    assert isinstance(module, HeldLinear)
+    scale = record.ranges[head].scale
+    assert torch.equal(exact, rounded_input(rows, torch.tensor(scale), 8) @ module.weight.T)
+    again = Pipeline.from_pretrained(tmp_path / "out" / "model", plugins=["qat"])
+    made = again.compress("qat", codes=str(tmp_path / "out" / "qat"))
+    assert torch.equal(again.model.logits(rows), exact)
+    artefact = write(again, made, tmp_path / "m.andes", recipe_for(again, made, "f16") | recipe_for(again, made, None))
+    assert artefact.numbers == record.numbers
+    assert artefact.ranges == record.ranges
+
+
 # ---------------------------------------------------------------- refused
 
 
@@ -271,6 +321,20 @@ def test_damaged_swapped_and_foreign_records_are_refused(tmp_path: Path) -> None
     pipe = Pipeline.from_plugins([*MODEL, "qat"], seed=9)
     with pytest.raises(ConfigError, match="codes of other weights"):
         pipe.compress("qat", codes=str(folder))
+    moved = Pipeline.from_pretrained(tmp_path / "out" / "model", plugins=["qat"])
+    with torch.no_grad():  # a few steps of fine-tuning after qat: far less than one level
+        moved.model.get_submodule(QUERY).weight[3, 5] += 1e-4
+    with pytest.raises(ConfigError, match="codes of other weights") as caught:
+        moved.compress("qat", codes=str(folder))
+    assert caught.value.who == f"{QUERY}.weight"
+    assert "undone" in caught.value.why
+    saved = moved.save_pretrained(tmp_path / "bf16", dtype="bfloat16")  # as other codes, too
+    with pytest.raises(ConfigError, match="codes of other weights"):
+        Pipeline.from_pretrained(saved, plugins=["qat"], dtype="float32").compress("qat", codes=str(folder))
+    whole = Pipeline.from_pretrained(tmp_path / "out" / "model", plugins=["qat"])
+    halved = whole.save_pretrained(tmp_path / "half", dtype="bfloat16")
+    again = Pipeline.from_pretrained(halved, plugins=["qat"], dtype="float32")
+    assert again.compress("qat", codes=str(folder)).report["source"] == "trained"
     tensors = load_file(folder / "codes.safetensors")
     first = sorted(n for n in tensors if n.endswith(".values"))[0]
     tensors[first][0, 0] ^= 1

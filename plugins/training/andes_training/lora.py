@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,10 +76,13 @@ class Lora:
             found |= {f"{name}.base_layer": 0.0, f"{name}.lora_A": rate, f"{name}.lora_B": rate}
         return found
 
-    def save(self, model: Model, folder: Path) -> None:
+    def save(self, model: Model, folder: Path, fields: Mapping[str, Any] | None = None) -> None:
         """Write the adapter as peft does; the folder appears whole or not at all.
 
         It names the model as it is now, without the adapter: what else learnt beside it is part of its base.
+
+        Args:
+            fields: further ones of `adapter_config.json`.
 
         Raises:
             TrainingError: files in the folder are no part of an adapter, and would be lost.
@@ -104,10 +107,12 @@ class Lora:
             named = {BASE: base} if base.startswith("weights:") else {}
             save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt", **named})
             config.save_pretrained(str(temporary))
-            if base and not named:
+            more = dict(fields or {}) | ({BASE: base} if base and not named else {})
+            if more:
                 path = temporary / CONFIG
-                fields = parse_json(path.read_bytes()) | {BASE: base}
-                path.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
+                path.write_text(
+                    json.dumps(parse_json(path.read_bytes()) | more, indent=2, sort_keys=True), encoding="utf-8"
+                )
 
     @contextlib.contextmanager
     def beside(self, model: Model) -> Iterator[None]:

@@ -1,0 +1,216 @@
+"""Write docs/results/compression.{json,md,svg} from what benchmarks/compression.py and benchmarks/qalft.py measured.
+
+    python benchmarks/compression_report.py --rows runs/compression.json --adapters runs/qalft.json
+    python benchmarks/compression_report.py          # the page and the plots again, from the JSON
+
+The first two files are what those commands print with --json; --decode is what benchmarks/adapters.py prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
+KINDS = {
+    "rtn": "rounded to nearest",
+    "gptq": "GPTQ",
+    "sparsegpt": "SparseGPT, rounded",
+    "qat": "trained on the grid",
+}
+COLOURS = {"rtn": "#bbbbbb", "gptq": "#ccbb44", "sparsegpt": "#66ccee", "qat": "#4477aa"}
+WAYS = {
+    "float_lora": "LoRA on floats, float base", "lora_then_ptq": "the same, merged and rounded with the base",
+    "lora_on_base": "the same, on the packed base as it is", "qlora": "trained on the packed base, inputs in floats",
+    "qalft": "QALFT: on the packed base and its ranges", "base": "the packed base alone",
+}  # fmt: skip
+PAGE = """# What compression keeps
+
+The model is `examples/nano/aligned`: 9 million parameters, 256 wide, so that groups of 128 are not padded. It points on
+pages, reads lines, names shapes and answers about easy pictures. Its own weights are the teacher. One seed each. All
+figures are in `compression.json`; `benchmarks/compression.py --help` says what each of them is.
+
+```sh
+python examples/nano/prepare.py elements line shapes easy
+.venv/bin/python benchmarks/compression.py --limit {questions} --steps {steps} --out runs/compression --json \\
+    > runs/compression.json
+.venv/bin/python benchmarks/qalft.py {qalft} --no-decode \\
+    --out runs/qalft --json > runs/qalft.json
+.venv/bin/python benchmarks/adapters.py --quick --json --threads 1 > runs/decode.json
+python benchmarks/compression_report.py --rows runs/compression.json --adapters runs/qalft.json \\
+    --decode runs/decode.json
+```
+
+A row alone: `--only "{example}"`. Rows without a score were measured with `--tokens-only`.
+
+## Formats
+
+*Tokens*: share of the answers' tokens that are the most likely ones behind the right ones before them, mean of four
+tasks, {tokens:,} tokens on pictures that training never saw. *Score*: mean of four tasks, free answers, {questions}
+questions each. *Kept* is in percent of the floats. Embedding and head are in `w4_g32`, encoder and projector in `w8`.
+`34+kv` is `ternary34_g128` with `w4_g128` for keys and values.
+
+{formats}
+
+![Kept against bits](compression.svg)
+
+{comments}
+## Steps
+
+{curve}
+
+## Adapters
+
+{adapters}
+
+## Decoding with an adapter
+
+{decode}
+"""
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def formats(rows: dict[str, dict[str, Any]]) -> str:
+    """The table of every row."""
+    lines = [
+        "| row | bits, body | bits, model | steps | answer tokens seen | CPU s | tokens | kept % | loss | score "
+        "| kept % | characters of an answer |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    order = sorted(rows.items(), key=lambda pair: (pair[1]["body_bpw"] != 16, -pair[1]["body_bpw"], pair[0]))
+    for name, one in order:
+        cells = [
+            name, f"{one['body_bpw']:.2f}", f"{one['model_bpw']:.2f}" if "model_bpw" in one else "",
+            one.get("steps", ""), f"{one['answer_tokens']:,}" if "answer_tokens" in one else "",
+            f"{one['cpu_seconds']:.0f}" if "cpu_seconds" in one else "", percent(one.get("tokens")),
+            percent(one.get("token_retention")), one.get("loss", ""), percent(one.get("score")),
+            percent(one.get("retention")), one.get("answer_characters", ""),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def plot(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """Left: what is kept against bits of the body. Right: the loss against steps, of each grid with several rows."""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for kind, label in KINDS.items():
+        some = [
+            (r["body_bpw"], 100 * r["token_retention"], n)
+            for n, r in rows.items()
+            if n.split()[0] == kind and "@" not in n
+        ]
+        left.scatter([s[0] for s in some], [s[1] for s in some], color=COLOURS[kind], label=label, zorder=3)
+        for bits, kept, name in some:
+            if kind == "qat":
+                left.annotate(name.split()[1], (bits, kept), textcoords="offset points", xytext=(4, 4), fontsize=8)
+    left.axhline(100, color="#222222", linewidth=0.8)
+    left.set(xlabel="bits per weight of the body", ylabel="tokens kept, % of the floats")
+    left.legend()
+    for body, points in curves(rows).items():
+        right.plot([p[0] for p in points], [100 * p[1] for p in points], marker="o", label=body)
+    if curves(rows):
+        right.legend()
+    right.set(xlabel="steps of training", ylabel="tokens kept, % of the floats", xscale="symlog")
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def curves(rows: dict[str, dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Body -> (steps, tokens kept), 0 steps being rounding to nearest; of bodies with several lengths of training."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for name, one in rows.items():
+        how, _, what = name.partition(" ")
+        if how in ("rtn", "qat"):
+            found.setdefault(what.partition("@")[0], []).append((one.get("steps", 0), one["token_retention"]))
+    return {body: sorted(points) for body, points in found.items() if len(points) > 2}
+
+
+def curve_table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = ["| grid | steps: tokens kept, % |", "|---|---|"]
+    for body, points in curves(rows).items():
+        lines.append(f"| {body} | {', '.join(f'{steps}: {100 * kept:.1f}' for steps, kept in points)} |")
+    return "\n".join(["Zero steps is rounding to nearest.", "", *lines]) if len(lines) > 2 else "No curve is measured."
+
+
+def adapters(found: dict[str, Any] | None) -> str:
+    """The table of ways on scenarios."""
+    if not found:
+        return "Not measured."
+    names = list(found["scores"])
+    lines = [f"| way | {' | '.join(names)} | mean |", f"|---|{'---|' * (len(names) + 1)}"]
+    for way, label in WAYS.items():
+        cells = [percent(found["scores"][n][way]) for n in names]
+        lines.append(f"| {label} | {' | '.join(cells)} | {percent(found['means'][way])} |")
+    after = (
+        f"Body of the base: `{found['body']}`, int8 inputs of {found['ranges']} layers, trained for "
+        f"{found['base_steps']} steps. Adapters: rank 16, {found['steps']} steps, rate {found['rate']:g}. "
+        f"{found['limit']} questions of each scenario; `benchmarks/qalft.py --help` describes them. Scores in percent."
+        f"\n\nQALFT against LoRA on floats: {found['vs_float_lora']:+.1f} %. Against LoRA that is rounded with the "
+        f"base: {found['vs_lora_then_ptq']:+.1f} points. Against inputs in floats: {found['vs_qlora']:+.1f} points. "
+        f"A switch of a session takes {found['switch_ms']} ms. Bytes of the base after all adapters: "
+        f"{'unchanged' if found['base_unchanged'] else 'CHANGED'}."
+    )
+    few = [name for name in names if found["scores"][name]["float_lora"] < 0.5]
+    doubt = (
+        f"\n\nLoRA on floats itself reaches less than half on {' and '.join(few)}: too few steps to compare ways there."
+    )
+    return "\n".join([*lines, "", after + (doubt if few else "")])
+
+
+def decode(found: dict[str, Any] | None) -> str:
+    if not found:
+        return "Not measured."
+    ratios = found["decode_ratio_adapter"]
+    return (
+        f"A step of Qwen3-0.6B's shape with rank 16 on all layers ÷ one without, {found['threads']} thread: "
+        f"{ratios['sub2']:.2f} at 1.6 bits,\n{ratios['w4']:.2f} at 4.5 bits. With three loaded and none attached: "
+        f"{found['decode_ratio_idle']['sub2']:.2f} and {found['decode_ratio_idle']['w4']:.2f}. On a machine\nat rest "
+        f"the last two are 1.00: how far they are from it says how far to trust the first two."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("rows", "adapters", "decode"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--comments", type=Path, help="a text of markdown to put below the plot")
+    given = parser.parse_args()
+    path = FOLDER / "compression.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    parts = {name: getattr(given, name) for name in ("rows", "adapters", "decode")}
+    found |= {name: json.loads(part.read_text()) for name, part in parts.items() if part is not None}
+    if given.comments is not None:
+        found["comments"] = given.comments.read_text(encoding="utf-8")
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    rows = found["rows"]["rows"]
+    plot({n: r for n, r in rows.items() if "token_retention" in r}, FOLDER / "compression.svg")
+    own = found.get("adapters") or {}
+    flags = {"--steps": "steps", "--base-steps": "base_steps", "--limit": "limit", "--lines": "lines", "--body": "body"}
+    lengths = [r["steps"] for n, r in rows.items() if n.startswith("qat") and "@" not in n]
+    page = PAGE.format(
+        questions=found["rows"]["questions"],
+        steps=lengths[0],
+        qalft=" ".join(f"{flag} {own[key]}" for flag, key in flags.items() if key in own),
+        example=next(n for n in rows if n.startswith("qat")),
+        tokens=sum(one["n"] for one in rows["bf16"]["forced"].values()),
+        formats=formats(rows),
+        comments=found.get("comments", ""),
+        curve=curve_table(rows),
+        adapters=adapters(found.get("adapters")),
+        decode=decode(found.get("decode")),
+    )
+    (FOLDER / "compression.md").write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
