@@ -21,7 +21,7 @@ from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.files import appearing_file, at_home
 from andes_sdk.types import Adapter, LowRank
 
-from .bundle import identity
+from .bundle import identity, opened
 from .environment import Tell, _quiet, python, work, workplace
 
 if TYPE_CHECKING:
@@ -131,8 +131,6 @@ def adapter_file(
         ConfigError: another base or contract, a layer or rank that LiteRT-LM does not take, a bundle without adapters.
         CheckpointError: files that are damaged. BackendUnavailable: LiteRT is not here.
     """
-    from .check import opened
-
     python()
     path = at_home(path)
     with workplace() as place:

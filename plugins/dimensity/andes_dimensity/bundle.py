@@ -11,6 +11,7 @@ import attrs
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.numbers import weights_of
 
+from .environment import work
 from .options import Options
 
 if TYPE_CHECKING:
@@ -59,3 +60,29 @@ def describe(pipeline: Pipeline, place: Path, options: Options) -> dict[str, Any
         "thinking": bool(getattr(tokenizer, "thinking", False)), "identity": identity(pipeline),
         "options": attrs.asdict(options, filter=_own),
     }  # fmt: skip
+
+
+def opened(path: Path, place: Path) -> dict[str, Any]:
+    """Unpack a bundle of ours.
+
+    Raises:
+        CheckpointError: it is none, or not whole.
+    """
+    fix = "write it again: andes deploy dimensity"
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(8)
+    except OSError as error:
+        raise CheckpointError("cannot be read", who=str(path), why=str(error), fix="check the path") from None
+    if magic != b"LITERTLM":
+        raise CheckpointError("is no .litertlm bundle", who=str(path), why=f"it starts with {magic!r}", fix=fix)
+    try:
+        said = work(place, {"do": "unpack", "file": str(path.absolute())}, limit=300)
+    except ConfigError as error:
+        raise CheckpointError("cannot be unpacked", who=str(path), why=error.why, fix=fix) from None
+    if not said["options"] or not said["whole"]:
+        raise CheckpointError("was not written by andes deploy", who=str(path), why="it names no options", fix=fix)
+    if said["broken"]:
+        why = f"these are not as they were written: {', '.join(said['broken'])}"
+        raise CheckpointError("was cut short or edited", who=str(path), why=why, fix=fix)
+    return said

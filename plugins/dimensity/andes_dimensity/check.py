@@ -15,13 +15,13 @@ from andes_adapters.reading import read_adapter
 from attrs import asdict, evolve, field, frozen
 
 from andes_sdk.config import structure
-from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.errors import CheckpointError
 from andes_sdk.inputs.patches import block_order, patchify
 from andes_sdk.runtime.engine import Engine
 from andes_sdk.runtime.policy import KeepAll
 
 from .adapters import made_up, refuse_other, write
-from .bundle import identity
+from .bundle import identity, opened
 from .compiler import SDK, compiler, taken, vendor, words
 from .environment import Tell, _quiet, python, work, workplace
 from .export import Lowered, lower
@@ -176,32 +176,6 @@ def not_here() -> list[tuple[str, str]]:
     if vendor() is not None:
         return phone
     return [("MediaTek's own compiler", f"{SDK} names no SDK of the vendor; its plugin ran over a stand-in"), *phone]
-
-
-def opened(path: Path, place: Path) -> dict[str, Any]:
-    """Unpack a bundle of ours.
-
-    Raises:
-        CheckpointError: it is none, or not whole.
-    """
-    fix = "write it again: andes deploy dimensity"
-    try:
-        with open(path, "rb") as file:
-            magic = file.read(8)
-    except OSError as error:
-        raise CheckpointError("cannot be read", who=str(path), why=str(error), fix="check the path") from None
-    if magic != b"LITERTLM":
-        raise CheckpointError("is no .litertlm bundle", who=str(path), why=f"it starts with {magic!r}", fix=fix)
-    try:
-        said = work(place, {"do": "unpack", "file": str(path.absolute())}, limit=300)
-    except ConfigError as error:
-        raise CheckpointError("cannot be unpacked", who=str(path), why=error.why, fix=fix) from None
-    if not said["options"] or not said["whole"]:
-        raise CheckpointError("was not written by andes deploy", who=str(path), why="it names no options", fix=fix)
-    if said["broken"]:
-        why = f"these are not as they were written: {', '.join(said['broken'])}"
-        raise CheckpointError("was cut short or edited", who=str(path), why=why, fix=fix)
-    return said
 
 
 # ---------------------------------------------------------------- graphs
