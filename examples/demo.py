@@ -1,6 +1,6 @@
 """Elements of a screenshot found by name: a trained model, packed into a few bits per weight, run by compiled kernels.
 
-python examples/demo.py                                          # what `make demo` runs: two screens that are bundled
+python examples/demo.py                                          # what `make demo` runs: three pages that are bundled
 python examples/demo.py --image shot.png --find "Sign in" Cart   # your own screenshot
 """
 
@@ -42,12 +42,12 @@ class Wanted:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The question as the model was trained on it."""
-        text = f"Where does it say “{self.name}”?"
+        text = f'Where does it say "{self.name}"?'
         return [{"role": "user", "content": [{"type": "image", "image": self.picture}, {"type": "text", "text": text}]}]
 
 
 def bundled() -> list[Wanted]:
-    """Elements of the bundled screens, of applications that training never saw."""
+    """Elements of the bundled pages, the first held-out ones with six elements; training never saw their words."""
     found = []
     for text in (SCREENS / "elements.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(text)
@@ -100,7 +100,7 @@ def show(wanted: list[Wanted], answers: list[Answer], console: Console) -> None:
         table.add_row(one.picture.name, one.name, shown, mark)
     console.print(table)
     if any(one.box for one in wanted):
-        console.print(f"{right} of {len(wanted)} hit; applications, and many of their words, are new to the model")
+        console.print(f"{right} of {len(wanted)} hit; the pages are drawn, and their words are new to the model")
 
 
 def main() -> None:

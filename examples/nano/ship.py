@@ -1,10 +1,8 @@
 """Put trained andes-nano into the distribution `plugins/nano`: bfloat16 weights, and a card from the runs' records.
 
-    python examples/nano/ship.py instruct 6-mpo       # the model of runs/nano/6-mpo, and the runs that led to it
-    python examples/nano/ship.py thinking 7-grpo
-    python examples/nano/ship.py --cards              # the cards alone, from docs/results/nano.json
-
-The figures of a card are those of `benchmarks/nano.py NAME --out docs/results/nano.json`.
+    python examples/nano/ship.py instruct 5-sft       # the model of runs/nano/5-sft, and the runs that led to it
+    python benchmarks/nano.py andes-nano --name andes-nano --out docs/results/nano.json
+    python examples/nano/ship.py --cards              # its card, from these figures
 """
 
 from __future__ import annotations
