@@ -201,12 +201,17 @@ def test_answers_round_inputs_by_the_contract_where_that_is_asked_for(shared: Pa
     session.adapter = "one"
     assert torch.allclose(session.prefill(inputs), wanted[-1], atol=1e-4)
     assert "answers" in str(asked.explain())
-    for options, what in (({"file": file}, "numba"), ({}, "no contract")):
+    bare = Pipeline.from_pretrained(shared / "m.andes", backend="torch", plugins=["qalft"])
+    assert "not rounded" in str(bare.explain())  # no contract says by which ranges
+    for backend, options, what in (
+        ("numba", {"file": file}, "numba"),
+        ("torch", {}, "no contract"),
+        ("torch", {"file": file, "ranges": False}, "train without `inference`"),
+    ):
         with pytest.raises(AssemblyError) as caught:
             Pipeline.from_pretrained(
-                shared / "m.andes", backend="numba" if options else "torch",
-                plugins=[{"qalft": {**options, "inference": True}}],
-            )  # fmt: skip
+                shared / "m.andes", backend=backend, plugins=[{"qalft": {**options, "inference": True}}]
+            )
         assert what in str(caught.value.exceptions)
 
 
