@@ -279,6 +279,13 @@ def test_another_template_leaves_the_vocabulary_and_another_rank_is_refused(shar
     (other / CONFIG).write_text(json.dumps(fields | {FIELD: {**facts, "hash": fields[FIELD]["hash"]}}))
     with pytest.raises(CheckpointError, match="damaged"):
         pipe.add_adapter("rank", other)
+    for gone in ({"version"}, {"version", "floats"}):  # as contracts 2 and 1 were carried
+        old = {k: v for k, v in facts.items() if k not in gone}
+        (other / CONFIG).write_text(json.dumps(fields | {FIELD: {**old, "hash": hash_of(old)}}))
+        with pytest.raises(CheckpointError, match="another version") as caught:
+            pipe.add_adapter("rank", other)
+        assert caught.value.why.startswith("contract of version 1 or 2,")
+        assert "train the adapter again" in caught.value.fix
 
 
 def test_a_tokenizer_with_one_other_merge_or_rule_is_another(shared: Path, tmp_path: Path) -> None:
