@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -56,12 +58,18 @@ def test_a_script_can_be_imported(name: str, failed: dict[str, tuple[str, str]])
     assert not told, told
 
 
-def test_rows_of_another_rate_or_other_data_are_told_apart(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("andes_compression_benchmark", FOLDER / "compression.py")
+def opened(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(f"andes_benchmark_{name}", FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_rows_of_another_rate_or_other_data_are_told_apart(tmp_path: Path) -> None:
+    module = opened("compression")
     for name in ("a", "b"):
         for split in ("train", "test"):
             (tmp_path / name / split).mkdir(parents=True)
@@ -74,3 +82,16 @@ def test_rows_of_another_rate_or_other_data_are_told_apart(tmp_path: Path) -> No
     (tmp_path / "b" / "train" / "easy.jsonl").write_text("{} \n")
     for change in ({"data": tmp_path / "b"}, {"rate": 1e-4}, {"limit": 4}):
         assert module.setting_of(Namespace(**{**given, **change})) != own
+
+
+def test_the_page_of_compression_names_the_calls_that_made_its_rows() -> None:
+    pytest.importorskip("matplotlib")
+    found = json.loads((ROOT / "docs" / "results" / "compression.json").read_text(encoding="utf-8"))
+    said = opened("compression_report").commands(found)
+    assert said in (ROOT / "docs" / "results" / "compression.md").read_text(encoding="utf-8")
+    asked = [shlex.split(text) for text in said.replace("\\\n", "").splitlines() if "benchmarks/compression.py" in text]
+    names = {"--tokens-only" in call: call[call.index("--only") + 1 : call.index("--out")] for call in asked}
+    rows = found["rows"]["rows"]
+    assert sorted(names.get(False, []) + names.get(True, [])) == sorted(rows)
+    assert all("score" in rows[name] for name in names.get(False, []))
+    assert ("benchmarks/qalft.py" in said) == bool(found.get("adapters"))
