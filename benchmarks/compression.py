@@ -18,8 +18,8 @@ above that model on noise pictures. Body is what a row names; embedding and head
 body_bpw counts the bytes of the file, scales and padding included; model_bpw all of it. Rows `qat BODY@STEPS` are of
 so many steps. "34+kv" is ternary34_g128 with w4_g128 for k and v: as large as nm14_w4.
 
-A folder given as --out keeps rows and states of training: the same command goes on where it was stopped. Another model
-or other questions are refused there. smollm_gain_over_ptq is null: no text model is measured.
+A folder given as --out keeps rows and states of training: the same command goes on where it was stopped. Another model,
+other data, questions or rate are refused there. smollm_gain_over_ptq is null: no text model is measured.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ from andes_sdk.storage.checkpoint import stored_tensors
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import nano  # noqa: E402
-from nano import DATA, answers_of, by_name, read, right, spread  # noqa: E402
+from held_out import DATA  # noqa: E402 - nano.py has made it importable
+from nano import answers_of, by_name, read, right, spread  # noqa: E402
 
 TASKS = {
     "elements": ("place",), "line": ("error",), "shapes": ("text", "place", "yes_no"), "easy": ("text", "yes_no")
@@ -257,6 +258,18 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def setting_of(given: argparse.Namespace) -> dict[str, Any]:
+    """What all rows of a folder share; the model by its weights, data by its lines, wherever they lie."""
+    weights = sorted(given.model.glob("*.safetensors"))
+    lines = [given.data / split / f"{part}.jsonl" for split in ("train", "test") for part in TASKS]
+    hashes = {"model": _hash(weights), "data": _hash(lines)}
+    return {**hashes, "rate": given.rate, "questions": given.limit}
+
+
+def _hash(paths: Sequence[Path]) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
 def known(names: Sequence[str]) -> None:
     """Refuse rows that there are none of."""
     for name in names:
@@ -285,17 +298,16 @@ def main() -> None:
     quick = ["bf16", "rtn nm14_w4", "rtn ternary34_g128", "qat nm14_w4", "qat ternary34_g128"]
     given.only = given.only or (quick if given.quick else ["noise", *ROWS])
     known(given.only)
-    for part in TASKS:
-        if not (given.data / "test" / f"{part}.jsonl").is_file():
-            parser.error(f"{given.data / 'test' / part}.jsonl is missing: python examples/nano/prepare.py {part}")
+    for path in (given.data / split / f"{part}.jsonl" for split in ("train", "test") for part in TASKS):
+        if not path.is_file():
+            parser.error(f"{path} is missing: python examples/nano/prepare.py {path.stem}")
     torch.set_num_threads(1)
     nano.BATCH = 50
     with contextlib.ExitStack() as stack:
         folder = given.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
         kept = folder / "rows.json"
-        weights = b"".join(p.read_bytes() for p in sorted(given.model.glob("*.safetensors")))
-        setting = {"model": hashlib.sha256(weights).hexdigest(), "questions": given.limit}
+        setting = setting_of(given)
         found = json.loads(kept.read_text()) if kept.exists() else {"setting": setting, "rows": {}}
         if found["setting"] != setting:
             raise SystemExit(f"{kept}: rows of {found['setting']}, not of {setting}; choose another --out")

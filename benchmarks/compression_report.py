@@ -38,17 +38,10 @@ pages, reads lines, names shapes and answers about easy pictures. Its own weight
 figures are in `compression.json`; `benchmarks/compression.py --help` says what each of them is.
 
 ```sh
-python examples/nano/prepare.py elements line shapes easy
-.venv/bin/python benchmarks/compression.py --limit {questions} --steps {steps} --out runs/compression --json \\
-    > runs/compression.json
-.venv/bin/python benchmarks/qalft.py {qalft} --no-decode \\
-    --out runs/qalft --json > runs/qalft.json
-.venv/bin/python benchmarks/adapters.py --quick --json --threads 1 > runs/decode.json
-python benchmarks/compression_report.py --rows runs/compression.json --adapters runs/qalft.json \\
-    --decode runs/decode.json
+{commands}
 ```
 
-A row alone: `--only "{example}"`. Rows without a score were measured with `--tokens-only`.
+A folder keeps its rows, so the last call prints those of all. Rows without a score were measured with `--tokens-only`.
 
 ## Formats
 
@@ -179,6 +172,39 @@ def decode(found: dict[str, Any] | None) -> str:
     )
 
 
+def commands(found: dict[str, Any]) -> str:
+    """The calls that make the page's figures, and none for what is not there."""
+    rows = found["rows"]["rows"]
+    steps = {r["steps"] for n, r in rows.items() if n.startswith("qat") and "@" not in n}
+    rate = found["rows"].get("rate")
+    setting = [
+        f"--limit {found['rows']['questions']}",
+        *(f"--steps {n}" for n in steps),
+        *([f"--rate {rate}"] * bool(rate)),
+    ]
+    lines = ["python examples/nano/prepare.py elements line shapes easy"]
+    for flag, some in (
+        ("", [n for n, r in rows.items() if "score" in r]),
+        (" --tokens-only", [n for n, r in rows.items() if "score" not in r]),
+    ):
+        if some:
+            names = " ".join(f'"{n}"' if " " in n else n for n in some)
+            lines.append(f".venv/bin/python benchmarks/compression.py {' '.join(setting)}{flag} \\")
+            lines += [f"    --only {names} \\", "    --out runs/compression --json > runs/compression.json"]
+    report = ["--rows runs/compression.json"]
+    if own := found.get("adapters"):
+        keys = ("steps", "base_steps", "limit", "lines", "body")
+        flags = " ".join(f"--{key.replace('_', '-')} {own[key]}" for key in keys if key in own)
+        lines.append(f".venv/bin/python benchmarks/qalft.py {flags} --no-decode \\")
+        lines.append("    --out runs/qalft --json > runs/qalft.json")
+        report.append("--adapters runs/qalft.json")
+    if found.get("decode"):
+        threads = found["decode"]["threads"]
+        lines.append(f".venv/bin/python benchmarks/adapters.py --quick --json --threads {threads} > runs/decode.json")
+        report.append("--decode runs/decode.json")
+    return "\n".join([*lines, f"python benchmarks/compression_report.py {' '.join(report)}"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("rows", "adapters", "decode"):
@@ -194,14 +220,9 @@ def main() -> None:
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     rows = found["rows"]["rows"]
     plot({n: r for n, r in rows.items() if "token_retention" in r}, FOLDER / "compression.svg")
-    own = found.get("adapters") or {}
-    flags = {"--steps": "steps", "--base-steps": "base_steps", "--limit": "limit", "--lines": "lines", "--body": "body"}
-    lengths = [r["steps"] for n, r in rows.items() if n.startswith("qat") and "@" not in n]
     page = PAGE.format(
         questions=found["rows"]["questions"],
-        steps=lengths[0],
-        qalft=" ".join(f"{flag} {own[key]}" for flag, key in flags.items() if key in own),
-        example=next(n for n in rows if n.startswith("qat")),
+        commands=commands(found),
         tokens=sum(one["n"] for one in rows["bf16"]["forced"].values()),
         formats=formats(rows),
         comments=found.get("comments", ""),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FIELD = "andes_contract"
 """Our own field of `adapter_config.json`: the contract's mark."""
 FILE = "contract.json"
-VERSION = 2
+VERSION = 3
 PARTS = ("codes", "scales", "floats", "ranges", "tokenizer", "template")
 """What is hashed: codes and scales of matrices, tensors without codes, ranges of inputs, vocabulary, chat template."""
 WORDS = {
@@ -41,7 +41,7 @@ AGAIN = "write it again with `andes qalft contract`"
 
 @frozen(kw_only=True)
 class Contract:
-    """A contract. Its hash is over the parts, the base's `numbers`, the rank and every tensor's hash.
+    """A contract. Its hash is over the version, parts, the base's `numbers`, the rank and every tensor's hash.
 
     Attributes:
         parts: name -> sha256. numbers: of the base (`Artefact.numbers`). rank: of every adapter.
@@ -56,9 +56,9 @@ class Contract:
 
     @property
     def mark(self) -> dict[str, Any]:
-        """What an adapter carries: parts, numbers, rank, one hash of all tensors, and the hash over them."""
+        """What an adapter carries: version, parts, numbers, rank, one hash of all tensors, and the hash over them."""
         weights = hash_of(dict(self.tensors))
-        facts = {**self.parts, "numbers": self.numbers, "rank": self.rank, "weights": weights}
+        facts = {"version": VERSION, **self.parts, "numbers": self.numbers, "rank": self.rank, "weights": weights}
         return {**facts, "hash": hash_of(facts)}
 
     @property
@@ -79,7 +79,7 @@ class Contract:
             fix = "give another file: adapters trained for the old one still need it"
             raise CheckpointError("a contract is never changed", who=str(path), why=why, fix=fix)
         ranges = {n: {"bits": r.bits, "scale": r.scale, "zero": r.zero} for n, r in sorted(self.ranges.items())}
-        facts = {"version": VERSION, **self.mark, "inputs": ranges, "tensors": dict(sorted(self.tensors.items()))}
+        facts = {**self.mark, "inputs": ranges, "tensors": dict(sorted(self.tensors.items()))}
         with appearing_file(path) as temporary:
             temporary.write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
         path.chmod(0o444)
@@ -189,12 +189,18 @@ def mark_of(config: Mapping[str, Any], who: str) -> Mapping[str, Any] | None:
     """The contract that an adapter carries, checked against its own hash; None where it carries none.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged, or of another version.
     """
     mark = config.get(FIELD)
     if mark is None:
         return None
-    names = {*PARTS, "numbers", "rank", "weights", "hash"}
+    names = {"version", *PARTS, "numbers", "rank", "weights", "hash"}
+    if isinstance(mark, dict) and set(mark) >= names - {"version", "floats"}:
+        version = mark.get("version", "1 or 2")  # which adapters did not carry
+        if version != VERSION:
+            why = f"contract of version {version}, this andes-adapters reads {VERSION}"
+            fix = "write the contract again with `andes qalft contract`, and train the adapter again"
+            raise CheckpointError("carries a contract of another version", who=who, why=why, fix=fix)
     if not isinstance(mark, dict) or set(mark) != names:
         raise CheckpointError("carries a contract that is none", who=who, fix="train the adapter again")
     if hash_of({k: v for k, v in mark.items() if k != "hash"}) != mark["hash"]:

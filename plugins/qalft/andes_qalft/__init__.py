@@ -79,9 +79,14 @@ class QALFT:
 
     @hookimpl
     def andes_check(self, plan: Plan) -> list[str]:
-        """Ranges that would be passed by."""
+        """Ranges that would be passed by, or would hold where they are not to."""
         if not self.inference:
             return []
+        if not self.ranges:
+            why = "answers would be rounded, and training with them"
+            return [
+                f"qalft.ranges: false beside inference: {why}: train without `inference`, then open the base with it"
+            ]
         if not self.file:
             return ["qalft.inference: no contract says the ranges: give `file`"]
         if plan.backend != "torch":
@@ -91,7 +96,7 @@ class QALFT:
     @hookimpl
     def andes_explain(self, plan: Plan) -> Mapping[str, str]:
         """The contract, where adapters start, and whether ranges hold when the model answers."""
-        where = [place for place, on in (("training", self.ranges), ("answers", self.inference)) if on]
+        where = [place for place, on in (("training", self.ranges), ("answers", self.inference)) if on and self.file]
         return {
             "contract": self.file or "none: the base is not compared",
             "starts from": self.recovery or "zero",

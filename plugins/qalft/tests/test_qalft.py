@@ -201,12 +201,17 @@ def test_answers_round_inputs_by_the_contract_where_that_is_asked_for(shared: Pa
     session.adapter = "one"
     assert torch.allclose(session.prefill(inputs), wanted[-1], atol=1e-4)
     assert "answers" in str(asked.explain())
-    for options, what in (({"file": file}, "numba"), ({}, "no contract")):
+    bare = Pipeline.from_pretrained(shared / "m.andes", backend="torch", plugins=["qalft"])
+    assert "not rounded" in str(bare.explain())  # no contract says by which ranges
+    for backend, options, what in (
+        ("numba", {"file": file}, "numba"),
+        ("torch", {}, "no contract"),
+        ("torch", {"file": file, "ranges": False}, "train without `inference`"),
+    ):
         with pytest.raises(AssemblyError) as caught:
             Pipeline.from_pretrained(
-                shared / "m.andes", backend="numba" if options else "torch",
-                plugins=[{"qalft": {**options, "inference": True}}],
-            )  # fmt: skip
+                shared / "m.andes", backend=backend, plugins=[{"qalft": {**options, "inference": True}}]
+            )
         assert what in str(caught.value.exceptions)
 
 
@@ -274,6 +279,13 @@ def test_another_template_leaves_the_vocabulary_and_another_rank_is_refused(shar
     (other / CONFIG).write_text(json.dumps(fields | {FIELD: {**facts, "hash": fields[FIELD]["hash"]}}))
     with pytest.raises(CheckpointError, match="damaged"):
         pipe.add_adapter("rank", other)
+    for gone in ({"version"}, {"version", "floats"}):  # as contracts 2 and 1 were carried
+        old = {k: v for k, v in facts.items() if k not in gone}
+        (other / CONFIG).write_text(json.dumps(fields | {FIELD: {**old, "hash": hash_of(old)}}))
+        with pytest.raises(CheckpointError, match="another version") as caught:
+            pipe.add_adapter("rank", other)
+        assert caught.value.why.startswith("contract of version 1 or 2,")
+        assert "train the adapter again" in caught.value.fix
 
 
 def test_a_tokenizer_with_one_other_merge_or_rule_is_another(shared: Path, tmp_path: Path) -> None:

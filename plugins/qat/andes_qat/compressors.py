@@ -25,7 +25,7 @@ from andes_sdk.types import Codes, Compressed
 from .fake import codes_of
 from .grids import Choice, Target, places
 from .layers import hold
-from .record import read_record
+from .record import Record, read_record
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -62,13 +62,13 @@ class Grids:
             return Compressed(codes=made, report={"source": "rounded to nearest", **_give(model, made)})
         record = read_record(folder)
         _refuse_others(model, record.codes, folder)
+        shared = _shared(model, record, folder)
         report = {"source": "trained", "numbers": record.numbers, **_give(model, record.codes)}
         modules = dict(model.named_modules())
         for name in record.targets:
             hold(modules[name], record.codes[f"{name}.weight"], record.ranges.get(name))
-        for name in record.ranges.keys() - record.targets.keys():  # a head that is the embedding too
-            shared = next(n for n in record.targets if modules[n].weight is modules[name].weight)
-            hold(modules[name], record.codes[f"{shared}.weight"], record.ranges[name])
+        for name, owner in shared.items():
+            hold(modules[name], record.codes[f"{owner}.weight"], record.ranges[name])
         return Compressed(codes=record.codes, ranges=record.ranges, report=report)
 
 
@@ -191,6 +191,23 @@ def _give(model: Model, codes: Mapping[str, Codes]) -> dict[str, Any]:
         size += float(weight.double().square().sum())
         weight.copy_(new)
     return {"matrices": len(codes), "relative_error": (change / size) ** 0.5 if size else 0.0}
+
+
+def _shared(model: Model, record: Record, folder: str) -> dict[str, str]:
+    """Modules with a range alone, such as a head that is the embedding too -> the module whose codes they have.
+
+    Raises:
+        ConfigError: naming the first that is not there, or shares no codes.
+    """
+    modules, found = dict(model.named_modules()), {}
+    owners = {id(modules[name].weight): name for name in record.targets}
+    for name in sorted(record.ranges.keys() - record.targets.keys()):
+        module = modules.get(name)
+        if (owner := owners.get(id(getattr(module, "weight", None)))) is None:
+            what = "the model has no such module" if module is None else "a range, and no codes for its weights"
+            raise ConfigError(what, who=name, why=f"{folder} has a range for it", fix="open the run's own `model`")
+        found[name] = owner
+    return found
 
 
 def _refuse_others(model: Model, codes: Mapping[str, Codes], folder: str) -> None:

@@ -17,6 +17,7 @@ from andes_training.stopping import Stopping
 
 from andes_sdk.config import structure
 from andes_sdk.errors import ConfigError
+from andes_sdk.numbers import weights_of
 
 if TYPE_CHECKING:
     from andes_packing import Artefact
@@ -43,7 +44,8 @@ def sub2(
 
     Args:
         model: a checkpoint folder, the teacher too. data: files of conversations, such as the model was trained on.
-        run: folder of states; the same call goes on there. options: of the plugin `qat`, over the recipe's.
+        run: folder of states; the same call goes on there, one of another model is refused.
+        options: of the plugin `qat`, over the recipe's.
         console: where progress is shown; None for nowhere.
 
     Raises:
@@ -61,7 +63,7 @@ def sub2(
         "stage": "qat", "steps": steps, "warmup": steps // 20, "schedule": "linear",
         "checkpoint_every": max(1, min(100, steps // 4)), "data": [{"path": str(p.resolve())} for p in data],
     }  # fmt: skip
-    facts = {"sub2": {k: v for k, v in own.items() if k != "teacher"}}
+    facts = {"sub2": {k: v for k, v in own.items() if k != "teacher"}, "model": weights_of(pipe.model)}
     recipe = structure(Recipe, {"name": "sub2", "pipeline": facts, "stages": [stage]}, "recipe sub2")
     with Progress(run, console, [10]) as progress, Stopping() as stopping:
         pipe.train(recipe, run, progress=progress, stopping=stopping)

@@ -20,6 +20,7 @@ from andes_qat.record import read_record
 from andes_qat.stage import QATStage
 from andes_training.loop import train
 from andes_training.recipe import load_recipe
+from attrs import evolve
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -315,7 +316,7 @@ def test_the_input_of_a_head_that_is_the_embedding_is_rounded_and_packed(tmp_pat
 # ---------------------------------------------------------------- refused
 
 
-def test_damaged_swapped_and_foreign_records_are_refused(tmp_path: Path) -> None:
+def test_damaged_swapped_and_foreign_records_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(write_run(tmp_path, 'body = "w8", activations = 8', "steps = 3"), tmp_path / "out")
     folder = tmp_path / "out" / "qat"
     pipe = Pipeline.from_plugins([*MODEL, "qat"], seed=9)
@@ -335,6 +336,14 @@ def test_damaged_swapped_and_foreign_records_are_refused(tmp_path: Path) -> None
     halved = whole.save_pretrained(tmp_path / "half", dtype="bfloat16")
     again = Pipeline.from_pretrained(halved, plugins=["qat"], dtype="float32")
     assert again.compress("qat", codes=str(folder)).report["source"] == "trained"
+    own = read_record(folder)
+    for strange, what in (("language_model.nowhere", "no such module"), ("vision_encoder", "no codes")):
+        foreign = evolve(own, ranges={**own.ranges, strange: next(iter(own.ranges.values()))})
+        monkeypatch.setattr("andes_qat.compressors.read_record", lambda path, foreign=foreign: foreign)
+        with pytest.raises(ConfigError, match=what) as caught:
+            whole.compress("qat", codes=str(folder))
+        assert caught.value.who == strange
+    monkeypatch.undo()
     tensors = load_file(folder / "codes.safetensors")
     first = sorted(n for n in tensors if n.endswith(".values"))[0]
     tensors[first][0, 0] ^= 1

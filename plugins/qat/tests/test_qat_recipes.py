@@ -46,6 +46,12 @@ def test_a_recipe_trains_and_packs_what_it_trained(model: Path, tmp_path: Path) 
     assert all(torch.equal(packed[name].float(), trained[name].float()) for name in record.codes)
     again = CliRunner().invoke(app, [*command, "-o", "rate=1e-3"])  # the run is done: it is packed again
     assert json.loads(again.stdout)["numbers"] == facts["numbers"]
+    other = Pipeline.from_plugins(MODEL, seed=5).save_pretrained(tmp_path / "other")
+    before = out.read_bytes()
+    refused = CliRunner().invoke(app, ["compress", str(other), *command[2:], "-o", "rate=1e-3"])
+    assert refused.exit_code != 0
+    assert "another recipe" in refused.output + str(refused.stderr)
+    assert out.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -56,6 +62,8 @@ def test_a_recipe_trains_and_packs_what_it_trained(model: Path, tmp_path: Path) 
         (["--recipe", "sub2", "--data", DATA, "-o", "body=w5"], "no grid 'w5'"),
         (["--recipe", "sub2", "--data", DATA, "--head", "w8"], "a recipe has its formats"),
         (["qat", "--recipe", "sub2"], "one of them"),
+        (["gptq", "-p", "qat", "--data", DATA], "--data: for --recipe alone"),
+        (["qat", "-p", "qat", "--steps", "5", "--run", "r"], "--steps, --run: for --recipe alone"),
         ([], "one of them"),
     ],
 )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 RECIPES = "andes_compression.recipes"
 """Group of entry points: recipes that train a model before they pack it."""
+STEPS = 2000
+"""Of a recipe, unless told otherwise."""
 Option = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="OPTION=VALUE", help="For the compressor; repeatable.")
 ]
@@ -34,7 +36,7 @@ def compress(
         str | None, typer.Option(help="Instead of COMPRESSOR: train on a grid and pack, such as sub2.")
     ] = None,
     data: Annotated[list[Path] | None, typer.Option(help="For --recipe: files of conversations; repeatable.")] = None,
-    steps: Annotated[int, typer.Option(min=4, help="For --recipe: optimizer steps.")] = 2000,
+    steps: Annotated[int | None, typer.Option(min=4, help=f"For --recipe: optimizer steps. [default: {STEPS}]")] = None,
     run: Annotated[Path | None, typer.Option(help="For --recipe: folder of states. [default: OUT.run]")] = None,
     option: Option = None,
     form: Annotated[
@@ -57,8 +59,13 @@ def compress(
     if recipe is not None:
         if form or head or change or plugin or vision != "f16":
             raise typer.BadParameter("a recipe has its formats: leave --format, --head, --vision, --set and -p out")
-        _train(recipe, model, data or [], out, run or out.with_name(f"{out.name}.run"), steps, option or [], as_json)
+        folder = run or out.with_name(f"{out.name}.run")
+        _train(recipe, model, data or [], out, folder, steps or STEPS, option or [], as_json)
         return
+    if given := [name for name, value in (("--data", data), ("--steps", steps), ("--run", run)) if value is not None]:
+        raise typer.BadParameter(
+            f"{', '.join(given)}: for --recipe alone; give a compressor options by -o, as -o data=FILE"
+        )
     from andes_compression import bpw as counting
     from andes_compression.compress import compress as compressed
     from andes_compression.compress import recipe_for, write

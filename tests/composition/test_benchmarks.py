@@ -1,0 +1,97 @@
+"""Every script of `benchmarks/` can be imported, in one process; without an optional library it is skipped."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "benchmarks"
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
+IMPORT = """
+import importlib, json, sys, traceback
+sys.path.insert(0, sys.argv[1])
+said = {}
+for name in sys.argv[2:]:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        said[name] = [error.name, traceback.format_exc()]
+    except BaseException:
+        said[name] = ["", traceback.format_exc()]
+print(json.dumps(said))
+"""
+
+
+def optional(missing: str) -> bool:
+    """Whether a module that is missing is a whole library, or a plugin of the repository that is not installed."""
+    if missing.startswith("andes_"):
+        return any(ROOT.glob(f"plugins/*/{missing}/__init__.py"))
+    return bool(missing) and not any([*FOLDER.glob(f"{missing}.py"), *ROOT.glob(f"examples/*/{missing}.py")])
+
+
+@pytest.fixture(scope="module")
+def failed() -> dict[str, tuple[str, str]]:
+    """Script -> the module that it misses, or "", and the traceback."""
+    command = [sys.executable, "-c", IMPORT, str(FOLDER), *SCRIPTS]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "MPLBACKEND": "agg"}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: tuple(one) for name, one in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_can_be_imported(name: str, failed: dict[str, tuple[str, str]]) -> None:
+    missing, told = failed.get(name, ("", ""))
+    if optional(missing):
+        pytest.skip(f"{missing} is not installed")
+    assert not told, told
+
+
+def opened(name: str) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(f"andes_benchmark_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_rows_of_another_rate_or_other_data_are_told_apart(tmp_path: Path) -> None:
+    module = opened("compression")
+    for name in ("a", "b"):
+        for split in ("train", "test"):
+            (tmp_path / name / split).mkdir(parents=True)
+            for part in module.TASKS:
+                (tmp_path / name / split / f"{part}.jsonl").write_text("{}\n")
+    (tmp_path / "m.safetensors").write_bytes(b"x")
+    given = {"model": tmp_path, "data": tmp_path / "a", "rate": None, "limit": 3}
+    own = module.setting_of(Namespace(**given))
+    assert module.setting_of(Namespace(**{**given, "data": tmp_path / "b"})) == own  # the same lines elsewhere
+    (tmp_path / "b" / "train" / "easy.jsonl").write_text("{} \n")
+    for change in ({"data": tmp_path / "b"}, {"rate": 1e-4}, {"limit": 4}):
+        assert module.setting_of(Namespace(**{**given, **change})) != own
+
+
+def test_the_page_of_compression_names_the_calls_that_made_its_rows() -> None:
+    pytest.importorskip("matplotlib")
+    found = json.loads((ROOT / "docs" / "results" / "compression.json").read_text(encoding="utf-8"))
+    said = opened("compression_report").commands(found)
+    assert said in (ROOT / "docs" / "results" / "compression.md").read_text(encoding="utf-8")
+    asked = [shlex.split(text) for text in said.replace("\\\n", "").splitlines() if "benchmarks/compression.py" in text]
+    names = {"--tokens-only" in call: call[call.index("--only") + 1 : call.index("--out")] for call in asked}
+    rows = found["rows"]["rows"]
+    assert sorted(names.get(False, []) + names.get(True, [])) == sorted(rows)
+    assert all("score" in rows[name] for name in names.get(False, []))
+    assert ("benchmarks/qalft.py" in said) == bool(found.get("adapters"))
