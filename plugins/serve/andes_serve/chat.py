@@ -60,18 +60,20 @@ class Chat:
         server.options(given, 1)  # before pictures are read
         functions, grammar = self._structure()
         messages = told(asked.messages, functions)
-        async with server.prepared(messages, think=thinking(asked), size=asked.image_size) as inputs:
-            given["max_tokens"] = server.longest(limit, len(inputs.ids))
-            constraint = await server.constraint(grammar, asked.logit_bias, inputs.prefix)
-            if constraint is not None:
-                given["constraint"] = constraint
-            running = server.run(inputs, server.options(given, count))
-            self.submitted = True
-            try:
+        running = None
+        try:
+            async with server.prepared(messages, think=thinking(asked), size=asked.image_size) as inputs:
+                given["max_tokens"] = server.longest(limit, len(inputs.ids))
+                constraint = await server.constraint(grammar, asked.logit_bias, inputs.prefix)
+                if constraint is not None:
+                    given["constraint"] = constraint
+                running = server.run(inputs, server.options(given, count))
+                self.submitted = True
                 await running.begun()
-            except BaseException:
+        except BaseException:
+            if running is not None:
                 running.leave()
-                raise
+            raise
         return running
 
     def _structure(self) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
@@ -217,7 +219,8 @@ async def answered(request: Request, chat: Chat, writer: Any) -> Response:
         events = await unless_gone(request, running.gathered())
     except Exception as error:
         failure = failure_of(error)
-        failure.counted = chat.submitted  # by the scheduler, then
+        if failure.status == 499 and chat.submitted:  # the scheduler counts who leaves
+            failure.counted = True
         raise failure from error
     finally:
         if running is not None and not writer.asked.stream:

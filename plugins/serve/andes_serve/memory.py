@@ -109,6 +109,7 @@ class Room:
             except asyncio.CancelledError:
                 if turn in self._waiting:
                     self._waiting.remove(turn)
+                if turn[1].cancelled():
                     self._next()
                 else:  # its turn had come
                     self.give(count)
@@ -122,7 +123,11 @@ class Room:
         self._next()
 
     def _next(self) -> None:
-        while self._waiting and self.taken + self._waiting[0][0] <= self.limit:
-            count, turn = self._waiting.popleft()
-            self.taken += count
-            turn.set_result(None)
+        while self._waiting:
+            count, turn = self._waiting[0]
+            if not turn.done():  # else it was cancelled, and does not know yet
+                if self.taken + count > self.limit:
+                    return
+                self.taken += count
+                turn.set_result(None)
+            self._waiting.popleft()

@@ -24,7 +24,7 @@ from andes_sdk.errors import AndesError, ConfigError
 from andes_sdk.runtime.options import GenerationOptions
 from andes_serve.constraints import Grammars, guided
 from andes_serve.door import Door
-from andes_serve.failures import Failure
+from andes_serve.failures import Failure, failure_of
 from andes_serve.jobs import Done, Event, Failed, Job
 from andes_serve.limits import Limits
 from andes_serve.memory import Room
@@ -224,19 +224,19 @@ class Running:
         """Wait for the first events.
 
         Raises:
-            Exception: why there is none.
+            Failure: why there is none.
         """
         await self._ready.wait()
         first = self._events[0]
         if isinstance(first, Failed):
             self._ended = True
-            raise first.error
+            raise _told(first.error)
 
     async def events(self) -> AsyncGenerator[Sequence[Event]]:
         """All events, some at a time.
 
         Raises:
-            Exception: why it failed.
+            Failure: why it failed.
         """
         while not self._ended:
             await self._ready.wait()
@@ -252,7 +252,7 @@ class Running:
             if isinstance(last, Failed):
                 if found[:-1]:
                     yield found[:-1]
-                raise last.error
+                raise _told(last.error)
             yield found
 
     async def gathered(self) -> list[Event]:
@@ -264,6 +264,13 @@ class Running:
         if not self._ended:
             self._ended = True
             self.scheduler.cancel(self.job)
+
+
+def _told(error: BaseException) -> Failure:
+    """What the scheduler said went wrong: it has counted and logged it."""
+    failure = failure_of(error)
+    failure.counted = True
+    return failure
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

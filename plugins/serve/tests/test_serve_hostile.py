@@ -110,6 +110,41 @@ def test_one_that_leaves_while_it_waits_for_room_lets_the_next_one_in():
     asyncio.run(play())
 
 
+def test_room_that_is_given_back_skips_one_that_has_just_been_cancelled():
+    async def play() -> None:
+        room = Room(10, 8)
+        await room.take(10)
+        gone, come, left = (asyncio.ensure_future(room.take(10)) for _ in range(3))
+        await asyncio.sleep(0)
+        gone.cancel()
+        room.give(10)  # before the cancelled one has run
+        assert room.taken == 10
+        come.cancel()  # its turn has come, and it does not know yet
+        await asyncio.gather(gone, come, return_exceptions=True)
+        await left
+        assert (room.taken, len(room._waiting)) == (10, 0)
+
+    asyncio.run(play())
+
+
+def test_a_fault_behind_the_handing_over_cancels_the_request_and_is_told(pipe, start, picture, monkeypatch, caplog):
+    give = Room.give
+
+    def broken(room, count):
+        give(room, count)
+        if count:
+            raise asyncio.InvalidStateError
+
+    with start(pipe) as served:
+        monkeypatch.setattr(Room, "give", broken)
+        error = served.ask([picture("red")[1]], max_tokens=4000, logit_bias={"5": 100}, status=500)["error"]
+        assert error["code"] == "internal_error"
+        assert served.idle()
+        assert served.count('andes_requests_total{outcome="answered"}') == 0
+        assert served.count('andes_requests_total{outcome="failed"}') == 1
+        assert "a request failed" in caplog.text
+
+
 def test_a_response_to_nothing_is_refused_by_name(served):
     got = served.http.post("/v1/responses", json={"model": "tiny", "input": []})
     assert (got.status_code, got.json()["error"]["param"]) == (400, "messages")
