@@ -22,7 +22,8 @@ class Limits:
         memory: bytes for KV rows and picture rows, of answers and of kept prefixes together.
         prefixes: bytes of `memory` that finished conversations may keep for those that continue them.
         features: bytes for rows of pictures, found again by content.
-        opening: bytes for pictures of requests that are not in the engine yet, opened and cut into patches.
+        opening: bytes for pictures of requests that are not in the engine yet, opened and cut into patches; as many
+            again for pictures as they come, or `pictures` x `picture` of one request where that is more.
         body: bytes of a request. pictures: in one request. pixels, picture: of one picture, in pixels and bytes.
         prompt: rows of a prompt, picture rows included. answer: most tokens of one answer. choices: largest `n`.
         rate: requests a minute for each key (each address, where there are no keys); 0: any number.

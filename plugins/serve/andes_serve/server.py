@@ -28,7 +28,7 @@ from andes_serve.failures import Failure, failure_of
 from andes_serve.jobs import Done, Event, Failed, Job
 from andes_serve.limits import Limits
 from andes_serve.memory import Room
-from andes_serve.messages import fetched, needed, opened
+from andes_serve.messages import coming, fetched, needed, opened
 from andes_serve.metrics import Metrics
 from andes_serve.scheduler import Scheduler
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 READERS = 8
-"""Threads that read requests: pictures are fetched and decoded, texts become tokens, grammars are compiled."""
+"""Threads that read requests without pictures, and compile grammars; and as many that fetch and decode pictures."""
 
 
 @define(eq=False)
@@ -48,6 +48,7 @@ class Server:
     Attributes:
         name: of the base model, as requests write it. defaults: of `GenerationOptions`, where a request is silent.
         remote: whether pictures are fetched from http(s) addresses.
+        coming: room for pictures as they come. room: for those that are decoded.
     """
 
     pipeline: Pipeline
@@ -61,15 +62,19 @@ class Server:
     metrics: Metrics = field(factory=Metrics)
     scheduler: Scheduler = field(init=False)
     grammars: Grammars = field(init=False)
+    coming: Room = field(init=False)
     room: Room = field(init=False)
     fingerprint: str = field(init=False)
     _readers: ThreadPoolExecutor = field(init=False)
+    _openers: ThreadPoolExecutor = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.scheduler = Scheduler(self.pipeline, self.limits, self.metrics)
         self.grammars = Grammars(self.pipeline)
         # one core each: see `apart`
         self._readers = ThreadPoolExecutor(READERS, "andes-reader", lambda: torch.set_num_threads(1))
+        self._openers = ThreadPoolExecutor(READERS, "andes-opener", lambda: torch.set_num_threads(1))
+        self.coming = Room(self.limits.opening, self.limits.queue)
         self.room = Room(self.limits.opening, self.limits.queue)
         artefact = self.pipeline.artefact
         made_of = artefact.digest if artefact else json.dumps(self.pipeline.plan.to_dict(), sort_keys=True, default=str)
@@ -157,20 +162,29 @@ class Server:
     async def prepared(
         self, messages: Sequence[dict[str, Any]], *, think: bool | None, size: int | None
     ) -> AsyncIterator[Any]:
-        """`Inputs` of a conversation, made on another thread; room for its pictures is taken before they are decoded.
+        """`Inputs` of a conversation, made on another thread.
+
+        Room is taken for pictures before they are fetched, and again before they are decoded. A request that may need
+        all the room for fetching waits for all of it, and then fetches alone.
 
         Raises:
             Failure: pictures that cannot be used, or that there is no room for.
         """
-        some, pictures = await self._aside(lambda: fetched(messages, self.limits, remote=self.remote))
-        count = needed(pictures)
-        await self.room.take(count)
+        size_of_all = min(coming(messages, self.limits), self.limits.opening)
+        threads = self._openers if size_of_all else self._readers
+        await self.coming.take(size_of_all)
+        fetching = threads.submit(fetched, messages, self.limits, remote=self.remote)
         try:
-            yield await self._aside(
-                lambda: self.pipeline.prepare(opened(some, self.limits), think=think, image_size=size)
-            )
+            some, pictures = await asyncio.wrap_future(fetching)
+            count = needed(pictures)
+            await self.room.take(count)
         finally:
-            self.room.give(count)
+            self.coming.give_after(fetching, size_of_all)
+        making = threads.submit(lambda: self.pipeline.prepare(opened(some, self.limits), think=think, image_size=size))
+        try:
+            yield await asyncio.wrap_future(making)
+        finally:
+            self.room.give_after(making, count)
 
     def longest(self, asked: int | None, rows: int) -> int:
         """Most tokens of an answer behind a prompt of so many rows.

@@ -13,9 +13,11 @@ from andes_serve import door, messages, responses
 from andes_serve.jobs import Piece
 from andes_serve.limits import Limits
 from andes_serve.memory import Room
+from andes_serve.server import READERS
 from andes_serve.tools import Calls
 
 from andes_sdk.inputs.images import load_image
+from andes_sdk.inputs.sources import read_source
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 LOOP = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
@@ -90,6 +92,56 @@ def test_pictures_are_not_opened_before_there_is_room_for_them(pipe, start, pict
         opening.set()
         assert first.result()["choices"] == second.result()["choices"]
         assert served.until(lambda: served.server.room.taken == 0)
+
+
+def test_a_client_that_leaves_gives_no_room_back_that_its_thread_still_uses(pipe, start, picture, monkeypatch):
+    opening, opened = threading.Event(), list[int]()
+
+    def load(data, limits):
+        opened.append(len(data))
+        assert opening.wait(120)
+        return load_image(data, limits=limits)
+
+    monkeypatch.setattr(messages, "load_image", load)
+    left = 'andes_requests_total{outcome="cancelled"}'
+    with start(pipe) as served:
+        content = [picture("red")[1]]
+        with served.send(messages=[{"role": "user", "content": content}]):
+            assert served.until(lambda: len(opened) == 1)
+        assert served.until(lambda: served.count(left) == 1)
+        assert served.server.room.taken > 0
+        opening.set()
+        assert served.until(lambda: served.server.room.taken == 0)
+        assert served.server.coming.taken == 0
+
+
+def test_pictures_that_come_slowly_are_bounded_and_hold_up_no_text(pipe, start, picture, monkeypatch):
+    going, fetching = threading.Event(), list[str]()
+
+    def read(value, name, remote, limits):
+        fetching.append(value)
+        assert going.wait(120)
+        return read_source(picture("red")[1]["image_url"]["url"], name, remote, limits)
+
+    monkeypatch.setattr(messages, "read_source", read)
+    limits, count = Limits(picture=1 << 20, opening=READERS << 20), READERS + 4
+    remote = [{"type": "image_url", "image_url": {"url": "https://pictures.example/x.png"}}]
+    with start(pipe, limits=limits, remote=True) as served, ThreadPoolExecutor(count) as pool:
+        asked = [pool.submit(served.ask, remote) for _ in range(count)]
+        assert served.until(lambda: len(fetching) == READERS and len(served.server.coming._waiting) == 4)
+        assert served.server.coming.taken == limits.opening
+        served.ask("no picture")
+        going.set()
+        assert all(one.result()["choices"] for one in asked)
+        assert served.until(lambda: served.server.coming.taken == served.server.room.taken == 0)
+
+
+@pytest.mark.parametrize("part", [{}, {"image_url": 5}, {"image_url": {"url": None}}, {"image_url": "http://x"}])
+def test_what_may_come_is_known_before_it_is_read(part):
+    limits = Limits()
+    asked = [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "image_url", **part}, 5]}]
+    assert messages.coming(asked, limits) == (limits.picture if part.get("image_url") == "http://x" else 1)
+    assert messages.coming(asked[:1], limits) == 0
 
 
 def test_one_that_leaves_while_it_waits_for_room_lets_the_next_one_in():
