@@ -24,12 +24,17 @@ from andes_serve.tools import Calls, checked, chosen, told
 
 @define(eq=False)
 class Chat:
-    """One request to chat completions, as its answers say who made them."""
+    """One request to chat completions, as its answers say who made them.
+
+    Attributes:
+        start: when it came, by `time.perf_counter`. submitted: whether the engine has it.
+    """
 
     server: Server
     asked: ChatRequest
     id: str = field(factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(factory=lambda: int(time.time()))
+    start: float = field(factory=time.perf_counter)
     calls: bool = False
     submitted: bool = False
     _same: bytes = b""
@@ -62,12 +67,13 @@ class Chat:
         messages = told(asked.messages, functions)
         running = None
         try:
-            async with server.prepared(messages, think=thinking(asked), size=asked.image_size) as inputs:
+            think, size = thinking(asked), asked.image_size
+            async with server.prepared(messages, self.start, think=think, size=size) as inputs:
                 given["max_tokens"] = server.longest(limit, len(inputs.ids))
                 constraint = await server.constraint(grammar, asked.logit_bias, inputs.prefix)
                 if constraint is not None:
                     given["constraint"] = constraint
-                running = server.run(inputs, server.options(given, count))
+                running = server.run(inputs, server.options(given, count), self.start)
                 self.submitted = True
                 await running.begun()
         except BaseException:

@@ -24,7 +24,7 @@ from andes_sdk.errors import AndesError, ConfigError
 from andes_sdk.runtime.options import GenerationOptions
 from andes_serve.constraints import Grammars, guided
 from andes_serve.door import Door
-from andes_serve.failures import Failure, failure_of
+from andes_serve.failures import Failure, failure_of, late
 from andes_serve.jobs import Done, Event, Failed, Job
 from andes_serve.limits import Limits
 from andes_serve.memory import Room
@@ -155,34 +155,47 @@ class Server:
         """
         return await self._aside(lambda: guided(self.grammars, grammar, bias, prefix))
 
+    async def _in_time(self, start: float, work: Awaitable[T]) -> T:
+        """What comes of it, unless the request takes too long by then: it is cancelled."""
+        try:
+            async with asyncio.timeout(start + self.limits.timeout - time.perf_counter()) as limit:
+                return await work
+        except TimeoutError:
+            if limit.expired():
+                raise late(self.limits.timeout) from None
+            raise
+
     async def _aside(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
     @asynccontextmanager
     async def prepared(
-        self, messages: Sequence[dict[str, Any]], *, think: bool | None, size: int | None
+        self, messages: Sequence[dict[str, Any]], start: float, *, think: bool | None, size: int | None
     ) -> AsyncIterator[Any]:
         """`Inputs` of a conversation, made on another thread.
 
         Room is taken for pictures before they are fetched, and again before they are decoded. A request that may need
         all the room for fetching waits for all of it, and then fetches alone.
 
+        Args:
+            start: when the request came, by `time.perf_counter`.
+
         Raises:
-            Failure: pictures that cannot be used, or that there is no room for.
+            Failure: pictures that cannot be used, or that there is no room for; or it took too long.
         """
         size_of_all = min(coming(messages, self.limits), self.limits.opening)
         threads = self._openers if size_of_all else self._readers
-        await self.coming.take(size_of_all)
+        await self._in_time(start, self.coming.take(size_of_all))
         fetching = threads.submit(fetched, messages, self.limits, remote=self.remote)
         try:
-            some, pictures = await asyncio.wrap_future(fetching)
+            some, pictures = await self._in_time(start, asyncio.wrap_future(fetching))
             count = needed(pictures)
-            await self.room.take(count)
+            await self._in_time(start, self.room.take(count))
         finally:
             self.coming.give_after(fetching, size_of_all)
         making = threads.submit(lambda: self.pipeline.prepare(opened(some, self.limits), think=think, image_size=size))
         try:
-            yield await asyncio.wrap_future(making)
+            yield await self._in_time(start, asyncio.wrap_future(making))
         finally:
             self.room.give_after(making, count)
 
@@ -200,14 +213,14 @@ class Server:
         room = self.scheduler.engine.positions - rows
         return max(1, min(self.limits.answer, room))
 
-    def run(self, inputs: Any, options: Sequence[GenerationOptions]) -> Running:
-        """Hand a request to the engine.
+    def run(self, inputs: Any, options: Sequence[GenerationOptions], start: float) -> Running:
+        """Hand a request to the engine; `start` is when it came, by `time.perf_counter`.
 
         Raises:
             Failure: it is refused.
         """
         running = Running(self.scheduler)
-        running.job = Job(inputs, options, running.deliver, self.limits.timeout)
+        running.job = Job(inputs, options, running.deliver, self.limits.timeout, start)
         self.scheduler.submit(running.job)
         return running
 

@@ -126,9 +126,18 @@ def test_wrong_arguments_are_told_before_a_server_starts(arguments, what, tmp_pa
 
 def test_without_a_model_the_first_one_that_is_installed_is_served(pipe, monkeypatch):
     opened, served = list[Any](), list[Any]()
+
+    def opening(*given: Any, **more: Any) -> Any:
+        opened.append(given)
+        return pipe
+
+    def run(app: Any, server: Any, at: socket.socket) -> None:
+        served.append(server.name)
+        at.close()
+
     monkeypatch.setattr(cli, "extensions", lambda group: ["a-model", "b-model"] if group == MODELS else [])
-    monkeypatch.setattr(loading, "open_pipeline", lambda *given, **more: opened.append(given) or pipe)
-    monkeypatch.setattr(cli, "run", lambda app, server, at: served.append(server.name) or at.close())
+    monkeypatch.setattr(loading, "open_pipeline", opening)
+    monkeypatch.setattr(cli, "run", run)
     result = CliRunner().invoke(app, ["serve", "--port", "0"])
     assert (result.exit_code, result.stderr) == (0, "")
     assert (opened, served) == ([("a-model", None)], ["a-model"])

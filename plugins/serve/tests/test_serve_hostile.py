@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from andes_serve import door, messages, responses
@@ -142,6 +144,31 @@ def test_what_may_come_is_known_before_it_is_read(part):
     asked = [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "image_url", **part}, 5]}]
     assert messages.coming(asked, limits) == (limits.picture if part.get("image_url") == "http://x" else 1)
     assert messages.coming(asked[:1], limits) == 0
+
+
+def test_the_time_of_a_request_runs_while_it_waits_for_room(pipe, start, picture):
+    failed = 'andes_requests_total{outcome="failed"}'
+    with start(pipe, limits=Limits(timeout=0.5)) as served:
+        served.server.room.taken = served.server.limits.opening
+        error = served.ask([picture("red")[1]], status=504)["error"]
+        assert error["code"] == "timeout"
+        assert served.count(failed) == 1
+        assert (len(served.server.room._waiting), served.server.coming.taken) == (0, 0)
+
+
+def test_the_engine_is_told_when_a_request_came(pipe, start, picture, monkeypatch):
+    jobs = list[Any]()
+    with start(pipe) as served:
+        submit, room = served.server.scheduler.submit, served.server.room
+        monkeypatch.setattr(served.server.scheduler, "submit", lambda job: jobs.append(job) or submit(job))
+        room.taken = served.server.limits.opening
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(served.ask, [picture("red")[1]])
+            assert served.until(lambda: len(room._waiting) == 1)
+            waited = time.perf_counter()
+            room._waiting[0][1].get_loop().call_soon_threadsafe(room.give, room.taken)
+            assert answer.result()["choices"]
+        assert jobs[0].start < waited
 
 
 def test_one_that_leaves_while_it_waits_for_room_lets_the_next_one_in():
