@@ -24,12 +24,17 @@ from andes_serve.tools import Calls, checked, chosen, told
 
 @define(eq=False)
 class Chat:
-    """One request to chat completions, as its answers say who made them."""
+    """One request to chat completions, as its answers say who made them.
+
+    Attributes:
+        start: when it came, by `time.perf_counter`. submitted: whether the engine has it.
+    """
 
     server: Server
     asked: ChatRequest
     id: str = field(factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(factory=lambda: int(time.time()))
+    start: float = field(factory=time.perf_counter)
     calls: bool = False
     submitted: bool = False
     _same: bytes = b""
@@ -60,18 +65,21 @@ class Chat:
         server.options(given, 1)  # before pictures are read
         functions, grammar = self._structure()
         messages = told(asked.messages, functions)
-        async with server.prepared(messages, think=thinking(asked), size=asked.image_size) as inputs:
-            given["max_tokens"] = server.longest(limit, len(inputs.ids))
-            constraint = await server.constraint(grammar, asked.logit_bias, inputs.prefix)
-            if constraint is not None:
-                given["constraint"] = constraint
-            running = server.run(inputs, server.options(given, count))
-            self.submitted = True
-            try:
+        running = None
+        try:
+            think, size = thinking(asked), asked.image_size
+            async with server.prepared(messages, self.start, think=think, size=size) as inputs:
+                given["max_tokens"] = server.longest(limit, len(inputs.ids))
+                constraint = await server.constraint(grammar, asked.logit_bias, inputs.prefix)
+                if constraint is not None:
+                    given["constraint"] = constraint
+                running = server.run(inputs, server.options(given, count), self.start)
+                self.submitted = True
                 await running.begun()
-            except BaseException:
+        except BaseException:
+            if running is not None:
                 running.leave()
-                raise
+            raise
         return running
 
     def _structure(self) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
@@ -217,7 +225,8 @@ async def answered(request: Request, chat: Chat, writer: Any) -> Response:
         events = await unless_gone(request, running.gathered())
     except Exception as error:
         failure = failure_of(error)
-        failure.counted = chat.submitted  # by the scheduler, then
+        if failure.status == 499 and chat.submitted:  # the scheduler counts who leaves
+            failure.counted = True
         raise failure from error
     finally:
         if running is not None and not writer.asked.stream:

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from andes_sdk.assembling.discovery import extensions
 from andes_sdk.cli import loading
 from andes_sdk.cli.console import clean, stderr
 from andes_sdk.errors import ConfigError
+from andes_sdk.hookspecs import MODELS
 
 if TYPE_CHECKING:
     from andes_serve.door import Door
@@ -29,7 +31,7 @@ T = TypeVar("T")
 LEFT = 5
 """Seconds at the end for clients to read why their answers stop."""
 
-MODEL = typer.Argument(help="Checkpoint folder, packed or other model file, or owner/name on the Hub.")
+MODEL = typer.Argument(help="Folder or file of a model, an installed one's name, or owner/name on the Hub.")
 
 
 @clean
@@ -82,12 +84,12 @@ def serve(
     limits = _limits({k: v for k, v in given.items() if v is not None})
     door = _door(keys, limits.rate)
     adapters = dict(_adapter(text) for text in adapter or ())
-    source = model or (None if config else str(loading.SHIPPED))
+    source = _source(model, config)
     with bound(host, port) as at:  # before a large model is read for nothing
 
         def load() -> Server:
             pipeline = loading.open_pipeline(
-                model, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
+                source, config, plugins=plugin, options=option, device=device, dtype=dtype, backend=backend
             )
             loading.ready(pipeline)
             for own, folder in adapters.items():
@@ -207,6 +209,16 @@ def _door(file: Path | None, rate: int) -> Door:
 
     own = keys_of(os.environ.get("ANDES_API_KEY"), file)
     return Door(own, keys_of(os.environ.get("ANDES_ADMIN_KEY"), None), rate)
+
+
+def _source(model: str | None, config: Path | None) -> str | None:
+    """The model that is served: as `open_pipeline` chooses it; None where a configuration file says what to build."""
+    if model or config:
+        return model
+    if not (found := next(iter(extensions(MODELS)), None)):
+        fix = "give MODEL (a folder, a file or owner/name), or --config FILE (a list of plugins), or install andes-nano"
+        raise ConfigError("no model was given", who="andes serve", why="none is installed either", fix=fix)
+    return found
 
 
 def _mib(count: int | None) -> int | None:

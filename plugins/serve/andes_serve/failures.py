@@ -42,6 +42,11 @@ class Failure(Exception):
         return found | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
 
 
+def late(timeout: float) -> Failure:
+    """A request that took longer than these seconds."""
+    return Failure(504, f"the answer was not complete after {timeout:g} s", kind="timeout_error", code="timeout")
+
+
 def failure_of(error: BaseException) -> Failure:
     """What a client is told of an error: all of what is its own fault, and no more than the kind of any other."""
     if isinstance(error, Failure):

@@ -43,7 +43,7 @@ class Usage:
     Attributes:
         cached: of the prompt, rows that were there already. image: of the prompt, rows of pictures.
         accepted: tokens of answers that the decoder guessed.
-        first: seconds to the first token. decode: seconds from there to the last one.
+        first: seconds from the request to the first token. decode: seconds from there to the last one.
     """
 
     prompt: int
@@ -133,16 +133,16 @@ class Job:
     """A request: a prompt, and how each of its answers is decoded.
 
     Attributes:
-        deliver: takes events, on the engine's thread. timeout: seconds until it is given up.
-        memory: bytes that it may need.
+        deliver: takes events, on the engine's thread. start: when it came, by `time.perf_counter`.
+        timeout: seconds from then until it is given up. memory: bytes that it may need.
     """
 
     inputs: Inputs
     options: Sequence[GenerationOptions]
     deliver: Callable[[Sequence[Event]], None]
     timeout: float
-    memory: int = 0
     start: float = field(factory=time.perf_counter)
+    memory: int = 0
     choices: list[Choice] = field(factory=list)
     cancelled: bool = False
     cached: int = 0

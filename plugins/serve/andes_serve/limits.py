@@ -22,11 +22,13 @@ class Limits:
         memory: bytes for KV rows and picture rows, of answers and of kept prefixes together.
         prefixes: bytes of `memory` that finished conversations may keep for those that continue them.
         features: bytes for rows of pictures, found again by content.
-        opening: bytes for pictures of requests that are not in the engine yet, opened and cut into patches.
+        opening: bytes for pictures of requests that are not in the engine yet, opened and cut into patches; as many
+            again for pictures as they come, or `pictures` x `picture` of one request where that is more.
         body: bytes of a request. pictures: in one request. pixels, picture: of one picture, in pixels and bytes.
         prompt: rows of a prompt, picture rows included. answer: most tokens of one answer. choices: largest `n`.
         rate: requests a minute for each key (each address, where there are no keys); 0: any number.
-        timeout: seconds from a request to the end of its answer. grace: seconds that answers get at shutdown.
+        timeout: seconds from a request, once its body is there, to the end of its answer, waiting included.
+        grace: seconds that answers get at shutdown.
         chunk: rows of prompts in one pass, so that running answers wait no longer than that.
     """
 

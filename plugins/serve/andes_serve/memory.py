@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
@@ -80,6 +82,8 @@ class Memory:
 class Room:
     """Bytes for pictures of requests that the engine does not have yet; used on the event loop alone.
 
+    Who is cancelled while a thread works for it gives its room back when the thread is done: see `give_after`.
+
     Attributes:
         limit: bytes in all. most: requests that may wait for room. taken: bytes in use.
     """
@@ -109,6 +113,7 @@ class Room:
             except asyncio.CancelledError:
                 if turn in self._waiting:
                     self._waiting.remove(turn)
+                if turn[1].cancelled():
                     self._next()
                 else:  # its turn had come
                     self.give(count)
@@ -121,8 +126,26 @@ class Room:
         self.taken -= count
         self._next()
 
+    def give_after(self, work: Future[Any], count: int) -> None:
+        """They are free once this work on another thread is done; begun work cannot be stopped, other is dropped."""
+        loop = asyncio.get_running_loop()
+
+        def give(_: Future[Any]) -> None:
+            with suppress(RuntimeError):  # the loop is closed: the server has ended
+                loop.call_soon_threadsafe(self.give, count)
+
+        work.cancel()
+        if work.done():
+            self.give(count)
+        else:
+            work.add_done_callback(give)
+
     def _next(self) -> None:
-        while self._waiting and self.taken + self._waiting[0][0] <= self.limit:
-            count, turn = self._waiting.popleft()
-            self.taken += count
-            turn.set_result(None)
+        while self._waiting:
+            count, turn = self._waiting[0]
+            if not turn.done():  # else it was cancelled, and does not know yet
+                if self.taken + count > self.limit:
+                    return
+                self.taken += count
+                turn.set_result(None)
+            self._waiting.popleft()

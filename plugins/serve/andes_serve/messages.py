@@ -65,6 +65,21 @@ def fetched(
     return made, found
 
 
+def coming(messages: Sequence[dict[str, Any]], limits: Limits) -> int:
+    """Bytes that `fetched` may hold at most; 0: there are no pictures."""
+
+    def size(part: dict[str, Any]) -> int:
+        value = part.get("image_url")
+        value = value.get("url") if isinstance(value, dict) else value
+        if not isinstance(value, str):
+            return 1  # refused
+        return len(value) if value[:5].lower() == "data:" else limits.picture
+
+    parts = [part for m in messages if isinstance(m.get("content"), list) for part in m["content"]]
+    found = [size(part) for part in parts if isinstance(part, dict) and part.get("type") == "image_url"]
+    return sum(found[: limits.pictures + 1])  # of more than that, none is kept
+
+
 def needed(pictures: Sequence[Picture]) -> int:
     """Bytes that pictures take until the engine has them."""
     return sum(len(p.data) + EACH * p.pixels for p in pictures) + LARGEST * max((p.pixels for p in pictures), default=0)

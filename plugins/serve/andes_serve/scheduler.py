@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from andes_sdk.runtime.engine import Engine
-from andes_serve.failures import Failure, failure_of
+from andes_serve.failures import Failure, failure_of, late
 from andes_serve.jobs import Choice, Done, Event, Failed, Job
 from andes_serve.memory import Memory
 from andes_serve.sharing import Shared
@@ -198,13 +198,13 @@ class Scheduler:
                 self._waiting.remove(job)
         for job in gone:
             self.metrics.ended("cancelled" if job.cancelled else "failed")
-            self._tell(job, [Failed(_late(job))])
+            self._tell(job, [Failed(late(job.timeout))])
         for job in [*self._running]:
             if job.cancelled:
                 self._end(job)
                 self.metrics.ended("cancelled")
             elif now - job.start > job.timeout:
-                self._fail(job, _late(job))
+                self._fail(job, late(job.timeout))
 
     def _admit(self) -> None:
         while self._waiting:
@@ -282,7 +282,3 @@ class Scheduler:
         except Exception:  # whoever asked is gone
             LOG.debug("nobody takes the answer", exc_info=True)
             job.cancelled = True
-
-
-def _late(job: Job) -> Failure:
-    return Failure(504, f"the answer was not complete after {job.timeout:g} s", kind="timeout_error", code="timeout")

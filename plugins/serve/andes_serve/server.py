@@ -24,11 +24,11 @@ from andes_sdk.errors import AndesError, ConfigError
 from andes_sdk.runtime.options import GenerationOptions
 from andes_serve.constraints import Grammars, guided
 from andes_serve.door import Door
-from andes_serve.failures import Failure
+from andes_serve.failures import Failure, failure_of, late
 from andes_serve.jobs import Done, Event, Failed, Job
 from andes_serve.limits import Limits
 from andes_serve.memory import Room
-from andes_serve.messages import fetched, needed, opened
+from andes_serve.messages import coming, fetched, needed, opened
 from andes_serve.metrics import Metrics
 from andes_serve.scheduler import Scheduler
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 READERS = 8
-"""Threads that read requests: pictures are fetched and decoded, texts become tokens, grammars are compiled."""
+"""Threads that read requests without pictures, and compile grammars; and as many that fetch and decode pictures."""
 
 
 @define(eq=False)
@@ -48,6 +48,7 @@ class Server:
     Attributes:
         name: of the base model, as requests write it. defaults: of `GenerationOptions`, where a request is silent.
         remote: whether pictures are fetched from http(s) addresses.
+        coming: room for pictures as they come. room: for those that are decoded.
     """
 
     pipeline: Pipeline
@@ -61,15 +62,19 @@ class Server:
     metrics: Metrics = field(factory=Metrics)
     scheduler: Scheduler = field(init=False)
     grammars: Grammars = field(init=False)
+    coming: Room = field(init=False)
     room: Room = field(init=False)
     fingerprint: str = field(init=False)
     _readers: ThreadPoolExecutor = field(init=False)
+    _openers: ThreadPoolExecutor = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.scheduler = Scheduler(self.pipeline, self.limits, self.metrics)
         self.grammars = Grammars(self.pipeline)
         # one core each: see `apart`
         self._readers = ThreadPoolExecutor(READERS, "andes-reader", lambda: torch.set_num_threads(1))
+        self._openers = ThreadPoolExecutor(READERS, "andes-opener", lambda: torch.set_num_threads(1))
+        self.coming = Room(self.limits.opening, self.limits.queue)
         self.room = Room(self.limits.opening, self.limits.queue)
         artefact = self.pipeline.artefact
         made_of = artefact.digest if artefact else json.dumps(self.pipeline.plan.to_dict(), sort_keys=True, default=str)
@@ -150,27 +155,49 @@ class Server:
         """
         return await self._aside(lambda: guided(self.grammars, grammar, bias, prefix))
 
+    async def _in_time(self, start: float, work: Awaitable[T]) -> T:
+        """What comes of it, unless the request takes too long by then: it is cancelled."""
+        try:
+            async with asyncio.timeout(start + self.limits.timeout - time.perf_counter()) as limit:
+                return await work
+        except TimeoutError:
+            if limit.expired():
+                raise late(self.limits.timeout) from None
+            raise
+
     async def _aside(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
     @asynccontextmanager
     async def prepared(
-        self, messages: Sequence[dict[str, Any]], *, think: bool | None, size: int | None
+        self, messages: Sequence[dict[str, Any]], start: float, *, think: bool | None, size: int | None
     ) -> AsyncIterator[Any]:
-        """`Inputs` of a conversation, made on another thread; room for its pictures is taken before they are decoded.
+        """`Inputs` of a conversation, made on another thread.
+
+        Room is taken for pictures before they are fetched, and again before they are decoded. A request that may need
+        all the room for fetching waits for all of it, and then fetches alone.
+
+        Args:
+            start: when the request came, by `time.perf_counter`.
 
         Raises:
-            Failure: pictures that cannot be used, or that there is no room for.
+            Failure: pictures that cannot be used, or that there is no room for; or it took too long.
         """
-        some, pictures = await self._aside(lambda: fetched(messages, self.limits, remote=self.remote))
-        count = needed(pictures)
-        await self.room.take(count)
+        size_of_all = min(coming(messages, self.limits), self.limits.opening)
+        threads = self._openers if size_of_all else self._readers
+        await self._in_time(start, self.coming.take(size_of_all))
+        fetching = threads.submit(fetched, messages, self.limits, remote=self.remote)
         try:
-            yield await self._aside(
-                lambda: self.pipeline.prepare(opened(some, self.limits), think=think, image_size=size)
-            )
+            some, pictures = await self._in_time(start, asyncio.wrap_future(fetching))
+            count = needed(pictures)
+            await self._in_time(start, self.room.take(count))
         finally:
-            self.room.give(count)
+            self.coming.give_after(fetching, size_of_all)
+        making = threads.submit(lambda: self.pipeline.prepare(opened(some, self.limits), think=think, image_size=size))
+        try:
+            yield await self._in_time(start, asyncio.wrap_future(making))
+        finally:
+            self.room.give_after(making, count)
 
     def longest(self, asked: int | None, rows: int) -> int:
         """Most tokens of an answer behind a prompt of so many rows.
@@ -186,14 +213,14 @@ class Server:
         room = self.scheduler.engine.positions - rows
         return max(1, min(self.limits.answer, room))
 
-    def run(self, inputs: Any, options: Sequence[GenerationOptions]) -> Running:
-        """Hand a request to the engine.
+    def run(self, inputs: Any, options: Sequence[GenerationOptions], start: float) -> Running:
+        """Hand a request to the engine; `start` is when it came, by `time.perf_counter`.
 
         Raises:
             Failure: it is refused.
         """
         running = Running(self.scheduler)
-        running.job = Job(inputs, options, running.deliver, self.limits.timeout)
+        running.job = Job(inputs, options, running.deliver, self.limits.timeout, start)
         self.scheduler.submit(running.job)
         return running
 
@@ -224,19 +251,19 @@ class Running:
         """Wait for the first events.
 
         Raises:
-            Exception: why there is none.
+            Failure: why there is none.
         """
         await self._ready.wait()
         first = self._events[0]
         if isinstance(first, Failed):
             self._ended = True
-            raise first.error
+            raise _told(first.error)
 
     async def events(self) -> AsyncGenerator[Sequence[Event]]:
         """All events, some at a time.
 
         Raises:
-            Exception: why it failed.
+            Failure: why it failed.
         """
         while not self._ended:
             await self._ready.wait()
@@ -252,7 +279,7 @@ class Running:
             if isinstance(last, Failed):
                 if found[:-1]:
                     yield found[:-1]
-                raise last.error
+                raise _told(last.error)
             yield found
 
     async def gathered(self) -> list[Event]:
@@ -264,6 +291,13 @@ class Running:
         if not self._ended:
             self._ended = True
             self.scheduler.cancel(self.job)
+
+
+def _told(error: BaseException) -> Failure:
+    """What the scheduler said went wrong: it has counted and logged it."""
+    failure = failure_of(error)
+    failure.counted = True
+    return failure
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -13,9 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+from andes_serve import cli
 from typer.testing import CliRunner
 
-from andes_sdk.cli import app
+from andes_sdk.cli import app, loading
+from andes_sdk.hookspecs import MODELS
 
 TINY = """\
 plugins = [{ aimv2 = { preset = "tiny" } }, "mlp", { qwen3 = { preset = "tiny" } }]
@@ -120,6 +122,33 @@ def test_wrong_arguments_are_told_before_a_server_starts(arguments, what, tmp_pa
     result = CliRunner().invoke(app, ["serve", "--config", "tiny.toml", *arguments])
     assert result.exit_code == 1
     assert what in result.stderr
+
+
+def test_without_a_model_the_first_one_that_is_installed_is_served(pipe, monkeypatch):
+    opened, served = list[Any](), list[Any]()
+
+    def opening(*given: Any, **more: Any) -> Any:
+        opened.append(given)
+        return pipe
+
+    def run(app: Any, server: Any, at: socket.socket) -> None:
+        served.append(server.name)
+        at.close()
+
+    monkeypatch.setattr(cli, "extensions", lambda group: ["a-model", "b-model"] if group == MODELS else [])
+    monkeypatch.setattr(loading, "open_pipeline", opening)
+    monkeypatch.setattr(cli, "run", run)
+    result = CliRunner().invoke(app, ["serve", "--port", "0"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert (opened, served) == ([("a-model", None)], ["a-model"])
+
+
+def test_without_a_model_and_none_installed_the_error_says_what_to_give(monkeypatch):
+    monkeypatch.setattr(cli, "extensions", lambda group: [])
+    result = CliRunner().invoke(app, ["serve", "--port", "0"])
+    assert result.exit_code == 1
+    assert "andes serve: no model was given" in result.stderr
+    assert "give MODEL" in result.stderr
 
 
 def test_the_example_talks_to_a_server(served, picture):

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from andes_serve import door, messages, responses
 from andes_serve.jobs import Piece
 from andes_serve.limits import Limits
 from andes_serve.memory import Room
+from andes_serve.server import READERS
 from andes_serve.tools import Calls
 
 from andes_sdk.inputs.images import load_image
+from andes_sdk.inputs.sources import read_source
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 LOOP = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
@@ -92,6 +96,81 @@ def test_pictures_are_not_opened_before_there_is_room_for_them(pipe, start, pict
         assert served.until(lambda: served.server.room.taken == 0)
 
 
+def test_a_client_that_leaves_gives_no_room_back_that_its_thread_still_uses(pipe, start, picture, monkeypatch):
+    opening, opened = threading.Event(), list[int]()
+
+    def load(data, limits):
+        opened.append(len(data))
+        assert opening.wait(120)
+        return load_image(data, limits=limits)
+
+    monkeypatch.setattr(messages, "load_image", load)
+    left = 'andes_requests_total{outcome="cancelled"}'
+    with start(pipe) as served:
+        content = [picture("red")[1]]
+        with served.send(messages=[{"role": "user", "content": content}]):
+            assert served.until(lambda: len(opened) == 1)
+        assert served.until(lambda: served.count(left) == 1)
+        assert served.server.room.taken > 0
+        opening.set()
+        assert served.until(lambda: served.server.room.taken == 0)
+        assert served.server.coming.taken == 0
+
+
+def test_pictures_that_come_slowly_are_bounded_and_hold_up_no_text(pipe, start, picture, monkeypatch):
+    going, fetching = threading.Event(), list[str]()
+
+    def read(value, name, remote, limits):
+        fetching.append(value)
+        assert going.wait(120)
+        return read_source(picture("red")[1]["image_url"]["url"], name, remote, limits)
+
+    monkeypatch.setattr(messages, "read_source", read)
+    limits, count = Limits(picture=1 << 20, opening=READERS << 20), READERS + 4
+    remote = [{"type": "image_url", "image_url": {"url": "https://pictures.example/x.png"}}]
+    with start(pipe, limits=limits, remote=True) as served, ThreadPoolExecutor(count) as pool:
+        asked = [pool.submit(served.ask, remote) for _ in range(count)]
+        assert served.until(lambda: len(fetching) == READERS and len(served.server.coming._waiting) == 4)
+        assert served.server.coming.taken == limits.opening
+        served.ask("no picture")
+        going.set()
+        assert all(one.result()["choices"] for one in asked)
+        assert served.until(lambda: served.server.coming.taken == served.server.room.taken == 0)
+
+
+@pytest.mark.parametrize("part", [{}, {"image_url": 5}, {"image_url": {"url": None}}, {"image_url": "http://x"}])
+def test_what_may_come_is_known_before_it_is_read(part):
+    limits = Limits()
+    asked = [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "image_url", **part}, 5]}]
+    assert messages.coming(asked, limits) == (limits.picture if part.get("image_url") == "http://x" else 1)
+    assert messages.coming(asked[:1], limits) == 0
+
+
+def test_the_time_of_a_request_runs_while_it_waits_for_room(pipe, start, picture):
+    failed = 'andes_requests_total{outcome="failed"}'
+    with start(pipe, limits=Limits(timeout=0.5)) as served:
+        served.server.room.taken = served.server.limits.opening
+        error = served.ask([picture("red")[1]], status=504)["error"]
+        assert error["code"] == "timeout"
+        assert served.count(failed) == 1
+        assert (len(served.server.room._waiting), served.server.coming.taken) == (0, 0)
+
+
+def test_the_engine_is_told_when_a_request_came(pipe, start, picture, monkeypatch):
+    jobs = list[Any]()
+    with start(pipe) as served:
+        submit, room = served.server.scheduler.submit, served.server.room
+        monkeypatch.setattr(served.server.scheduler, "submit", lambda job: jobs.append(job) or submit(job))
+        room.taken = served.server.limits.opening
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(served.ask, [picture("red")[1]])
+            assert served.until(lambda: len(room._waiting) == 1)
+            waited = time.perf_counter()
+            room._waiting[0][1].get_loop().call_soon_threadsafe(room.give, room.taken)
+            assert answer.result()["choices"]
+        assert jobs[0].start < waited
+
+
 def test_one_that_leaves_while_it_waits_for_room_lets_the_next_one_in():
     async def play() -> None:
         room = Room(10, 8)
@@ -108,6 +187,41 @@ def test_one_that_leaves_while_it_waits_for_room_lets_the_next_one_in():
         assert room.taken == 0
 
     asyncio.run(play())
+
+
+def test_room_that_is_given_back_skips_one_that_has_just_been_cancelled():
+    async def play() -> None:
+        room = Room(10, 8)
+        await room.take(10)
+        gone, come, left = (asyncio.ensure_future(room.take(10)) for _ in range(3))
+        await asyncio.sleep(0)
+        gone.cancel()
+        room.give(10)  # before the cancelled one has run
+        assert room.taken == 10
+        come.cancel()  # its turn has come, and it does not know yet
+        await asyncio.gather(gone, come, return_exceptions=True)
+        await left
+        assert (room.taken, len(room._waiting)) == (10, 0)
+
+    asyncio.run(play())
+
+
+def test_a_fault_behind_the_handing_over_cancels_the_request_and_is_told(pipe, start, picture, monkeypatch, caplog):
+    give = Room.give
+
+    def broken(room, count):
+        give(room, count)
+        if count:
+            raise asyncio.InvalidStateError
+
+    with start(pipe) as served:
+        monkeypatch.setattr(Room, "give", broken)
+        error = served.ask([picture("red")[1]], max_tokens=4000, logit_bias={"5": 100}, status=500)["error"]
+        assert error["code"] == "internal_error"
+        assert served.idle()
+        assert served.count('andes_requests_total{outcome="answered"}') == 0
+        assert served.count('andes_requests_total{outcome="failed"}') == 1
+        assert "a request failed" in caplog.text
 
 
 def test_a_response_to_nothing_is_refused_by_name(served):
