@@ -1,6 +1,6 @@
 """Elements of a screenshot found by name: a trained model, packed into a few bits per weight, run by compiled kernels.
 
-python examples/demo.py                                          # what `make demo` runs: two screens that are bundled
+python examples/demo.py                                          # what `make demo` runs: the bundled screens
 python examples/demo.py --image shot.png --find "Sign in" Cart   # your own screenshot
 """
 
