@@ -4,7 +4,8 @@
     python examples/nano/held_out.py --all --out DIR     # every row
 
 The folder has one file of JSON Lines for each part, its pictures, and `priors.json`: the most frequent answers of the
-training data, and boxes drawn from it. `benchmarks/nano.py` needs nothing else.
+training data, and boxes drawn from it. `benchmarks/nano.py` needs nothing else. A folder that is there is replaced as
+a whole; one that this command did not make is refused.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every row of the test data")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
+    if args.out.exists() and not (args.out / "priors.json").is_file():  # it would be replaced as a whole
+        parser.error(f"{args.out} was not made by this command: it has no priors.json; name a new folder")
     with appearing(args.out) as made:
         (made / "pictures").mkdir()
         names: dict[Path, str] = {}

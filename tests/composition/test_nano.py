@@ -54,3 +54,16 @@ def test_words_of_tests_are_in_no_training_page(data: Path, monkeypatch: pytest.
         found = [w for text in read for w in text.split()[:-1] if re.fullmatch("[A-Za-z]+", w)]
         assert found
         assert {words.held_out(w) for w in found} == {split == "test"}
+
+
+@pytest.mark.parametrize("made", ["folder", "file"])
+def test_what_the_command_did_not_make_is_not_replaced(tmp_path: Path, made: str) -> None:
+    folder = tmp_path / "mine"
+    mine = folder / "thesis.txt" if made == "folder" else folder
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("years of work")
+    command = [sys.executable, str(EXAMPLE / "held_out.py"), "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "has no priors.json" in done.stderr
+    assert mine.read_text() == "years of work"

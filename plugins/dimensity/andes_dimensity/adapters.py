@@ -6,7 +6,7 @@ filled with zeros. Everything else is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +15,7 @@ import torch
 from andes_adapters.attaching import add_adapter, remove_adapter
 from andes_adapters.contract import contract_of, differing, read_contract
 from andes_adapters.reading import contract_mark, read_adapter
+from attrs import evolve
 from safetensors.numpy import save_file
 
 from andes_sdk.errors import CheckpointError, ConfigError
@@ -122,6 +123,48 @@ def refuse_other(pipeline: Pipeline, folder: Path, said: Mapping[str, Any], bund
         raise ConfigError("the adapter has another contract", who=str(folder), why=why, fix=fix)
 
 
+def fitting(pipeline: Pipeline, folder: Path, name: str, told: Mapping[str, Any], bundle: Path) -> Adapter:
+    """An adapter that peft saved, if an opened bundle can take it.
+
+    Raises:
+        ConfigError: another base or contract, a layer or rank that LiteRT-LM does not take, a bundle without adapters.
+        CheckpointError: files that are damaged.
+    """
+    rank = rank_of(told, bundle)
+    refuse_other(pipeline, folder, told["said"], bundle)
+    adapter = evolve(read_adapter(name, folder, pipeline.model.language_model), name=name)
+    add_adapter(pipeline, TRIED, folder)  # refuses what was trained on another base
+    remove_adapter(pipeline, TRIED)
+    tables(pipeline, adapter, rank)
+    return adapter
+
+
+def rank_of(told: Mapping[str, Any], bundle: Path) -> int:
+    """Rank of the adapters that an opened bundle takes.
+
+    Raises:
+        ConfigError: it takes none.
+    """
+    if rank := int(told["options"].get("lora", 0)):
+        return rank
+    fix = "deploy the base with --lora 16 or --lora 32"
+    raise ConfigError("the bundle takes no adapters", who=str(bundle), why="its graphs have no inputs", fix=fix)
+
+
+def names_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """A name for each folder of an adapter: its own, or the whole path where several have the same.
+
+    Raises:
+        ConfigError: a folder that is given twice.
+    """
+    whole = [folder.absolute() for folder in folders]
+    for folder in whole:
+        if whole.count(folder) > 1:
+            raise ConfigError("is given twice", who=f"adapter {folder}", fix="name it once")
+    names = [folder.name for folder in whole]
+    return {str(f) if names.count(f.name) > 1 else f.name: f for f in whole}
+
+
 def adapter_file(
     pipeline: Pipeline, folder: Path | None, bundle: Path, path: Path, tell: Tell = _quiet
 ) -> dict[str, Any]:
@@ -136,16 +179,8 @@ def adapter_file(
     with workplace() as place:
         tell("opening the bundle")
         told = opened(bundle, place)
-        rank, said = int(told["options"].get("lora", 0)), told["said"]
-        if not rank:
-            fix = "deploy the base with --lora 16 or --lora 32"
-            raise ConfigError("the bundle takes no adapters", who=str(bundle), why="its graphs have no inputs", fix=fix)
-        adapter = None
-        if folder is not None:
-            refuse_other(pipeline, folder, said, bundle)
-            adapter = read_adapter(folder.name, folder, pipeline.model.language_model)
-            add_adapter(pipeline, TRIED, folder)  # refuses what was trained on another base
-            remove_adapter(pipeline, TRIED)
+        rank, said = rank_of(told, bundle), told["said"]
+        adapter = None if folder is None else fitting(pipeline, folder, folder.name, told, bundle)
         facts = {
             "numbers": said["numbers"], "contract": said.get("contract", ""), "rank": rank,
             "name": "none" if folder is None else folder.name,

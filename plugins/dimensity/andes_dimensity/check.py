@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from andes_adapters.reading import read_adapter
 from attrs import asdict, evolve, field, frozen
 
 from andes_sdk.config import structure
-from andes_sdk.errors import CheckpointError
+from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.inputs.patches import block_order, patchify
 from andes_sdk.runtime.engine import Engine
 from andes_sdk.runtime.policy import KeepAll
 
-from .adapters import made_up, refuse_other, write
+from .adapters import fitting, made_up, names_of, write
 from .bundle import identity, opened
 from .compiler import SDK, compiler, taken, vendor, words
 from .environment import Tell, _quiet, python, work, workplace
@@ -84,22 +83,28 @@ def check(
     path: Path,
     conversations: Sequence[Sequence[Mapping[str, Any]]] = (),
     tell: Tell = _quiet,
-    adapters: Mapping[str, Path] | None = None,
+    adapters: Sequence[Path] = (),
 ) -> Report:
     """Compare a bundle with the model that it was written from.
 
     Args:
         conversations: messages of one user's turn or more, pictures as paths; answered by both, greedily.
-        adapters: name -> folder of peft; the conversations are answered with each of them as well.
+        adapters: folders of peft; the conversations are answered with each of them as well.
 
     Raises:
         CheckpointError: it is no bundle, is cut short or was edited. BackendUnavailable: LiteRT is not here.
+        ConfigError: adapters without conversations, or one that the bundle does not take.
     """
+    named = names_of(adapters)
+    if named and not conversations:
+        why = "adapters are compared by what they answer"
+        raise ConfigError("there are no conversations", who="--adapter", why=why, fix="give --data with a line or more")
     python()
     report, absent = Report(), not_here()
     with workplace() as place:
         tell("opening the bundle")
         said = opened(path, place)
+        given = [fitting(pipeline, folder, name, said, path) for name, folder in named.items()]
         options = structure(Options, said["options"], str(path))
         lowered = lower(pipeline, options, pictures="vision" in said["files"])
         tell("comparing matrices")
@@ -120,9 +125,7 @@ def check(
                 _compiler(report, f"graph {name}", Path(said["files"][name]), place)
         if conversations:
             _conversations(report, pipeline, compiled, path, place, conversations, tell)
-            for name, folder in (adapters or {}).items():
-                refuse_other(pipeline, folder, said["said"], path)
-                adapter = evolve(read_adapter(name, folder, pipeline.model.language_model), name=name)
+            for adapter in given:
                 _conversations(report, pipeline, compiled, path, place, conversations, tell, adapter)
     for what, why in absent:
         report.absent(what, why)

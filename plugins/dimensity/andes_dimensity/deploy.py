@@ -175,6 +175,9 @@ def check_file(
     from .check import check, check_graphs
     from .conversations import read, some
 
+    if adapter and file.suffix == ".tflite":
+        why = "of a .tflite the operators are told, and nothing is answered"
+        raise ConfigError("cannot be checked with graphs alone", who="--adapter", why=why, fix="check the bundle")
     with told() as tell:
         if file.suffix == ".tflite":
             report = check_graphs(file)
@@ -185,7 +188,7 @@ def check_file(
             pipeline = opened(model, plugin)
             with some(pipeline) as own:
                 asked = own if data is None else read(data, limit)
-                report = check(pipeline, file, asked, tell, {one.name: one for one in adapter or ()})
+                report = check(pipeline, file, asked, tell, adapter or ())
     if as_json:
         print_json({"file": str(file), **report.to_dict()})
     else:

@@ -1,15 +1,18 @@
 """Adapters for the device: what LiteRT-LM does not take is refused, before anything is written."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from andes_dimensity import adapters
+from andes_dimensity import check as checking
 from andes_dimensity import export as exporting
-from andes_dimensity.adapters import made_up, promised, refuse_other, shapes, tables
+from andes_dimensity.adapters import fitting, made_up, names_of, promised, refuse_other, shapes, tables
 from andes_dimensity.bundle import identity
 from andes_dimensity.options import Options
+from safetensors.torch import save_file
 
 from andes_sdk.errors import BackendUnavailable, CheckpointError, ConfigError
 from andes_sdk.types import Adapter, LowRank
@@ -71,6 +74,41 @@ def test_an_adapter_of_another_base_or_contract_is_refused(pipe, tmp_path, monke
     with pytest.raises(ConfigError, match="another contract") as caught:
         refuse_other(pipe, tmp_path, {"numbers": own, "contract": "b" * 64}, bundle)
     assert "the adapter none" in caught.value.why
+
+
+def test_folders_of_the_same_name_are_told_apart(tmp_path):
+    a, b, c = tmp_path / "one" / "sums", tmp_path / "two" / "sums", tmp_path / "one" / "words"
+    assert names_of([a, b, c]) == {str(a): a, str(b): b, "words": c}
+    with pytest.raises(ConfigError, match="given twice"):
+        names_of([a, c, a])
+
+
+def saved(pipe, folder, base):
+    """An adapter of q of rank 4, as peft saves it, that says what it was trained on."""
+    low = adapter_of(pipe, Q, 4).layers[Q]
+    folder.mkdir()
+    at = f"base_model.model.{Q}.lora"
+    save_file({f"{at}_A.weight": low.a, f"{at}_B.weight": low.b}, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"], "andes_base": base}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_an_adapter_that_a_bundle_does_not_take_is_refused_before_anything_runs(pipe, tmp_path, monkeypatch):
+    own, bundle = identity(pipe)["numbers"], tmp_path / "model.litertlm"
+    told = {"options": {"lora": 16}, "said": {"numbers": own}}
+    mine, foreign = saved(pipe, tmp_path / "mine", own), saved(pipe, tmp_path / "foreign", "weights:" + "0" * 64)
+    assert fitting(pipe, mine, "sums", told, bundle).name == "sums"
+    talk = [[{"role": "user", "content": []}]]
+    monkeypatch.setattr(checking, "python", lambda: None)
+    monkeypatch.setattr(checking, "opened", lambda *_: told)
+    with pytest.raises(ConfigError, match="another base"):
+        checking.check(pipe, bundle, talk, adapters=[mine, foreign])
+    told["options"] = {"lora": 0}
+    with pytest.raises(ConfigError, match="the bundle takes no adapters"):
+        checking.check(pipe, bundle, talk, adapters=[mine])
+    with pytest.raises(ConfigError, match="there are no conversations"):
+        checking.check(pipe, bundle, [], adapters=[mine])
 
 
 def test_a_contract_belongs_to_the_packed_base_that_it_was_made_of(pipe, tmp_path, monkeypatch):

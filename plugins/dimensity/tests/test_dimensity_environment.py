@@ -136,6 +136,7 @@ def test_a_bundle_for_the_npu_is_refused_with_its_reason(tmp_path, pipe):
         (["dimensity", "nowhere", "--out", "model.onnx"], "cannot write model.onnx"),
         (["dimensity", "nowhere", "--out", "model.tflite", "--weights", "w3"], "weights"),
         (["dimensity", "nowhere", "--out", "model.tflite", "--rows", "3"], "rows"),
+        (["check", "model.tflite", "--adapter", "sums"], "cannot be checked with graphs alone"),
     ],
 )
 def test_commands_refuse_what_they_cannot_do(arguments, told):

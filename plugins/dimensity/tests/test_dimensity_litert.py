@@ -46,6 +46,8 @@ def test_a_bundle_of_four_bits_holds_our_codes_and_answers_as_we_do(pipe, tmp_pa
     assert lines["MediaTek's plugin: graph vision"].figure == 1.0
     with pytest.raises(ConfigError, match="takes no adapters"):
         adapter_file(pipe, None, out, tmp_path / "none.tflite")
+    with pytest.raises(ConfigError, match="takes no adapters"):
+        check(pipe, out, talks, adapters=[tmp_path / "any"])
     # another model's file
     other = type(pipe).from_plugins([{p.name: p.options} for p in pipe.plan.plugins], seed=9)
     wrong = {line.what: line for line in check(other, out).lines}
@@ -100,7 +102,7 @@ def test_adapters_are_attached_on_both_sides(pipe, tmp_path):
     export(pipe, out, Options(rows=64, prompt=16, picture="28x28", lora=16))
     folder = saved(pipe, tmp_path / "sums")
     talk = [[{"role": "user", "content": [{"type": "text", "text": "Hello there"}]}]]
-    report = check(pipe, out, talk, adapters={"sums": folder})
+    report = check(pipe, out, talk, adapters=[folder])
     lines = {line.what: line for line in report.lines}
     assert report.fine
     assert lines["graph decode"].figure <= 1e-5  # with a random adapter in it

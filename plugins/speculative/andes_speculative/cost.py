@@ -33,6 +33,8 @@ LATELY = 0.1
 """Weight of the newest pass of a conversation."""
 PAUSE = 4.0
 """Passes that took so many times as long as others were interrupted, and say nothing."""
+FADE = 0.005
+"""What a pass without guesses takes from the raised price: half of it in about 140 passes."""
 ENOUGH = 4
 """Passes of one row, before others are compared with them."""
 
@@ -74,10 +76,12 @@ class Drag:
 
     Attributes:
         plain: seconds of a pass of one row, lately. times: what c(k) is multiplied by.
+        prompts: chunks of prompts that were read so far. Passes that read one say nothing of guesses.
     """
 
     plain: float = 0.0
     times: float = 1.0
+    prompts: int = 0
     _seen: int = 0
 
     def note(self, rows: int, seconds: float, cost: Cost) -> None:
@@ -90,6 +94,10 @@ class Drag:
         elif self._seen >= ENOUGH and seconds < PAUSE * self.plain * cost.of(rows):
             found = seconds / (self.plain * cost.of(rows))
             self.times += LATELY * (min(max(found, 1.0), 3.0) - self.times)
+
+    def fade(self) -> None:
+        """A pass without guesses. It says nothing of their price, so in the end they are tried again."""
+        self.times += FADE * (1.0 - self.times)
 
     def on(self, cost: Cost) -> Cost:
         """c(k) as it is in a conversation."""

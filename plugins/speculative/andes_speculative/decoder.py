@@ -41,10 +41,12 @@ class Draft:
         balance: tokens that guesses gained lately beyond those that plain passes would have made in the same time.
         price: of the guesses that were asked for, in tokens of plain passes.
         words: the text, where it may guess instead of the drafter. copied: whether it made the last guesses.
+        drag: the decoder's, which is told of prompts.
     """
 
     memory: Any
     words: Words | None = None
+    drag: Drag | None = None
     session: Any = None
     rate: float = 0.6
     passes: int = 0
@@ -77,6 +79,8 @@ class Draft:
                 for level in range(min(right + 1, deep)):
                     self.rate += 0.05 * ((level < right) - self.rate)
             self._tell()
+        elif self.drag is not None:
+            self.drag.prompts += 1
         self.memory.read(tokens, rows)
         if self.words is not None:
             self.words.read(tokens, rows)
@@ -88,7 +92,7 @@ class Draft:
 
     def fork(self) -> Draft:
         """A copy that has counted nothing yet."""
-        return Draft(self.memory.fork(), self.words and self.words.fork(), rate=self.rate)
+        return Draft(self.memory.fork(), self.words and self.words.fork(), self.drag, rate=self.rate)
 
     def _tell(self) -> None:
         notes = getattr(self.session, "notes", None)
@@ -131,7 +135,7 @@ class SpeculativeDecoder:
     fixed: Cost | None = None
     measured: Cost | None = None
     drag: Drag = field(factory=Drag)
-    _left: tuple[float, ref[Draft], int] | None = None
+    _left: tuple[float, ref[Draft], int, int] | None = None
     step: float = field(default=0.0)
     last_choice: str = field(default="")
     copies: SuffixDrafter | None = None
@@ -149,7 +153,7 @@ class SpeculativeDecoder:
 
     def open(self) -> Draft:
         """A memory for a new conversation."""
-        return Draft(self.drafter.open(), self.copies.open() if self.copies else None)
+        return Draft(self.drafter.open(), self.copies.open() if self.copies else None, self.drag)
 
     @property
     def cost(self) -> Cost:
@@ -159,8 +163,10 @@ class SpeculativeDecoder:
     def propose(self, drafts: Sequence[Any], last: Sequence[int]) -> list[Proposal]:
         """What may follow the last token of each conversation."""
         start = time.perf_counter()
-        if self.measured and self._left and len(drafts) == 1 and self._left[1]() is drafts[0]:
-            self.drag.note(self._left[2], start - self._left[0], self.measured)
+        if self.measured and self._left and len(drafts) == 1:
+            left, draft, rows, prompts = self._left
+            if draft() is drafts[0] and prompts == self.drag.prompts:  # the pass read no prompt beside it
+                self.drag.note(rows, start - left, self.measured)
         guesses: list[list[Guess]] = [[] for _ in drafts]
         for draft, token in zip(drafts, last, strict=True):
             draft.copied = self._copies(draft, token)
@@ -176,8 +182,10 @@ class SpeculativeDecoder:
         for draft, one in zip(drafts, made, strict=True):
             draft.asked = one
             draft.seconds += each
-        alone = len(drafts) == 1
-        self._left = (time.perf_counter(), ref(drafts[0]), 1 + len(made[0].tokens)) if alone else None
+        if not any(one.tokens for one in made):
+            self.drag.fade()
+        alone, rows = len(drafts) == 1, 1 + len(made[0].tokens)
+        self._left = (time.perf_counter(), ref(drafts[0]), rows, self.drag.prompts) if alone else None
         return made
 
     def _copies(self, draft: Draft, token: int) -> bool:

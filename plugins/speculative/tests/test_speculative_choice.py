@@ -136,6 +136,35 @@ def test_passes_that_take_longer_in_a_conversation_raise_the_price_and_interrupt
     assert drag.times == pytest.approx(1.0, abs=0.01)  # never cheaper than what was measured
 
 
+def test_a_price_that_was_raised_comes_down_and_guesses_are_made_again() -> None:
+    decoder = SpeculativeDecoder(SuffixDrafter(), depth=1, measured=Cost((1, 2, 4), (1.0, 1.1, 1.3), 1.0))
+    decoder.drag.times = 3.0  # something else ran beside the first conversation
+    draft, made = decoder.open(), []
+    draft.read([1, 2, 3, 4] * 4, None)  # type: ignore[arg-type]
+    for n in range(400):
+        made.append(len(decoder.propose([draft], [1 + n % 4])[0].tokens))
+        draft.read([1 + n % 4], None)  # type: ignore[arg-type]
+        if made[-1]:
+            break
+    assert made[:50] == [0] * 50
+    assert made[-1] > 0
+    assert 1.0 < decoder.drag.times < 2.5
+
+
+def test_a_pass_that_reads_the_prompt_of_another_says_nothing_of_the_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[int] = []
+    monkeypatch.setattr(Drag, "note", lambda self, rows, *_: noted.append(rows))
+    decoder = SpeculativeDecoder(SuffixDrafter(), measured=ASSUMED)
+    draft, other = decoder.open(), decoder.open()
+    draft.read([1, 2, 3], None)  # type: ignore[arg-type]
+    for step in range(4):
+        decoder.propose([draft], [5 + step])
+        if step == 1:
+            other.read([1, 2], None)  # type: ignore[arg-type]
+        draft.read([5 + step], None)  # type: ignore[arg-type]
+    assert noted == [1, 1]  # three passes lie between four proposals; that of step 1 is not told
+
+
 def test_depth_is_that_of_the_best_speed_by_hand() -> None:
     # rate 1/2, a row 0.1, a step 0.1: 1.5/1.2 = 1.25, 1.75/1.4 = 1.25, 1.875/1.6 = 1.17
     assert deepest(0.5, linear(0.1), 0.1, 8) in (1, 2)
