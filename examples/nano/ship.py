@@ -1,8 +1,8 @@
 """Put trained andes-nano into the distribution `plugins/nano`: bfloat16 weights, and a card from the runs' records.
 
-    python examples/nano/ship.py instruct 5-sft       # the model of runs/nano/5-sft, and the runs that led to it
-    python benchmarks/nano.py andes-nano --name andes-nano --out docs/results/nano.json
-    python examples/nano/ship.py --cards              # its card, from these figures
+python examples/nano/ship.py instruct 5-sft       # the model of runs/nano/5-sft, and the runs that led to it
+python benchmarks/nano.py andes-nano --name andes-nano --out docs/results/nano.json
+python examples/nano/ship.py --cards              # its card, from these figures
 """
 
 from __future__ import annotations
