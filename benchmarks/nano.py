@@ -243,6 +243,7 @@ def main() -> None:
     scores: dict[str, Any] = {}
     priors: dict[str, Any] = {}
     noisy: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     prior = json.loads((args.data / "priors.json").read_text(encoding="utf-8"))
     for part in args.parts or PARTS:
         for name, items in by_name(read(args.data / f"{part}.jsonl", part)).items():
@@ -251,12 +252,12 @@ def main() -> None:
             priors[name] = baselines(items, prior[part].get(items[0].kind, {}))
             if items[0].images and not args.no_blind:
                 noisy[name] = figure(items, answers_of(pipe, items, f"{name}, blind", blind=True))
-    found = {**summary(scores), "baselines": priors, "blind": summary(noisy), "scores": scores, "blind_scores": noisy}
-    found["parameters"] = pipe.model.parameter_count()
-    if args.out is not None:
-        there = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
-        there[args.name or args.model] = found
-        write_atomically(args.out, (json.dumps(there, indent=1) + "\n").encode())
+        found = {**summary(scores), "baselines": priors, "blind": summary(noisy)}
+        found |= {"scores": scores, "blind_scores": noisy, "parameters": pipe.model.parameter_count()}
+        if args.out is not None:  # after each part, so that a long run that is stopped leaves what it has
+            there = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {}
+            there[args.name or args.model] = found
+            write_atomically(args.out, (json.dumps(there, indent=1) + "\n").encode())
     if args.json:
         print(json.dumps(found))
         return

@@ -2,8 +2,8 @@
 
     python benchmarks/nano_report.py
 
-`nano.svg` shows the shipped model's scores beside noise for pictures and what can be had without looking;
-`nano_stages.svg` the scores after each stage of training.
+`nano.svg` shows the last model's scores beside noise for pictures and what can be had without looking;
+`nano_stages.svg` the scores after each stage of training, if there are several.
 """
 
 from __future__ import annotations
@@ -66,24 +66,23 @@ def stages_plot(runs: dict[str, dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-PAGE = """# andes-nano after each stage
+PAGE = """# andes-nano
 
 Shares of right answers on held-out data; of `/error` the share of characters that are wrong. `place` counts a
-hit where the centre of the answered box lies in the true one. Screens are those of applications that training
-never saw, with at least six texts that can be told apart. `n` differs where a run was scored on fewer
-questions. The last columns belong to the last run: its 95 % interval, noise shown in place of the pictures, and
-the best that can be had without looking (the most frequent answer, the most frequent answer to the same
-question text; for places the centre, a random box of the training data, the largest element).
+hit where the centre of the answered box lies in the true one. `elements` are pages of our generator with words that
+training never saw; `small`, `mobile` and `desktop` are screens of applications that it never saw, with at least six
+texts that can be told apart, and `-qa` asks on them for what an element does. The last columns belong to the last
+run: its 95 % interval, noise shown in place of the pictures, and the best that can be had without looking (the most
+frequent answer, the most frequent answer to the same question text; for places the centre, a random box of the
+training data, the largest element).
 
 {table}
 
 ![Scores of the shipped model](nano.svg)
-
-![Scores after each stage](nano_stages.svg)
-
-Repeat: `python examples/nano/prepare.py`, the recipes in `examples/nano` in their order, and after each
-`python benchmarks/nano.py runs/nano/STAGE/model --name STAGE --out docs/results/nano.json`; then
-`python benchmarks/nano_report.py`.
+{stages}
+Repeat: `python benchmarks/nano.py andes-nano --name andes-nano --limit 60 --out docs/results/nano.json`, for a stage
+`python benchmarks/nano.py runs/nano/STAGE/model --name STAGE --limit 60 --out docs/results/nano.json`; then
+`python benchmarks/nano_report.py`. The questions lie in `examples/nano/held_out`.
 """
 
 
@@ -103,14 +102,22 @@ def page(runs: dict[str, dict[str, Any]]) -> str:
         cells = [*("" if v is None else f"{v:.1%}" for v in found), f"{score['n']:,}", f"{low:.1%} to {high:.1%}"]
         cells += ["" if blind is None else f"{blind:.1%}", f"{value:.1%} ({best})"]
         rows.append(f"| {name} | {' | '.join(cells)} |")
-    return PAGE.format(table="\n".join(rows))
+    stages = "\n![Scores after each stage](nano_stages.svg)\n" if len(stages_of(runs)) > 1 else ""
+    return PAGE.format(table="\n".join(rows), stages=stages)
+
+
+def stages_of(runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Runs that are stages of training, such as "3-joint"; `nano.json` may hold others."""
+    return {name: run for name, run in sorted(runs.items()) if name[0].isdigit()}
 
 
 def main() -> None:
     runs = json.loads((FOLDER / "nano.json").read_text(encoding="utf-8"))
-    by_stage = {name: run for name, run in runs.items() if name[0].isdigit()}
-    model_plot(runs.get("andes-nano") or list(by_stage.values())[-1], FOLDER / "nano.svg")
-    stages_plot(by_stage, FOLDER / "nano_stages.svg")
+    by_stage = stages_of(runs)
+    runs = {**by_stage, **{name: run for name, run in runs.items() if name not in by_stage}}
+    model_plot(list(runs.values())[-1], FOLDER / "nano.svg")
+    if len(by_stage) > 1:
+        stages_plot(by_stage, FOLDER / "nano_stages.svg")
     (FOLDER / "nano.md").write_text(page(runs), encoding="utf-8")
 
 

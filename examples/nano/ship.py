@@ -32,16 +32,19 @@ CARD = """# andes-nano, {name}
 tokens. The weights are bfloat16 safetensors. They began at random; nothing trained by others went into them.
 andes_sdk {sdk} trained them on one core of an AMD EPYC (Zen 4), in {hours:.1f} hours.
 
-It finds elements on pages and screens by what they say (an answer is a box in thousandths of the picture:
-`<|box_start|>(x1,y1),(x2,y2)<|box_end|>`), says what stands at a place, reads lines, and answers about shapes,
-digits, bars of charts and pairs of pictures. It knows English interfaces drawn by our generator and a few open kits.
-It is small: do not trust it with anything else, and see the table for how often it is wrong.
+It was trained to find elements on pages and screens by what they say (an answer is a box in thousandths of the picture:
+`<|box_start|>(x1,y1),(x2,y2)<|box_end|>`), to say what stands at a place, to read lines, and to answer about shapes,
+digits, bars of charts and pairs of pictures. The table says how far each of these went. It knows English interfaces
+drawn by our generator and a few open kits, and it is small: do not trust it with anything else.
 
 {table}
 
 | stage | steps | samples | supervised tokens | hours | loss, first and last 50 steps |
 |---|---|---|---|---|---|
 {stages}
+
+The table has the steps whose records were kept. The encoder learned to read in four runs, of which the last 3,000 steps are
+counted; the first 500 steps of alignment were made by a script. The third stage is four runs, each from where the last stopped.
 
 Data, all made by `examples/nano/prepare.py`: pages and lines in the fonts DejaVu, Liberation and Noto (their licences
 let pictures of them be used freely); shapes; charts of scikit-learn's tables (BSD-3); its handwritten digits (UCI,
