@@ -106,7 +106,7 @@ def card(name: str) -> None:
         for stage, r in runs.items()
     )
     text = CARD.format(
-        name=name, parameters=pipe.model.parameter_count(), parts=parts, vocabulary=len(pipe.tokenizer),
+        name=name, parameters=pipe.model.parameter_count(), parts=parts, vocabulary=pipe.tokenizer.vocab_size,
         sdk=pipe.plan.sdk, hours=sum(r["hours"] for r in runs.values()), table=table(results), stages=stages,
         kits=", ".join(screens.KITS),
     )  # fmt: skip
