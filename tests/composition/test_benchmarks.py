@@ -64,7 +64,11 @@ def opened(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    paths = list(sys.path)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path[:] = paths  # a script's folder would hide packages of examples from other tests
     return module
 
 
