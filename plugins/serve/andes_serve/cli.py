@@ -96,7 +96,7 @@ def serve(
                 pipeline.add_adapter(own, folder)
             from andes_serve.server import Server
 
-            own_name = name or Path(source or str(config)).stem
+            own_name = name or own_name_of(Path(source or str(config)))
             defaults = {"temperature": temperature}
             return Server(pipeline, own_name, limits, door, defaults, allow_remote, list(adapters))
 
@@ -219,6 +219,11 @@ def _source(model: str | None, config: Path | None) -> str | None:
         fix = "give MODEL (a folder, a file or owner/name), or --config FILE (a list of plugins), or install andes-nano"
         raise ConfigError("no model was given", who="andes serve", why="none is installed either", fix=fix)
     return found
+
+
+def own_name_of(path: Path) -> str:
+    """A model's name: that of its folder, which may have dots, or of its file without the suffix."""
+    return path.stem if path.is_file() else path.name
 
 
 def _mib(count: int | None) -> int | None:

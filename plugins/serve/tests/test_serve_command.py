@@ -124,6 +124,14 @@ def test_wrong_arguments_are_told_before_a_server_starts(arguments, what, tmp_pa
     assert what in result.stderr
 
 
+def test_a_folder_keeps_the_dots_of_its_name(tmp_path):
+    (tmp_path / "Qwen3-0.6B").mkdir()
+    (tmp_path / "model.andes").write_bytes(b"")
+    names = [cli.own_name_of(tmp_path / "Qwen3-0.6B"), cli.own_name_of(tmp_path / "model.andes")]
+    assert names == ["Qwen3-0.6B", "model"]
+    assert cli.own_name_of(Path("owner/a-0.6b")) == "a-0.6b"
+
+
 def test_without_a_model_the_first_one_that_is_installed_is_served(pipe, monkeypatch):
     opened, served = list[Any](), list[Any]()
 

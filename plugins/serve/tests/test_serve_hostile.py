@@ -68,7 +68,9 @@ def test_a_grammar_that_grows_without_end_is_refused(served):
     served.ask()
 
 
-def test_pictures_are_not_opened_before_there_is_room_for_them(pipe, start, picture, monkeypatch):
+@pytest.fixture
+def held(monkeypatch):
+    """Pictures are opened when the event is set; the list says how many bytes each had that wanted to."""
     opening, opened = threading.Event(), list[int]()
 
     def load(data, limits):
@@ -77,6 +79,11 @@ def test_pictures_are_not_opened_before_there_is_room_for_them(pipe, start, pict
         return load_image(data, limits=limits)
 
     monkeypatch.setattr(messages, "load_image", load)
+    return opening, opened
+
+
+def test_pictures_are_not_opened_before_there_is_room_for_them(pipe, start, picture, held):
+    opening, opened = held
     one = [picture("red")[1]]
     count = messages.needed(messages.fetched([{"role": "user", "content": one}], Limits(), remote=False)[1])
     assert count > 84 * 56 * 16  # a header tells
@@ -96,15 +103,8 @@ def test_pictures_are_not_opened_before_there_is_room_for_them(pipe, start, pict
         assert served.until(lambda: served.server.room.taken == 0)
 
 
-def test_a_client_that_leaves_gives_no_room_back_that_its_thread_still_uses(pipe, start, picture, monkeypatch):
-    opening, opened = threading.Event(), list[int]()
-
-    def load(data, limits):
-        opened.append(len(data))
-        assert opening.wait(120)
-        return load_image(data, limits=limits)
-
-    monkeypatch.setattr(messages, "load_image", load)
+def test_a_client_that_leaves_gives_no_room_back_that_its_thread_still_uses(pipe, start, picture, held):
+    opening, opened = held
     left = 'andes_requests_total{outcome="cancelled"}'
     with start(pipe) as served:
         content = [picture("red")[1]]
