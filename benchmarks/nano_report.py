@@ -72,9 +72,9 @@ Shares of right answers on held-out data; of `/error` the share of characters th
 hit where the centre of the answered box lies in the true one. `elements` are pages of our generator with words that
 training never saw; `small`, `mobile` and `desktop` are screens of applications that it never saw, with at least six
 texts that can be told apart, and `-qa` asks on them for what an element does. The last columns belong to the last
-run: its 95 % interval, noise shown in place of the pictures, and the best that can be had without looking (the most
-frequent answer, the most frequent answer to the same question text; for places the centre, a random box of the
-training data, the largest element).
+run. They are its 95 % interval, its score with noise in place of the pictures, and the best that can be had without
+looking. That is the most frequent answer, or the most frequent one to the same question text. For places it is the
+centre, a random box of the training data, or the largest element.
 
 {table}
 
