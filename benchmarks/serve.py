@@ -6,6 +6,7 @@
 A server of its own process runs the shipped model. Single streams, streams at once and decoding in this process take
 turns; figures are medians. Answers are kept from ending by a bias on the tokens that end them. Speeds are taken by
 clients that read bare sockets and parse nothing meanwhile, since they share the machine with the server.
+`second_turn` is about held-out screens of phones (360 × 740 and 390 × 844), `second_turn_small` about 336 × 336.
 `vs_llama_cpp` comes from `serve_peer.py`; without xllamacpp it is null. `restart_s` is from the start of a process
 that serves the model in 4 bits, after the one before was killed under load, to its first answer; `import_torch_s`
 stands beside it.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import os
 import random
@@ -41,7 +43,8 @@ from andes_sdk import Pipeline
 from andes_sdk.runtime.generation import GenerationOptions
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ROOT / "examples/first_light/model"
+SHIPPED = "andes-nano"
+HELD_OUT = ROOT / "examples/nano/held_out"
 QUESTION = "what is the color of the shape?"
 STREAMS = 16
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -49,7 +52,9 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
 
 
 @asynccontextmanager
-async def serving(model: Path, *more: str) -> AsyncIterator[tuple[httpx.AsyncClient, subprocess.Popen[str], float]]:
+async def serving(
+    model: str | Path, *more: str
+) -> AsyncIterator[tuple[httpx.AsyncClient, subprocess.Popen[str], float]]:
     """A server -> a client of it, its process, and the seconds until it answered."""
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -140,12 +145,21 @@ async def speeds(client: httpx.AsyncClient, pipe: Pipeline, tokens: int, rounds:
     }
 
 
-async def second_turn(client: httpx.AsyncClient, rounds: int, side: int) -> float:
+def screens() -> list[dict[str, Any]]:
+    """Screens of phones, as parts of messages."""
+    made = []
+    for line in (HELD_OUT / "mobile.jsonl").read_text(encoding="utf-8").splitlines():
+        data = base64.b64encode((HELD_OUT / json.loads(line)["images"][0]).read_bytes()).decode()
+        made.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+    return made
+
+
+async def second_turn(client: httpx.AsyncClient, pictures: list[dict[str, Any]]) -> float:
     """Time to the first token of a second question about a picture, to that of the first."""
     ratios = []
-    for seed in range(rounds + 1):
-        told(f"second turn, round {seed} of {rounds}")
-        first = [{"role": "user", "content": [shown(seed, side), {"type": "text", "text": QUESTION}]}]
+    for number, picture in enumerate(pictures):
+        told(f"second turn, picture {number} of {len(pictures)}")
+        first = [{"role": "user", "content": [picture, {"type": "text", "text": QUESTION}]}]
         body = {"model": "model", "max_tokens": 8}
         before, _, _, text = await stream(client, {**body, "messages": first})
         more = [*first, {"role": "assistant", "content": text}, {"role": "user", "content": "what is the shape?"}]
@@ -209,7 +223,7 @@ async def schemas(client: httpx.AsyncClient, count: int) -> dict[str, Any]:
     return {"schemas": count, "schema_valid": good / count, "schema_faults": wrong[:3]}
 
 
-async def restarts(model: Path, rounds: int) -> dict[str, Any]:
+async def restarts(model: str | Path, rounds: int) -> dict[str, Any]:
     """Servers of the packed model, each killed while it answers."""
     again, torch = [], []
     body = {"model": "model", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 2000}
@@ -244,7 +258,7 @@ def peer(rounds: int) -> dict[str, Any]:
 
 async def measured(given: argparse.Namespace) -> dict[str, Any]:
     """Every figure."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
     parts = given.parts
 
     def keep(more: dict[str, Any]) -> None:
@@ -260,7 +274,9 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
         if "speed" in parts:
             keep(await speeds(client, pipe, tokens, rounds))
         if "turns" in parts:
-            keep({"second_turn": await second_turn(client, 3 if given.quick else 15, 336)})
+            count = 4 if given.quick else 16
+            keep({"second_turn": await second_turn(client, screens()[:count])})
+            keep({"second_turn_small": await second_turn(client, [shown(seed, 336) for seed in range(count)])})
         if "schemas" in parts:
             keep(await schemas(client, given.schemas or (40 if given.quick else 500)))
         if "requests" in parts:
@@ -279,8 +295,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, requests and schemas")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--out", type=Path, help="write JSON to a file, too")
-    parser.add_argument("--model", type=Path, default=SHIPPED)
+    parser.add_argument("--out", type=Path, help="write JSON to a file, too; what it holds of other parts stays")
+    parser.add_argument("--model", default=SHIPPED, help="a folder or a bundled name")
     parser.add_argument("--backend", help="torch unless given")
     parser.add_argument("--rounds", type=int, help="of the part speed")
     parser.add_argument("--requests", type=int, help="how many mixed requests")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ROOT / "examples/first_light/model"
+SHIPPED = "andes-nano"
 QUESTION = "what is the color of the shape?"
 SCHEMA = {
     "title": "turn", "type": "object", "properties": {"side": {"enum": ["left", "right"]}}, "required": ["side"],
@@ -36,7 +36,7 @@ TOOL = {"type": "function", "function": {"name": "turn", "description": "Turn.",
 @contextmanager
 def serving(python: Path) -> Iterator[str]:
     """A server of the shipped model -> its address."""
-    command = [str(python), "-m", "andes_sdk", "serve", str(SHIPPED), "--name", "model", "--port", "0"]
+    command = [str(python), "-m", "andes_sdk", "serve", SHIPPED, "--name", "model", "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             assert process.stderr is not None
