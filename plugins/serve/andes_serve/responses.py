@@ -7,6 +7,7 @@ forgotten first. What runs elsewhere (files, web search, background work) is ref
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections import OrderedDict
@@ -18,7 +19,8 @@ from pydantic import Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from andes_serve.asked import ChatRequest, Sampling, Strict, failure, read
+from andes_sdk.errors import AndesError
+from andes_serve.asked import ChatRequest, Effort, Sampling, Strict, failure, read
 from andes_serve.chat import Chat, answered
 from andes_serve.door import body_of
 from andes_serve.failures import Failure, failure_of
@@ -49,9 +51,9 @@ class Text(Strict):
 
 
 class Reasoning(Strict):
-    """`reasoning`: any effort but "none" asks for Thinking."""
+    """`reasoning`."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    effort: Effort | None = None
 
 
 class ResponseRequest(Sampling):
@@ -102,13 +104,15 @@ class Kept:
         return self.found[name][0]
 
 
-def messages_of(asked: ResponseRequest, before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Input items as messages of chat completions, behind those of a previous response.
+def messages_of(
+    asked: ResponseRequest, before: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Input items as messages of chat completions, behind those of a previous response; and where each came from.
 
     Raises:
         Failure: an item of a kind that is not known.
     """
-    made = [*before]
+    made, origins = [*before], dict[int, str]()
     items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
     for number, item in enumerate(items):
         place, kind = f"input[{number}]", item.get("type", "message")
@@ -127,7 +131,8 @@ def messages_of(asked: ResponseRequest, before: Sequence[dict[str, Any]]) -> lis
             made.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
         elif kind != "reasoning":  # reasoning of earlier turns is not read again
             raise Failure(400, f"unsupported item {kind!r}", param=f"{place}.type", code="unsupported_parameter")
-    return made
+        origins.setdefault(len(made) - 1, place if isinstance(asked.input, list) else "input")
+    return made, origins
 
 
 def _content(content: Any, place: str) -> Any:
@@ -168,12 +173,11 @@ def chat_of(asked: ResponseRequest, messages: list[dict[str, Any]]) -> ChatReque
                 raise Failure(400, f"unsupported tool {tool.get('type')!r}", param=place, code="unsupported_parameter")
         tools = [{"type": "function", "function": {k: v for k, v in t.items() if k != "type"}} for t in asked.tools]
     shared = {name: getattr(asked, name) for name in Sampling.model_fields}
-    if asked.reasoning is not None and asked.reasoning.effort is not None and asked.think is None:
-        shared["think"] = asked.reasoning.effort != "none"
     given = {
         **shared, "model": asked.model, "messages": messages, "max_tokens": asked.max_output_tokens,
         "response_format": response_format, "tools": tools, "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls,
+        "reasoning_effort": asked.reasoning and asked.reasoning.effort,
     }  # fmt: skip
     try:
         return ChatRequest.model_validate(given)
@@ -193,6 +197,7 @@ class Responding:
     id: str = field(factory=lambda: f"resp_{secrets.token_hex(16)}")
     created: int = field(factory=lambda: int(time.time()))
     _sequence: int = 0
+    _output: list[dict[str, Any]] = field(factory=list)
 
     def response(self, status: str, output: Sequence[Any] = (), usage: Usage | None = None, **more: Any) -> Any:
         """The object of a response."""
@@ -225,7 +230,7 @@ class Responding:
         if reasoning:
             text = [{"type": "reasoning_text", "text": reasoning}]
             found.append({"id": _new("rs"), "type": "reasoning", "summary": [], "content": text, "status": "completed"})
-        if content or not calls:
+        if content or not (calls or reasoning):
             found.append(_message(_new("msg"), content, "completed"))
         found += [_call(call) for call in calls]
         return found
@@ -256,22 +261,22 @@ class Responding:
         """The response as server-sent events."""
         yield self._event("response.created", response=self.response("in_progress"))
         yield self._event("response.in_progress", response=self.response("in_progress"))
-        writer = _Writer(self, Calls())
-        try:
-            async for some in events:
-                for event in some:
-                    if isinstance(event, Piece):
-                        for chunk in writer.piece(event):
-                            yield chunk
-                    elif isinstance(event, Done):
-                        for chunk in writer.close():
-                            yield chunk
-                        final = self.ended(writer.output, writer.content, writer.made, writer.finish, event.usage)
-                        yield self._event(f"response.{final['status']}", response=final)
-        except Exception as error:
-            failed = failure_of(error)
-            told = {"code": failed.code or "server_error", "message": failed.message}
-            yield self._event("response.failed", response=self.response("failed", writer.output, error=told))
+        writer = _Writer(self, Calls(), self._output)
+        async for some in events:
+            for event in some:
+                if isinstance(event, Piece):
+                    for chunk in writer.piece(event):
+                        yield chunk
+                elif isinstance(event, Done):
+                    for chunk in writer.close():
+                        yield chunk
+                    final = self.ended(writer.output, writer.content, writer.made, writer.finish, event.usage)
+                    yield self._event(f"response.{final['status']}", response=final)
+
+    def failed(self, failure: Failure) -> bytes:
+        """The end of a stream that goes no further."""
+        told = {"code": failure.code or "server_error", "message": failure.message}
+        return self._event("response.failed", response=self.response("failed", self._output, error=told))
 
 
 @define(eq=False)
@@ -368,6 +373,23 @@ class _Writer:
         ]
 
 
+NAMES = {"max_tokens": "max_output_tokens", "response_format": "text.format", "messages": "input"}
+"""Parameters of chat completions, as this endpoint calls them."""
+
+
+def _renamed(failure: Failure, origins: Mapping[int, str], instructed: bool) -> Failure:
+    """The same failure with the names of this endpoint's parameters; `instructed`: a message stands before all."""
+
+    def name(match: re.Match[str]) -> str:
+        place = NAMES[match[1]]
+        return origins.get(int(match[2]) - instructed, place) if match[2] else place
+
+    pattern = re.compile(rf"\b({'|'.join(NAMES)})\b(?:\[(\d+)\])?")
+    if pattern.match(failure.param or ""):
+        failure.message, failure.param = pattern.sub(name, failure.message), pattern.sub(name, failure.param or "")
+    return failure
+
+
 def _new(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(12)}"
 
@@ -384,7 +406,7 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
 
 @define(eq=False)
 class Responses:
-    """The endpoint, with what it keeps."""
+    """Answer a request in the shape of responses; the endpoint, with what it keeps."""
 
     kept: Kept = field(factory=Kept)
 
@@ -392,6 +414,9 @@ class Responses:
         """Answer a request in the shape of responses."""
         asked: ResponseRequest = read(ResponseRequest, await body_of(request, server.limits.body))
         before = self.kept.get(asked.previous_response_id) if asked.previous_response_id else []
-        messages = messages_of(asked, before)
-        chat = Chat(server, chat_of(asked, messages))
-        return await answered(request, chat, Responding(server, asked, chat, messages, self.kept))
+        messages, origins = messages_of(asked, before)
+        try:
+            chat = Chat(server, chat_of(asked, messages))
+            return await answered(request, chat, Responding(server, asked, chat, messages, self.kept))
+        except (Failure, AndesError) as error:
+            raise _renamed(failure_of(error), origins, asked.instructions is not None) from error
