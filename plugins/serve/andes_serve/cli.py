@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -86,6 +87,12 @@ def serve(
     limits = _limits({k: v for k, v in given.items() if v is not None})
     door = _door(keys, limits.rate)
     adapters = _adapters(adapter or ())
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(f"{temperature:g} is no temperature", who="--temperature", fix="give 0, or a number above it")
+    for one in origin or ():
+        if not re.fullmatch(r"https?://[^/\s]+|\*", one):
+            fix = "write it as a browser sends it: https://app.example, without a path; * for all"
+            raise ConfigError(f"{one!r} is no origin", who="--origin", fix=fix)
     source = _source(model, config)
     with bound(host, port) as at:  # before a large model is read for nothing
 

@@ -32,7 +32,7 @@ def keys_of(variable: str | None, file: Path | None) -> tuple[str, ...]:
     """Keys from the value of an environment variable (separated by commas) and from a file (one a line).
 
     Raises:
-        ConfigError: the file cannot be read, or holds no key.
+        ConfigError: the file cannot be read, or holds no key, or one that no client can send.
     """
     found = [key.strip() for key in (variable or "").split(",")]
     if file is not None:
@@ -44,6 +44,9 @@ def keys_of(variable: str | None, file: Path | None) -> tuple[str, ...]:
         if not own:
             raise ConfigError("there is no key in it", who=str(file), fix="write one key a line")
         found += own
+    if any(not (key.isascii() and key.isprintable()) or " " in key for key in found):
+        why = "an HTTP header carries ASCII without spaces"
+        raise ConfigError("a key cannot be sent", who=str(file or "the keys"), why=why, fix="use letters and digits")
     return tuple(dict.fromkeys(key for key in found if key))
 
 

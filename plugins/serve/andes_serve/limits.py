@@ -6,11 +6,14 @@ import os
 import re
 
 from attrs import Factory, field, frozen
-from attrs.validators import ge, gt
+from attrs.validators import ge, gt, le
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 NAMES = "a name has letters, digits and _ . - in it, and / between its parts; none begins with . or -"
 """What names of adapters look like: they stand in addresses and in lists of models."""
+
+LONGEST = 1e8
+"""Seconds that may be waited for something; timers take no more."""
 
 
 def memory_of_the_machine() -> int:
@@ -55,6 +58,6 @@ class Limits:
     answer: int = field(default=4096, validator=gt(0))
     choices: int = field(default=8, validator=ge(1))
     rate: int = field(default=0, validator=ge(0))
-    timeout: float = field(default=600.0, validator=gt(0))
-    grace: float = field(default=30.0, validator=ge(0))
+    timeout: float = field(default=600.0, validator=[gt(0), le(LONGEST)])
+    grace: float = field(default=30.0, validator=[ge(0), le(LONGEST)])
     chunk: int = field(default=256, validator=ge(16))
