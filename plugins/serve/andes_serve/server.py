@@ -28,7 +28,7 @@ from andes_serve.failures import Failure, failure_of, late
 from andes_serve.jobs import Done, Event, Failed, Job
 from andes_serve.limits import NAME, NAMES, Limits
 from andes_serve.memory import Room
-from andes_serve.messages import coming, fetched, needed, opened
+from andes_serve.messages import characters, coming, fetched, needed, opened
 from andes_serve.metrics import Metrics
 from andes_serve.scheduler import Scheduler
 
@@ -66,6 +66,7 @@ class Server:
     room: Room = field(init=False)
     bodies: Bodies = field(init=False)
     fingerprint: str = field(init=False)
+    _longest: int = 0
     _readers: ThreadPoolExecutor = field(init=False)
     _openers: ThreadPoolExecutor = field(init=False)
 
@@ -185,13 +186,16 @@ class Server:
         Raises:
             Failure: pictures that cannot be used, or that there is no room for; or it took too long.
         """
+        text = characters(messages)
+        if text > self.scheduler.engine.positions:
+            await self._in_time(start, self._aside(lambda: self._check(text)))
         size_of_all = min(coming(messages, self.limits), self.limits.opening)
         threads = self._openers if size_of_all else self._readers
         await self._in_time(start, self.coming.take(size_of_all))
         fetching = threads.submit(fetched, messages, self.limits, remote=self.remote)
         try:
             some, pictures = await self._in_time(start, asyncio.wrap_future(fetching))
-            count = needed(pictures)
+            count = needed(pictures, text)
             await self._in_time(start, self.room.take(count))
         finally:
             self.coming.give_after(fetching, size_of_all)
@@ -200,6 +204,15 @@ class Server:
             yield await self._in_time(start, asyncio.wrap_future(making))
         finally:
             self.room.give_after(making, count)
+
+    def _check(self, text: int) -> None:
+        """Refuse a text that is too long whatever its tokens are: to count them takes much memory."""
+        tokenizer, positions = self.pipeline.tokenizer, self.scheduler.engine.positions
+        if not self._longest:  # characters of a token; rarely needed, so not at the start
+            self._longest = max(len(tokenizer.decode([n])) for n in range(tokenizer.vocab_size))
+        if text > positions * self._longest:
+            what = f"the prompt has {text} characters, the model takes {positions} tokens of {self._longest} at most"
+            raise Failure(400, what, param="messages", code="context_length_exceeded")
 
     def _made(self, messages: Sequence[dict[str, Any]], think: bool | None, size: int | None) -> Any:
         try:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from andes_serve import chat, door
+from andes_serve import chat, door, messages
 from andes_serve.door import Bodies
 from andes_serve.limits import Limits
 from andes_serve.memory import Room
 from andes_serve.responses import Responding
+
+from andes_sdk import Pipeline
 
 OUTCOMES = ("answered", "refused", "failed", "cancelled")
 
@@ -80,6 +83,30 @@ def test_a_body_of_very_many_values_is_refused_before_it_is_read(served):
     got = served.http.post("/v1/chat/completions", content=body)
     assert (got.status_code, got.json()["error"]["code"]) == (400, "request_too_large")
     assert "250000 values" in got.json()["error"]["message"]
+
+
+def test_a_text_that_cannot_fit_is_refused_before_its_tokens_are_counted(pipe, start, monkeypatch):
+    parts = [{"type": "text", "text": "x" * 2_000_000}, {"type": "text", "text": "y"}]
+    with start(pipe) as served:
+        monkeypatch.setattr(Pipeline, "prepare", None)
+        error = served.ask(parts, status=400)["error"]
+        assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+        assert "2000001 characters" in error["message"]
+        assert "4096 tokens" in error["message"]
+
+
+def test_a_long_text_waits_for_room_and_a_short_one_for_nobody(pipe, start, monkeypatch):
+    monkeypatch.setattr(messages, "LITTLE", 100)
+    with start(pipe) as served, ThreadPoolExecutor(1) as pool:
+        room = served.server.room
+        room.taken = served.server.limits.opening
+        served.ask("short")
+        long = pool.submit(served.ask, "long " * 50)
+        assert served.until(lambda: len(room._waiting) == 1)
+        assert room._waiting[0][0] == messages.CHARACTER * 250
+        room._waiting[0][1].get_loop().call_soon_threadsafe(room.give, room.taken)
+        assert long.result()["choices"]
+        assert served.until(lambda: room.taken == 0)
 
 
 def test_gauges_fall_when_nothing_runs(pipe, start):
