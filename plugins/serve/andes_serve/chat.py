@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -12,11 +13,12 @@ from attrs import define, field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from andes_sdk.errors import AndesError
 from andes_sdk.runtime.sampling import TokenLogprob
 from andes_serve.asked import ChatRequest, grammars_of, read, sampling_of
 from andes_serve.constraints import grammar_of
 from andes_serve.door import body_of
-from andes_serve.failures import Failure, noted
+from andes_serve.failures import Failure, failure_of, noted
 from andes_serve.jobs import Done, Event, Piece, facts_of
 from andes_serve.metrics import Metrics
 from andes_serve.server import Running, Server, unless_gone
@@ -65,8 +67,12 @@ class Chat:
             raise Failure(400, what, param="n", code="invalid_value")
         server.longest(limit, 0)
         server.options(given, 1)  # before pictures are read
+        positions = server.scheduler.engine.positions
+        if len(asked.messages) > positions:
+            what = f"there are {len(asked.messages)} messages, the model takes {positions} tokens"
+            raise Failure(400, what, param="messages", code="context_length_exceeded")
         functions, grammar = self._structure()
-        messages = told(asked.messages, functions)
+        messages, origins = told(asked.messages, functions)
         running = None
         try:
             think, size = thinking(asked), asked.image_size
@@ -77,9 +83,11 @@ class Chat:
                     given["constraint"] = constraint
                 running = server.run(inputs, server.options(given, count), self.start)
                 await running.begun()
-        except BaseException:
+        except BaseException as error:
             if running is not None:
                 running.leave()
+            if isinstance(error, Failure | AndesError):
+                raise _renumbered(failure_of(error), origins) from error
             raise
         return running
 
@@ -176,6 +184,18 @@ class Chat:
             return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
         return [{**one(f.token, f.logprob), "top_logprobs": [one(*pair) for pair in f.top]} for f in found]
+
+
+def _renumbered(failure: Failure, origins: Sequence[int]) -> Failure:
+    """The same failure with the numbers of messages as they came."""
+
+    def number(match: re.Match[str]) -> str:
+        return f"messages[{origins[int(match[1])] if int(match[1]) < len(origins) else match[1]}]"
+
+    place = re.compile(r"\bmessages\[(\d{1,9})\]")
+    if place.match(failure.param or ""):
+        failure.message, failure.param = place.sub(number, failure.message), place.sub(number, failure.param or "")
+    return failure
 
 
 def thinking(asked: ChatRequest) -> bool | None:

@@ -114,6 +114,7 @@ def messages_of(
     """
     made, origins = [*before], dict[int, str]()
     items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
+    calls: list[dict[str, Any]] | None = None  # of the last message, to which more may come
     for number, item in enumerate(items):
         place, kind = f"input[{number}]", item.get("type", "message")
         if kind == "message":
@@ -121,16 +122,20 @@ def messages_of(
         elif kind == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
-            if made and made[-1].get("tool_calls"):
-                made[-1] = {**made[-1], "tool_calls": [*made[-1]["tool_calls"], call]}
-            else:
-                made.append({"role": "assistant", "content": "", "tool_calls": [call]})
+            if calls is None and made and made[-1].get("tool_calls"):  # of the response before, which stays as it is
+                made[-1] = {**made[-1], "tool_calls": [*made[-1]["tool_calls"]]}
+                calls = made[-1]["tool_calls"]
+            if calls is None:
+                calls = list[dict[str, Any]]()
+                made.append({"role": "assistant", "content": "", "tool_calls": calls})
+            calls.append(call)
         elif kind == "function_call_output":
             output = item.get("output")
             text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
             made.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
         elif kind != "reasoning":  # reasoning of earlier turns is not read again
             raise Failure(400, f"unsupported item {kind!r}", param=f"{place}.type", code="unsupported_parameter")
+        calls = calls if kind == "function_call" else None
         origins.setdefault(len(made) - 1, place if isinstance(asked.input, list) else "input")
     return made, origins
 

@@ -121,25 +121,29 @@ def _calls(functions: Mapping[str, Any], *, several: bool) -> str:
     return "\n".join([f"start: {start}", f"either: {either}", *rules])
 
 
-def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> list[dict[str, Any]]:
+def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
     """The same conversation without what only tools need: their list, calls and results become text.
+
+    Returns:
+        The messages, and of each the number of the one that it comes from.
 
     Raises:
         Failure: a call or a result that cannot be read.
     """
     made: list[dict[str, Any]] = []
-    results = False  # whether the last message holds results of tools
+    origins: list[int] = []
+    results: list[str] = []  # of tools, which the last message holds
     for number, message in enumerate(messages):
         place = f"messages[{number}]"
         if message.get("role") == "tool":
             text = f"<tool_response>\n{_plain(message.get('content'), place)}\n</tool_response>"
-            if results:
-                made[-1]["content"] += "\n" + text
-            else:
-                made.append({"role": "user", "content": text})
-            results = True
+            if not results:
+                origins.append(number)
+                made.append({"role": "user", "content": ""})
+            results.append(text)
             continue
-        results = False
+        _close(made, results)
+        origins.append(number)
         calls = message.get("tool_calls")
         if calls is not None and not isinstance(calls, list):
             raise Failure(400, "tool_calls is no list", param=f"{place}.tool_calls", code="invalid_type")
@@ -150,6 +154,7 @@ def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> li
             continue
         role = "system" if message.get("role") == "developer" else message.get("role")
         made.append({**{k: v for k, v in message.items() if k not in ("tool_calls", "refusal")}, "role": role})
+    _close(made, results)
     if functions:
         lines = [json.dumps({"type": "function", "function": f}, ensure_ascii=False) for f in functions.values()]
         text = HEAD + "\n".join(lines) + TAIL
@@ -157,7 +162,15 @@ def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> li
             made[0] = {**made[0], "content": f"{_plain(made[0].get('content'), 'messages[0]')}\n\n{text}"}
         else:
             made.insert(0, {"role": "system", "content": text})
-    return made
+            origins.insert(0, 0)
+    return made, origins
+
+
+def _close(made: Sequence[dict[str, Any]], results: list[str]) -> None:
+    """Results of tools become the text of the last message."""
+    if results:
+        made[-1]["content"] = "\n".join(results)
+        results.clear()
 
 
 def _plain(content: Any, place: str) -> str:

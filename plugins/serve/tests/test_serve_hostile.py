@@ -16,7 +16,7 @@ from andes_serve.jobs import Piece
 from andes_serve.limits import Limits
 from andes_serve.memory import Room
 from andes_serve.server import READERS
-from andes_serve.tools import Calls
+from andes_serve.tools import Calls, told
 
 from andes_sdk.inputs.images import load_image
 from andes_sdk.inputs.sources import read_source
@@ -356,3 +356,35 @@ def test_a_call_whose_argument_holds_the_mark_of_its_end_is_read():
         assert said.strip() == "So:"
         assert [call["function"]["arguments"] for call in found] == ['{"text": "</tool_call>"}']
     assert Calls().feed(f"<tool_call>\n{NESTED}\n</tool_call>", final=True)[1] == []
+
+
+def test_numbers_of_messages_in_errors_are_those_that_were_sent(served, picture):
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,QUJD"}}
+    result = {"role": "tool", "tool_call_id": "a", "content": "5"}
+    wrong = {"role": "user", "content": [part]}
+    for tools in (None, [TOOL]):
+        for before, place in (([], 0), ([result, result], 2), ([{"role": "system", "content": "x"}], 1)):
+            error = served.ask(messages=[*before, wrong], tools=tools, status=400)["error"]
+            assert error["param"] == f"messages[{place}].content[0].image_url.url"
+
+
+def test_more_messages_than_the_model_has_positions_are_refused(served):
+    error = served.ask(messages=[{"role": "tool", "content": ""}] * 5000, status=400)["error"]
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+    assert "5000 messages" in error["message"]
+
+
+def test_results_and_calls_in_a_row_are_one_message_each():
+    results = [{"role": "tool", "content": "a"}, {"role": "tool", "content": "b"}, {"role": "user", "content": "c"}]
+    made, origins = told([*results, results[0]], {})
+    both = "<tool_response>\na\n</tool_response>\n<tool_response>\nb\n</tool_response>"
+    last = "<tool_response>\na\n</tool_response>"
+    assert [m["content"] for m in made] == [both, "c", last]
+    assert origins == [0, 2, 3]
+    call = {"type": "function_call", "call_id": "a", "name": "look", "arguments": "{}"}
+    asked = responses.ResponseRequest(model="x", input=[call, call, {"role": "user", "content": "c"}, call])
+    first, _ = responses.messages_of(asked, [])
+    assert [len(m.get("tool_calls", ())) for m in first] == [2, 0, 1]
+    more, _ = responses.messages_of(asked, first)
+    assert [len(m.get("tool_calls", ())) for m in more] == [2, 0, 3, 0, 1]
+    assert len(first[-1]["tool_calls"]) == 1  # what is kept stays as it was
