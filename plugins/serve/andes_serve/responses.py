@@ -24,6 +24,7 @@ from andes_serve.asked import ChatRequest, Effort, Sampling, Strict, failure, re
 from andes_serve.chat import Chat, answered
 from andes_serve.door import body_of
 from andes_serve.failures import Failure, failure_of
+from andes_serve.items import Writer, called, message, new
 from andes_serve.jobs import Done, Event, Piece, Usage, responses_facts_of
 from andes_serve.server import Server
 from andes_serve.tools import Calls
@@ -234,10 +235,10 @@ class Responding:
         found: list[dict[str, Any]] = []
         if reasoning:
             text = [{"type": "reasoning_text", "text": reasoning}]
-            found.append({"id": _new("rs"), "type": "reasoning", "summary": [], "content": text, "status": "completed"})
+            found.append({"id": new("rs"), "type": "reasoning", "summary": [], "content": text, "status": "completed"})
         if content or not (calls or reasoning):
-            found.append(_message(_new("msg"), content, "completed"))
-        found += [_call(call) for call in calls]
+            found.append(message(new("msg"), content, "completed"))
+        found += [called(call) for call in calls]
         return found
 
     def ended(
@@ -266,7 +267,7 @@ class Responding:
         """The response as server-sent events."""
         yield self._event("response.created", response=self.response("in_progress"))
         yield self._event("response.in_progress", response=self.response("in_progress"))
-        writer = _Writer(self, Calls(), self._output)
+        writer = Writer(self._event, Calls() if self.chat.calls else None, self._output)
         async for some in events:
             for event in some:
                 if isinstance(event, Piece):
@@ -284,100 +285,6 @@ class Responding:
         return self._event("response.failed", response=self.response("failed", self._output, error=told))
 
 
-@define(eq=False)
-class _Writer:
-    """Output items that grow: reasoning, then a message, then calls."""
-
-    owner: Responding
-    calls: Calls
-    output: list[dict[str, Any]] = field(factory=list)
-    content: str = ""
-    made: list[dict[str, Any]] = field(factory=list)
-    finish: str = ""
-    _open: str = ""
-    _id: str = ""
-    _text: str = ""
-
-    def piece(self, piece: Piece) -> list[bytes]:
-        """Events of one piece."""
-        out: list[bytes] = []
-        content, calls = piece.content, list[dict[str, Any]]()
-        if self.owner.chat.calls:
-            content, calls = self.calls.feed(piece.content, final=bool(piece.finish))
-        self.finish = piece.finish
-        if piece.reasoning:
-            out += self._begin("reasoning")
-            self._text += piece.reasoning
-            out.append(self._delta("response.reasoning_text.delta", piece.reasoning))
-        if content:
-            out += self._begin("message")
-            self.content += content
-            self._text += content
-            out.append(self._delta("response.output_text.delta", content, logprobs=[]))
-        for call in calls:
-            out += self._end()
-            out += self._called(call)
-        if piece.finish and not self.output and not self._open:
-            out += self._begin("message")
-        return out
-
-    def close(self) -> list[bytes]:
-        """Events that end whatever is open."""
-        return self._end()
-
-    def _delta(self, kind: str, text: str, **more: Any) -> bytes:
-        place = {"item_id": self._id, "output_index": len(self.output), "content_index": 0}
-        return self.owner._event(kind, **place, delta=text, **more)
-
-    def _begin(self, kind: str) -> list[bytes]:
-        if self._open == kind:
-            return []
-        out = self._end()
-        self._open, self._id, self._text = kind, _new("rs" if kind == "reasoning" else "msg"), ""
-        item: dict[str, Any] = _message(self._id, None, "in_progress")
-        if kind == "reasoning":
-            item = {"id": self._id, "type": "reasoning", "summary": [], "content": [], "status": "in_progress"}
-        index = len(self.output)
-        out.append(self.owner._event("response.output_item.added", output_index=index, item=item))
-        if kind == "message":
-            part = {"type": "output_text", "text": "", "annotations": []}
-            place = {"item_id": self._id, "output_index": index, "content_index": 0}
-            out.append(self.owner._event("response.content_part.added", **place, part=part))
-        return out
-
-    def _end(self) -> list[bytes]:
-        if not self._open:
-            return []
-        kind, index = self._open, len(self.output)
-        place = {"item_id": self._id, "output_index": index, "content_index": 0}
-        event, out = self.owner._event, []
-        if kind == "message":
-            item = _message(self._id, self._text, "completed")
-            out.append(event("response.output_text.done", **place, text=self._text, logprobs=[]))
-            out.append(event("response.content_part.done", **place, part=item["content"][0]))
-        else:
-            text = [{"type": "reasoning_text", "text": self._text}]
-            item = {"id": self._id, "type": "reasoning", "summary": [], "content": text, "status": "completed"}
-            out.append(event("response.reasoning_text.done", **place, text=self._text))
-        self._open = ""
-        self.output.append(item)
-        out.append(event("response.output_item.done", output_index=index, item=item))
-        return out
-
-    def _called(self, call: Mapping[str, Any]) -> list[bytes]:
-        item, index, event = _call(call), len(self.output), self.owner._event
-        self.made.append(dict(call))
-        self.output.append(item)
-        empty = {**item, "arguments": "", "status": "in_progress"}
-        place = {"item_id": item["id"], "output_index": index}
-        return [
-            event("response.output_item.added", output_index=index, item=empty),
-            event("response.function_call_arguments.delta", **place, delta=item["arguments"]),
-            event("response.function_call_arguments.done", **place, arguments=item["arguments"], name=item["name"]),
-            event("response.output_item.done", output_index=index, item=item),
-        ]
-
-
 NAMES = {"max_tokens": "max_output_tokens", "response_format": "text.format", "messages": "input"}
 """Parameters of chat completions, as this endpoint calls them."""
 
@@ -393,20 +300,6 @@ def _renamed(failure: Failure, origins: Mapping[int, str], instructed: bool) -> 
     if pattern.match(failure.param or ""):
         failure.message, failure.param = pattern.sub(name, failure.message), pattern.sub(name, failure.param or "")
     return failure
-
-
-def _new(kind: str) -> str:
-    return f"{kind}_{secrets.token_hex(12)}"
-
-
-def _message(name: str, text: str | None, status: str) -> dict[str, Any]:
-    content = [] if text is None else [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
-    return {"id": name, "type": "message", "role": "assistant", "status": status, "content": content}
-
-
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    own = {"call_id": call["id"], "name": call["function"]["name"], "arguments": call["function"]["arguments"]}
-    return {"id": _new("fc"), "type": "function_call", "status": "completed", **own}
 
 
 @define(eq=False)

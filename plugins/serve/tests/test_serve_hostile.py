@@ -7,11 +7,10 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from andes_serve import door, messages, responses
+from andes_serve import door, items, messages, responses
 from andes_serve.jobs import Piece
 from andes_serve.limits import Limits
 from andes_serve.memory import Room
@@ -249,8 +248,7 @@ def test_readers_that_stop_reading_or_leave_hold_nothing_for_ever(served):
 
 def test_items_of_a_streamed_response_hold_their_own_text_alone():
     told = []
-    owner = SimpleNamespace(chat=SimpleNamespace(calls=True), _event=lambda kind, **more: told.append((kind, more)))
-    writer = responses._Writer(owner, Calls())
+    writer = items.Writer(lambda kind, **more: told.append((kind, more)), Calls())
     call = '<tool_call>\n{"name": "look", "arguments": {}}\n</tool_call>'
     for text, finish in (("First. ", ""), (call, ""), ("Then more.", "stop")):
         writer.piece(Piece(index=0, content=text, finish=finish))
