@@ -65,7 +65,7 @@ class Chat:
         if count > server.limits.choices:
             what = f"n is {count}, this server gives {server.limits.choices} answers to one request"
             raise Failure(400, what, param="n", code="invalid_value")
-        server.longest(limit, 0)
+        server.longest(limit, 0, "max_tokens" if limit is asked.max_tokens else "max_completion_tokens")
         server.options(given, 1)  # before pictures are read
         positions = server.scheduler.engine.positions
         if len(asked.messages) > positions:

@@ -132,6 +132,8 @@ def messages_of(
             calls.append(call)
         elif kind == "function_call_output":
             output = item.get("output")
+            if output is None:
+                raise Failure(400, "output is needed", param=f"{place}.output", code="invalid_value")
             text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
             made.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
         elif kind != "reasoning":  # reasoning of earlier turns is not read again

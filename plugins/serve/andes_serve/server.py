@@ -211,7 +211,7 @@ class Server:
         if not self._longest:  # characters of a token; rarely needed, so not at the start
             self._longest = max(len(tokenizer.decode([n])) for n in range(tokenizer.vocab_size))
         if text > positions * self._longest:
-            what = f"the prompt has {text} characters, the model takes {positions} tokens of {self._longest} at most"
+            what = f"the prompt has {text} characters, the model takes {positions} tokens of at most {self._longest} each"
             raise Failure(400, what, param="messages", code="context_length_exceeded")
 
     def _made(self, messages: Sequence[dict[str, Any]], think: bool | None, size: int | None) -> Any:
@@ -223,15 +223,15 @@ class Server:
             what = f"{error.what}: send fewer or smaller pictures (image_size), or less text"
             raise Failure(400, what, param="messages", code="context_length_exceeded") from None
 
-    def longest(self, asked: int | None, rows: int) -> int:
+    def longest(self, asked: int | None, rows: int, param: str = "max_tokens") -> int:
         """Most tokens of an answer behind a prompt of so many rows.
 
         Raises:
             Failure: more are asked for than the server allows.
         """
         if asked is not None and asked > self.limits.answer:
-            what = f"max_tokens is {asked}, this server's longest answer has {self.limits.answer}"
-            raise Failure(400, what, param="max_tokens", code="invalid_value")
+            what = f"{param} is {asked}, this server's longest answer has {self.limits.answer}"
+            raise Failure(400, what, param=param, code="invalid_value")
         if asked is not None:
             return asked
         room = self.scheduler.engine.positions - rows

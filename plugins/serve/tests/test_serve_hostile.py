@@ -288,6 +288,7 @@ NESTED = "[" * 100_000
          "tools[0].function"),
         ({"logit_bias": {"\u0661": 1.0}}, "logit_bias"),
         ({"reasoning_effort": "much"}, "reasoning_effort"),
+        ({"max_tokens": None, "max_completion_tokens": 10**6}, "max_completion_tokens"),
     ],
 )  # fmt: skip
 def test_calls_and_tools_that_cannot_be(served, given, param):
@@ -332,6 +333,7 @@ def test_a_prompt_that_is_too_long_has_openais_code(served):
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].image_url.url"),
         ({"input": [{"type": "function_call", "name": "a", "arguments": NESTED}]}, "input[0].tool_calls"),
         ({"max_output_tokens": 10**6}, "max_output_tokens"),
+        ({"input": [{"type": "function_call_output", "call_id": "a"}]}, "input[0].output"),
         ({"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "x"}}}}, "text.format"),
         ({"input": "x " * 9000}, "input"),
     ],
