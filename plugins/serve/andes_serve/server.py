@@ -211,7 +211,7 @@ class Server:
         if not self._longest:  # characters of a token; rarely needed, so not at the start
             self._longest = max(len(tokenizer.decode([n])) for n in range(tokenizer.vocab_size))
         if text > positions * self._longest:
-            what = f"the prompt has {text} characters, the model takes {positions} tokens of at most {self._longest} each"
+            what = f"the prompt has {text} characters, the model takes {positions} tokens of up to {self._longest}"
             raise Failure(400, what, param="messages", code="context_length_exceeded")
 
     def _made(self, messages: Sequence[dict[str, Any]], think: bool | None, size: int | None) -> Any:
