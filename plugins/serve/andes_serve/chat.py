@@ -6,12 +6,13 @@ import json
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any, cast
 
 from attrs import define, field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from andes_sdk.errors import AndesError
 from andes_sdk.runtime.sampling import TokenLogprob
@@ -242,13 +243,24 @@ async def answered(request: Request, chat: Chat, writer: Any) -> Response:
     metrics = chat.server.metrics
     if writer.asked.stream:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_written(running, writer, metrics), media_type="text/event-stream", headers=headers)
+        return Streamed(_written(running, writer, metrics), media_type="text/event-stream", headers=headers)
     try:
         made = JSONResponse(writer.whole(await unless_gone(request, running.gathered())))
     finally:
         running.leave()
     metrics.ended("answered")
     return made
+
+
+class Streamed(StreamingResponse):
+    """A stream that ends, and cancels its request, as soon as nobody reads it: not when its rest is collected."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await cast("AsyncGenerator[bytes]", self.body_iterator).aclose()
 
 
 async def _written(running: Running, writer: Any, metrics: Metrics) -> AsyncIterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,6 +77,32 @@ def test_a_client_that_reads_nothing_is_given_up_and_its_body_with_it(monkeypatc
 
     asyncio.run(play())
     assert "a client read nothing of its answer" in caplog.text
+
+
+def test_a_stream_that_cannot_be_sent_cancels_its_request_at_once():
+    ended, left = list[str](), list[bool]()
+
+    async def play() -> None:
+        async def chunks(events: Any) -> Any:
+            for _ in range(9):
+                yield b"data: {}\n\n"
+
+        async def receive() -> Any:
+            await asyncio.sleep(60)
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                held.append(door._Unread())
+                raise held[-1]
+
+        held = list[BaseException]()  # a traceback that lives on keeps no request alive
+        running = SimpleNamespace(events=lambda: None, leave=lambda: left.append(True))
+        written = chat._written(running, SimpleNamespace(chunks=chunks), SimpleNamespace(ended=ended.append))
+        with pytest.raises(door._Unread):
+            await chat.Streamed(written)({"type": "http"}, receive, send)
+        assert (ended, left) == (["cancelled"], [True])
+
+    asyncio.run(play())
 
 
 def test_a_body_of_very_many_values_is_refused_before_it_is_read(served):
