@@ -77,17 +77,17 @@ class Request(Opening):
     think: Annotated[
         bool | None, typer.Option("--think/--no-think", help="Thinking mode; without it the model's own default.")
     ] = None
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer. [default: 512]")] = None
-    temperature: Annotated[float | None, typer.Option(help="0 decodes greedily. [default: 0]")] = None
-    top_k: Annotated[int | None, typer.Option(help="Sample among the best K; 0 for all. [default: 0]")] = None
-    top_p: Annotated[float | None, typer.Option(help="Sample among the most likely this share. [default: 1]")] = None
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer. (default: 512)")] = None
+    temperature: Annotated[float | None, typer.Option(help="0 decodes greedily. (default: 0)")] = None
+    top_k: Annotated[int | None, typer.Option(help="Sample among the best K; 0 for all. (default: 0)")] = None
+    top_p: Annotated[float | None, typer.Option(help="Sample among the most likely this share. (default: 1)")] = None
     min_p: Annotated[
-        float | None, typer.Option(help="Leave out what is this much less likely than the best. [default: 0]")
+        float | None, typer.Option(help="Leave out what is this much less likely than the best. (default: 0)")
     ] = None
-    repetition_penalty: Annotated[float | None, typer.Option(help="Over prompt and answer. [default: 1]")] = None
-    presence_penalty: Annotated[float | None, typer.Option(help="Over the answer. [default: 0]")] = None
+    repetition_penalty: Annotated[float | None, typer.Option(help="Over prompt and answer. (default: 1)")] = None
+    presence_penalty: Annotated[float | None, typer.Option(help="Over the answer. (default: 0)")] = None
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; repeatable.")] = None
-    seed: Annotated[int | None, typer.Option(help="Of the sampling noise. [default: 0]")] = None
+    seed: Annotated[int | None, typer.Option(help="Of the sampling noise. (default: 0)")] = None
     image_size: Annotated[
         int | None, typer.Option(help="No picture is larger than a square of this side in pixels.")
     ] = None

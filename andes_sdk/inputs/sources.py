@@ -12,7 +12,7 @@ import stat
 import threading
 from concurrent.futures import Future
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib import request
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     """A path, a `file://`, `data:` or `http(s)://` URL, the bytes of a picture file, or a PIL image."""
 
 _KINDS = "a path, a file:// or data: URL, the bytes of a picture file, or a PIL image"
+_NAT64, _UNICAST, _PROTOCOLS = IPv6Network("64:ff9b::/96"), IPv6Network("2000::/3"), IPv4Network("192.0.0.0/24")
 _NOT_BASE64 = "write data:image/png;base64,<base64 of the picture file>"
 
 
@@ -40,10 +41,8 @@ class ImageLimits:
     """What a picture may cost.
 
     Attributes:
-        max_pixels: width x height, checked in the header before anything is decoded. Pillow's own ceiling
-            (2 x `PIL.Image.MAX_IMAGE_PIXELS`, the same number unless the application changes it) holds as well.
-        max_bytes: size of the encoded picture, wherever it comes from.
-        timeout: seconds for a remote picture, from its name to the last byte, redirects included.
+        max_pixels: width x height, by the header. Pillow's ceiling, 2 x `PIL.Image.MAX_IMAGE_PIXELS`, holds as well.
+        max_bytes: of the encoded picture. timeout: seconds for a remote one, from its name to the last byte.
         allow_private: fetch from addresses of this machine and its networks too, which others cannot reach.
     """
 
@@ -93,8 +92,7 @@ def _read_text(text: str | bytes, name: str, allow_remote: bool, limits: ImageLi
         case "":
             if not text:
                 raise InputError("the path of the picture is empty", fix=f"pass {_KINDS}")
-            path = Path(text)
-            return _read_file(path if os.path.exists(path) else at_home(path), name, limits)
+            return _read_file(Path(text) if os.path.exists(text) else at_home(Path(text)), name, limits)
         case "data:":
             return _read_data_url(text, name, limits)
         case "file":
@@ -214,13 +212,8 @@ class _Public(request.HTTPSHandler):
 
     https_request = http_request
 
-    def http_open(self, asked: request.Request) -> HTTPResponse:
-        return self._open(HTTPConnection, asked)
-
     def https_open(self, asked: request.Request) -> HTTPResponse:
-        return self._open(HTTPSConnection, asked)
-
-    def _open(self, kind: type[HTTPConnection], asked: request.Request) -> HTTPResponse:
+        kind = HTTPSConnection if asked.type == "https" else HTTPConnection
         proxied = asked.has_proxy() or bool(getattr(asked, "_tunnel_host", None))
 
         def connect(address: tuple[str, int], *args: Any) -> socket.socket:
@@ -240,15 +233,22 @@ class _Public(request.HTTPSHandler):
 
         return self.do_open(make, asked)
 
+    http_open = https_open
+
     def _checked(self, host: str, port: int) -> list[str]:
-        """The addresses of a host, if all of them may be asked."""
         found = [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-        for text in found:
-            address = ip_address(text.partition("%")[0])
-            if not (self._private or (getattr(address, "ipv4_mapped", None) or address).is_global):
-                fix = "ImageLimits(allow_private=True) allows it"
-                raise OSError(f"{host} is {text}, which is no public address; {fix}")
+        if not (self._private or all(map(_public, found))):
+            raise OSError(f"{host} is no public address; ImageLimits(allow_private=True) allows it")
         return found
+
+
+def _public(text: str) -> bool:
+    """Whether an address is one of the internet; of an IPv4 address inside (mapped, NAT64, 6to4) that one is judged."""
+    one = ip_address(text.partition("%")[0])
+    if isinstance(one, IPv6Address):
+        inner = IPv4Address(int(one) & 0xFFFFFFFF) if one in _NAT64 else one.ipv4_mapped or one.sixtofour
+        one = inner or (one if one in _UNICAST else IPv6Address("::"))
+    return one.is_global and not one.is_multicast and one not in _PROTOCOLS
 
 
 def _too_large(name: str, size: int, limits: ImageLimits) -> InputError:

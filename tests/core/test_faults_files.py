@@ -208,7 +208,9 @@ def test_s6_names_that_take_long_to_resolve_count_too(monkeypatch):
 
 
 PRIVATE = ["127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "0.0.0.0", "100.64.0.1", "::1",
-           "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1"]  # fmt: skip
+           "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::",
+           "::127.0.0.1", "64:ff9b:1::1", "2001:0:7f00:1::1", "fec0::1", "ff02::1", "224.0.0.1",
+           "192.0.0.8"]  # fmt: skip
 
 
 @pytest.mark.parametrize("address", PRIVATE)

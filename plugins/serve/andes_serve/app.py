@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,12 +16,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from andes_serve.asked import Strict, read
 from andes_serve.chat import chat_completions
 from andes_serve.door import body_of
-from andes_serve.failures import Failure, failure_of
+from andes_serve.failures import Failure, noted
 from andes_serve.page import page
 from andes_serve.responses import Responses
 from andes_serve.server import Server
 
-LOG = logging.getLogger("andes_serve")
 Endpoint = Callable[[Server, Request], Awaitable[Response]]
 
 
@@ -90,6 +88,7 @@ def create_app(server: Server, *, origins: Sequence[str] = ()) -> FastAPI:
     app = FastAPI(title="andes serve", lifespan=running, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
     app.state.server = server
     routes: tuple[tuple[str, str, Endpoint], ...] = (*ROUTES, ("POST", "/v1/responses", Responses()))
+    app.add_middleware(server.bodies.held_by)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     for enter, some in ((server.door.enter, routes), (server.door.enter_as_admin, ADMIN)):
@@ -118,11 +117,8 @@ def _guarded(server: Server, endpoint: Endpoint, enter: Callable[[Request], None
             enter(request)
             return await endpoint(server, request)
         except Exception as error:
-            failure = failure_of(error)
-            if not failure.counted:
-                if failure.code == "internal_error":
-                    LOG.exception("a request failed")
-                server.metrics.ended(failure.outcome)
+            failure = noted(error)
+            server.metrics.ended(failure.outcome)
             return told(failure)
 
     return route

@@ -14,6 +14,10 @@ STOPS, LONGEST = 64, 1000
 """Stop texts of a request, and characters of each: each token of an answer is compared with all their beginnings."""
 
 
+VALUES = 250_000
+"""Commas and opening brackets of a body: a value takes many times more memory than the few bytes that write it."""
+
+
 class Strict(BaseModel):
     """Nothing is converted, and nothing unknown is let through."""
 
@@ -24,6 +28,10 @@ class StreamOptions(Strict):
     """Of `stream_options`."""
 
     include_usage: bool = False
+
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+"""Of reasoning: any but "none" asks for Thinking."""
 
 
 class Sampling(Strict):
@@ -79,6 +87,7 @@ class ChatRequest(Sampling):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     n: int | None = Field(default=None, ge=1)
     stop: str | list[str] | None = None
+    reasoning_effort: Effort | None = None
 
     @field_validator("stop")
     @classmethod
@@ -108,12 +117,14 @@ class ChatRequest(Sampling):
     grammar: str | None = None
 
 
-def read(kind: type[Strict], body: bytes) -> Any:
+def read(kind: type[Strict], body: bytes | bytearray) -> Any:
     """A body of JSON as a request.
 
     Raises:
         Failure: it is none, or has parameters that are not known or do not fit.
     """
+    if sum(body.count(mark) for mark in (b",", b"[", b"{")) > VALUES:
+        raise Failure(400, f"the body may have more than {VALUES} values", code="request_too_large")
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -124,7 +135,8 @@ def failure(error: ValidationError) -> Failure:
     """The first problem, as OpenAI tells it."""
     first, count = error.errors(include_url=False, include_context=False)[0], error.error_count()
     kinds = {"str", "list", "float", "int"}  # of a union's parts: pydantic's words, nobody's parameters
-    place = ".".join(str(part) for part in first["loc"] if part not in kinds and "[" not in str(part))
+    parts = [part for part in first["loc"] if part not in kinds and "[" not in str(part)]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
     more = f" ({count - 1} more)" if count > 1 else ""
     if first["type"] == "extra_forbidden":
         what = f"unknown or unsupported parameter: {place!r}"

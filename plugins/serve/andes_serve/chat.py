@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from typing import Any, cast
 
 from attrs import define, field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from andes_sdk.errors import AndesError
 from andes_sdk.runtime.sampling import TokenLogprob
 from andes_serve.asked import ChatRequest, grammars_of, read, sampling_of
 from andes_serve.constraints import grammar_of
 from andes_serve.door import body_of
-from andes_serve.failures import Failure, failure_of
+from andes_serve.failures import Failure, failure_of, noted
 from andes_serve.jobs import Done, Event, Piece, facts_of
+from andes_serve.metrics import Metrics
 from andes_serve.server import Running, Server, unless_gone
 from andes_serve.tools import Calls, checked, chosen, told
+
+END = b"data: [DONE]\n\n"
 
 
 @define(eq=False)
@@ -27,7 +33,7 @@ class Chat:
     """One request to chat completions, as its answers say who made them.
 
     Attributes:
-        start: when it came, by `time.perf_counter`. submitted: whether the engine has it.
+        start: when it came, by `time.perf_counter`.
     """
 
     server: Server
@@ -36,7 +42,6 @@ class Chat:
     created: int = field(factory=lambda: int(time.time()))
     start: float = field(factory=time.perf_counter)
     calls: bool = False
-    submitted: bool = False
     _same: bytes = b""
 
     async def begun(self) -> Running:
@@ -61,10 +66,14 @@ class Chat:
         if count > server.limits.choices:
             what = f"n is {count}, this server gives {server.limits.choices} answers to one request"
             raise Failure(400, what, param="n", code="invalid_value")
-        server.longest(limit, 0)
+        server.longest(limit, 0, "max_tokens" if limit is asked.max_tokens else "max_completion_tokens")
         server.options(given, 1)  # before pictures are read
+        positions = server.scheduler.engine.positions
+        if len(asked.messages) > positions:
+            what = f"there are {len(asked.messages)} messages, the model takes {positions} tokens"
+            raise Failure(400, what, param="messages", code="context_length_exceeded")
         functions, grammar = self._structure()
-        messages = told(asked.messages, functions)
+        messages, origins = told(asked.messages, functions)
         running = None
         try:
             think, size = thinking(asked), asked.image_size
@@ -74,11 +83,12 @@ class Chat:
                 if constraint is not None:
                     given["constraint"] = constraint
                 running = server.run(inputs, server.options(given, count), self.start)
-                self.submitted = True
                 await running.begun()
-        except BaseException:
+        except BaseException as error:
             if running is not None:
                 running.leave()
+            if isinstance(error, Failure | AndesError):
+                raise _renumbered(failure_of(error), origins) from error
             raise
         return running
 
@@ -124,17 +134,16 @@ class Chat:
         """The answer as server-sent events."""
         usage = self.asked.stream_options is not None and self.asked.stream_options.include_usage
         begun: dict[int, Calls] = {}
-        try:
-            async for some in events:
-                chunks = (self._chunk(e, begun) for e in some if isinstance(e, Piece))
-                yield b"".join(chunk for chunk in chunks if chunk)
-                if usage and isinstance(some[-1], Done):
-                    yield _event(
-                        {**self._head("chat.completion.chunk"), "choices": [], "usage": facts_of(some[-1].usage)}
-                    )
-        except Exception as error:
-            yield _event(failure_of(error).body())
-        yield b"data: [DONE]\n\n"
+        async for some in events:
+            chunks = (self._chunk(e, begun) for e in some if isinstance(e, Piece))
+            yield b"".join(chunk for chunk in chunks if chunk)
+            if usage and isinstance(some[-1], Done):
+                yield _event({**self._head("chat.completion.chunk"), "choices": [], "usage": facts_of(some[-1].usage)})
+        yield END
+
+    def failed(self, failure: Failure) -> bytes:
+        """The end of a stream that goes no further."""
+        return _event(failure.body()) + END
 
     def _chunk(self, piece: Piece, begun: dict[int, Calls]) -> bytes:
         delta: dict[str, Any] = {}
@@ -178,8 +187,20 @@ class Chat:
         return [{**one(f.token, f.logprob), "top_logprobs": [one(*pair) for pair in f.top]} for f in found]
 
 
-def thinking(asked: Any) -> bool | None:
-    """Whether a request asks for Thinking, in our words or in vLLM's; None leaves it to the model.
+def _renumbered(failure: Failure, origins: Sequence[int]) -> Failure:
+    """The same failure with the numbers of messages as they came."""
+
+    def number(match: re.Match[str]) -> str:
+        return f"messages[{origins[int(match[1])] if int(match[1]) < len(origins) else match[1]}]"
+
+    place = re.compile(r"\bmessages\[(\d{1,9})\]")
+    if place.match(failure.param or ""):
+        failure.message, failure.param = place.sub(number, failure.message), place.sub(number, failure.param or "")
+    return failure
+
+
+def thinking(asked: ChatRequest) -> bool | None:
+    """Whether a request asks for Thinking, in our words, in vLLM's or in OpenAI's; None leaves it to the model.
 
     Raises:
         Failure: a key of chat_template_kwargs that nothing reads.
@@ -189,7 +210,9 @@ def thinking(asked: Any) -> bool | None:
     if given:
         place = f"chat_template_kwargs.{next(iter(given))}"
         raise Failure(400, f"unknown or unsupported parameter: {place!r}", param=place, code="unknown_parameter")
-    return found if asked.think is None else bool(asked.think)
+    if asked.think is not None:
+        return bool(asked.think)
+    return asked.reasoning_effort != "none" if found is None and asked.reasoning_effort else found
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -214,30 +237,43 @@ async def answered(request: Request, chat: Chat, writer: Any) -> Response:
     """The answer, whole or as a stream that begins with the first event: what is refused has a status of its own.
 
     Args:
-        writer: of the shape of the endpoint; has `asked`, `whole` and `chunks`.
+        writer: of the shape of the endpoint; has `asked`, `whole`, `chunks` and `failed`.
     """
-    running = None
+    running = await unless_gone(request, chat.begun())
+    metrics = chat.server.metrics
+    if writer.asked.stream:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return Streamed(_written(running, writer, metrics), media_type="text/event-stream", headers=headers)
     try:
-        running = await unless_gone(request, chat.begun())
-        if writer.asked.stream:
-            headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            return StreamingResponse(_written(running, writer), media_type="text/event-stream", headers=headers)
-        events = await unless_gone(request, running.gathered())
-    except Exception as error:
-        failure = failure_of(error)
-        if failure.status == 499 and chat.submitted:  # the scheduler counts who leaves
-            failure.counted = True
-        raise failure from error
+        made = JSONResponse(writer.whole(await unless_gone(request, running.gathered())))
     finally:
-        if running is not None and not writer.asked.stream:
-            running.leave()
-    return JSONResponse(writer.whole(events))
+        running.leave()
+    metrics.ended("answered")
+    return made
 
 
-async def _written(running: Running, writer: Any) -> AsyncIterator[bytes]:
+class Streamed(StreamingResponse):
+    """A stream that ends, and cancels its request, as soon as nobody reads it: not when its rest is collected."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await cast("AsyncGenerator[bytes]", self.body_iterator).aclose()
+
+
+async def _written(running: Running, writer: Any, metrics: Metrics) -> AsyncIterator[bytes]:
+    outcome = "cancelled"  # where the client leaves, nothing below is reached
     try:
         async for chunk in writer.chunks(running.events()):
             if chunk:
                 yield chunk
+        outcome = "answered"
+    except Exception as error:  # the status is sent: the stream says it
+        failure = noted(error)
+        outcome = failure.outcome
+        yield writer.failed(failure)
     finally:
         running.leave()
+        metrics.ended(outcome)

@@ -6,10 +6,11 @@ import asyncio
 import gc
 import logging
 import os
+import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ def serve(
     adapter: Annotated[
         list[str] | None, typer.Option("--adapter", metavar="NAME=FOLDER", help="A LoRA adapter; repeatable.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What requests call the model. [default: its folder's name]")] = None,
+    name: Annotated[str | None, typer.Option(help="What requests call the model. (default: its folder's name)")] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     keys: Annotated[
@@ -57,20 +58,21 @@ def serve(
         bool, typer.Option("--allow-remote", help="Fetch pictures from public http(s) addresses.")
     ] = False,
     temperature: Annotated[float, typer.Option(help="Where a request says none.")] = 0.0,
-    concurrency: Annotated[int | None, typer.Option(help="Answers in the making at once. [default: 32]")] = None,
-    queue: Annotated[int | None, typer.Option(help="Requests that may wait. [default: 256]")] = None,
-    memory: Annotated[int | None, typer.Option(help="MiB for KV and picture rows. [default: a quarter]")] = None,
-    prefixes: Annotated[int | None, typer.Option(help="MiB of it for kept prefixes. [default: half of it]")] = None,
-    opening: Annotated[int | None, typer.Option(help="MiB for pictures that are opened. [default: a 16th]")] = None,
-    body: Annotated[int | None, typer.Option(help="MiB of a request. [default: 32]")] = None,
-    pictures: Annotated[int | None, typer.Option(help="In one request. [default: 16]")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Answers in the making at once. (default: 32)")] = None,
+    queue: Annotated[int | None, typer.Option(help="Requests that may wait. (default: 256)")] = None,
+    memory: Annotated[int | None, typer.Option(help="MiB for KV and picture rows. (default: a quarter)")] = None,
+    prefixes: Annotated[int | None, typer.Option(help="MiB of it for kept prefixes. (default: half of it)")] = None,
+    opening: Annotated[int | None, typer.Option(help="MiB for pictures that are opened. (default: a 16th)")] = None,
+    body: Annotated[int | None, typer.Option(help="MiB of a request. (default: 32)")] = None,
+    bodies: Annotated[int | None, typer.Option(help="MiB of all requests. (default: a 16th)")] = None,
+    pictures: Annotated[int | None, typer.Option(help="In one request. (default: 16)")] = None,
     prompt: Annotated[int | None, typer.Option(help="Most rows of a prompt.")] = None,
-    answer: Annotated[int | None, typer.Option(help="Most tokens of an answer. [default: 4096]")] = None,
-    choices: Annotated[int | None, typer.Option(help="Largest n. [default: 8]")] = None,
+    answer: Annotated[int | None, typer.Option(help="Most tokens of an answer. (default: 4096)")] = None,
+    choices: Annotated[int | None, typer.Option(help="Largest n. (default: 8)")] = None,
     rate: Annotated[int | None, typer.Option(help="Requests a minute for each key or address; 0: any.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds until an answer is given up. [default: 600]")] = None,
-    grace: Annotated[float | None, typer.Option(help="Seconds for running answers at shutdown. [default: 30]")] = None,
-    chunk: Annotated[int | None, typer.Option(help="Rows of prompts read in one pass. [default: 256]")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds until an answer is given up. (default: 600)")] = None,
+    grace: Annotated[float | None, typer.Option(help="Seconds for running answers at shutdown. (default: 30)")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Rows of prompts read in one pass. (default: 256)")] = None,
 ) -> None:
     """Serve MODEL to any OpenAI client, and to a browser.
 
@@ -78,12 +80,19 @@ def serve(
     """
     given = {
         "concurrency": concurrency, "queue": queue, "memory": _mib(memory), "prefixes": _mib(prefixes),
-        "opening": _mib(opening), "body": _mib(body), "pictures": pictures, "prompt": prompt, "answer": answer,
-        "choices": choices, "rate": rate, "timeout": timeout, "grace": grace, "chunk": chunk,
+        "opening": _mib(opening), "body": _mib(body), "bodies": _mib(bodies), "pictures": pictures,
+        "prompt": prompt, "answer": answer, "choices": choices, "rate": rate, "timeout": timeout,
+        "grace": grace, "chunk": chunk,
     }  # fmt: skip
     limits = _limits({k: v for k, v in given.items() if v is not None})
     door = _door(keys, limits.rate)
-    adapters = dict(_adapter(text) for text in adapter or ())
+    adapters = _adapters(adapter or ())
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(f"{temperature:g} is no temperature", who="--temperature", fix="give 0, or a number above it")
+    for one in origin or ():
+        if not re.fullmatch(r"https?://[^/\s]+|\*", one):
+            fix = "write it as a browser sends it: https://app.example, without a path; * for all"
+            raise ConfigError(f"{one!r} is no origin", who="--origin", fix=fix)
     source = _source(model, config)
     with bound(host, port) as at:  # before a large model is read for nothing
 
@@ -239,8 +248,16 @@ def _limits(given: dict[str, Any]) -> Any:
         raise ConfigError("a limit does not fit", who="andes serve", why=str(error), fix="see --help") from None
 
 
-def _adapter(text: str) -> tuple[str, str]:
-    name, _, folder = text.partition("=")
-    if not (name and folder) or ":" in name:
-        raise ConfigError(f"cannot read {text!r}", who="--adapter", fix="write NAME=FOLDER, without a colon in NAME")
-    return name, folder
+def _adapters(texts: Sequence[str]) -> dict[str, str]:
+    from andes_serve.limits import NAME, NAMES
+
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, folder = text.partition("=")
+        why = "" if NAME.fullmatch(name) else NAMES
+        if why or not folder:
+            raise ConfigError(f"cannot read {text!r}", who="--adapter", why=why, fix="write NAME=FOLDER")
+        if name in found:
+            raise ConfigError(f"{name!r} is given twice", who="--adapter", fix="give each adapter a name of its own")
+        found[name] = folder
+    return found

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 TIGHT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """JSON as `json.dumps` writes it: a small model cannot lose itself in white space."""
 
+LARGEST = 1 << 17
+"""Characters of a grammar: some are read again at each token, while all other answers wait."""
+
 
 @define(eq=False)
 class Grammars:
@@ -45,6 +48,9 @@ class Grammars:
         Raises:
             Failure: the grammar is none, or too complex; `param` is the parameter that holds it.
         """
+        if len(grammar) > LARGEST:
+            what = f"the grammar has {len(grammar)} characters, with its quotes and names, and may have {LARGEST}"
+            raise Failure(400, what, param=param, code="invalid_grammar")
         with self._lock:
             if self._library is None:
                 self._library = library_of(self.pipeline.tokenizer, self.size)
@@ -52,14 +58,16 @@ class Grammars:
         if not matcher.is_error():
             matcher.compute_bitmask()  # the first is the dearest: here it keeps nobody else waiting
         if matcher.is_error():
-            what = f"the grammar cannot be used: {_first(matcher)}"
-            raise Failure(400, what, param=param, code="invalid_grammar")
+            raise _unusable(matcher, param)
         return matcher
 
 
-def _first(matcher: Any) -> str:
-    """What went wrong, without the state of the parser behind it."""
-    return str(matcher.get_error()).partition("<state>")[0].strip().partition("\n")[0][:500]
+def _unusable(matcher: Any, param: str) -> Failure:
+    """What went wrong, without the state of the parser behind it; of a regex that is none, what is wrong with it."""
+    first, *rest = str(matcher.get_error()).partition("<state>")[0].strip().splitlines()
+    what = "nothing fits it" if first == "NoExtensionBias" else first[:500]
+    what += next((f" {line.strip()[:200]}" for line in rest if line.strip().startswith("error:")), "")
+    return Failure(400, f"the grammar cannot be used: {what}", param=param, code="invalid_grammar")
 
 
 def library_of(tokenizer: Tokenizer, size: int) -> Any:
@@ -106,7 +114,7 @@ class Guided:
 
     Attributes:
         matcher: follows the grammar; None: biases alone. bias: (V,) added to logits, or None.
-        thinking: whether the answer begins inside a `<think>`.
+        thinking: whether the answer begins inside a `<think>`. param: of the request that holds the grammar.
     """
 
     tokenizer: Tokenizer
@@ -114,13 +122,14 @@ class Guided:
     matcher: Any = None
     bias: Tensor | None = None
     thinking: bool = False
+    param: str = ""
     _read: list[int] = field(factory=list)
     _begin: int = 0
 
     def copy(self) -> Guided:
         """Another one that has read nothing."""
         matcher = None if self.matcher is None else self.matcher.deep_copy()
-        return Guided(self.tokenizer, self.size, matcher, self.bias, self.thinking)
+        return Guided(self.tokenizer, self.size, matcher, self.bias, self.thinking, self.param)
 
     def allowed(self, answer: Sequence[int]) -> Tensor | None:
         """(V,) bool, or floats where there are biases; None while the reasoning goes on."""
@@ -132,13 +141,13 @@ class Guided:
             self._read = []
         for token in own[len(self._read) :]:
             if not self.matcher.consume_token(token):
-                raise ValueError(f"token {token} does not fit the grammar: {_first(self.matcher)}")
+                raise _unusable(self.matcher, self.param)
             self._read.append(token)
         bits = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
         mask = np.unpackbits(bits, bitorder="little", count=min(self.size, 8 * len(bits))).astype(bool)
         mask = np.pad(mask, (0, self.size - len(mask)))
         if self.matcher.is_error():
-            raise ValueError(_first(self.matcher))
+            raise _unusable(self.matcher, self.param)
         allowed = torch.from_numpy(mask)
         return allowed if self.bias is None else self.bias.masked_fill(~allowed, -torch.inf)
 
@@ -167,14 +176,15 @@ def guided(
     if bias:
         added = torch.zeros(grammars.size)
         for text, value in bias.items():
-            number = int(text) if text.isdecimal() and len(text) < 10 else -1
+            number = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
             if not 0 <= number < grammars.size or not -100 <= value <= 100:
                 what = f"logit_bias: {text!r}: {value} does not fit: tokens are 0 to {grammars.size - 1}, "
                 raise Failure(400, f"{what}biases -100 to 100", param="logit_bias", code="invalid_value")
             added[number] = value
     matcher = None if grammar is None else grammars.matcher(*grammar)
     thinking = OPEN in prefix and CLOSE not in prefix
-    return Guided(grammars.pipeline.tokenizer, grammars.size, matcher, added, thinking)
+    param = "" if grammar is None else grammar[1]
+    return Guided(grammars.pipeline.tokenizer, grammars.size, matcher, added, thinking, param)
 
 
 def grammar_of(kind: str, value: Any, param: str) -> tuple[str, str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from andes_sdk.errors import AndesError, ConfigError, InputError, NotFinite, SessionError
+
+LOG = logging.getLogger("andes_serve")
 
 
 class Failure(Exception):
@@ -13,10 +16,7 @@ class Failure(Exception):
     Attributes:
         status: of HTTP. kind: OpenAI's type of error. param: the parameter to blame. code: a word for programs.
         wait: seconds after which the same request may succeed; None: it will not.
-        counted: whether the figures and the log of the server have it already.
     """
-
-    counted = False
 
     def __init__(
         self, status: int, message: str, *, kind: str = "", param: str | None = None, code: str | None = None,
@@ -51,8 +51,19 @@ def failure_of(error: BaseException) -> Failure:
     """What a client is told of an error: all of what is its own fault, and no more than the kind of any other."""
     if isinstance(error, Failure):
         return error
+    if isinstance(error.__cause__, Failure):  # raised inside a step of the engine, by a grammar
+        return error.__cause__
     if isinstance(error, NotFinite):
         return Failure(500, str(error), code="not_finite")
     if isinstance(error, InputError | ConfigError | SessionError):
-        return Failure(400, str(error), param=(error.who or None) if isinstance(error, AndesError) else None)
+        who = (error.who or None) if isinstance(error, AndesError) else None
+        return Failure(400, str(error), param=who, code="invalid_value")
     return Failure(500, f"the server failed: {type(error).__name__}", code="internal_error")
+
+
+def noted(error: BaseException) -> Failure:
+    """The same; what nobody had foreseen goes to the log, with where it happened."""
+    failure = failure_of(error)
+    if failure is not error and failure.code == "internal_error":
+        LOG.error("a request failed", exc_info=error)
+    return failure

@@ -43,6 +43,7 @@ class Usage:
     Attributes:
         cached: of the prompt, rows that were there already. image: of the prompt, rows of pictures.
         accepted: tokens of answers that the decoder guessed.
+        kv_bytes: of KV rows at the end, all answers together. kv_kept: share of the rows that the cache policy left.
         first: seconds from the request to the first token. decode: seconds from there to the last one.
     """
 
@@ -55,6 +56,7 @@ class Usage:
     first: float
     decode: float
     kv_bytes: int
+    kv_kept: float
 
 
 @frozen
@@ -147,6 +149,8 @@ class Job:
     cancelled: bool = False
     cached: int = 0
     kv_bytes: int = 0
+    kv_rows: int = 0
+    kv_read: int = 0
 
     def open(self, tokenizer: Tokenizer) -> list[Choice]:
         """Its answers, before the first token."""
@@ -174,7 +178,7 @@ class Job:
             prompt=len(self.inputs.ids), cached=self.cached, image=self.image_rows,
             answer=sum(c.tokens for c in self.choices), reasoning=sum(c.reasoning for c in self.choices),
             accepted=sum(c.accepted for c in self.choices), first=first - self.start, decode=last - first,
-            kv_bytes=self.kv_bytes,
+            kv_bytes=self.kv_bytes, kv_kept=self.kv_rows / self.kv_read if self.kv_read else 1.0,
         )  # fmt: skip
 
 
@@ -189,7 +193,13 @@ def facts_of(usage: Usage) -> dict[str, Any]:
             "reasoning_tokens": usage.reasoning,
             "accepted_prediction_tokens": usage.accepted,
         },
+        "kv_cache": kv_of(usage),
     }
+
+
+def kv_of(usage: Usage) -> dict[str, Any]:
+    """What the cache policy did; OpenAI has no word for it."""
+    return {"bytes": usage.kv_bytes, "kept": round(usage.kv_kept, 4)}
 
 
 def responses_facts_of(usage: Usage) -> dict[str, Any]:
@@ -203,4 +213,5 @@ def responses_facts_of(usage: Usage) -> dict[str, Any]:
             "accepted_prediction_tokens": usage.accepted,
         },
         "total_tokens": usage.prompt + usage.answer,
+        "kv_cache": kv_of(usage),
     }

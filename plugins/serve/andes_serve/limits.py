@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 
 from attrs import Factory, field, frozen
-from attrs.validators import ge, gt
+from attrs.validators import ge, gt, le
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+NAMES = "a name has letters, digits and _ . - in it, and / between its parts; none begins with . or -"
+"""What names of adapters look like: they stand in addresses and in lists of models."""
+
+LONGEST = 1e8
+"""Seconds that may be waited for something; timers take no more."""
 
 
 def memory_of_the_machine() -> int:
@@ -24,7 +32,8 @@ class Limits:
         features: bytes for rows of pictures, found again by content.
         opening: bytes for pictures of requests that are not in the engine yet, opened and cut into patches; as many
             again for pictures as they come, or `pictures` x `picture` of one request where that is more.
-        body: bytes of a request. pictures: in one request. pixels, picture: of one picture, in pixels and bytes.
+        body: bytes of a request. bodies: of all requests together, from the first byte to the end of the answer.
+        pictures: in one request. pixels, picture: of one picture, in pixels and bytes.
         prompt: rows of a prompt, picture rows included. answer: most tokens of one answer. choices: largest `n`.
         rate: requests a minute for each key (each address, where there are no keys); 0: any number.
         timeout: seconds from a request, once its body is there, to the end of its answer, waiting included.
@@ -39,6 +48,9 @@ class Limits:
     features: int = field(default=256 << 20, validator=ge(0))
     opening: int = field(default=Factory(lambda self: self.memory // 4, takes_self=True), validator=gt(0))
     body: int = field(default=32 << 20, validator=gt(0))
+    bodies: int = field(
+        default=Factory(lambda self: max(self.memory // 4, self.body), takes_self=True), validator=gt(0)
+    )
     pictures: int = field(default=16, validator=ge(0))
     pixels: int = field(default=50_000_000, validator=gt(0))
     picture: int = field(default=20 << 20, validator=gt(0))
@@ -46,6 +58,6 @@ class Limits:
     answer: int = field(default=4096, validator=gt(0))
     choices: int = field(default=8, validator=ge(1))
     rate: int = field(default=0, validator=ge(0))
-    timeout: float = field(default=600.0, validator=gt(0))
-    grace: float = field(default=30.0, validator=ge(0))
+    timeout: float = field(default=600.0, validator=[gt(0), le(LONGEST)])
+    grace: float = field(default=30.0, validator=[ge(0), le(LONGEST)])
     chunk: int = field(default=256, validator=ge(16))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import re
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import typer
 
 from andes_sdk.cli import loading
 from andes_sdk.cli.console import clean, stderr
-from andes_sdk.errors import BackendUnavailable, InputError
+from andes_sdk.errors import AndesError, BackendUnavailable, InputError
 
 if TYPE_CHECKING:
     from andes_sdk.pipeline import Pipeline
@@ -85,9 +86,23 @@ def server_of(pipeline: Pipeline, max_tokens: int) -> Any:
     except ImportError:
         fix = "pip install 'andes-serve[mcp]'"
         raise BackendUnavailable("the MCP SDK is not installed", who="andes mcp", fix=fix) from None
+    from mcp.server.mcpserver.exceptions import ToolError
+
+    def told(tool: Callable[..., Any]) -> Callable[..., Any]:
+        """The same tool; what is wrong with a request is told to the assistant, and is no crash."""
+
+        @functools.wraps(tool)
+        def call(**given: str) -> Any:
+            try:
+                return tool(**given)
+            except AndesError as error:
+                raise ToolError(str(error)) from None
+
+        return call
+
     server = MCPServer("andes", instructions="Answers about pictures, and finds elements on screenshots.")
     for tool in tools_of(pipeline, max_tokens):
-        server.add_tool(tool)
+        server.add_tool(told(tool))
     return server
 
 

@@ -100,11 +100,11 @@ class Room:
             Failure: there will never be enough, or too many wait.
         """
         if count > self.limit:
-            what = f"opening the pictures may take {count} bytes, this server has {self.limit} for that"
+            what = f"reading pictures and text may take {count} bytes, this server has {self.limit} for that"
             raise Failure(400, f"{what}: make them smaller", param="messages", code="memory_exceeded")
         if count and (self._waiting or self.taken + count > self.limit):
             if len(self._waiting) >= self.most:
-                what = f"{len(self._waiting)} requests wait for their pictures to be opened"
+                what = f"{len(self._waiting)} requests wait for their pictures or long texts to be read"
                 raise Failure(429, what, kind="rate_limit_error", code="queue_full", wait=2)
             turn = (count, asyncio.get_running_loop().create_future())
             self._waiting.append(turn)

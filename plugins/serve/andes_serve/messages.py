@@ -15,6 +15,9 @@ from andes_sdk.inputs.sources import read_source
 from andes_serve.failures import Failure
 from andes_serve.limits import Limits
 
+CHARACTER, LITTLE = 128, 1 << 16
+"""Bytes that a tokenizer takes for a character; and characters below which they are not counted."""
+
 EACH, LARGEST = 4, 12
 """Bytes for each pixel of all pictures (RGB, and patches of what is left after resizing); and, for the largest one,
 bytes that decoding and resizing take on top."""
@@ -80,9 +83,20 @@ def coming(messages: Sequence[dict[str, Any]], limits: Limits) -> int:
     return sum(found[: limits.pictures + 1])  # of more than that, none is kept
 
 
-def needed(pictures: Sequence[Picture]) -> int:
-    """Bytes that pictures take until the engine has them."""
-    return sum(len(p.data) + EACH * p.pixels for p in pictures) + LARGEST * max((p.pixels for p in pictures), default=0)
+def characters(messages: Sequence[dict[str, Any]]) -> int:
+    """Of all texts."""
+    contents = [m.get("content") for m in messages]
+    parts = [part.get("text") for c in contents if isinstance(c, list) for part in c if isinstance(part, dict)]
+    return sum(len(text) for text in (*contents, *parts) if isinstance(text, str))
+
+
+def needed(pictures: Sequence[Picture], text: int = 0) -> int:
+    """Bytes that pictures, and so many characters, take until the engine has them."""
+    return (
+        (CHARACTER * text if text > LITTLE else 0)
+        + sum(len(p.data) + EACH * p.pixels for p in pictures)
+        + LARGEST * max((p.pixels for p in pictures), default=0)
+    )
 
 
 def opened(messages: Sequence[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:

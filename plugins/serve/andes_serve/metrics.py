@@ -20,6 +20,8 @@ class Metrics:
         own = self.registry = CollectorRegistry()
         self._now: tuple[int, ...] = ()
         self._requests = Counter("andes_requests", "Requests by how they ended", ["outcome"], registry=own)
+        for outcome in ("answered", "refused", "failed", "cancelled"):  # 0 is a figure too
+            self._requests.labels(outcome)
         self._tokens = Counter("andes_tokens", "Tokens by kind", ["kind"], registry=own)
         self._first = Histogram("andes_first_token_seconds", "Request to first token", registry=own, buckets=SECONDS)
         self._each = Histogram("andes_token_seconds", "Between two tokens of an answer", registry=own, buckets=SECONDS)
@@ -40,8 +42,7 @@ class Metrics:
         self._promised.labels("prefixes").set(memory.kept)
 
     def answered(self, usage: Usage) -> None:
-        """A request has all its answers."""
-        self.ended("answered")
+        """The engine has all answers of a request."""
         for kind in ("prompt", "cached", "image", "answer", "reasoning", "accepted"):
             self._tokens.labels(kind).inc(getattr(usage, kind))
         self._first.observe(usage.first)
@@ -49,7 +50,7 @@ class Metrics:
             self._each.observe(usage.decode / (usage.answer - 1))
 
     def ended(self, outcome: str) -> None:
-        """A request has ended: answered, failed, cancelled or refused."""
+        """A request has ended: answered, failed, cancelled or refused; each is counted once, by its endpoint."""
         self._requests.labels(outcome).inc()
 
     def looked_up(self, cache: str, *, hit: bool) -> None:

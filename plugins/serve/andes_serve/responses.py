@@ -7,6 +7,7 @@ forgotten first. What runs elsewhere (files, web search, background work) is ref
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections import OrderedDict
@@ -18,10 +19,12 @@ from pydantic import Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from andes_serve.asked import ChatRequest, Sampling, Strict, failure, read
+from andes_sdk.errors import AndesError
+from andes_serve.asked import ChatRequest, Effort, Sampling, Strict, failure, read
 from andes_serve.chat import Chat, answered
 from andes_serve.door import body_of
 from andes_serve.failures import Failure, failure_of
+from andes_serve.items import Writer, called, message, new
 from andes_serve.jobs import Done, Event, Piece, Usage, responses_facts_of
 from andes_serve.server import Server
 from andes_serve.tools import Calls
@@ -49,9 +52,9 @@ class Text(Strict):
 
 
 class Reasoning(Strict):
-    """`reasoning`: any effort but "none" asks for Thinking."""
+    """`reasoning`."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    effort: Effort | None = None
 
 
 class ResponseRequest(Sampling):
@@ -102,14 +105,17 @@ class Kept:
         return self.found[name][0]
 
 
-def messages_of(asked: ResponseRequest, before: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Input items as messages of chat completions, behind those of a previous response.
+def messages_of(
+    asked: ResponseRequest, before: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Input items as messages of chat completions, behind those of a previous response; and where each came from.
 
     Raises:
         Failure: an item of a kind that is not known.
     """
-    made = [*before]
+    made, origins = [*before], dict[int, str]()
     items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
+    calls: list[dict[str, Any]] | None = None  # of the last message, to which more may come
     for number, item in enumerate(items):
         place, kind = f"input[{number}]", item.get("type", "message")
         if kind == "message":
@@ -117,17 +123,24 @@ def messages_of(asked: ResponseRequest, before: Sequence[dict[str, Any]]) -> lis
         elif kind == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
-            if made and made[-1].get("tool_calls"):
-                made[-1] = {**made[-1], "tool_calls": [*made[-1]["tool_calls"], call]}
-            else:
-                made.append({"role": "assistant", "content": "", "tool_calls": [call]})
+            if calls is None and made and made[-1].get("tool_calls"):  # of the response before, which stays as it is
+                made[-1] = {**made[-1], "tool_calls": [*made[-1]["tool_calls"]]}
+                calls = made[-1]["tool_calls"]
+            if calls is None:
+                calls = list[dict[str, Any]]()
+                made.append({"role": "assistant", "content": "", "tool_calls": calls})
+            calls.append(call)
         elif kind == "function_call_output":
             output = item.get("output")
+            if output is None:
+                raise Failure(400, "output is needed", param=f"{place}.output", code="invalid_value")
             text = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
             made.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": text})
         elif kind != "reasoning":  # reasoning of earlier turns is not read again
             raise Failure(400, f"unsupported item {kind!r}", param=f"{place}.type", code="unsupported_parameter")
-    return made
+        calls = calls if kind == "function_call" else None
+        origins.setdefault(len(made) - 1, place if isinstance(asked.input, list) else "input")
+    return made, origins
 
 
 def _content(content: Any, place: str) -> Any:
@@ -168,12 +181,11 @@ def chat_of(asked: ResponseRequest, messages: list[dict[str, Any]]) -> ChatReque
                 raise Failure(400, f"unsupported tool {tool.get('type')!r}", param=place, code="unsupported_parameter")
         tools = [{"type": "function", "function": {k: v for k, v in t.items() if k != "type"}} for t in asked.tools]
     shared = {name: getattr(asked, name) for name in Sampling.model_fields}
-    if asked.reasoning is not None and asked.reasoning.effort is not None and asked.think is None:
-        shared["think"] = asked.reasoning.effort != "none"
     given = {
         **shared, "model": asked.model, "messages": messages, "max_tokens": asked.max_output_tokens,
         "response_format": response_format, "tools": tools, "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls,
+        "reasoning_effort": asked.reasoning and asked.reasoning.effort,
     }  # fmt: skip
     try:
         return ChatRequest.model_validate(given)
@@ -193,6 +205,7 @@ class Responding:
     id: str = field(factory=lambda: f"resp_{secrets.token_hex(16)}")
     created: int = field(factory=lambda: int(time.time()))
     _sequence: int = 0
+    _output: list[dict[str, Any]] = field(factory=list)
 
     def response(self, status: str, output: Sequence[Any] = (), usage: Usage | None = None, **more: Any) -> Any:
         """The object of a response."""
@@ -224,10 +237,10 @@ class Responding:
         found: list[dict[str, Any]] = []
         if reasoning:
             text = [{"type": "reasoning_text", "text": reasoning}]
-            found.append({"id": _new("rs"), "type": "reasoning", "summary": [], "content": text, "status": "completed"})
-        if content or not calls:
-            found.append(_message(_new("msg"), content, "completed"))
-        found += [_call(call) for call in calls]
+            found.append({"id": new("rs"), "type": "reasoning", "summary": [], "content": text, "status": "completed"})
+        if content or not (calls or reasoning):
+            found.append(message(new("msg"), content, "completed"))
+        found += [called(call) for call in calls]
         return found
 
     def ended(
@@ -256,135 +269,44 @@ class Responding:
         """The response as server-sent events."""
         yield self._event("response.created", response=self.response("in_progress"))
         yield self._event("response.in_progress", response=self.response("in_progress"))
-        writer = _Writer(self, Calls())
-        try:
-            async for some in events:
-                for event in some:
-                    if isinstance(event, Piece):
-                        for chunk in writer.piece(event):
-                            yield chunk
-                    elif isinstance(event, Done):
-                        for chunk in writer.close():
-                            yield chunk
-                        final = self.ended(writer.output, writer.content, writer.made, writer.finish, event.usage)
-                        yield self._event(f"response.{final['status']}", response=final)
-        except Exception as error:
-            failed = failure_of(error)
-            told = {"code": failed.code or "server_error", "message": failed.message}
-            yield self._event("response.failed", response=self.response("failed", writer.output, error=told))
+        writer = Writer(self._event, Calls() if self.chat.calls else None, self._output)
+        async for some in events:
+            for event in some:
+                if isinstance(event, Piece):
+                    for chunk in writer.piece(event):
+                        yield chunk
+                elif isinstance(event, Done):
+                    for chunk in writer.close():
+                        yield chunk
+                    final = self.ended(writer.output, writer.content, writer.made, writer.finish, event.usage)
+                    yield self._event(f"response.{final['status']}", response=final)
+
+    def failed(self, failure: Failure) -> bytes:
+        """The end of a stream that goes no further."""
+        told = {"code": failure.code or "server_error", "message": failure.message}
+        return self._event("response.failed", response=self.response("failed", self._output, error=told))
 
 
-@define(eq=False)
-class _Writer:
-    """Output items that grow: reasoning, then a message, then calls."""
-
-    owner: Responding
-    calls: Calls
-    output: list[dict[str, Any]] = field(factory=list)
-    content: str = ""
-    made: list[dict[str, Any]] = field(factory=list)
-    finish: str = ""
-    _open: str = ""
-    _id: str = ""
-    _text: str = ""
-
-    def piece(self, piece: Piece) -> list[bytes]:
-        """Events of one piece."""
-        out: list[bytes] = []
-        content, calls = piece.content, list[dict[str, Any]]()
-        if self.owner.chat.calls:
-            content, calls = self.calls.feed(piece.content, final=bool(piece.finish))
-        self.finish = piece.finish
-        if piece.reasoning:
-            out += self._begin("reasoning")
-            self._text += piece.reasoning
-            out.append(self._delta("response.reasoning_text.delta", piece.reasoning))
-        if content:
-            out += self._begin("message")
-            self.content += content
-            self._text += content
-            out.append(self._delta("response.output_text.delta", content, logprobs=[]))
-        for call in calls:
-            out += self._end()
-            out += self._called(call)
-        if piece.finish and not self.output and not self._open:
-            out += self._begin("message")
-        return out
-
-    def close(self) -> list[bytes]:
-        """Events that end whatever is open."""
-        return self._end()
-
-    def _delta(self, kind: str, text: str, **more: Any) -> bytes:
-        place = {"item_id": self._id, "output_index": len(self.output), "content_index": 0}
-        return self.owner._event(kind, **place, delta=text, **more)
-
-    def _begin(self, kind: str) -> list[bytes]:
-        if self._open == kind:
-            return []
-        out = self._end()
-        self._open, self._id, self._text = kind, _new("rs" if kind == "reasoning" else "msg"), ""
-        item: dict[str, Any] = _message(self._id, None, "in_progress")
-        if kind == "reasoning":
-            item = {"id": self._id, "type": "reasoning", "summary": [], "content": [], "status": "in_progress"}
-        index = len(self.output)
-        out.append(self.owner._event("response.output_item.added", output_index=index, item=item))
-        if kind == "message":
-            part = {"type": "output_text", "text": "", "annotations": []}
-            place = {"item_id": self._id, "output_index": index, "content_index": 0}
-            out.append(self.owner._event("response.content_part.added", **place, part=part))
-        return out
-
-    def _end(self) -> list[bytes]:
-        if not self._open:
-            return []
-        kind, index = self._open, len(self.output)
-        place = {"item_id": self._id, "output_index": index, "content_index": 0}
-        event, out = self.owner._event, []
-        if kind == "message":
-            item = _message(self._id, self._text, "completed")
-            out.append(event("response.output_text.done", **place, text=self._text, logprobs=[]))
-            out.append(event("response.content_part.done", **place, part=item["content"][0]))
-        else:
-            text = [{"type": "reasoning_text", "text": self._text}]
-            item = {"id": self._id, "type": "reasoning", "summary": [], "content": text, "status": "completed"}
-            out.append(event("response.reasoning_text.done", **place, text=self._text))
-        self._open = ""
-        self.output.append(item)
-        out.append(event("response.output_item.done", output_index=index, item=item))
-        return out
-
-    def _called(self, call: Mapping[str, Any]) -> list[bytes]:
-        item, index, event = _call(call), len(self.output), self.owner._event
-        self.made.append(dict(call))
-        self.output.append(item)
-        empty = {**item, "arguments": "", "status": "in_progress"}
-        place = {"item_id": item["id"], "output_index": index}
-        return [
-            event("response.output_item.added", output_index=index, item=empty),
-            event("response.function_call_arguments.delta", **place, delta=item["arguments"]),
-            event("response.function_call_arguments.done", **place, arguments=item["arguments"], name=item["name"]),
-            event("response.output_item.done", output_index=index, item=item),
-        ]
+NAMES = {"max_tokens": "max_output_tokens", "response_format": "text.format", "messages": "input"}
+"""Parameters of chat completions, as this endpoint calls them."""
 
 
-def _new(kind: str) -> str:
-    return f"{kind}_{secrets.token_hex(12)}"
+def _renamed(failure: Failure, origins: Mapping[int, str], instructed: bool) -> Failure:
+    """The same failure with the names of this endpoint's parameters; `instructed`: a message stands before all."""
 
+    def name(match: re.Match[str]) -> str:
+        place = NAMES[match[1]]
+        return origins.get(int(match[2]) - instructed, place) if match[2] else place
 
-def _message(name: str, text: str | None, status: str) -> dict[str, Any]:
-    content = [] if text is None else [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
-    return {"id": name, "type": "message", "role": "assistant", "status": status, "content": content}
-
-
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    own = {"call_id": call["id"], "name": call["function"]["name"], "arguments": call["function"]["arguments"]}
-    return {"id": _new("fc"), "type": "function_call", "status": "completed", **own}
+    pattern = re.compile(rf"\b({'|'.join(NAMES)})\b(?:\[(\d+)\])?")
+    if pattern.match(failure.param or ""):
+        failure.message, failure.param = pattern.sub(name, failure.message), pattern.sub(name, failure.param or "")
+    return failure
 
 
 @define(eq=False)
 class Responses:
-    """The endpoint, with what it keeps."""
+    """Answer a request in the shape of responses; the endpoint, with what it keeps."""
 
     kept: Kept = field(factory=Kept)
 
@@ -392,6 +314,9 @@ class Responses:
         """Answer a request in the shape of responses."""
         asked: ResponseRequest = read(ResponseRequest, await body_of(request, server.limits.body))
         before = self.kept.get(asked.previous_response_id) if asked.previous_response_id else []
-        messages = messages_of(asked, before)
-        chat = Chat(server, chat_of(asked, messages))
-        return await answered(request, chat, Responding(server, asked, chat, messages, self.kept))
+        messages, origins = messages_of(asked, before)
+        try:
+            chat = Chat(server, chat_of(asked, messages))
+            return await answered(request, chat, Responding(server, asked, chat, messages, self.kept))
+        except (Failure, AndesError) as error:
+            raise _renamed(failure_of(error), origins, asked.instructions is not None) from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from andes_sdk.runtime.engine import Engine
-from andes_serve.failures import Failure, failure_of, late
+from andes_serve.failures import Failure, late, noted
 from andes_serve.jobs import Choice, Done, Event, Failed, Job
 from andes_serve.memory import Memory
 from andes_serve.sharing import Shared
@@ -166,7 +166,6 @@ class Scheduler:
         for job in [*self._running]:
             self._fail(job, ended)
         while self._waiting:
-            self.metrics.ended("failed")
             self._tell(self._waiting.popleft(), [Failed(ended)])
         while self._calls:
             self._calls.popleft()()
@@ -177,9 +176,12 @@ class Scheduler:
             self._calls.popleft()()
         self._clear()
         self._admit()
+        if self.engine.active:
+            self._step()
         self.metrics.standing(len(self._waiting), self._places(), self.memory)
-        if not self.engine.active:
-            return
+
+    def _step(self) -> None:
+        self.metrics.standing(len(self._waiting), self._places(), self.memory)
         before = {c: len(c.conversation.tokens) for j in self._running for c in j.choices if c.conversation}
         readers = [c for c in self.engine.active if c.reading]
         self.engine.step()
@@ -197,12 +199,10 @@ class Scheduler:
             for job in gone:
                 self._waiting.remove(job)
         for job in gone:
-            self.metrics.ended("cancelled" if job.cancelled else "failed")
             self._tell(job, [Failed(late(job.timeout))])
         for job in [*self._running]:
             if job.cancelled:
                 self._end(job)
-                self.metrics.ended("cancelled")
             elif now - job.start > job.timeout:
                 self._fail(job, late(job.timeout))
 
@@ -255,14 +255,15 @@ class Scheduler:
         one: Any = choice.conversation
         choice.closed = True
         job.cached = max(job.cached, one.session.cached)
-        job.kv_bytes += one.session.stats.kv_bytes
+        stats = one.session.stats
+        job.kv_bytes += stats.kv_bytes
+        job.kv_rows += sum(sum(layer) for layer in stats.rows)
+        job.kv_read += self.memory.heads * one.session.length
         self.shared.keep(one.session, one.tokens)
 
     def _fail(self, job: Job, error: BaseException) -> None:
-        if failure_of(error).code == "internal_error":  # a stream has begun, so nobody else tells of it
-            LOG.error("a request failed", exc_info=error)
+        error = noted(error)
         self._end(job)
-        self.metrics.ended("cancelled" if job.cancelled else "failed")
         self._tell(job, [Failed(error)])
 
     def _end(self, job: Job) -> None:

@@ -20,15 +20,15 @@ from attrs import define, field
 from starlette.requests import Request
 
 from andes_sdk import __version__
-from andes_sdk.errors import AndesError, ConfigError
+from andes_sdk.errors import AndesError, ConfigError, InputError
 from andes_sdk.runtime.options import GenerationOptions
 from andes_serve.constraints import Grammars, guided
-from andes_serve.door import Door
+from andes_serve.door import Bodies, Door
 from andes_serve.failures import Failure, failure_of, late
 from andes_serve.jobs import Done, Event, Failed, Job
-from andes_serve.limits import Limits
+from andes_serve.limits import NAME, NAMES, Limits
 from andes_serve.memory import Room
-from andes_serve.messages import coming, fetched, needed, opened
+from andes_serve.messages import characters, coming, fetched, needed, opened
 from andes_serve.metrics import Metrics
 from andes_serve.scheduler import Scheduler
 
@@ -48,7 +48,7 @@ class Server:
     Attributes:
         name: of the base model, as requests write it. defaults: of `GenerationOptions`, where a request is silent.
         remote: whether pictures are fetched from http(s) addresses.
-        coming: room for pictures as they come. room: for those that are decoded.
+        coming: room for pictures as they come. room: for those that are decoded. bodies: bytes of requests.
     """
 
     pipeline: Pipeline
@@ -64,7 +64,9 @@ class Server:
     grammars: Grammars = field(init=False)
     coming: Room = field(init=False)
     room: Room = field(init=False)
+    bodies: Bodies = field(init=False)
     fingerprint: str = field(init=False)
+    _longest: int = 0
     _readers: ThreadPoolExecutor = field(init=False)
     _openers: ThreadPoolExecutor = field(init=False)
 
@@ -76,6 +78,7 @@ class Server:
         self._openers = ThreadPoolExecutor(READERS, "andes-opener", lambda: torch.set_num_threads(1))
         self.coming = Room(self.limits.opening, self.limits.queue)
         self.room = Room(self.limits.opening, self.limits.queue)
+        self.bodies = Bodies(self.limits.bodies)
         artefact = self.pipeline.artefact
         made_of = artefact.digest if artefact else json.dumps(self.pipeline.plan.to_dict(), sort_keys=True, default=str)
         self.fingerprint = f"andes-{__version__}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
@@ -103,8 +106,8 @@ class Server:
         Raises:
             Failure: it cannot be attached.
         """
-        if not name or ":" in name:
-            raise Failure(400, "a name has no colon, and is not empty", param="name", code="invalid_value")
+        if not NAME.fullmatch(name):
+            raise Failure(400, NAMES, param="name", code="invalid_value")
         await self._between(functools.partial(self.pipeline.add_adapter, name, folder))
         self.adapters.append(name)
 
@@ -183,31 +186,52 @@ class Server:
         Raises:
             Failure: pictures that cannot be used, or that there is no room for; or it took too long.
         """
+        text = characters(messages)
+        if text > self.scheduler.engine.positions:
+            await self._in_time(start, self._aside(lambda: self._check(text)))
         size_of_all = min(coming(messages, self.limits), self.limits.opening)
         threads = self._openers if size_of_all else self._readers
         await self._in_time(start, self.coming.take(size_of_all))
         fetching = threads.submit(fetched, messages, self.limits, remote=self.remote)
         try:
             some, pictures = await self._in_time(start, asyncio.wrap_future(fetching))
-            count = needed(pictures)
+            count = needed(pictures, text)
             await self._in_time(start, self.room.take(count))
         finally:
             self.coming.give_after(fetching, size_of_all)
-        making = threads.submit(lambda: self.pipeline.prepare(opened(some, self.limits), think=think, image_size=size))
+        making = threads.submit(lambda: self._made(some, think, size))
         try:
             yield await self._in_time(start, asyncio.wrap_future(making))
         finally:
             self.room.give_after(making, count)
 
-    def longest(self, asked: int | None, rows: int) -> int:
+    def _check(self, text: int) -> None:
+        """Refuse a text that is too long whatever its tokens are: to count them takes much memory."""
+        tokenizer, positions = self.pipeline.tokenizer, self.scheduler.engine.positions
+        if not self._longest:  # characters of a token; rarely needed, so not at the start
+            self._longest = max(len(tokenizer.decode([n])) for n in range(tokenizer.vocab_size))
+        if text > positions * self._longest:
+            what = f"the prompt has {text} characters, the model takes {positions} tokens of up to {self._longest}"
+            raise Failure(400, what, param="messages", code="context_length_exceeded")
+
+    def _made(self, messages: Sequence[dict[str, Any]], think: bool | None, size: int | None) -> Any:
+        try:
+            return self.pipeline.prepare(opened(messages, self.limits), think=think, image_size=size)
+        except InputError as error:
+            if not error.what.startswith("the prompt has"):
+                raise
+            what = f"{error.what}: send fewer or smaller pictures (image_size), or less text"
+            raise Failure(400, what, param="messages", code="context_length_exceeded") from None
+
+    def longest(self, asked: int | None, rows: int, param: str = "max_tokens") -> int:
         """Most tokens of an answer behind a prompt of so many rows.
 
         Raises:
             Failure: more are asked for than the server allows.
         """
         if asked is not None and asked > self.limits.answer:
-            what = f"max_tokens is {asked}, this server's longest answer has {self.limits.answer}"
-            raise Failure(400, what, param="max_tokens", code="invalid_value")
+            what = f"{param} is {asked}, this server's longest answer has {self.limits.answer}"
+            raise Failure(400, what, param=param, code="invalid_value")
         if asked is not None:
             return asked
         room = self.scheduler.engine.positions - rows
@@ -257,7 +281,7 @@ class Running:
         first = self._events[0]
         if isinstance(first, Failed):
             self._ended = True
-            raise _told(first.error)
+            raise failure_of(first.error)
 
     async def events(self) -> AsyncGenerator[Sequence[Event]]:
         """All events, some at a time.
@@ -279,7 +303,7 @@ class Running:
             if isinstance(last, Failed):
                 if found[:-1]:
                     yield found[:-1]
-                raise _told(last.error)
+                raise failure_of(last.error)
             yield found
 
     async def gathered(self) -> list[Event]:
@@ -291,13 +315,6 @@ class Running:
         if not self._ended:
             self._ended = True
             self.scheduler.cancel(self.job)
-
-
-def _told(error: BaseException) -> Failure:
-    """What the scheduler said went wrong: it has counted and logged it."""
-    failure = failure_of(error)
-    failure.counted = True
-    return failure
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

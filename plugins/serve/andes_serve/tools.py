@@ -8,6 +8,7 @@ published with Qwen3.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from attrs import define
 from andes_serve.constraints import TIGHT
 from andes_serve.failures import Failure
 
+NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 BEGIN, END = "<tool_call>", "</tool_call>"
 HEAD = """# Tools
 
@@ -47,15 +49,26 @@ def checked(tools: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, dict):
             raise Failure(400, f"{place}: expected type 'function'", param=f"{place}.type", code="invalid_value")
+        for key in tool:
+            if key not in ("type", "function"):
+                raise Failure(400, f"unknown key {key!r}", param=f"{place}.{key}", code="unknown_parameter")
         for key in function:
             if key not in ("name", "description", "parameters", "strict"):
                 raise Failure(400, f"unknown key {key!r}", param=f"{place}.function.{key}", code="unknown_parameter")
         name, schema = function.get("name"), function.get("parameters")
         schema = {"type": "object", "properties": {}} if schema is None else schema
-        if not isinstance(name, str) or not name or not isinstance(schema, dict) or name in found:
-            what = f"{place}.function: a name of its own and parameters as a JSON schema are needed"
-            raise Failure(400, what, param=f"{place}.function", code="invalid_value")
-        found[name] = {**{k: v for k, v in function.items() if k != "strict"}, "parameters": schema}
+        wrong = ""
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            wrong = "name: 1 to 128 letters, digits and _ . : / - are needed"
+        elif name in found:
+            wrong = f"name: there are two functions {name!r}"
+        elif not isinstance(function.get("description", ""), str | None):
+            wrong = "description: text is needed"
+        elif not isinstance(schema, dict) or schema.get("type", "object") != "object":
+            wrong = "parameters: a JSON schema of an object is needed"
+        if wrong:
+            raise Failure(400, f"{place}.function.{wrong}", param=f"{place}.function", code="invalid_value")
+        found[str(name)] = {**{k: v for k, v in function.items() if k != "strict"}, "parameters": schema}
     return found
 
 
@@ -108,25 +121,29 @@ def _calls(functions: Mapping[str, Any], *, several: bool) -> str:
     return "\n".join([f"start: {start}", f"either: {either}", *rules])
 
 
-def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> list[dict[str, Any]]:
+def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[int]]:
     """The same conversation without what only tools need: their list, calls and results become text.
+
+    Returns:
+        The messages, and of each the number of the one that it comes from.
 
     Raises:
         Failure: a call or a result that cannot be read.
     """
     made: list[dict[str, Any]] = []
-    results = False  # whether the last message holds results of tools
+    origins: list[int] = []
+    results: list[str] = []  # of tools, which the last message holds
     for number, message in enumerate(messages):
         place = f"messages[{number}]"
         if message.get("role") == "tool":
             text = f"<tool_response>\n{_plain(message.get('content'), place)}\n</tool_response>"
-            if results:
-                made[-1]["content"] += "\n" + text
-            else:
-                made.append({"role": "user", "content": text})
-            results = True
+            if not results:
+                origins.append(number)
+                made.append({"role": "user", "content": ""})
+            results.append(text)
             continue
-        results = False
+        _close(made, results)
+        origins.append(number)
         calls = message.get("tool_calls")
         if calls is not None and not isinstance(calls, list):
             raise Failure(400, "tool_calls is no list", param=f"{place}.tool_calls", code="invalid_type")
@@ -137,6 +154,7 @@ def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> li
             continue
         role = "system" if message.get("role") == "developer" else message.get("role")
         made.append({**{k: v for k, v in message.items() if k not in ("tool_calls", "refusal")}, "role": role})
+    _close(made, results)
     if functions:
         lines = [json.dumps({"type": "function", "function": f}, ensure_ascii=False) for f in functions.values()]
         text = HEAD + "\n".join(lines) + TAIL
@@ -144,7 +162,15 @@ def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> li
             made[0] = {**made[0], "content": f"{_plain(made[0].get('content'), 'messages[0]')}\n\n{text}"}
         else:
             made.insert(0, {"role": "system", "content": text})
-    return made
+            origins.insert(0, 0)
+    return made, origins
+
+
+def _close(made: Sequence[dict[str, Any]], results: list[str]) -> None:
+    """Results of tools become the text of the last message."""
+    if results:
+        made[-1]["content"] = "\n".join(results)
+        results.clear()
 
 
 def _plain(content: Any, place: str) -> str:
@@ -158,10 +184,11 @@ def _plain(content: Any, place: str) -> str:
 
 def _written(call: Any, place: str) -> str:
     try:
-        function = call["function"]
-        arguments = json.loads(function["arguments"])
-        return f"{BEGIN}\n{json.dumps({'name': function['name'], 'arguments': arguments}, ensure_ascii=False)}\n{END}"
-    except (KeyError, TypeError, ValueError) as error:
+        name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
+        if not isinstance(name, str):
+            raise TypeError("the name of a function is text")
+        return f"{BEGIN}\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n{END}"
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         what = f"{place}.tool_calls: cannot be read ({type(error).__name__}: {error})"
         raise Failure(400, what, param=f"{place}.tool_calls", code="invalid_value") from None
 
@@ -179,14 +206,15 @@ class Calls:
         text, self._held, plain = self._held + piece, "", ""
         while BEGIN in text:
             before, _, rest = text.partition(BEGIN)
-            inside, ended, after = rest.partition(END)
-            call = self._read(inside) if ended else None
-            if not ended and not final:
+            end, call = rest.find(END), None
+            while end >= 0 and (call := self._read(rest[:end])) is None:  # an argument may have the mark in a text
+                end = rest.find(END, end + 1)
+            if call is None and not final:
                 self._held = BEGIN + rest
                 return plain + before, calls
             if call is None:  # cut short, or none of the grammar's: it stays text
                 return plain + before + BEGIN + rest, calls
-            plain, text = plain + before.rstrip("\n"), after.lstrip("\n")
+            plain, text = plain + before.rstrip("\n"), rest[end + len(END) :].lstrip("\n")
             calls.append(call)
         keep = 0
         if not final:
@@ -199,7 +227,7 @@ class Calls:
             found = json.loads(text)
             arguments = json.dumps(found["arguments"], ensure_ascii=False)
             function = {"name": found["name"], "arguments": arguments}
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             return None
         self.count += 1
         return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}

@@ -114,14 +114,29 @@ def test_a_port_in_use_is_told_before_the_model_is_read(tmp_path, monkeypatch):
         (["--keys", "absent"], "the keys cannot be read"),
         (["--concurrency", "0"], "a limit does not fit"),
         (["--adapter", "a"], "cannot read 'a'"),
+        (["--adapter", "../a=x"], "cannot read '../a=x'"),
+        (["--adapter", "a=x", "--adapter", "a=y"], "'a' is given twice"),
+        (["--grace", "inf"], "a limit does not fit"),
+        (["--timeout", "nan"], "a limit does not fit"),
+        (["--temperature", "nan"], "nan is no temperature"),
+        (["--temperature", "-1"], "-1 is no temperature"),
+        (["--origin", "https://app.example/path"], "is no origin"),
+        (["--keys", "unsendable"], "a key cannot be sent"),
     ],
 )
 def test_wrong_arguments_are_told_before_a_server_starts(arguments, what, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(TINY)
+    (tmp_path / "unsendable").write_text("schlüssel\n", encoding="utf-8")
     result = CliRunner().invoke(app, ["serve", "--config", "tiny.toml", *arguments])
     assert result.exit_code == 1
     assert what in result.stderr
+
+
+def test_the_help_shows_what_is_taken_where_an_option_is_silent():
+    shown = " ".join(CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "300"}).output.split())
+    for default in ("(default: 32)", "(default: a quarter)", "(default: 600)"):
+        assert default in shown
 
 
 def test_a_folder_keeps_the_dots_of_its_name(tmp_path):

@@ -15,16 +15,19 @@ from andes_sdk.runtime.generation import GenerationOptions
 mcp = pytest.importorskip("mcp", reason="the MCP SDK is not installed")
 
 
-def test_an_assistant_lists_and_calls_both_tools(pipe, picture):
+def test_an_assistant_lists_and_calls_both_tools(pipe, picture, caplog):
     image, part = picture("purple")
     shown = part["image_url"]["url"]
 
-    async def talk() -> tuple[list[str], Any, Any, Any]:
+    async def talk() -> tuple[list[str], Any, Any, list[Any]]:
         async with mcp.Client(server_of(pipe, 8)) as client:
             names = [tool.name for tool in (await client.list_tools()).tools]
             asked = await client.call_tool("ask_about_picture", {"image": shown, "question": "What is it?"})
             found = await client.call_tool("find_element", {"image": shown.partition(",")[2], "element": "OK"})
-            wrong = await client.call_tool("ask_about_picture", {"image": "/etc/passwd", "question": "?"})
+            wrong = [
+                await client.call_tool("ask_about_picture", {"image": bad, "question": "?"})
+                for bad in ("/etc/passwd", "QUJD", "")
+            ]
             return names, asked, found, wrong
 
     names, asked, found, wrong = asyncio.run(talk())
@@ -34,7 +37,10 @@ def test_an_assistant_lists_and_calls_both_tools(pipe, picture):
     assert not asked.is_error
     assert not found.is_error
     assert '"found": false' in found.content[0].text.replace("False", "false")
-    assert wrong.is_error
+    assert all(one.is_error for one in wrong)
+    told = [one.content[0].text for one in wrong]  # the assistant is told what to do
+    assert ["no base64" in told[0], "not a picture" in told[1], "empty" in told[2]] == [True] * 3
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_box_is_read_from_an_answer():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from andes_serve.constraints import Grammars, Guided, grammar_of
+from andes_serve.door import Door
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
@@ -59,14 +60,14 @@ def browser() -> Iterator[Any]:
 def open_page(browser: Any) -> Iterator[Any]:
     """A page, in which nothing may fail, and which may ask for nothing from elsewhere."""
 
-    def go(url: str, **given: Any) -> Any:
+    def go(url: str, ready: str = "#model option", **given: Any) -> Any:
         context = browser.new_context(**given)
         context.set_default_timeout(60_000)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(f"the page failed: {error}"))
         page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else faults.append(r.url))
         page.goto(url)
-        page.wait_for_selector("#model option", state="attached")
+        page.wait_for_selector(ready, state="attached")
         return page
 
     faults: list[str] = []
@@ -180,3 +181,52 @@ def test_every_control_has_a_name_and_the_page_forbids_what_is_not_its_own(serve
     assert "https://" not in got.text
     assert served.http.get("/web/../app.py").status_code == 404
     assert served.http.get("/web/page.py").status_code == 404
+
+
+def test_a_server_with_keys_asks_for_one_and_what_was_asked_is_not_lost(pipe, start, open_page, shapes):
+    with start(pipe, door=Door(("secret",))) as served:
+        page = open_page(served.url, "#status:has-text('no API key')")
+        assert page.evaluate("document.activeElement.id") == "key"
+        assert page.is_visible("#key")
+        page.set_input_files("#file", str(shapes))
+        page.wait_for_selector("#pictures img")
+        page.fill("#text", "What is it?")
+        page.press("#text", "Enter")
+        page.wait_for_selector(".answer .error:has-text('no API key')")
+        assert page.input_value("#text") == "What is it?"
+        assert page.locator("#pictures img").count() == 1
+        page.fill("#key", "secret")
+        page.press("#key", "Tab")
+        page.wait_for_selector("#model option", state="attached")
+        page.fill("#max_tokens", "4")
+        page.press("#text", "Enter")
+        page.wait_for_selector(".answer:last-child .facts:has-text('of KV rows')")
+        assert page.locator("#pictures img").count() == 0
+        assert "kept" not in page.inner_text(".answer:last-child .facts")  # nothing was dropped
+
+
+def test_an_answer_that_breaks_off_is_no_answer(served, open_page):
+    page = open_page(served.url)
+    chunk = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": "Half of"}, "finish_reason": None}]}
+    body = f"data: {json.dumps(chunk)}\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    page.fill("#text", "Tell me.")
+    page.press("#text", "Enter")
+    page.wait_for_selector(".error:has-text('stopped before the answer was complete')")
+    assert page.inner_text(".answer .text") == "Half of"
+    assert page.get_attribute("#talk", "aria-busy") == "false"
+    page.reload()
+    page.wait_for_selector("#model option", state="attached")
+    assert page.locator(".turn").count() == 0
+
+
+def test_the_page_tells_how_much_a_cache_policy_kept(start, open_page):
+    own = {"okv": {"rows": 24, "sinks": 2, "recent": 6, "slack": 4, "chunk": 32}}
+    plugins: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}, own]
+    with start(Pipeline.from_plugins(plugins)) as served:
+        page = open_page(served.url)
+        page.click("#controls summary")
+        page.fill("#max_tokens", "4")
+        page.fill("#text", "word " * 200)
+        page.press("#text", "Enter")
+        page.wait_for_selector(".answer .facts:has-text('% of them kept')")

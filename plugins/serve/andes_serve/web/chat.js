@@ -91,6 +91,9 @@ function facts(usage, first, seconds) {
   if (prompt.cached_tokens) parts.push(`${prompt.cached_tokens} read before`);
   if (answer.reasoning_tokens) parts.push(`${answer.reasoning_tokens} of reasoning`);
   if (answer.accepted_prediction_tokens) parts.push(`${answer.accepted_prediction_tokens} guessed right`);
+  const { bytes, kept } = usage.kv_cache;
+  parts.push(`${(bytes / 2 ** 20).toFixed(1)} MiB of KV rows`);
+  if (kept < 1) parts.push(`${Math.round(100 * kept)} % of them kept`);
   return parts.join(" · ");
 }
 
@@ -114,6 +117,7 @@ async function ask(text) {
   if (!content.length || running) return;
   const message = { role: "user", content };
   const talk = messages; // a new chat has another
+  const sent = pictures;
   pictures = [];
   showPictures();
   $("text").value = "";
@@ -121,7 +125,7 @@ async function ask(text) {
   const turn = answerTurn();
   const start = performance.now();
   let reasoning = "", answer = "", first = 0, last = 0, usage = null, failed = false;
-  let drawn = 0;
+  let drawn = 0, wantsKey = false;
   const paintAnswer = () => {
     drawn = 0;
     turn.show(reasoning, answer);
@@ -148,6 +152,12 @@ async function ask(text) {
     failed = error.name !== "AbortError";
     if (failed) turn.fail(error.message);
     else turn.facts("stopped");
+    if (failed && !answer && talk === messages) { // nothing is lost: it can be sent again
+      $("text").value ||= text;
+      pictures = [...sent, ...pictures];
+      showPictures();
+    }
+    wantsKey = error.status === 401;
   }
   cancelAnimationFrame(drawn);
   paintAnswer();
@@ -157,12 +167,21 @@ async function ask(text) {
     messages.push(message, { role: "assistant", content: answer });
     remember();
   }
-  $("text").focus();
+  if (wantsKey) askForKey();
+  else $("text").focus();
+}
+
+/** The server has keys: show where one is written. */
+function askForKey() {
+  $("controls").open = true;
+  $("controls").scrollIntoView();
+  $("key").focus();
 }
 
 function busy(on) {
   $("stop").hidden = !on;
   $("send").disabled = on;
+  $("talk").setAttribute("aria-busy", String(on)); // an answer is read out once it is whole
   $("status").textContent = on ? "answering…" : "";
 }
 
@@ -248,8 +267,11 @@ async function listModels() {
     const before = store.get("model");
     if (names.includes(before)) $("model").value = before;
     $("status").textContent = "";
+    return true;
   } catch (error) {
     $("status").textContent = error.message;
+    if (error.status === 401) askForKey();
+    return error.status !== 401;
   }
 }
 $("model").onchange = () => store.set("model", $("model").value);
@@ -261,5 +283,4 @@ for (const message of JSON.parse(store.get("messages") ?? "[]")) {
   if (message.role === "user") userTurn(message);
   else answerTurn().show("", message.content);
 }
-await listModels();
-$("text").focus();
+if (await listModels()) $("text").focus();

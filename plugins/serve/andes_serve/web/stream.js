@@ -4,12 +4,12 @@ export async function* chunks(body, key, signal) {
   const headers = { "Content-Type": "application/json" };
   if (key) headers.Authorization = `Bearer ${key}`;
   const answer = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
-  if (!answer.ok) throw new Error(await told(answer));
+  if (!answer.ok) throw await told(answer);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
-    if (done) return;
+    if (done) throw new Error("the server stopped before the answer was complete");
     rest += value;
     const events = rest.split("\n\n");
     rest = events.pop();
@@ -25,15 +25,15 @@ export async function* chunks(body, key, signal) {
 }
 
 async function told(answer) {
+  let what = `the server answered ${answer.status}`;
   try {
-    return (await answer.json()).error.message;
-  } catch {
-    return `the server answered ${answer.status}`;
-  }
+    what = (await answer.json()).error.message;
+  } catch { /* none of ours */ }
+  return Object.assign(new Error(what), { status: answer.status });
 }
 
 export async function models(key) {
   const answer = await fetch("/v1/models", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
-  if (!answer.ok) throw new Error(await told(answer));
+  if (!answer.ok) throw await told(answer);
   return (await answer.json()).data.map((one) => one.id);
 }
