@@ -5,7 +5,8 @@
 Two packed bodies of random weights, `nm14_w4` (1.6 bits) and `w4_g32` (4.5 bits), each with a `w4_g32` embedding that
 is the head too. One session decodes; rounds with the adapter and without it take turns. The fastest of each are
 compared: other work on the machine disturbs those least.
-"idle" is the same session without an adapter, after three were loaded, against before.
+"idle" is the same session without an adapter, after four were loaded, against before. "int8" is one of them once more,
+with int8 matrices (`andes_adapters.int8`); the others are held as float16. bytes: of one adapter in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 BODIES = {"sub2": "nm14_w4", "w4": "w4_g32"}
-RANK, NAMES = 16, ("one", "two", "three")
+RANK, NAMES, INT8 = 16, ("one", "two", "three"), "int8"
+KINDS = {"float16": NAMES[0], "int8": INT8}
 
 
 def adapter(name: str, layers: int, seed: int) -> Any:
@@ -60,6 +62,7 @@ def decode(session: Any, tokens: int) -> float:
 def measure(path: Path, threads: int, rounds: int, tokens: int) -> dict[str, float]:
     """Of one body: ms per token without and with an adapter, ratios, and ms of a switch."""
     import torch
+    from andes_adapters.int8 import as_int8, widest
     from decode_models import LAYERS
 
     from andes_sdk import Pipeline
@@ -83,11 +86,15 @@ def measure(path: Path, threads: int, rounds: int, tokens: int) -> dict[str, flo
     before = min(decode(opened(), tokens) for _ in range(rounds))
     for n, name in enumerate(NAMES):
         pipe.compiled.add_adapter(adapter(name, LAYERS, n))
-    decode(opened(NAMES[0]), 2)
-    without, with_ = [], []
+    first = adapter(INT8, LAYERS, 0)
+    pipe.compiled.add_adapter(as_int8(first, widest([first])))
+    for name in (NAMES[0], INT8):
+        decode(opened(name), 2)
+    without, with_, int8 = [], [], []
     for _ in range(rounds):
         without.append(decode(opened(), tokens))
         with_.append(decode(opened(NAMES[0]), tokens))
+        int8.append(decode(opened(INT8), tokens))
     switches = []
     for n in range(300):
         begin = time.perf_counter()
@@ -95,8 +102,9 @@ def measure(path: Path, threads: int, rounds: int, tokens: int) -> dict[str, flo
         switches.append(1e3 * (time.perf_counter() - begin))
     plain, adapted = min(without), min(with_)
     return {
-        "ms": plain, "ms_adapter": adapted, "ratio": adapted / plain, "ratio_idle": plain / before,
-        "switch_ms": statistics.median(switches),
+        "ms": plain, "ms_adapter": adapted, "ratio": adapted / plain, "ratio_int8": min(int8) / plain,
+        "ratio_idle": plain / before, "switch_ms": statistics.median(switches),
+        **{f"bytes_{name}": pipe.compiled.adapters.nbytes(name) for name in (NAMES[0], INT8)},
     }  # fmt: skip
 
 
@@ -119,7 +127,9 @@ def figures(quick: bool, threads: int, only: str | None = None) -> dict[str, Any
         unchanged &= hashlib.sha256(path.read_bytes()).hexdigest() == digest
     return {
         "decode_ratio_adapter": {name: round(one["ratio"], 3) for name, one in found.items()},
+        "decode_ratio_int8": {name: round(one["ratio_int8"], 3) for name, one in found.items()},
         "decode_ratio_idle": {name: round(one["ratio_idle"], 3) for name, one in found.items()},
+        "bytes": {kind: max(one[f"bytes_{name}"] for one in found.values()) for kind, name in KINDS.items()},
         "switch_ms": round(max(one["switch_ms"] for one in found.values()), 4),
         "base_unchanged": unchanged,
         "ms_per_token": {name: round(one["ms"], 3) for name, one in found.items()},

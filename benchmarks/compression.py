@@ -1,4 +1,4 @@
-"""What a vision-language model keeps below five bits: rounding, GPTQ, one-shot sparsity, and training on the grid.
+"""What a vision-language model keeps below five bits: rounding, GPTQ, AWQ, one-shot sparsity, and training on the grid.
 
     python examples/nano/prepare.py                      # the data
     .venv/bin/python benchmarks/compression.py --quick --json
@@ -19,7 +19,8 @@ body_bpw counts the bytes of the file, scales and padding included; model_bpw al
 so many steps. "34+kv" is ternary34_g128 with w4_g128 for k and v: as large as nm14_w4.
 
 A folder given as --out keeps rows and states of training: the same command goes on where it was stopped. Another model,
-other data, questions or rate are refused there. smollm_gain_over_ptq is null: no text model is measured.
+other data, questions or rate are refused there. smollm_gain_over_ptq is what benchmarks/compression_text.py printed
+into the file --text; null without it.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ BODIES: dict[str, dict[str, Any]] = {
 """Name of a body -> its grids and the learning rate."""
 REST = {"embedding": "w4_g32", "head": "w4_g32", "vision": "w8", "projector": "w8"}
 ROWS = [
-    "bf16", *(f"rtn {b}" for b in BODIES), *(f"gptq {b}" for b in BODIES), "sparsegpt nm14_w4",
+    "bf16", *(f"{how} {b}" for how in ("rtn", "gptq", "awq") for b in BODIES), "sparsegpt nm14_w4",
     *(f"qat {b}" for b in BODIES),
 ]  # fmt: skip
 
@@ -195,8 +196,8 @@ def row(name: str, given: argparse.Namespace, folder: Path, packs: dict[str, lis
     else:
         own = {k: v for k, v in BODIES[body].items() if k != "rate"}
         pipe = opened(given.model, {"qat": {**own, **REST}})
-        more = {"data": str(calibration(given.data, folder)), "lines": 32} if how == "gptq" else {}
-        made = pipe.compress("gptq" if how == "gptq" else "qat", **more)
+        more = {"data": str(calibration(given.data, folder)), "lines": 32} if how in ("gptq", "awq") else {}
+        made = pipe.compress("qat" if how == "rtn" else how, **more)
     recipe = recipe_for(pipe, made, body if how == "sparsegpt" else "f16", head="w4_g32", vision="w8")
     if how != "sparsegpt":
         recipe |= {n: f for n, f in recipe_for(pipe, made, None, head="w4_g32", vision="w8").items() if n in made.codes}
@@ -245,8 +246,8 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 one["above_blind"] = round((one["score"] - blind["score"]) / above, 4) if above > 0 else None
     low = {n: r for n, r in rows.items() if n.startswith("qat") and r["body_bpw"] <= 1.8 and "retention" in r}
     best = max(low, key=lambda n: low[n]["retention"], default=None)
-    ptq = [r["retention"] for n, r in rows.items() if n.startswith(("rtn", "gptq", "sparse")) and "retention" in r
-           and r["body_bpw"] <= 1.8]  # fmt: skip
+    untrained = {n: r for n, r in rows.items() if n.startswith(("rtn", "gptq", "awq", "sparse")) and "retention" in r}
+    ptq = [r["retention"] for r in untrained.values() if r["body_bpw"] <= 1.8]
     sparse = [r["retention"] for n, r in low.items() if "nm14_w4" in n]
     equal = [r["packed_equals_trained"] for r in rows.values() if "packed_equals_trained" in r]
     return {
@@ -291,6 +292,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="questions of each task [default: 100; quick: 24]")
     parser.add_argument("--only", nargs="+", metavar="ROW", help=f"of: noise, {', '.join(ROWS)}, qat BODY@STEPS")
     parser.add_argument("--tokens-only", action="store_true", help="new rows get no free answers: a third of the time")
+    parser.add_argument("--text", type=Path, help="what benchmarks/compression_text.py --json printed")
     parser.add_argument("--out", type=Path, help="keep rows and states here [default: a temporary folder]")
     given = parser.parse_args()
     given.steps = given.steps or (20 if given.quick else 100)
@@ -326,7 +328,8 @@ def main() -> None:
             print(name, found["rows"][name], file=sys.stderr)
             with appearing_file(kept) as temporary:
                 temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
-        result = {**summary(found["rows"]), "smollm_gain_over_ptq": None, **setting, "rows": found["rows"]}
+        gain = None if given.text is None else json.loads(given.text.read_text())["gain_over_ptq"]
+        result = {**summary(found["rows"]), "smollm_gain_over_ptq": gain, **setting, "rows": found["rows"]}
     print(json.dumps(result) if given.json else json.dumps(result, indent=1))
 
 

@@ -1,9 +1,11 @@
 """Write docs/results/compression.{json,md,svg} from what benchmarks/compression.py and benchmarks/qalft.py measured.
 
     python benchmarks/compression_report.py --rows runs/compression.json --adapters runs/qalft.json
+    python benchmarks/compression_report.py --text runs/compression_text.json
     python benchmarks/compression_report.py          # the page and the plots again, from the JSON
 
-The first two files are what those commands print with --json; --decode is what benchmarks/adapters.py prints.
+The first two files are what those commands print with --json; --decode is what benchmarks/adapters.py prints, --text
+what benchmarks/compression_text.py does.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ FOLDER = Path(__file__).resolve().parents[1] / "docs" / "results"
 KINDS = {
     "rtn": "rounded to nearest",
     "gptq": "GPTQ",
+    "awq": "AWQ",
     "sparsegpt": "SparseGPT, rounded",
     "qat": "trained on the grid",
 }
-COLOURS = {"rtn": "#bbbbbb", "gptq": "#ccbb44", "sparsegpt": "#66ccee", "qat": "#4477aa"}
+COLOURS = {"rtn": "#bbbbbb", "gptq": "#ccbb44", "awq": "#228833", "sparsegpt": "#66ccee", "qat": "#4477aa"}
 WAYS = {
     "float_lora": "LoRA on floats, float base", "lora_then_ptq": "the same, merged and rounded with the base",
     "lora_on_base": "the same, on the packed base as it is", "qlora": "trained on the packed base, inputs in floats",
@@ -58,6 +61,10 @@ questions each. *Kept* is in percent of the floats. Embedding and head are in `w
 ## Steps
 
 {curve}
+
+## A text model
+
+{text}
 
 ## Adapters
 
@@ -102,6 +109,8 @@ def plot(rows: dict[str, dict[str, Any]], path: Path) -> None:
             for n, r in rows.items()
             if n.split()[0] == kind and "@" not in n
         ]
+        if not some:
+            continue
         left.scatter([s[0] for s in some], [s[1] for s in some], color=COLOURS[kind], label=label, zorder=3)
         for bits, kept, name in some:
             if kind == "qat":
@@ -133,6 +142,28 @@ def curve_table(rows: dict[str, dict[str, Any]]) -> str:
     for body, points in curves(rows).items():
         lines.append(f"| {body} | {', '.join(f'{steps}: {100 * kept:.1f}' for steps, kept in points)} |")
     return "\n".join(["Zero steps is rounding to nearest.", "", *lines]) if len(lines) > 2 else "No curve is measured."
+
+
+def text_model(found: dict[str, Any] | None) -> str:
+    """The table of SmolLM2-135M."""
+    if not found:
+        return "Not measured: `benchmarks/compression_text.py` has rows of SmolLM2-135M."
+    lines = [
+        "| row | bits, body | steps | answer tokens seen | CPU s | perplexity | accuracy % | ± | above chance kept % |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in sorted(found["rows"].items(), key=lambda pair: (-pair[1]["body_bpw"], pair[0])):
+        cells = [
+            name, f"{one['body_bpw']:.2f}", one.get("steps", ""), one.get("answer_tokens", ""),
+            one.get("cpu_seconds", ""), one["perplexity"], percent(one["accuracy"]), percent(one["interval"]),
+            percent(one.get("above_chance")),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    told = (
+        f"SmolLM2-135M-Instruct, {found['questions']} questions with four answers, {found['chunks']} pieces of "
+        "held-out text; `benchmarks/compression_text.py --help` describes them."
+    )
+    return "\n".join([*lines, "", told])
 
 
 def adapters(found: dict[str, Any] | None) -> str:
@@ -169,6 +200,12 @@ def decode(found: dict[str, Any] | None) -> str:
         f"{ratios['sub2']:.2f} at 1.6 bits,\n{ratios['w4']:.2f} at 4.5 bits. With three loaded and none attached: "
         f"{found['decode_ratio_idle']['sub2']:.2f} and {found['decode_ratio_idle']['w4']:.2f}. On a machine\nat rest "
         f"the last two are 1.00: how far they are from it says how far to trust the first two."
+        + (
+            f"\nThe same adapter with int8 matrices: {' and '.join(f'{r:.2f}' for r in eight.values())}; it takes "
+            f"{found['bytes']['int8']:,} bytes, with float16 {found['bytes']['float16']:,}."
+            if (eight := found.get("decode_ratio_int8"))
+            else ""
+        )
     )
 
 
@@ -198,6 +235,10 @@ def commands(found: dict[str, Any]) -> str:
         lines.append(f".venv/bin/python benchmarks/qalft.py {flags} --no-decode \\")
         lines.append("    --out runs/qalft --json > runs/qalft.json")
         report.append("--adapters runs/qalft.json")
+    if found.get("text"):
+        lines.append(".venv/bin/python benchmarks/compression_text.py --out runs/compression_text --json \\")
+        lines.append("    > runs/compression_text.json")
+        report.append("--text runs/compression_text.json")
     if found.get("decode"):
         threads = found["decode"]["threads"]
         lines.append(f".venv/bin/python benchmarks/adapters.py --quick --json --threads {threads} > runs/decode.json")
@@ -207,13 +248,13 @@ def commands(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("rows", "adapters", "decode"):
+    for name in ("rows", "adapters", "decode", "text"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--comments", type=Path, help="a text of markdown to put below the plot")
     given = parser.parse_args()
     path = FOLDER / "compression.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    parts = {name: getattr(given, name) for name in ("rows", "adapters", "decode")}
+    parts = {name: getattr(given, name) for name in ("rows", "adapters", "decode", "text")}
     found |= {name: json.loads(part.read_text()) for name, part in parts.items() if part is not None}
     if given.comments is not None:
         found["comments"] = given.comments.read_text(encoding="utf-8")
@@ -227,6 +268,7 @@ def main() -> None:
         formats=formats(rows),
         comments=found.get("comments", ""),
         curve=curve_table(rows),
+        text=text_model(found.get("text")),
         adapters=adapters(found.get("adapters")),
         decode=decode(found.get("decode")),
     )

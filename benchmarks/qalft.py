@@ -265,7 +265,7 @@ def decode_ratios(threads: int) -> dict[str, Any]:
     from adapters import figures
 
     facts = figures(True, threads)
-    return {k: facts[k] for k in ("decode_ratio_adapter", "decode_ratio_idle")}
+    return {k: facts[k] for k in ("decode_ratio_adapter", "decode_ratio_int8", "decode_ratio_idle")}
 
 
 def summary(scores: dict[str, dict[str, float]]) -> dict[str, Any]:

@@ -99,3 +99,23 @@ def test_the_page_of_compression_names_the_calls_that_made_its_rows() -> None:
     assert sorted(names.get(False, []) + names.get(True, [])) == sorted(rows)
     assert all("score" in rows[name] for name in names.get(False, []))
     assert ("benchmarks/qalft.py" in said) == bool(found.get("adapters"))
+
+
+def test_rows_of_a_text_model_are_compared_at_equal_bits() -> None:
+    module = opened("compression_text")
+    score = {"perplexity": 9.0, "interval": 0.05}
+    rows = {
+        "bf16": {"body_bpw": 16.0, "accuracy": 0.35, **score},
+        "rtn w4_g32": {"body_bpw": 4.5, "accuracy": 0.34, **score},  # of more bits: not what training is measured by
+        "gptq 34+kv": {"body_bpw": 1.7, "accuracy": 0.26, **score},
+        "awq nm14_w4": {"body_bpw": 1.8, "accuracy": 0.27, **score},
+        "qat 34+kv@400": {"body_bpw": 1.7, "accuracy": 0.32, **score},
+    }
+    assert module.summary(rows) == {"gain_over_ptq": 5.0, "retention_above_chance": 0.7}
+    assert rows["gptq 34+kv"]["above_chance"] == 0.1
+    with pytest.raises(SystemExit, match="no row 'qat w9@4'"):
+        module.known(["bf16", "qat 34+kv@4", "qat w9@4"])
+    pytest.importorskip("matplotlib")
+    page = opened("compression_report").text_model({"rows": rows, "questions": 273, "chunks": 10})
+    assert "| qat 34+kv@400 | 1.70 |" in page
+    assert "Not measured" in opened("compression_report").text_model(None)

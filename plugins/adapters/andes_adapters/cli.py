@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from attrs import asdict
 
 from andes_sdk.cli.console import Json, clean, print_json, stdout, table
 from andes_sdk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from andes_adapters.registry import Entry
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Adapters that peft, or `andes train`, saved.")
 
@@ -58,14 +61,26 @@ def list_(base: Base, as_json: Json = False) -> None:
 
     registry = Registry.beside(base)
     entries = registry.entries()
+    memory = {name: registry.memory(name) for name in entries}
     if as_json:
-        print_json({"folder": str(registry.folder), "adapters": {n: asdict(e) for n, e in entries.items()}})
+        facts = {n: {**asdict(e), "stored": _stored(e), "memory": memory[n]} for n, e in entries.items()}
+        print_json({"folder": str(registry.folder), "adapters": facts})
         return
     if not entries:
         stdout().print(f"no adapters: {registry.folder}", markup=False, soft_wrap=True)
         return
-    rows = [(n, str(e.rank), f"{e.nbytes:,}", e.contract[:12] or "none") for n, e in entries.items()]
-    stdout().print(table(("adapter", "rank", "bytes", "contract"), rows, str(registry.folder)))
+    kinds = ("float32", "float16", "int8")
+    rows = [
+        (n, str(e.rank), _stored(e), f"{e.nbytes:,}", *(f"{memory[n][k]:,}" if k in memory[n] else "" for k in kinds),
+         e.contract[:12] or "none")
+        for n, e in entries.items()
+    ]  # fmt: skip
+    titles = ("adapter", "rank", "stored", "file", *(f"in memory: {kind}" for kind in kinds), "contract")
+    stdout().print(table(titles, rows, f"{registry.folder}, bytes"))
+
+
+def _stored(entry: Entry) -> str:
+    return "int8" if entry.int8 else "floats"
 
 
 @app.command()
@@ -100,6 +115,30 @@ def remove(base: Base, name: Annotated[str, typer.Argument(help="The adapter's n
         print_json({"removed": name})
     else:
         stdout().print(f"removed {name!r}", markup=False, soft_wrap=True)
+
+
+@app.command()
+@clean
+def int8(
+    base: Base,
+    out: Annotated[Path, typer.Argument(help="Folder to write, such as OUT/BASE.adapters beside a copy of BASE.")],
+    as_json: Json = False,
+) -> None:
+    """Write all adapters of BASE once more, as int8 with the widest scales of all. Those in floats stay as they are."""
+    from andes_adapters.int8 import write_int8
+    from andes_adapters.registry import Registry
+    from andes_sdk.pipeline import Pipeline
+
+    registry = Registry.beside(base)
+    pipeline = Pipeline.from_pretrained(base, backend="torch")
+    made = write_int8(registry, out, pipeline.meta_model().language_model)
+    before, after = (sum(e.nbytes for e in one.entries().values()) for one in (registry, made))
+    if as_json:
+        print_json({"folder": str(made.folder), "adapters": list(made.entries()), "nbytes": after, "before": before})
+        return
+    count = len(made.entries())
+    told = f"{count} adapters in int8, {after:,} bytes, before {before:,}: {made.folder}"
+    stdout().print(told, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import frozen
 
-from andes_sdk.errors import CheckpointError, ConfigError
+from andes_sdk.errors import CheckpointError, ConfigError, InputError
 from andes_sdk.files import appearing_file, at_home, regular
 from andes_sdk.numbers import half_scales, refuse_ranges
 from andes_sdk.reading import parse_json
@@ -148,13 +148,22 @@ def text_parts(tokenizer: Tokenizer) -> dict[str, str]:
     turns = [Turn("system", ("s",)), Turn("user", ("a",)), Turn("assistant", ("b",)), Turn("user", ("c",))]
     thinks = bool(getattr(tokenizer, "thinking", False))
     shown = [
-        [list(one.ids), list(one.supervised), one.prefix]
+        _rendered(tokenizer, some, think=think, generate=generate)
         for think in (False, True)
         for generate in (False, True)
         for some in (turns, turns[1:])
-        for one in [tokenizer.render(some, think=think, generate=generate)]
     ]
     return {"tokenizer": words.hexdigest(), "template": hash_of({"shown": shown, "thinking": thinks})}
+
+
+def _rendered(tokenizer: Tokenizer, turns: Sequence[Turn], *, think: bool, generate: bool) -> list[Any]:
+    try:
+        one = tokenizer.render(turns, think=think, generate=generate)
+    except InputError:  # a vocabulary without thoughts
+        if not think:
+            raise
+        return []
+    return [list(one.ids), list(one.supervised), one.prefix]
 
 
 def read_contract(path: str | Path) -> Contract:

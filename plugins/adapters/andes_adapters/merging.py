@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
-from andes_adapters.reading import WEIGHTS, base_of, contract_mark
+from andes_adapters.reading import INT8, WEIGHTS, base_of, contract_mark
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.numbers import numbers_of, weights_of
 
@@ -37,6 +37,9 @@ def merge_adapter(model: VisionLanguageModel, folder: Path, *, any_base: bool = 
         why = "it was trained for the codes of a quantised base, and codes take nothing in"
         fix = "attach it to its base: `andes chat -m BASE --adapter NAME=FOLDER`"
         raise ConfigError("an adapter of a contract is never merged", who=str(folder), why=why, fix=fix)
+    if (folder / INT8).exists():
+        fix = "merge the floats that it was made from"
+        raise ConfigError("an int8 adapter is not merged", who=str(folder), why="peft reads no codes", fix=fix)
     try:
         base = base_of(folder)
     except Exception as error:  # a file that is not there, or whatever is in it

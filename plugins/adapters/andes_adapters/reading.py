@@ -20,6 +20,8 @@ from andes_sdk.reading import parse_json
 from andes_sdk.types import Adapter, LowRank
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+INT8 = "adapter_int8.safetensors"
+"""In place of the weights: codes and scales (`andes_adapters.int8`)."""
 
 BASE = "andes_base"
 """Our own field of `adapter_config.json`: the numbers of the model that the adapter was trained on."""
@@ -45,7 +47,7 @@ _UNCHANGED = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Adapter:
-    """A peft folder -> an adapter for a language model; nothing of the model is changed.
+    """A peft folder, or one of int8 -> an adapter for a language model; nothing of the model is changed.
 
     Names may be those of the language model alone (`model.layers.0…`) or of the whole (`language_model.model…`).
 
@@ -57,19 +59,25 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
         raise ConfigError(f"expected a text, got {name!r}", who="name", fix="give the name that requests use")
     folder = at_home(folder, "folder")
     config = _config(folder)
+    file = weights_file(folder)
     try:
-        tensors = load_file(regular(folder / WEIGHTS))
+        tensors = load_file(regular(file))
     except (OSError, SafetensorError) as error:
         fix = "give the folder that peft's save_pretrained wrote"
-        raise CheckpointError("cannot be read", who=str(folder / WEIGHTS), why=str(error), fix=fix) from None
+        raise CheckpointError("cannot be read", who=str(file), why=str(error), fix=fix) from None
     mark = mark_of(config, str(folder))
     modules = {n: m for n, m in language_model.named_modules() if isinstance(m, nn.Linear)}
     pairs: dict[str, dict[str, Tensor]] = {}
-    problems = []
+    problems: list[str] = []
+    scales = _scales(tensors, problems) if file.name == INT8 else None
     for key, tensor in tensors.items():
-        match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)(?:\.default)?\.weight", key)
+        match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)(?:\.default)?\.(?:weight|codes)", key)
         if match is None:
             problems.append(f"{key}: no matrix of a linear layer's LoRA")
+        elif scales is not None:
+            if tensor.dtype != torch.int8 or (match[1], match[2]) not in scales:
+                problems.append(f"{key}: {tensor.dtype}, not int8 with a scale")
+            pairs.setdefault(match[1], {})[match[2]] = tensor
         elif tensor.dtype not in _FLOATS:
             problems.append(f"{key}: {tensor.dtype} without scales")
         elif not bool(torch.isfinite(tensor).all()):
@@ -81,8 +89,10 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
         module = path.removeprefix("language_model.")
         problems += (found := _problems(path, pair, modules.get(module), config))
         if not found:
-            a, b = (pair[k].to(torch.float32, copy=True) for k in "AB")  # of their own: what was read is mapped
-            layers[module] = LowRank(a=a, b=b, scale=_scale(path, config))
+            kind = torch.float32 if scales is None else torch.int8
+            a, b = (pair[k].to(kind, copy=True) for k in "AB")  # of their own: what was read is mapped
+            rows = [None if scales is None else torch.full((len(pair[k]),), scales.get((path, k), 0.0)) for k in "AB"]
+            layers[module] = LowRank(a=a, b=b, scale=_scale(path, config), a_scale=rows[0], b_scale=rows[1])
     ranks = {len(low.a) for low in layers.values()}
     if mark is not None and ranks - {mark["rank"]}:
         problems.append(f"rank {sorted(ranks)[-1]}, its contract declares {mark['rank']}")
@@ -90,6 +100,31 @@ def read_adapter(name: str, folder: str | Path, language_model: nn.Module) -> Ad
         why = "".join(f"\n  - {p}" for p in problems[:20]) or "it holds no matrices"
         raise CheckpointError("does not fit this language model", who=f"adapter {name!r}: {folder}", why=why)
     return Adapter(name=name, layers=layers, base=config.get(BASE, "") or base_of(folder))
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of an adapter's matrices: as peft saves them, or int8.
+
+    Raises:
+        CheckpointError: it has both.
+    """
+    both = [folder / name for name in (WEIGHTS, INT8)]
+    if all(path.exists() for path in both):
+        fix = f"remove {INT8}, or {WEIGHTS}"
+        raise CheckpointError("holds floats and int8", who=str(folder), why="either may be the adapter", fix=fix)
+    return both[1] if both[1].exists() else both[0]
+
+
+def _scales(tensors: dict[str, Tensor], problems: list[str]) -> dict[tuple[str, str], float]:
+    """Takes the scales out of an int8 file's tensors -> (layer, "A" or "B") -> scale."""
+    found = {}
+    for key in [key for key in tensors if key.endswith(".scale")]:
+        one, match = tensors.pop(key), re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)\.scale", key)
+        if match is None or one.dtype != torch.float32 or one.numel() != 1 or not 0 < float(one) < math.inf:
+            problems.append(f"{key}: no scale above 0 in float32")
+        else:
+            found[match[1], match[2]] = float(one)
+    return found
 
 
 def contract_mark(folder: str | Path) -> Mapping[str, Any] | None:
@@ -103,7 +138,7 @@ def contract_mark(folder: str | Path) -> Mapping[str, Any] | None:
 
 def base_of(folder: Path) -> str:
     """What the tensors of an adapter say that it was trained on (`andes_sdk.numbers.weights_of`); "" for nothing."""
-    with safe_open(folder / WEIGHTS, "pt") as file:
+    with safe_open(weights_file(folder), "pt") as file:
         return str((file.metadata() or {}).get(BASE, ""))
 
 

@@ -3,7 +3,7 @@
 model.andes                       the base: a packed file, or a checkpoint folder
 model.andes.adapters/
     registry.json                 names, hashes, ranks, contracts
-    receipts/                     adapter_config.json, adapter_model.safetensors, as peft reads them
+    receipts/                     adapter_config.json, adapter_model.safetensors, as peft reads them; or int8
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
+from safetensors import SafetensorError, safe_open
 
 from andes_adapters.contract import contract_of, refuse_other_contract
-from andes_adapters.reading import CONFIG, WEIGHTS, contract_mark, read_adapter
+from andes_adapters.reading import CONFIG, INT8, WEIGHTS, contract_mark, read_adapter, weights_file
 from andes_sdk.config import suggestion
 from andes_sdk.errors import CheckpointError, ConfigError, DuplicateName
 from andes_sdk.files import appearing, appearing_file, at_home, regular
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from andes_sdk.types import Adapter
 
 NAME = re.compile(r"[A-Za-z][\w.-]{0,63}")
-FILES = (CONFIG, WEIGHTS)
+FILES = ({CONFIG, WEIGHTS}, {CONFIG, INT8})
 REGISTRY = "registry.json"
 
 
@@ -44,16 +45,26 @@ class Entry:
     contract: str
     base_checked: bool
 
+    @property
+    def int8(self) -> bool:
+        """Whether it is stored as int8."""
+        return INT8 in self.sha256
+
 
 @frozen
 class Registry:
     """The adapters beside a base; a base without any has an empty one.
 
     Attributes:
-        base: a file or a folder.
+        base: a file or a folder. folder: where the adapters lie.
     """
 
     base: Path
+    folder: Path = field()
+
+    @folder.default
+    def _beside(self) -> Path:
+        return self.base.with_name(f"{self.base.name}.adapters")
 
     @classmethod
     def beside(cls, base: str | Path) -> Registry:
@@ -67,11 +78,6 @@ class Registry:
             fix = "give a packed file or a checkpoint folder"
             raise ConfigError("there is no such base", who=str(base), fix=fix)
         return cls(path)
-
-    @property
-    def folder(self) -> Path:
-        """Where the adapters lie."""
-        return self.base.with_name(f"{self.base.name}.adapters")
 
     def entries(self) -> dict[str, Entry]:
         """Adapters by name.
@@ -87,7 +93,7 @@ class Registry:
             if facts["version"] != 1 or not all(NAME.fullmatch(name) for name in facts["adapters"]):
                 raise ValueError("another version, or names that cannot be")
             found = {name: Entry(**one) for name, one in facts["adapters"].items()}
-            if any(set(one.sha256) != set(FILES) for one in found.values()):
+            if any(set(one.sha256) not in FILES for one in found.values()):
                 raise ValueError("hashes of other files than an adapter has")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             why, fix = f"{type(error).__name__}: {error}", "delete it, and add the adapters again"
@@ -115,17 +121,39 @@ class Registry:
         mark = contract_mark(folder)
         _refuse_other(adapter, mark, pipeline)
         with appearing(self.folder / name) as temporary:
-            for file in FILES:
-                shutil.copyfile(regular(folder / file), temporary / file)
-        entry = Entry(
-            sha256={file: _sha256(self.folder / name / file) for file in FILES},
-            rank=max(len(low.a) for low in adapter.layers.values()),
-            nbytes=(self.folder / name / WEIGHTS).stat().st_size,
-            contract="" if mark is None else str(mark["hash"]),
-            base_checked=bool(mark or adapter.base),
-        )
-        self._write({**entries, name: entry})
+            for path in (folder / CONFIG, weights_file(folder)):
+                shutil.copyfile(regular(path), temporary / path.name)
+        rank = max(len(low.a) for low in adapter.layers.values())
+        entry = self.entry(name, rank, "" if mark is None else str(mark["hash"]), bool(mark or adapter.base))
+        self.write({**entries, name: entry})
         return entry
+
+    def entry(self, name: str, rank: int, contract: str, base_checked: bool) -> Entry:
+        """What the registry says of an adapter whose files lie here."""
+        weights = weights_file(self.folder / name)
+        hashes = {path.name: _sha256(path) for path in (self.folder / name / CONFIG, weights)}
+        size = weights.stat().st_size
+        return Entry(sha256=hashes, rank=rank, nbytes=size, contract=contract, base_checked=base_checked)
+
+    def memory(self, name: str) -> dict[str, int]:
+        """Bytes of A and B of an adapter in memory, by how they are held: float32, float16, int8 with row scales.
+
+        Backend torch holds float32, numba float16; both hold int8 where the adapter is int8, or made so at loading.
+
+        Raises:
+            CheckpointError: its file cannot be read.
+        """
+        path = weights_file(self.folder / name)
+        try:
+            with safe_open(regular(path), "pt") as file:
+                names = [name for name in list(file.keys()) if not name.endswith(".scale")]
+                shapes = [file.get_slice(name).get_shape() for name in names]
+            numbers, rows = sum(a * b for a, b in shapes), sum(a for a, _ in shapes)
+        except (OSError, SafetensorError, ValueError) as error:
+            fix = f"remove {name!r} and add it again"
+            raise CheckpointError("cannot be read", who=str(path), why=str(error), fix=fix) from None
+        floats = {} if path.name == INT8 else {"float32": 4 * numbers, "float16": 2 * numbers}
+        return {**floats, "int8": numbers + 4 * rows}
 
     def remove(self, name: str) -> None:
         """Forget an adapter and delete its files.
@@ -135,7 +163,7 @@ class Registry:
         """
         entries = self.entries()
         self._known(name, entries)
-        self._write({other: one for other, one in entries.items() if other != name})
+        self.write({other: one for other, one in entries.items() if other != name})
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def verified(self, name: str) -> Path:
@@ -163,7 +191,8 @@ class Registry:
             raise ConfigError(f"no adapter {name!r}", who=str(self.folder), fix=fix)
         return entries[name]
 
-    def _write(self, entries: Mapping[str, Entry]) -> None:
+    def write(self, entries: Mapping[str, Entry]) -> None:
+        """Say in `registry.json` that these are the adapters."""
         facts = {"version": 1, "adapters": {name: asdict(one) for name, one in sorted(entries.items())}}
         with appearing_file(self.folder / REGISTRY) as temporary:
             temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from andes_adapters.loading import as_int8, load, nbytes_of, unload, widest
+from andes_adapters.int8 import as_int8, widest, write_int8
+from andes_adapters.loading import load, nbytes_of, unload
 from andes_adapters.reading import read_adapter
 from andes_adapters.registry import Registry
 from safetensors.torch import save_file
@@ -160,6 +162,82 @@ def test_int8_adapters_share_the_widest_range_and_stay_close(base: Path, registr
         as_int8(read[1], widest(read[:1]))
 
 
+def test_int8_folders_hold_the_same_scales_and_answer_as_the_numbers_they_stand_for(
+    base: Path, registry: Registry, tmp_path: Path
+) -> None:
+    pipe = Pipeline.from_pretrained(base)
+    for n, size in enumerate((1.0, 3.0)):
+        registry.add(f"t{n}", adapter(tmp_path / str(n), seed=n, size=size), pipe)
+    before = hashes(registry.folder)
+    made = write_int8(registry, tmp_path / "other.adapters", pipe.model.language_model)
+    assert hashes(registry.folder) == before
+    assert list(made.entries()) == ["t0", "t1"]
+    layer = NAME.removeprefix("base_model.model.")
+    read = {n: read_adapter(n, made.verified(n), pipe.model.language_model) for n in made.entries()}
+    scales = [(float(one.layers[layer].a_scale[0]), float(one.layers[layer].b_scale[0])) for one in read.values()]
+    assert scales[0] == scales[1]
+    # a device with the int8 folder alone beside its base
+    second = tmp_path / "device"
+    shutil.copytree(base, second / "base")
+    shutil.copytree(made.folder, second / "base.adapters")
+    device = Registry.beside(second / "base")
+    load(device, pipe, "t0")
+    load(device, pipe, "t1", int8=True)
+    for name in ("t0", "t1"):
+        a, b = read[name].layers[layer].matrices()
+        assert bool((read[name].layers[layer].a.float() * scales[0][0] == a).all())
+        floats = tmp_path / f"{name}-floats"
+        floats.mkdir()
+        save_file({f"{NAME}.lora_A.weight": a, f"{NAME}.lora_B.weight": b}, floats / "adapter_model.safetensors")
+        (floats / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+        pipe.add_adapter(f"{name}-floats", floats)
+        inputs, seen = pipe.prepare(conversation(0)), []
+        for one in (name, f"{name}-floats"):
+            session = pipe.session()
+            session.adapter = one
+            seen.append(session.prefill(inputs))
+        assert torch.equal(*seen)
+    # a wider one that comes later cannot share their scales
+    device.add("wide", adapter(tmp_path / "w", seed=9, size=9.0), pipe)
+    with pytest.raises(ConfigError, match=r"(?s)cannot share a scale.*andes adapters int8"):
+        load(device, pipe, "wide", int8=True)
+    with pytest.raises(ConfigError, match="such a folder"):
+        write_int8(registry, made.folder, pipe.model.language_model)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.update({f"{NAME}.lora_A.scale": torch.tensor([0.0])}), "no scale above 0"),
+        (lambda t: t.update({f"{NAME}.lora_A.scale": torch.tensor([float("inf")])}), "no scale above 0"),
+        (lambda t: t.update({f"{NAME}.lora_B.scale": torch.tensor([float("nan")])}), "no scale above 0"),
+        (lambda t: t.pop(f"{NAME}.lora_A.scale"), "not int8 with a scale"),
+        (lambda t: t.update({f"{NAME}.lora_A.codes": torch.ones(2, 48)}), "not int8 with a scale"),
+        (lambda t: t.pop(f"{NAME}.lora_B.codes"), "only lora_A"),
+        (
+            lambda t: t.update({f"{NAME}.lora_B.codes": torch.ones(2, 64, dtype=torch.int8)}),
+            r"\[2, 64\], not \[64, 2\]",
+        ),
+    ],
+)
+def test_int8_files_that_cannot_be_are_refused(base: Path, tmp_path: Path, change: Any, said: str) -> None:
+    folder = adapter(tmp_path / "a")
+    (folder / "adapter_model.safetensors").unlink()
+    codes = {"A": torch.ones(2, 48, dtype=torch.int8), "B": torch.ones(64, 2, dtype=torch.int8)}
+    tensors = {f"{NAME}.lora_{k}.codes": m for k, m in codes.items()}
+    tensors |= {f"{NAME}.lora_{k}.scale": torch.tensor([0.5]) for k in "AB"}
+    model = Pipeline.from_pretrained(base).model.language_model
+    save_file(tensors, folder / "adapter_int8.safetensors")
+    assert read_adapter("x", folder, model).layers
+    change(tensors)
+    save_file(tensors, folder / "adapter_int8.safetensors")
+    with pytest.raises(CheckpointError, match=f"(?s)does not fit.*{said}"):
+        read_adapter("x", folder, model)
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="holds floats and int8"):
+        read_adapter("x", folder, model)
+
+
 def test_the_commands_say_what_they_did(base: Path, registry: Registry, tmp_path: Path) -> None:
     run, folder = CliRunner().invoke, str(adapter(tmp_path / "a"))
     assert json.loads(run(app, ["adapters", "list", str(base), "--json"]).stdout)["adapters"] == {}
@@ -169,6 +247,13 @@ def test_the_commands_say_what_they_did(base: Path, registry: Registry, tmp_path
     assert checked["adapters"][0]["change"] > 0
     assert checked["nbytes"] == 2 * 48 + 64 * 2 + 4 * 2 + 4 * 64
     assert "one" in run(app, ["adapters", "list", str(base)]).stdout
+    listed = json.loads(run(app, ["adapters", "list", str(base), "--json"]).stdout)["adapters"]["one"]
+    numbers = 2 * 48 + 64 * 2
+    memory = {"float32": 4 * numbers, "float16": 2 * numbers, "int8": numbers + 4 * (2 + 64)}
+    assert (listed["stored"], listed["memory"]) == ("floats", memory)
+    made = json.loads(run(app, ["adapters", "int8", str(base), str(tmp_path / "int8"), "--json"]).stdout)
+    assert made["adapters"] == ["one"]
+    assert made["nbytes"] < made["before"]
     assert "one" in run(app, ["adapters", "check", str(base), "one"]).stdout
     assert json.loads(run(app, ["adapters", "remove", str(base), "one", "--json"]).stdout) == {"removed": "one"}
     assert run(app, ["adapters", "check", str(base)]).exit_code != 0

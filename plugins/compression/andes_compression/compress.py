@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ def compress(pipeline: Pipeline, name: str, **options: Any) -> Compressed:
     """
     pipeline.refuse_packed("compressed")
     compressor = pipeline.pick("compressors", name)
+    _refuse_options(name, compressor, options)
     model = pipeline.model
     try:
         made = compressor.compress(model, **options)
@@ -53,6 +56,18 @@ def compress(pipeline: Pipeline, name: str, **options: Any) -> Compressed:
         stored = {n: first.setdefault(id(t), n) for n, t in state.items()}
         model.numbers = numbers({stored[n]: digest(stored[n], c) for n, c in codes.items()}, {**ranges, **made.ranges})
     return made
+
+
+def _refuse_options(name: str, compressor: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options that a compressor does not take, before weights are read."""
+    taken = [p for n, p in signature(compressor.compress).parameters.items() if n != "self"][1:]
+    if any(p.kind is Parameter.VAR_KEYWORD for p in taken):
+        return
+    known = [p.name for p in taken if p.kind in (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+    for option in options:
+        if option not in known:
+            fix = f"it takes {', '.join(known) or 'none'}; options of its plugin go by PLUGIN.OPTION, such as qat.body"
+            raise ConfigError(f"no option {option!r}", who=f"compressor {name}", fix=fix)
 
 
 def write(
@@ -90,7 +105,8 @@ def recipe_for(
     """A format for every matrix: `form`, or, without one, for each matrix with codes the first that holds them.
 
     Raises:
-        ConfigError: codes that no format here holds, or no codes and no format.
+        ConfigError: codes that no format here holds, no codes and no format, or a format that would prune further than
+            the compressor did.
     """
     own, _ = quantised(pipeline.model)
     codes = {**own, **made.codes}
@@ -98,11 +114,26 @@ def recipe_for(
     if form is None and not codes:
         fix = "pass --format, such as w4_g128"
         raise ConfigError("the compressor gave no codes, so nothing says the format", who="--format", fix=fix)
+    if form is not None:
+        _refuse_pattern(made, form, formats)
     chosen = default_recipe(pipeline.model, form or "f16", head=head, vision=vision)
     if form is None:
         chosen |= {name: _holder(name, one, formats) for name, one in codes.items() if name in chosen}
     resolve(pipeline.model, chosen, formats)
     return chosen
+
+
+def _refuse_pattern(made: Compressed, form: str, formats: tuple[Format, ...]) -> None:
+    """Refuse an N:M format that does not hold the survivors of the compressor's own pattern."""
+    from andes_packing.formats import known
+
+    chosen, pattern = known(formats).get(form), str(made.report.get("pattern", ""))
+    n, m = getattr(chosen, "n", 0), getattr(chosen, "m", 0)
+    own = re.fullmatch(r"(\d+):(\d+)", pattern)
+    if not (n and m and own) or (m % int(own[2]) == 0 and int(own[1]) * (m // int(own[2])) <= n):
+        return
+    why, fix = f"it stores {n} of {m}, the others would be lost", "take a format of the same pattern, or a dense one"
+    raise ConfigError(f"does not hold a pattern of {pattern}", who=f"--format {form}", why=why, fix=fix)
 
 
 def _holder(name: str, codes: Any, formats: tuple[Format, ...]) -> str:

@@ -7,10 +7,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from andes_adapters.contract import text_parts
 from andes_gguf import Gguf
 from andes_gguf.small import CHATML, vocabulary, write_small
 from andes_gguf.tokenizer import GgufTokenizer
 from andes_gguf.vocabulary import from_files, from_metadata
+from andes_training.data.rows import Thinking
 from attrs import evolve
 
 from andes_sdk.errors import CheckpointError, ConfigError, InputError
@@ -110,8 +112,13 @@ def test_thinking_is_told_to_the_template_and_opened():
     plain = vocabulary()
     kinds = [1 if t in ("<think>", "</think>") else k for t, k in zip(plain["tokenizer.ggml.tokens"],
              plain["tokenizer.ggml.token_type"], strict=True)]  # fmt: skip
+    without = made({"tokenizer.ggml.token_type": kinds})
     with pytest.raises(InputError, match="no <think>"):
-        made({"tokenizer.ggml.token_type": kinds}).render([Turn("user", ("Hi",))], think=True, generate=True)
+        without.render([Turn("user", ("Hi",))], think=True, generate=True)
+    # such a model is trained, and has a contract, all the same
+    assert Thinking.of(without) == Thinking("", ())
+    assert Thinking.of(tokenizer).text == "<think>"
+    assert text_parts(without)["template"] != text_parts(tokenizer)["template"]
 
 
 def test_an_open_answer_is_continued():

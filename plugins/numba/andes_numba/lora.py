@@ -2,6 +2,7 @@
 
 Each row names its adapter, so sessions with different ones share a pass over the weights. A row is computed in the same
 order whatever stands beside it, and a row without an adapter is not touched: bits stay what they are alone.
+int8 matrices stay int8 in memory: their codes are summed in float32, and the sum is multiplied with the row's scale.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from .activations import address, inline, silu
 from .apart import apart
 from .simd import (
     ONE,
+    Tag,
     add_f,
+    fetch,
     fma,
+    load_bytes,
     load_f,
+    load_f32,
     load_half,
     mul_f,
     splat_f,
@@ -34,6 +39,8 @@ from .simd import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.types import Adapter
 
@@ -48,19 +55,27 @@ ROLES = (
 GROUPS = ((0, 3), (3, 4), (4, 6), (6, 7))
 """Roles that share their input: q-k-v, output, gate-up, down."""
 
+CODES = Tag("numbers", "codes")
+"""Given in place of the mode of activations where A or B is int8."""
+
+AHEAD = 2048
+"""Bytes of A or B that are fetched before they are read: they are short arrays, which no stream of loads foresees."""
+
 
 class Lora(NamedTuple):
     """Adapters of a pass of T rows; whoever calls keeps the arrays behind the addresses.
 
     rows: (T,) index of each row's adapter, -1 for none; empty if no row has one. pairs: (adapters, layers, 7, 2)
     addresses of A (rank, columns) and of B (blocks of sixteen outputs, rank, 16), 0 where there is none; ranks, scales:
-    of each. A and B are float16, or float32 where activations are exact.
+    of each. A and B are float16, float32 where activations are exact, or int8. steps: (adapters, layers, 7, 2)
+    addresses of the float32 scales of rows of an int8 A and B, padded as they are; 0 where they are floats.
     used: (layers, 4) whether any adapter has a pair in a group of roles. columns, outputs: (7,) padded to sixteen;
     offsets: (7,) column of each role in the buffer of its group. most: the largest rank.
     """
 
     rows: np.ndarray
     pairs: np.ndarray
+    steps: np.ndarray
     ranks: np.ndarray
     scales: np.ndarray
     used: np.ndarray
@@ -82,6 +97,8 @@ def sixteen(mode: Any, at: int, index: int) -> Any:
 def _sixteen(mode, at, index):
     if mode.value == "exact":
         return lambda mode, at, index: load_f(ONE, at + 4 * index, 0)
+    if mode.value == "codes":
+        return lambda mode, at, index: load_bytes(ONE, at + index, 0)
     return lambda mode, at, index: load_half(ONE, at + 2 * index, 0)
 
 
@@ -92,8 +109,19 @@ def place(mode: Any, at: int, index: int) -> int:
 
 @overload(place, jit_options={"forceinline": True})
 def _place(mode, at, index):
-    size = 4 if mode.value == "exact" else 2
+    size = {"exact": 4, "codes": 1}.get(mode.value, 2)
     return lambda mode, at, index: at + size * index
+
+
+def foresee(mode: Any, at: int) -> None:
+    """Tell the core that 64 numbers of A or B, `AHEAD` behind an address, will be read soon."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(foresee, jit_options={"forceinline": True})
+def _foresee(mode, at):
+    lines = Tag("lines", {"exact": 4, "codes": 1}.get(mode.value, 2))
+    return lambda mode, at: fetch(at + AHEAD, lines)
 
 
 @inline
@@ -104,6 +132,7 @@ def dot(mode, a, x, columns):
     """
     one, two, three, four = zeros_f(ONE), zeros_f(ONE), zeros_f(ONE), zeros_f(ONE)
     for j in range(0, columns - 48, 64):
+        foresee(mode, place(mode, a, j))
         one = fma(sixteen(mode, a, j), load_f(ONE, x + 4 * j, 0), one)
         two = fma(sixteen(mode, a, j + 16), load_f(ONE, x + 4 * j + 64, 0), two)
         three = fma(sixteen(mode, a, j + 32), load_f(ONE, x + 4 * j + 128, 0), three)
@@ -113,20 +142,39 @@ def dot(mode, a, x, columns):
     return total_f(add_f(add_f(one, two), add_f(three, four)))
 
 
-@apart
-def expand_block(mode, b, rank, block, inner, scale, out):
-    """Add scale * B inner to sixteen outputs at an address; B lies block by block of outputs, (rank, 16) each."""
+@inline
+def low_row(mode, lora, layer, owner, role, row, x):
+    """A row of A times x at an address."""
+    a, steps, columns = lora.pairs[owner, layer, role, 0], lora.steps[owner, layer, role, 0], lora.columns[role]
+    if steps:
+        return dot(CODES, place(CODES, a, row * columns), x, columns) * load_f32(steps + 4 * row)
+    return dot(mode, place(mode, a, row * columns), x, columns)
+
+
+@inline
+def block_sum(mode, b, rank, block, inner):
+    """B inner of sixteen outputs."""
     start = place(mode, b, 16 * rank * block)
     one, two, three, four = zeros_f(ONE), zeros_f(ONE), zeros_f(ONE), zeros_f(ONE)
     for r in range(0, rank - 3, 4):
+        foresee(mode, place(mode, start, 16 * r))
         one = fma(sixteen(mode, start, 16 * r), spread_f(ONE, inner + 4 * r, 0), one)
         two = fma(sixteen(mode, start, 16 * r + 16), spread_f(ONE, inner + 4 * r + 4, 0), two)
         three = fma(sixteen(mode, start, 16 * r + 32), spread_f(ONE, inner + 4 * r + 8, 0), three)
         four = fma(sixteen(mode, start, 16 * r + 48), spread_f(ONE, inner + 4 * r + 12, 0), four)
     for r in range(rank - rank % 4, rank):
         one = fma(sixteen(mode, start, 16 * r), spread_f(ONE, inner + 4 * r, 0), one)
-    total = add_f(add_f(one, two), add_f(three, four))
-    store_f(out, 0, fma(total, splat_f(scale), load_f(ONE, out, 0)))
+    return add_f(add_f(one, two), add_f(three, four))
+
+
+@apart
+def expand_block(mode, b, steps, rank, block, inner, scale, out):
+    """Add scale * B inner to sixteen outputs at an address; B lies block by block of outputs, (rank, 16) each."""
+    if steps:
+        size = mul_f(load_f(ONE, steps + 64 * block, 0), splat_f(scale))
+        store_f(out, 0, fma(block_sum(CODES, b, rank, block, inner), size, load_f(ONE, out, 0)))
+    else:
+        store_f(out, 0, fma(block_sum(mode, b, rank, block, inner), splat_f(scale), load_f(ONE, out, 0)))
 
 
 @njit(parallel=True, nogil=True)
@@ -137,10 +185,9 @@ def shrink(mode, lora, layer, first, last, x, inner, count, threads):
             owner = lora.rows[t]
             if owner >= 0:
                 for role in range(first, last):
-                    a, rank = lora.pairs[owner, layer, role, 0], lora.ranks[owner, layer, role]
-                    columns = lora.columns[role]
+                    rank = lora.ranks[owner, layer, role]
                     for r in range(n * rank // threads, (n + 1) * rank // threads):
-                        value = dot(mode, place(mode, a, r * columns), address(x[t]), columns)
+                        value = low_row(mode, lora, layer, owner, role, r, address(x[t]))
                         store_f32(address(inner[t, role - first]) + 4 * r, value)
 
 
@@ -152,11 +199,12 @@ def expand(mode, lora, layer, first, last, inner, y, count, threads):
             owner = lora.rows[t]
             if owner >= 0:
                 for role in range(first, last):
-                    b, rank = lora.pairs[owner, layer, role, 1], lora.ranks[owner, layer, role]
+                    b, steps = lora.pairs[owner, layer, role, 1], lora.steps[owner, layer, role, 1]
+                    rank, scale = lora.ranks[owner, layer, role], lora.scales[owner, layer, role]
                     vectors = lora.outputs[role] // 16 if rank else 0
                     out, low = address(y[t]) + 4 * lora.offsets[role], address(inner[t, role - first])
                     for v in range(n * vectors // threads, (n + 1) * vectors // threads):
-                        expand_block(mode, b, rank, v, low, lora.scales[owner, layer, role], out + 64 * v)
+                        expand_block(mode, b, steps, rank, v, low, scale, out + 64 * v)
 
 
 @inline
@@ -183,9 +231,9 @@ def shrink_some(mode, lora, layer, owner, first, last, x, inner, low, high):
     """A x of the rows `low` to `high` of the A of these roles, one above another; x, inner (3, most): addresses."""
     start, most = 0, lora.most
     for role in range(first, last):
-        a, rank, columns = lora.pairs[owner, layer, role, 0], lora.ranks[owner, layer, role], lora.columns[role]
+        rank = lora.ranks[owner, layer, role]
         for r in range(max(0, low - start), min(rank, high - start)):
-            value = dot(mode, place(mode, a, r * columns), x, columns)
+            value = low_row(mode, lora, layer, owner, role, r, x)
             store_f32(inner + 4 * ((role - first) * most + r), value)
         start += rank
 
@@ -193,9 +241,10 @@ def shrink_some(mode, lora, layer, owner, first, last, x, inner, low, high):
 @apart
 def expand_some(mode, lora, layer, owner, role, inner, y, low, high):
     """Add scale * B inner to the blocks `low` to `high` of sixteen outputs of a role, whose first lies at address y."""
-    b, rank = lora.pairs[owner, layer, role, 1], lora.ranks[owner, layer, role]
+    b, steps = lora.pairs[owner, layer, role, 1], lora.steps[owner, layer, role, 1]
+    rank, scale = lora.ranks[owner, layer, role], lora.scales[owner, layer, role]
     for v in range(low, high if rank else low):
-        expand_block(mode, b, rank, v, inner, lora.scales[owner, layer, role], y + 64 * v)
+        expand_block(mode, b, steps, rank, v, inner, scale, y + 64 * v)
 
 
 @njit(parallel=True, nogil=True)
@@ -228,6 +277,7 @@ class Adapters(Mapping[str, int]):
         self._offsets = np.array([0, q, q + kv, 0, 0, wide, 0], np.int64)
         shape = (0, sizes.layers, len(ROLES))
         self._pairs, self._ranks = np.zeros((*shape, 2), np.int64), np.zeros(shape, np.int64)
+        self._steps = np.zeros((*shape, 2), np.int64)
         self._scales = np.zeros(shape, np.float32)
         self._idle = self._lora(np.zeros(0, np.int64), self._ranks)
 
@@ -251,19 +301,27 @@ class Adapters(Mapping[str, int]):
         refuse_other_base(adapter, self._model)
         places = {f"model.layers.{n}.{r}": (n, i) for n in range(self._sizes.layers) for i, r in enumerate(ROLES)}
         refuse_misfit(adapter, {name: self._shapes[role] for name, (_, role) in places.items()})
-        pairs, ranks = (np.zeros((1, *a.shape[1:]), np.int64) for a in (self._pairs, self._ranks))
+        tables = self._pairs, self._steps, self._ranks
+        pairs, steps, ranks = (np.zeros((1, *table.shape[1:]), np.int64) for table in tables)
         scales = np.zeros((1, *self._scales.shape[1:]), np.float32)
         arrays: list[np.ndarray] = []
         for name, low in adapter.layers.items():
             n, role = places[name]
-            rows = [matrix.numpy() for matrix in low.matrices()]
-            a = _laid_out(rows[0], len(rows[0]), self._columns[role], self._kind, name)
-            b = _laid_out(rows[1], self._outputs[role], rows[1].shape[1], self._kind, name)
-            b = np.ascontiguousarray(b.reshape(-1, 16, b.shape[1]).transpose(0, 2, 1))
+            rank, outputs = len(low.a), self._outputs[role]
+            a = self._laid_out(low.a, rank, self._columns[role], name)
+            b = self._laid_out(low.b, outputs, rank, name)
+            b = np.ascontiguousarray(b.reshape(-1, 16, rank).transpose(0, 2, 1))
             pairs[0, n, role] = a.ctypes.data, b.ctypes.data
-            ranks[0, n, role], scales[0, n, role] = len(a), low.scale
+            ranks[0, n, role], scales[0, n, role] = rank, low.scale
             arrays += [a, b]
+            for half, (given, count) in enumerate(((low.a_scale, rank), (low.b_scale, outputs))):
+                if given is not None:
+                    size = np.zeros(count, np.float32)
+                    size[: len(given)] = given.float().numpy()
+                    steps[0, n, role, half] = size.ctypes.data
+                    arrays.append(size)
         self._pairs, self._ranks = np.concatenate([self._pairs, pairs]), np.concatenate([self._ranks, ranks])
+        self._steps = np.concatenate([self._steps, steps])
         self._scales = np.concatenate([self._scales, scales])
         self._arrays[adapter.name] = arrays
         self._index[adapter.name] = len(self._index)
@@ -278,11 +336,15 @@ class Adapters(Mapping[str, int]):
         """
         refuse_unknown(name, self)
         gone = self._index[name]
-        self._pairs, self._ranks, self._scales = (
-            np.delete(table, gone, axis=0) for table in (self._pairs, self._ranks, self._scales)
+        self._pairs, self._steps, self._ranks, self._scales = (
+            np.delete(table, gone, axis=0) for table in (self._pairs, self._steps, self._ranks, self._scales)
         )
         self._index = {other: i - (i > gone) for other, i in self._index.items() if other != name}
         del self._arrays[name]
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of an adapter's matrices and scales as they lie here, padding included."""
+        return sum(array.nbytes for array in self._arrays[name])
 
     def of(self, names: Sequence[str | None], lengths: Sequence[int]) -> Lora:
         """For a pass over rows of several sessions: each session's adapter, and its number of rows."""
@@ -295,23 +357,24 @@ class Adapters(Mapping[str, int]):
     def _lora(self, rows: np.ndarray, ranks: np.ndarray) -> Lora:
         used = np.stack([ranks[:, :, a:b].any(axis=(0, 2)) for a, b in GROUPS], axis=1).astype(np.uint8)
         layout = self._columns, self._outputs, self._offsets
-        return Lora(rows, self._pairs, self._ranks, self._scales, used, *layout, int(ranks.max(initial=0)))
+        most = int(ranks.max(initial=0))
+        return Lora(rows, self._pairs, self._steps, self._ranks, self._scales, used, *layout, most)
+
+    def _laid_out(self, matrix: Tensor, rows: int, columns: int, who: str) -> np.ndarray:
+        """A matrix with zeros behind its rows and columns; int8 stays int8.
+
+        Raises:
+            ConfigError: numbers that are too large.
+        """
+        coded = not matrix.is_floating_point()
+        out = np.zeros((rows, columns), np.int8 if coded else self._kind)
+        with np.errstate(over="ignore"):
+            out[: len(matrix), : matrix.shape[1]] = (matrix if coded else matrix.float()).numpy()
+        if not np.isfinite(out).all():
+            fix = "scale A down and B up, or set activations = 'exact', which keeps float32"
+            raise ConfigError("an adapter with numbers beyond float16", who=who, fix=fix)
+        return out
 
 
 def _padded(sizes: Sequence[int]) -> np.ndarray:
     return np.array([-(-n // 16) * 16 for n in sizes], np.int64)
-
-
-def _laid_out(matrix: np.ndarray, rows: int, columns: int, kind: Any, who: str) -> np.ndarray:
-    """A matrix with zeros behind its rows and columns.
-
-    Raises:
-        ConfigError: numbers that are too large.
-    """
-    out = np.zeros((rows, columns), kind)
-    with np.errstate(over="ignore"):
-        out[: len(matrix), : matrix.shape[1]] = matrix
-    if not np.isfinite(out).all():
-        fix = "scale A down and B up, or set activations = 'exact', which keeps float32"
-        raise ConfigError("an adapter with numbers beyond float16", who=who, fix=fix)
-    return out

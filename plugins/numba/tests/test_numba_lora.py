@@ -155,16 +155,62 @@ def test_a_removed_adapter_leaves_the_others_their_bits():
     assert torch.equal(talk(pipe, "wide")[0], wide)
 
 
-def test_int8_matrices_and_other_bases():
+def coded(one, name):
+    """An adapter as int8, with a scale for every row."""
+    layers = {}
+    for layer, low in one.layers.items():
+        sizes = [m.abs().amax(1) / 127 for m in (low.a, low.b)]
+        a, b = (torch.round(m / s[:, None]).to(torch.int8) for m, s in zip((low.a, low.b), sizes, strict=True))
+        layers[layer] = LowRank(a=a, b=b, scale=low.scale, a_scale=sizes[0], b_scale=sizes[1])
+    return Adapter(name=name, layers=layers)
+
+
+def floats_of(one, name):
+    layers = {
+        layer: LowRank(a=a, b=b, scale=low.scale) for layer, low in one.layers.items() for a, b in [low.matrices()]
+    }
+    return Adapter(name=name, layers=layers)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_int8_matrices_give_what_the_numbers_they_stand_for_give(which):
+    codes = coded(ADAPTERS[which], f"int8 {which}")
+    floats = floats_of(codes, f"floats {which}")
+    exact, torchs = build(**EXACT), build()
+    for pipe in (exact, torchs):
+        for one in (codes, floats):
+            pipe.compiled.add_adapter(one)
+    assert torch.equal(talk(torchs, codes.name)[0], talk(torchs, floats.name)[0])
+    logits, wanted = talk(exact, codes.name)[0], talk(torchs, floats.name)[0]
+    assert float((logits - wanted).abs().max() / wanted.abs().max()) < 1e-4  # another order of sums
+    assert not torch.allclose(wanted, talk(torchs, None)[0], atol=1e-2)
+
+
+def test_int8_beside_floats_has_the_bits_of_each_alone_and_a_quarter_of_the_bytes():
     pipe = Pipeline.from_plugins([*MODEL, {"numba": INT8}], backend="numba", seed=3)
-    name = "model.layers.0.self_attn.q_proj"
-    whole = LowRank(
-        a=torch.full((2, 48), 3, dtype=torch.int8), b=torch.full((64, 2), -5, dtype=torch.int8), scale=1.0,
-        a_scale=torch.tensor([0.01, 0.02]), b_scale=torch.full((64,), 0.1),
-    )  # fmt: skip
-    a, b = whole.matrices()
-    pipe.compiled.add_adapter(Adapter(name="int8", layers={name: whole}))
-    pipe.compiled.add_adapter(Adapter(name="floats", layers={name: LowRank(a=a, b=b, scale=1.0)}))
-    assert torch.equal(talk(pipe, "int8")[0], talk(pipe, "floats")[0])
+    for one in (ADAPTERS[0], coded(ADAPTERS[0], "int8")):
+        pipe.compiled.add_adapter(one)
+    results = []
+    for together in (False, True):
+        sessions = [pipe.compiled.session(KeepAll()) for _ in range(3)]
+        for session, name in zip(sessions, (None, "wide", "int8"), strict=True):
+            session.adapter = name
+            session.prefill(plain_inputs(pipe, 5, seed=1))
+        if together:
+            rows = pipe.compiled.step([Work(session=s, tokens=[1, 2]) for s in sessions])
+            results.append([one.logits for one in rows])
+        else:
+            results.append([s.extend([1, 2])[0] for s in sessions])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    plain, floats, codes = results[0]
+    assert float((codes - floats).abs().max()) < 0.05 * float((plain - floats).abs().max())
+    half, byte = (pipe.compiled.adapters.nbytes(name) for name in ("wide", "int8"))
+    numbers = half // 2
+    scales = byte - numbers  # float32, one for each row of A and, padded, of B
+    assert scales == 2 * 4 * (7 * 5 + 64 + 32 + 32 + 48 + 112 + 112 + 48)
+
+
+def test_other_bases_are_refused():
+    pipe = build(**INT8)
     with pytest.raises(ConfigError, match="another base"):
-        pipe.compiled.add_adapter(Adapter(name="based", layers={name: whole}, base="a" * 64))
+        pipe.compiled.add_adapter(Adapter(name="based", layers=ADAPTERS[1].layers, base="a" * 64))

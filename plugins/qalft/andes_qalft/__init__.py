@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, lt
+from attrs.validators import and_, ge, gt, lt, matches_re
 
 from andes_sdk import hookimpl
 
 if TYPE_CHECKING:
     from andes_sdk.plan import Plan
     from andes_sdk.types import Model
+
+NAME = r"[A-Za-z][\w.-]{0,63}"
+"""Of an adapter, as registries take it."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -42,7 +45,9 @@ class QALFT:
     recovery: str = field(
         default="", metadata={"help": "folder of an adapter of the same contract to start from", "local": True}
     )
-    adapter: str = field(default="qalft", metadata={"help": "name of the adapter's folder, adapters/NAME"})
+    adapter: str = field(
+        default="qalft", validator=matches_re(NAME), metadata={"help": "name of the adapter's folder, adapters/NAME"}
+    )
     ranges: bool = field(
         default=True, metadata={"help": "round activations by the contract's ranges; false: QLoRA-like"}
     )

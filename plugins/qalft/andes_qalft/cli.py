@@ -22,6 +22,7 @@ def contract(
 ) -> None:
     """Write the contract of MODEL: hashes of codes, scales, ranges, tokenizer and template. It is never changed."""
     from andes_adapters.contract import contract_of
+    from andes_packing import Artefact
 
     from andes_sdk.errors import ConfigError
     from andes_sdk.pipeline import Pipeline
@@ -30,6 +31,7 @@ def contract(
     if pipeline.artefact is None:
         fix = "pack it first: `andes compress`, or `andes pack`"
         raise ConfigError("is no packed file, so it has no codes to agree on", who=model, fix=fix)
+    Artefact.open(pipeline.artefact.path, verify=True)  # what is damaged is not what anybody agrees on
     made = contract_of(pipeline.artefact, pipeline.model.tokenizer, rank)
     new = made.write(out)
     if as_json:

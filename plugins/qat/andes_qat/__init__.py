@@ -50,6 +50,10 @@ class QAT:
     head: str = _grid("", "the head; as the embedding where they are one matrix")
     vision: str = _grid("", "the encoder's linear layers")
     projector: str = _grid("", "the projector's linear layers")
+    bits: float = field(
+        default=0.0, validator=and_(ge(0.0), lt(1e3)),
+        metadata={"help": "most bits per weight of those layers, refused before training; 0: any"},
+    )  # fmt: skip
     scales: str = field(
         default="lsq", validator=in_(("absmean", "lsq", "seq")),
         metadata={"help": "from the weights (absmean), learned (lsq), or stretched too where a grid is coarse (seq)"},
@@ -61,6 +65,9 @@ class QAT:
         default="learned", validator=in_(("learned", "calibrated")),
         metadata={"help": "whether ranges of inputs go on learning after calibration"},
     )  # fmt: skip
+    kv: int = field(
+        default=0, validator=in_((0, 8, 16)), metadata={"help": "bits of keys and values, by row and head; 0: floats"}
+    )
     calibrate: int = field(default=10, validator=ge(1), metadata={"help": "steps over which ranges are measured first"})
     every: int = field(
         default=10, validator=ge(1), metadata={"help": "sparse grids: steps between choices of survivors"}
@@ -89,9 +96,11 @@ class QAT:
     codes: str = field(
         default="", metadata={"help": "compressor qat: folder `qat` of a run; empty: round to nearest", "local": True}
     )
-    data: str = field(default="", metadata={"help": "gptq: lines of conversations to calibrate with", "local": True})
-    lines: int = field(default=128, validator=ge(1), metadata={"help": "gptq: at most so many lines"})
-    max_tokens: int = field(default=2048, validator=ge(1), metadata={"help": "gptq: of one pack of lines"})
+    data: str = field(
+        default="", metadata={"help": "gptq, awq: lines of conversations to calibrate with", "local": True}
+    )
+    lines: int = field(default=128, validator=ge(1), metadata={"help": "gptq, awq: at most so many lines"})
+    max_tokens: int = field(default=2048, validator=ge(1), metadata={"help": "gptq, awq: of one pack of lines"})
     damping: float = field(
         default=0.01, validator=and_(gt(0.0), lt(1e3)), metadata={"help": "gptq: share of the mean diagonal added"}
     )
@@ -106,7 +115,7 @@ class QAT:
 
         choice = Choice(
             body=self.body, roles=dict(self.roles), embedding=self.embedding, head=self.head, vision=self.vision,
-            projector=self.projector,
+            projector=self.projector, bits=self.bits,
         )  # fmt: skip
         grids = {kind: target for kind, target in choice.grids().items() if target is not None}
         if self.scales == "seq" and grids and not any(target.coarse for target in grids.values()):
@@ -126,13 +135,15 @@ class QAT:
 
     @hookimpl
     def andes_compressors(self) -> list[Any]:
-        """Two compressors: `qat` and `gptq`."""
+        """Three compressors: `qat`, `gptq` and `awq`."""
+        from .awq import AWQ
         from .compressors import GPTQ, Grids
 
         choice = self._choice()
         return [
             Grids(choice=choice, codes=self.codes),
             GPTQ(choice=choice, data=self.data, lines=self.lines, max_tokens=self.max_tokens, damping=self.damping),
+            AWQ(choice=choice, data=self.data, lines=self.lines, max_tokens=self.max_tokens),
         ]
 
     @hookimpl
@@ -146,8 +157,9 @@ class QAT:
         return [
             QATStage(
                 module_rates=rates, scale_rate=self.scale_rate, choice=self._choice(), rule=self.scales,
-                bits=self.activations, inputs=self.ranges, calibrate=self.calibrate, every=self.every, ramp=self.ramp,
-                hold=self.hold, inner=learning_from(self.teacher, self.kl, self.ce, self.k, self.temperature),
+                bits=self.activations, kv=self.kv, inputs=self.ranges, calibrate=self.calibrate, every=self.every,
+                ramp=self.ramp, hold=self.hold,
+                inner=learning_from(self.teacher, self.kl, self.ce, self.k, self.temperature),
             )
         ]  # fmt: skip
 
@@ -159,4 +171,5 @@ class QAT:
         if self.activations:
             inputs = f"{self.activations} bits, {self.ranges}; a packed file's answers on torch and numba do not round"
         grids = ", ".join(f"{kind} {name}" for kind, name in kinds.items() if name)
-        return {"grids": grids or "none", "scales": self.scales, "inputs": inputs}
+        rows = f"{self.kv} bits by row and head; numba has kv = 'int8'" if self.kv else "floats"
+        return {"grids": grids or "none", "scales": self.scales, "inputs": inputs, "keys and values": rows}

@@ -49,8 +49,8 @@ class Grids:
                 rounded to nearest, with the scales that their formats choose.
 
         Returns:
-            A report. source: 'trained' or 'rounded to nearest'. matrices. relative_error: norm of the change ÷ norm
-            of the weights.
+            A report. source: 'trained' or 'rounded to nearest'. kv_bits: of keys and values that were trained rounded.
+            matrices. relative_error: norm of the change ÷ norm of the weights.
 
         Raises:
             ConfigError: codes of another model or of other weights, or as the plugin's grids. CheckpointError: a
@@ -64,6 +64,7 @@ class Grids:
         _refuse_others(model, record.codes, folder)
         shared = _shared(model, record, folder)
         report = {"source": "trained", "numbers": record.numbers, **_give(model, record.codes)}
+        report |= {"kv_bits": record.kv} if record.kv else {}
         modules = dict(model.named_modules())
         for name in record.targets:
             hold(modules[name], record.codes[f"{name}.weight"], record.ranges.get(name))
@@ -119,11 +120,11 @@ class GPTQ:
         return Compressed(codes={**made, **rest}, report=report)
 
 
-def nearest(weight: Tensor, target: Target) -> Codes:
-    """(rows, columns) -> codes, with the scales that the format chooses."""
+def nearest(weight: Tensor, target: Target, *, search: bool = True) -> Codes:
+    """(rows, columns) -> codes, with the scales that the format chooses; plain ones without `search`."""
     values = weight.detach().float().cpu().numpy()
     if target.high == target.form.grid.high:
-        return target.form.quantise(values)
+        return target.form.quantise(values, search=search)
     wide = target.form.grid.high / target.high  # fewer levels reach as far
     scales = torch.from_numpy(target.form.quantise(values, search=False).scales.astype(np.float32)) * wide
     found, kept = codes_of(torch.from_numpy(values), scales, None, target)

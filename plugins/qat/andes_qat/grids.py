@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -91,6 +92,7 @@ class Choice:
     Attributes:
         body: matrices of the language model's layers; roles: some of them otherwise, by role (q, k, v, o, gate, up,
             down). embedding, head: of the language model. vision: encoder. projector. Linear layers and embeddings.
+        bits: most bits per weight of those layers, padding of short rows included; 0: any.
     """
 
     body: str
@@ -99,6 +101,7 @@ class Choice:
     head: str
     vision: str
     projector: str
+    bits: float = 0.0
 
     def grids(self) -> dict[str, Target | None]:
         """Kind, or `roles.ROLE` -> grid.
@@ -116,7 +119,8 @@ def places(model: Model, choice: Choice) -> dict[str, Target]:
 
     Raises:
         ConfigError: an unknown grid or role, a grid for what the model does not have, modules that are no plain layers,
-            columns that a pattern does not divide, or an embedding and a head that are one matrix with two grids.
+            columns that a pattern does not divide, more bits than were asked for, or embedding and head that are one
+        matrix with two grids.
     """
     grids, linears = choice.grids(), model.llm.linears()
     if unknown := sorted(set(choice.roles) - {role for _, role in linears.values()}):
@@ -133,6 +137,7 @@ def places(model: Model, choice: Choice) -> dict[str, Target]:
         _refuse(name, module, target)
         found[name] = target
     _check_kinds(grids, met)
+    _refuse_bits(model, found, choice.bits)
     found = _tied(model, found)
     if not found:
         raise ConfigError(
@@ -165,6 +170,37 @@ def _refuse(name: str, module: nn.Module, target: Target) -> None:
     if columns % target.m:
         what = f"its {columns} columns are no multiple of {target.m}"
         raise ConfigError(what, who=name, why=f"{target.name} stores {target.n} of {target.m}", fix="take another grid")
+
+
+def _refuse_bits(model: Model, found: Mapping[str, Target], most: float) -> None:
+    """Refuse grids that take more bits per weight of the layers than were asked for.
+
+    Raises:
+        ConfigError: how many they take, and which grid comes nearest.
+    """
+    modules = dict(model.named_modules())
+    weights = {n: cast("Tensor", modules[n].weight) for n in (f"language_model.{p}" for p in model.llm.linears())}
+    shapes = {name: (int(w.shape[0]), int(w.shape[1])) for name, w in weights.items()}
+    total = sum(rows * columns for rows, columns in shapes.values())
+
+    def taken(forms: Mapping[str, Scaled]) -> float:
+        sizes = (8 * forms[n].nbytes(*s) if n in forms else 16 * s[0] * s[1] for n, s in shapes.items())
+        return sum(sizes) / total
+
+    own = taken({name: target.form for name, target in found.items()})
+    if not most or own <= most:
+        return
+    forms = {n: f for n, f in FORMATS.items() if isinstance(f, Scaled)}
+    forms = {n: f for n, f in forms.items() if not any(s[1] % getattr(f, "m", 1) for s in shapes.values())}
+    bits = {name: taken(dict.fromkeys(shapes, form)) for name, form in forms.items()}
+    fits = {name: size for name, size in bits.items() if size <= most}
+    nearest = max(fits, key=lambda n: fits[n]) if fits else min(bits, key=lambda n: bits[n])
+    fix = f"set body = {nearest!r} without roles, which takes {bits[nearest]:.2f}"
+    fix += "" if fits else f": no grid takes fewer; and bits = {math.ceil(100 * bits[nearest]) / 100:g}, or 0 for any"
+    whole = {shape[1] for shape in shapes.values() if any(shape[1] % t.group for t in found.values())}
+    why = f"rows of {min(whole)} columns are padded to whole groups" if whole else "that is what the grids take"
+    what = f"the layers would take {own:.2f} bits per weight, {most:g} were asked for"
+    raise ConfigError(what, who="qat.bits", why=why, fix=fix)
 
 
 def _check_kinds(grids: Mapping[str, Target | None], met: Collection[str]) -> None:

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 SUB2: Mapping[str, Any] = {
     "body": "ternary34_g128", "roles": {"k": "w4_g128", "v": "w4_g128"}, "scales": "seq", "rate": 3e-4,
     "projector_rate": 6e-5, "embedding": "w4_g32", "head": "w4_g32", "vision": "w8", "projector": "w8",
+    "bits": 1.8,
 }  # fmt: skip
-"""Options of the plugin `qat`: 1.6 bits per weight of the body where 8 % of it are keys and values."""
+"""Options of the plugin `qat`: 1.6 bits per weight of the body where 8 % of it are keys and values. What would take
+more than 1.8 is refused: rows that do not fill groups of 128 are padded."""
 
 
 def sub2(
@@ -50,7 +52,7 @@ def sub2(
 
     Raises:
         Stopped: by a signal, after a state was saved.
-        ConfigError: no data, or options that cannot be. As `andes_training.loop.train` otherwise.
+        ConfigError: no data, options that cannot be, or a model of more bits. As `andes_training.loop.train` otherwise.
     """
     from andes_sdk.pipeline import Pipeline
 

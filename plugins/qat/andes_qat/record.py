@@ -29,15 +29,19 @@ AGAIN = "give the folder `qat` of the run, as `andes train` wrote it"
 
 @frozen(eq=False)
 class Record:
-    """Codes by name of the tensor, grids and ranges by name of the module, and the hash of codes and ranges."""
+    """Codes by name of the tensor, grids and ranges by name of the module, and the hash of codes and ranges.
+
+    kv: bits of keys and values that were trained with; 0 for floats.
+    """
 
     codes: Mapping[str, Codes]
     targets: Mapping[str, Target]
     ranges: Mapping[str, Range]
     numbers: str
+    kv: int = 0
 
 
-def write_record(folder: Path, layers: Mapping[str, Rounding]) -> None:
+def write_record(folder: Path, layers: Mapping[str, Rounding], kv: int = 0) -> None:
     """Write what the layers compute with; the folder appears whole or not at all. Of tied ones the first's codes.
 
     Raises:
@@ -59,6 +63,7 @@ def write_record(folder: Path, layers: Mapping[str, Rounding]) -> None:
         "grids": grids,
         "ranges": {n: {"bits": r.bits, "scale": r.scale, "zero": r.zero} for n, r in ranges.items()},
         "numbers": numbers({n: digest(n, c) for n, c in codes.items()}, ranges),
+        "kv": kv,
     }
     tensors = {f"{n}.values": c.values for n, c in codes.items()}
     tensors |= {f"{n}.scales": half_scales(c.scales, n) for n, c in codes.items()}
@@ -83,6 +88,9 @@ def read_record(folder: str | Path) -> Record:
         targets = {name: grid(kind, name) for name, kind in facts["grids"].items()}
         codes = {f"{n}.weight": _codes(n, t, tensors) for n, t in targets.items()}
         ranges = {n: Range(bits=r["bits"], scale=r["scale"], zero=r["zero"]) for n, r in facts["ranges"].items()}
+        kv = facts.get("kv", 0)
+        if type(kv) is not int or kv not in (0, 8, 16):
+            raise ValueError(f"keys and values of {kv!r} bits")
         if extra := sorted(set(tensors) - {f"{n}.{part}" for n in codes for part in ("values", "scales")}):
             raise ValueError(f"{extra[0]} belongs to no matrix")
         refuse_ranges(ranges)
@@ -92,7 +100,7 @@ def read_record(folder: str | Path) -> Record:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise CheckpointError("cannot be read as a record of training", who=str(path), why=why, fix=AGAIN) from None
-    return Record(codes, targets, ranges, found)
+    return Record(codes, targets, ranges, found, kv)
 
 
 def _codes(name: str, target: Target, tensors: Mapping[str, Any]) -> Codes:

@@ -5,7 +5,7 @@ survivors fall from m to n over the first share of the steps, and are chosen ane
 as in the stage `sparse`; where the weights have the grid's zeros already, they begin at n. At the end the weights
 become codes times scales, and the codes are saved beside the model. With a teacher the loss is that of the stage
 `distillation`; else it is the cross-entropy on the answers.
-Left out: division of the model among processes (FSDP), convolutions, the KV cache, rotations.
+Left out: division of the model among processes (FSDP), convolutions, rotations.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from andes_sdk.errors import TrainingError
 
+from . import kv
 from .grids import Choice, places
 from .layers import Rounding, put_in, rounding_layers, take_out
 from .record import write_record
@@ -44,6 +45,7 @@ class QATStage:
     Attributes:
         module_rates: module prefix -> learning rate; 0 freezes. scale_rate: of scales, times that.
         choice: grids. rule: of scales. bits: of inputs; 0: floats. inputs: 'learned' or 'calibrated' ranges.
+        kv: bits of keys and values; 0: floats.
         calibrate: steps over which ranges are measured. every, ramp, hold: as in the stage `sparse`.
         inner: the loss with a teacher, or None.
     """
@@ -53,6 +55,7 @@ class QATStage:
     choice: Choice
     rule: str
     bits: int
+    kv: int
     inputs: str
     calibrate: int
     every: int
@@ -72,6 +75,8 @@ class QATStage:
         """
         owners: dict[int, Rounding] = {}
         modules, self.learnt = dict(model.named_modules()), False
+        if self.kv:
+            kv.put_in(model, self.kv)
         for name, target in places(model, self.choice).items():
             module = modules[name]
             one = put_in(module, target, self.rule, self.bits, self.inputs, owners.get(id(module.weight)))
@@ -99,12 +104,13 @@ class QATStage:
             ConfigError: an input range that cannot be.
         """
         _settle(model)
-        write_record(folder, rounding_layers(model))
+        write_record(folder, rounding_layers(model), self.kv)
 
     def take_out(self, model: Model) -> None:
         """Weights become codes times scales, and the layers hold their codes; without any step all is as before."""
         if self.learnt:
             _settle(model)
+        kv.take_out(model)
         take_out(model, learnt=self.learnt)
 
     def conversations(self, entry: Mapping[str, Any]) -> Sequence[Sequence[Any]]:

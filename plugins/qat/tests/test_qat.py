@@ -278,8 +278,8 @@ def test_a_second_stage_keeps_the_zeros_of_the_first(name: str) -> None:
     before, model = one.codes(), nn.ModuleDict({"a": layer})
     take_out(model)  # type: ignore[arg-type]
     stage = QATStage(
-        module_rates={}, scale_rate=1.0, choice=None, rule="lsq", bits=0, inputs="learned", calibrate=1, every=1,
-        ramp=0.5, hold=0.25,
+        module_rates={}, scale_rate=1.0, choice=None, rule="lsq", bits=0, kv=0, inputs="learned", calibrate=1,
+        every=1, ramp=0.5, hold=0.25,
     )  # fmt: skip
     stage.steps = 8
     again = put_in(layer, grid(name, ""), "lsq", 0, "learned", None)

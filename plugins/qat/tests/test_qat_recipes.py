@@ -30,6 +30,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_recipe_trains_and_packs_what_it_trained(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "m.andes"
     command = ["compress", str(model), "--recipe", "sub2", "--data", DATA, "--steps", "5", "--out", str(out), "--json"]
+    narrow = CliRunner().invoke(app, command)  # 48 columns are padded to 128
+    shown = " ".join((narrow.output + str(narrow.stderr)).replace("│", " ").split())
+    assert "1.8 were asked for" in shown
+    assert "rows of 48 columns are padded" in shown
+    assert "set body = 'nm14_w2' without roles, which takes 2.60: no grid takes fewer; and bits = 2.6" in shown
+    assert not (tmp_path / "m.andes.run" / "model").exists()
+    command += ["-o", "bits=0"]
     # data without pictures: encoder and projector only get their grids
     said = CliRunner().invoke(app, [*command, "-o", "rate=1e-3"])
     assert said.exit_code == 0, said.output
@@ -59,6 +66,8 @@ def test_a_recipe_trains_and_packs_what_it_trained(model: Path, tmp_path: Path) 
     [
         (["--recipe", "sub3", "--data", DATA], "no recipe 'sub3'"),
         (["--recipe", "sub2"], "needs data"),
+        (["qat", "-p", "qat", "-o", "qat.bits=5"], "set body = 'ternary_g128' without roles"),
+        (["qat", "-p", "qat", "-o", "body=w8"], "it takes codes; options of its plugin go by PLUGIN.OPTION"),
         (["--recipe", "sub2", "--data", DATA, "-o", "body=w5"], "no grid 'w5'"),
         (["--recipe", "sub2", "--data", DATA, "--head", "w8"], "a recipe has its formats"),
         (["qat", "--recipe", "sub2"], "one of them"),

@@ -252,3 +252,17 @@ def test_roles_choose_matrices_and_options_reach_the_compressors() -> None:
     assert exact(pipe.model.state_dict()["language_model.model.layers.1.mlp.up_proj.weight"], 2, 8)
     assert not exact(pipe.model.state_dict()["language_model.model.layers.1.mlp.down_proj.weight"], 2, 8)
     assert "2:8 in up, gate" in str(pipe.explain())
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "form", "fits"),
+    [(2, 4, "nm14_w4", False), (2, 8, "nm14_w4", False), (1, 4, "nm28_w4", True), (2, 4, "w4_g32", True)],
+)
+def test_a_format_that_would_prune_further_is_refused(n: int, m: int, form: str, fits: bool) -> None:
+    pipe = Pipeline.from_plugins([*MODEL, {"sparsity": {"n": n, "m": m}}], seed=1)
+    made = pipe.compress("magnitude")
+    if fits:
+        assert form in recipe_for(pipe, made, form, head="w8").values()
+        return
+    with pytest.raises(ConfigError, match=rf"does not hold a pattern of {n}:{m}"):
+        recipe_for(pipe, made, form, head="w8")

@@ -23,7 +23,13 @@ RECIPES = "andes_compression.recipes"
 STEPS = 2000
 """Of a recipe, unless told otherwise."""
 Option = Annotated[
-    list[str] | None, typer.Option("--option", "-o", metavar="OPTION=VALUE", help="For the compressor; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        metavar="OPTION=VALUE",
+        help="For the compressor, or with PLUGIN.OPTION=VALUE for a plugin; repeatable.",
+    ),
 ]
 
 
@@ -70,13 +76,16 @@ def compress(
     from andes_compression.compress import compress as compressed
     from andes_compression.compress import recipe_for, write
 
-    pipeline = open_pipeline(model, None, plugins=plugin)
+    given_options = option or []
+    of_plugins = [one for one in given_options if "." in one.partition("=")[0]]
+    pipeline = open_pipeline(model, None, plugins=plugin, options=of_plugins)
     assert compressor is not None
     pipeline.pick("compressors", compressor)  # refused before weights are read
+    own = option_values([one for one in given_options if one not in of_plugins])
     begin = time.perf_counter()
     with Progress(console=stderr(), disable=as_json, transient=True) as bar:
         first = bar.add_task("compressing", total=None)
-        made = compressed(pipeline, compressor, **option_values(option or []))
+        made = compressed(pipeline, compressor, **own)
         bar.remove_task(first)
         task = bar.add_task("packing", total=pipeline.model.parameter_count())
         formats = recipe_for(pipeline, made, form, head=head, vision=vision) | patterns(change)

@@ -63,10 +63,14 @@ class Thinking:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Thinking:
-        """Found by comparing the two prompts that the chat template writes."""
+        """Found by comparing the two prompts that the chat template writes; a template may refuse to think."""
         turns = [Turn("user", ("?",))]
-        with_it = tokenizer.render(turns, think=True, generate=True)
-        return cls(with_it.prefix, with_it.ids[len(tokenizer.render(turns, think=False, generate=True).ids) :])
+        without = tokenizer.render(turns, think=False, generate=True)
+        try:
+            with_it = tokenizer.render(turns, think=True, generate=True)
+        except InputError:
+            return cls("", ())
+        return cls(with_it.prefix, with_it.ids[len(without.ids) :])
 
 
 @frozen
