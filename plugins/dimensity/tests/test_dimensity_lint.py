@@ -60,7 +60,7 @@ def test_bits_count_scales(pipe):
     assert bits_of(lowered, head=True) == pytest.approx(8 + 32 / head.codes.shape[1])
     table = costs(lowered, OPTIONS)
     assert table["what_if"][0]["weights"] > table["what_if"][1]["weights"]
-    assert table["picture"]["bytes"] > 0
+    assert [(one["graph"], one["bytes"] > 0) for one in table["pictures"]] == [("vision", True)]
 
 
 def test_the_page_shows_every_layer_and_escapes_what_it_shows():
