@@ -16,7 +16,6 @@ from attrs import asdict, evolve, field, frozen
 from andes_sdk.config import structure
 from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.inputs.patches import block_order, patchify
-from andes_sdk.inputs.preprocess import Preprocessor
 from andes_sdk.runtime.engine import Engine
 from andes_sdk.runtime.policy import KeepAll
 
@@ -341,9 +340,8 @@ class _Backed:
         self._pipeline, self._compiled = pipeline, compiled
         self.processor = pipeline.processor
         if as_is:
-            own = self.processor.preprocessor
-            sizes = {"patch_size": own.patch_size, "merge": own.merge, "max_size": 1 << 16, "max_side": 1 << 16}
-            plain = Preprocessor(**sizes, mean=own.mean, std=own.std)
+            own, most = self.processor.preprocessor, 1 << 16
+            plain = evolve(own, variant="evaluation", image_scale=1.0, min_size=0, max_size=most, max_side=most)
             pictures = evolve(self.processor.pictures, preprocessor=plain)
             self.processor = evolve(self.processor, modalities={**self.processor.modalities, "image": pictures})
 

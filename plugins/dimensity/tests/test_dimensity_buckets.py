@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from andes_dimensity.buckets import examples, fitted, graph_of, grids, ranges, resized, settled
+from andes_dimensity.bundle import behind
 from andes_dimensity.codes import Codebook
 from andes_dimensity.environment import HERE
 from andes_dimensity.lint import lint
@@ -183,6 +184,16 @@ def test_the_reference_refuses_a_picture_that_no_graph_holds():
         ask(4, 5)
     rows = {row.part: row.value for row in pipe.explain().rows if row.owner == "dimensity"}
     assert "graph vision_16" in rows["pictures"]
+
+
+def test_the_token_behind_a_picture_is_the_template_s():
+    texts, any_shape = ["<img>", "</img>", "<|vision_pad|>"], Options(buckets="4")
+    template = "{{- '<img><|vision_pad|></img>' -}}"
+    assert behind(template, "<|vision_pad|>", texts, "t", any_shape) == "</img>"
+    assert behind(template, "<|vision_pad|>", texts, "t", Options()) == ""
+    for wrong in ("{{- '<|vision_pad|>' -}}", template + "<|vision_pad|>"):
+        with pytest.raises(ConfigError, match="another template"):
+            behind(wrong, "<|vision_pad|>", texts, "t", any_shape)
 
 
 def test_both_sides_see_the_same_pixels(tmp_path):

@@ -93,8 +93,9 @@ class NativeEncoder(nn.Module):
         above = step(self.block - wide * torch.arange(1, self.tokens + 1, dtype=torch.float32)).sum(-1, keepdim=True)
         row, column = above * m + self.down, (self.block - above * wide) * m + self.right
         mask = (step(rows * columns - 1 - self.each) - 1).reshape(1, 1, 1, count) * -MASKED
-        patches = torch.matmul(ones_at(row * columns + column, count), images)
-        h = self.embed_norm(self.embed(patches * self.factor + self.shift))
+        # normalised before they are moved: beside the matrix the converter would multiply its weights with the factor
+        patches = torch.matmul(ones_at(row * columns + column, count), images * self.factor + self.shift)
+        h = self.embed_norm(self.embed(patches))
         if self.places is not None:
             both = ((row, rows), (column, columns))
             down, across = (bicubic((at + 0.5) * (self.side / full) - 0.5, self.side) for at, full in both)
