@@ -12,11 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-
 from andes_sdk.errors import InputError
-from andes_sdk.inputs.patches import patchify
 
 if TYPE_CHECKING:
     from andes_sdk.types import Grid
@@ -116,6 +112,10 @@ def grids(tokens: int, merge: int) -> list[Grid]:
 
 def picture_calls(compiled: CompiledDimensity, lowered: Lowered, call: Any, wanted: Any) -> None:
     """Random pictures of several shapes for each graph, and what the reference makes of them."""
+    import torch
+
+    from andes_sdk.inputs.patches import patchify
+
     model, spec = compiled.model, compiled.model.vision
     mean, std = (torch.tensor(t)[:, None, None] for t in (spec.mean, spec.std))
     for tokens in lowered.buckets:
@@ -143,6 +143,8 @@ def resized(conversations: Sequence[Any], tokens: int, block: int, place: Path) 
     """Conversations whose pictures have a size that LiteRT-LM leaves alone at this budget, so that both sides see the
     same pixels. Pictures are written to `place`.
     """
+    from PIL import Image
+
     made: dict[str, str] = {}
 
     def part(one: Mapping[str, Any]) -> Mapping[str, Any]:
