@@ -153,14 +153,14 @@ def show(facts: dict[str, Any]) -> None:
         "MB a token",
         "of it cache",
         "ms at least",
-        "mJ at least",
+        "mJ",
         "MB kept",
         "memory beside float16",
         "speed",
     )
     console.print(table(heads, cells, f"one token at {facts['bandwidth'] / 1e9:.0f} GB/s"))
     for one in facts.get("pictures", ()):
-        moved = f"{one['bytes'] / 1e6:,.2f} MB, {one['milliseconds']:.3f} ms and {one['millijoules']:.3g} mJ at least"
+        moved = f"{one['bytes'] / 1e6:,.2f} MB, {one['milliseconds']:.3f} ms at least, {one['millijoules']:.3g} mJ"
         console.print(f"a picture of {one['tokens']} tokens ({one['patches']} patches, graph {one['graph']}): {moved}")
     for one in facts.get("shapes", ()):
         seen = f"seen as {size(one['seen'])}, {one['tokens']} tokens, graph vision_{one['graph']}"

@@ -61,7 +61,7 @@ def pictures(facts: Mapping[str, Any]) -> list[str]:
         ]
         for one in facts["pictures"]
     ]  # fmt: skip
-    heads = ("graph", "tokens", "patches", "MB", "ms at least", "mJ at least")
+    heads = ("graph", "tokens", "patches", "MB", "ms at least", "mJ")
     parts = ["<h2>One picture</h2>", table(heads, rows)]
     if facts["shapes"]:
         shapes = [
@@ -90,7 +90,7 @@ def page(facts: Mapping[str, Any]) -> str:
             ]
             for r in facts["what_if"]
         ]  # fmt: skip
-        heads = ("what if", "MB a token", "body", "head", "cache", "ms at least", "mJ at least", "MB kept")
+        heads = ("what if", "MB a token", "body", "head", "cache", "ms at least", "mJ", "MB kept")
         parts.append(table(heads, rows))
         parts += pictures(facts)
         parts.append("<ul>" + "".join(f"<li>{escape(line)}</li>" for line in facts["assumed"]) + "</ul>")
