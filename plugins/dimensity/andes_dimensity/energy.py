@@ -2,8 +2,8 @@
 
     joules = bits from memory * dram + bits through the chip's buffers * sram + products * mac
 
-No bound either way: figures of older chips are too high, and leakage, the processor's cores, conversion between voltages
-and the display are not in it. Every figure is an assumption that is printed, and an option.
+No bound either way: figures of older chips are too high, and leakage, the processor's cores, conversion between
+voltages and the display are not in it. Every figure is an assumption that is printed, and an option.
 """
 
 from __future__ import annotations
