@@ -180,6 +180,9 @@ def work(place: Path, job: Mapping[str, Any], tell: Tell = _quiet, *, limit: flo
         why = f"exit {code}: " + (" · ".join(last) or "it said nothing")
         fix = "free memory and try again; if it comes back: andes deploy setup dimensity --again"
         raise BackendUnavailable("LiteRT died", who="dimensity", why=why, fix=fix) from None
+    if "No space left" in str(result.get("error", "")):
+        why, fix = f"{result['error']}; it works below {cache()}", "make room, or set ANDES_CACHE"
+        raise BackendUnavailable("the disk is full", who="dimensity", why=why, fix=fix)
     if "error" in result:
         raise ConfigError(
             "LiteRT could not do it", who="dimensity", why=str(result["error"]), fix="see the layer it names"

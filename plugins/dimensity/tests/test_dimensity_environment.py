@@ -123,6 +123,13 @@ def test_what_litert_refuses_is_our_error(stand_in):
     assert caught.value.why == "LookupError: a matrix of shape (3, 4)"
 
 
+def test_a_disk_that_fills_up_meanwhile_is_told(stand_in):
+    place = stand_in('echo \'{"error": "OSError: [Errno 28] No space left on device"}\' > "$4/result.json"; exit 1')
+    with pytest.raises(BackendUnavailable, match="disk is full") as caught:
+        work(place, {"do": "x"})
+    assert "ANDES_CACHE" in caught.value.fix
+
+
 def test_a_result_of_before_does_not_count(stand_in):
     place = stand_in("exit 1")
     (place / "result.json").write_text('{"answer": 3}')
