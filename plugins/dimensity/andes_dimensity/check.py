@@ -19,7 +19,7 @@ from andes_sdk.inputs.patches import block_order, patchify
 from andes_sdk.runtime.engine import Engine
 from andes_sdk.runtime.policy import KeepAll
 
-from . import buckets
+from . import shapes
 from .adapters import fitting, made_up, names_of, write
 from .bundle import describe, identity, opened
 from .compiler import SDK, compiler, taken, vendor, words
@@ -206,7 +206,7 @@ def _graphs(
 
     with torch.inference_mode():
         if "vision" in files:
-            (buckets.picture_calls if lowered.buckets else _picture_calls)(compiled, lowered, call, wanted)
+            (shapes.picture_calls if lowered.buckets else _picture_calls)(compiled, lowered, call, wanted)
         if "end" in files:
             behind = torch.tensor([describe(pipeline, place, compiled.options)["image_end_id"]])
             row = compiled.model.llm.embed(behind).numpy()
@@ -307,7 +307,7 @@ def both(
 
     block = pipeline.processor.preprocessor.block
     if budget:
-        conversations = buckets.resized(conversations, budget, block, place)
+        conversations = shapes.resized(conversations, budget, block, place)
     tell(f"LiteRT-LM answers {len(conversations)} conversations")
     job: dict[str, Any] = {"do": "chat", "file": str(path.absolute()), "conversations": list(conversations)}
     job["budget"] = budget

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from andes_dimensity.buckets import examples, fitted, graph_of, grids, ranges, resized, settled
+from andes_dimensity.buckets import examples, fitted, graph_of, ranges, settled
 from andes_dimensity.bundle import behind
 from andes_dimensity.codes import Codebook
 from andes_dimensity.environment import HERE
@@ -16,6 +16,7 @@ from andes_dimensity.lowering import projector_part, vision_part
 from andes_dimensity.options import Options
 from andes_dimensity.page import page
 from andes_dimensity.reference import coded
+from andes_dimensity.shapes import grids, resized
 from PIL import Image
 
 from andes_sdk import Pipeline
