@@ -2,6 +2,7 @@
 
     python benchmarks/dimensity.py --quick --json        # makes the environment of LiteRT if it is not here
     python benchmarks/dimensity.py --raw                 # pictures as they are: LiteRT-LM resizes them in its own way
+    python benchmarks/dimensity.py --only answers --buckets 16,32   # pictures of any shape, for each budget of tokens
     python benchmarks/dimensity.py --bundle model.litertlm --a16 model.tflite     # files that were written before
 
 `weights_exact`: share of weights whose codes and scales in the files are ours; `scales_exact_a16`: of activations'
@@ -9,7 +10,8 @@ scales. `logits_weight_only`, `logits_a16`: the largest difference of logits fro
 over 100 prompts of random tokens.
 `greedy_equal`: share of answers of LiteRT-LM that equal ours, over all items. `score_gap`: points between both scores.
 `ops_supported`: share of operators of the NPU's graphs that MediaTek's plugin names. `cost_model_error`: percent, the
-largest over five shapes and four formats. What was not measured is null.
+largest over five shapes and four formats. What was not measured is null. With `--buckets` the figures of answers are
+under `budgets`, by tokens of a picture; both sides then see pictures of the size that LiteRT-LM gives them.
 """
 
 from __future__ import annotations
@@ -38,7 +40,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "first_light"))
 from prepare import DIGIT_QUESTIONS, digits, easy_vqa_questions  # noqa: E402
 
-BUNDLE = Options(rows=256)
 STATIC = Options(rows=256, layout="npu", activations="a16")
 
 
@@ -87,6 +88,37 @@ def costs() -> float:
     return float(json.loads(done.stdout)["error"])
 
 
+def graphs(pipe: Pipeline, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Matrices and graphs of the bundle, and of a file of static int16."""
+    facts: dict[str, Any] = {}
+    if given.a16 is None:
+        given.a16 = folder / "model.tflite"
+        told = export(pipe, given.a16, STATIC, say)
+        scales = told["files"]["text"]["activations"]
+        facts |= {"weights_exact_a16": told["weights_exact"], "scales_exact_a16": scales["exact"] / scales["scales"]}
+    report = check(pipe, given.bundle, (), say)
+    exact = [line.figure for line in report.lines if line.what.startswith("codes and scales")]
+    facts |= {
+        "weights_exact": min(f for f in exact if f is not None),
+        "logits_weight_only": figure(report, "graph decode"),
+        "next_token_weight_only": figure(report, "next token of decode"),
+    }
+    asked = [line for line in check_graphs(given.a16).lines if line.here]
+    facts["ops_supported"] = asked[0].figure if asked else None
+    facts["logits_a16"], facts["logits_a16_rms"], facts["next_token_a16"] = static(pipe, given.a16)
+    return facts
+
+
+def answers(sides: tuple[list[str], list[str]], truth: list[str]) -> dict[str, Any]:
+    """How often LiteRT-LM and our runtime say the same, and how often each is right."""
+    theirs, mine = sides
+    right = [100 * sum(x.strip() == t for x, t in zip(side, truth, strict=True)) / len(truth) for side in sides]
+    return {
+        "greedy_equal": sum(a.strip() == b.strip() for a, b in zip(theirs, mine, strict=True)) / len(truth),
+        "score_litert_lm": right[0], "score_ours": right[1], "score_gap": right[0] - right[1], "items": len(truth),
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(ROOT / "examples" / "first_light" / "model"))
@@ -95,48 +127,32 @@ def main() -> None:
     parser.add_argument("--raw", action="store_true", help="pictures as they are")
     parser.add_argument("--bundle", type=Path, help="a bundle that was written before")
     parser.add_argument("--a16", type=Path, help="graphs of static int16 that were written before")
+    parser.add_argument("--buckets", default="", help="tokens of the graphs for pictures of any shape")
+    parser.add_argument("--only", choices=("answers",), help="neither graphs nor static int16")
     parser.add_argument("--costs", action="store_true", help="also measure decode times for the cost model")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     environment.setup(say)
     pipe = Pipeline.from_pretrained(given.model)
     facts: dict[str, Any] = {}
+    options = Options(rows=256, buckets=given.buckets)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if given.bundle is None:
             given.bundle = folder / "model.litertlm"
-            export(pipe, given.bundle, BUNDLE, say)
-        if given.a16 is None:
-            given.a16 = folder / "model.tflite"
-            told = export(pipe, given.a16, STATIC, say)
-            scales = told["files"]["text"]["activations"]
-            facts |= {
-                "weights_exact_a16": told["weights_exact"],
-                "scales_exact_a16": scales["exact"] / scales["scales"],
-            }
-        report = check(pipe, given.bundle, (), say)
-        exact = [line.figure for line in report.lines if line.what.startswith("codes and scales")]
-        facts |= {
-            "weights_exact": min(f for f in exact if f is not None),
-            "logits_weight_only": figure(report, "graph decode"),
-            "next_token_weight_only": figure(report, "next token of decode"),
-        }
-        asked = [line for line in check_graphs(given.a16).lines if line.here]
-        facts["ops_supported"] = asked[0].figure if asked else None
-        facts["logits_a16"], facts["logits_a16_rms"], facts["next_token_a16"] = static(pipe, given.a16)
+            export(pipe, given.bundle, options, say)
+        if given.only is None:
+            facts |= graphs(pipe, given, folder)
         some = items(given.items or (500 if given.quick else 2000))
-        compiled = DimensityBackend(BUNDLE, pipe.artefact).compile(pipe.model, device="cpu", dtype="float32")
-        with workplace() as place:
-            theirs, mine = both(pipe, compiled, given.bundle, place, talks(pipe, some, folder, given.raw), say)
-    truth = [a for _, _, a in some]
-    scores = [
-        100 * sum(x.strip() == t for x, t in zip(side, truth, strict=True)) / len(some) for side in (theirs, mine)
-    ]
-    facts |= {
-        "greedy_equal": sum(a.strip() == b.strip() for a, b in zip(theirs, mine, strict=True)) / len(some),
-        "score_litert_lm": scores[0], "score_ours": scores[1], "score_gap": scores[0] - scores[1], "items": len(some),
-        "cost_model_error": costs() if given.costs else None,
-    }  # fmt: skip
+        asked = talks(pipe, some, folder, given.raw or bool(options.tokens))
+        compiled = DimensityBackend(options, pipe.artefact).compile(pipe.model, device="cpu", dtype="float32")
+        found = {}
+        for budget in options.tokens or (0,):
+            with workplace() as place:
+                sides = both(pipe, compiled, given.bundle, place, asked, say, None, budget)
+            found[budget] = answers(sides, [a for _, _, a in some])
+    facts |= {"budgets": found} if options.tokens else found[0]
+    facts["cost_model_error"] = costs() if given.costs else None
     print(json.dumps(facts, indent=2) if given.json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
 
 

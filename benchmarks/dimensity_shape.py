@@ -1,6 +1,7 @@
 """A model of AndesVL-1B's shape with random weights: lint, export for both layouts, and what MediaTek's plugin takes.
 
     python benchmarks/dimensity_shape.py --json
+    python benchmarks/dimensity_shape.py --only bundle --buckets 64,256 --layers 2 --json   # pictures of any shape
 
 Needs the plugin `andesvl` and 6 GB of free disk. `peak_gb`: the largest memory of this process alone, or of LiteRT's
 worker beside what this process holds meanwhile. `seconds`: of an export, from the assembled model to the file;
@@ -22,7 +23,7 @@ from typing import Any
 
 from andes_andesvl.catalogue import plugins_of
 from andes_dimensity import environment
-from andes_dimensity.check import check_graphs, opened
+from andes_dimensity.check import check, check_graphs, opened
 from andes_dimensity.compiler import taken
 from andes_dimensity.environment import workplace
 from andes_dimensity.export import export
@@ -70,19 +71,31 @@ def main() -> None:
     parser.add_argument("--weights", default="w4")
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--picture", default="448x448")
+    parser.add_argument(
+        "--buckets", default="", help="tokens of graphs for pictures of any shape; --picture is not used"
+    )
+    parser.add_argument("--layers", type=int, help="of the language model, where pictures are what is asked about")
     parser.add_argument("--only", choices=("bundle", "npu"), help="one of both exports")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     environment.setup(say)
-    shared = {"weights": given.weights, "rows": given.rows, "picture": given.picture}
+    sizes = {"buckets": given.buckets} if given.buckets else {"picture": given.picture}
+    shared = {"weights": given.weights, "rows": given.rows, **sizes}
     say("assembling")
-    pipe = Pipeline.from_plugins(plugins_of(given.model), dtype="bfloat16", seed=0)
+    plugins: list[Any] = list(plugins_of(given.model))
+    if given.layers:
+        plugins[-1]["qwen3"] |= {"config": {"num_hidden_layers": given.layers}}
+    pipe = Pipeline.from_plugins(plugins, dtype="bfloat16", seed=0)
     facts: dict[str, Any] = {"model": given.model, "parameters": sum(p.numel() for p in pipe.model.parameters())}
     with tempfile.TemporaryDirectory() as name:
         if given.only != "npu":
             facts["bundle"] = written(pipe, Path(name, "model.litertlm"), Options(**shared))
             say("MediaTek's plugin")
             facts["bundle"]["ops"] = pictures(Path(name, "model.litertlm"))
+            if given.layers:
+                say("graphs beside the reference")
+                report = check(pipe, Path(name, "model.litertlm"), (), say)
+                facts["checked"] = {line.what: line.figure for line in report.lines if line.figure is not None}
             Path(name, "model.litertlm").unlink()
         if given.only != "bundle":
             file = Path(name, "model.tflite")

@@ -57,6 +57,13 @@ class Preprocessor(nn.Module):
         if config.preserve_original_pe:
             self.pos_embed = nn.Parameter(torch.empty(1, config.table_side**2, config.hidden_size))
 
+    def table(self) -> Tensor | None:
+        """(side, side, Dv) float32: what `positions` resizes bicubically; None where it does something else."""
+        config = self.config
+        if not config.preserve_original_pe or config.interpolate_pe_method != "two_dim":
+            return None
+        return self.pos_embed.detach().float()[0].unflatten(0, (config.table_side, -1))
+
     def positions(self, h: int, w: int) -> Tensor:
         """(h*w, Dv) in block order; interpolated in float32 whatever the table's type."""
         table = self.pos_embed.float().transpose(1, 2)  # (1, Dv, side*side)
@@ -186,6 +193,7 @@ class AimV2Encoder(NativeEncoder):
             "embed": (embed.proj.weight.flatten(1), embed.proj.bias),
             "embed_norm": (embed.norm.weight, None),
             "positions": self.preprocessor.positions if config.preserve_original_pe else None,
+            "table": self.preprocessor.table(),
             "blocks": (cast(Block, block).blueprint() for block in self.trunk.blocks),
             "last": (self.trunk.post_trunk_norm.weight, None),
         }

@@ -51,6 +51,15 @@ class Dimensity(Options):
             "reference": f"activations {self.activations}" if used else f"inactive: the backend is {plan.backend!r}",
             "matrices": f"{self.weights}, head and embedding {self.head}, pictures {self.vision}, each by channel",
             "graphs": graphs,
+            "pictures": self._pictures(),
+            "adapters": f"inputs of rank {self.lora}: q, k, v, o" if self.lora else "none in the graphs: lora is 0",
             "cache": f"{self.rows} rows, {'written in the graph' if self.layout == 'cpu' else 'input and output'}",
             "LiteRT": str(folder()) if is_ready() else "missing: andes deploy setup dimensity",
         }
+
+    def _pictures(self) -> str:
+        from .buckets import ranges
+
+        if self.tokens:
+            return ranges(self.tokens)
+        return f"one size, {self.picture or 'the least of the preprocessor'}: LiteRT-LM stretches others to it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +56,29 @@ def describe(pipeline: Pipeline, place: Path, options: Options) -> dict[str, Any
     mark = texts.get(tokenizer.placeholder("image"))
     if mark is None:
         raise ConfigError("has no text for the place of a picture", who=who, why="it is no added token")
+    end = behind(template, mark, texts.values(), who, options)
     return {
         "template": template, "image": mark, "stop": sorted({tokenizer.eos, tokenizer.pad}), "rows": options.rows,
+        "image_end": end, "image_end_id": next((n for n, text in texts.items() if text == end), -1),
         "thinking": bool(getattr(tokenizer, "thinking", False)), "identity": identity(pipeline),
         "options": attrs.asdict(options, filter=_own),
     }  # fmt: skip
+
+
+def behind(template: str, mark: str, texts: Iterable[str], who: str, options: Options) -> str:
+    """The token that the template writes behind a picture; LiteRT-LM writes it itself for pictures of any shape.
+
+    Raises:
+        ConfigError: there is none, and `buckets` want it.
+    """
+    if not options.tokens:
+        return ""
+    after = template.partition(mark)[2]
+    found = max((text for text in texts if text and after.startswith(text)), key=len, default="")
+    if not found or template.count(mark) != template.count(mark + found):
+        why = f"LiteRT-LM ends pictures of any shape with a token, and the chat template has none behind {mark}"
+        raise ConfigError("pictures of any shape need another template", who=who, why=why, fix="deploy with --picture")
+    return found
 
 
 def opened(path: Path, place: Path) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from andes_sdk.inputs.patches import block_order, patchify
 from andes_sdk.runtime.engine import Engine
 from andes_sdk.runtime.policy import KeepAll
 
+from . import shapes
 from .adapters import fitting, made_up, names_of, write
-from .bundle import identity, opened
+from .bundle import describe, identity, opened
 from .compiler import SDK, compiler, taken, vendor, words
 from .environment import Tell, _quiet, python, work, workplace
 from .export import Lowered, lower
@@ -108,7 +109,8 @@ def check(
         options = structure(Options, said["options"], str(path))
         lowered = lower(pipeline, options, pictures="vision" in said["files"])
         tell("comparing matrices")
-        job = lowered.write(place, options.layout, "float") | {"do": "compare", "files": said["files"]}
+        coded = {name: file for name, file in said["files"].items() if name in lowered.parts}
+        job = lowered.write(place, options.layout, "float") | {"do": "compare", "files": coded}
         told = work(place, job, tell)["files"]
         for name, facts in told.items():
             wrong = [*facts["foreign"], *facts["missing"]]
@@ -123,10 +125,9 @@ def check(
         for name in ("vision", "projector"):
             if name in said["files"]:
                 _compiler(report, f"graph {name}", Path(said["files"][name]), place)
-        if conversations:
-            _conversations(report, pipeline, compiled, path, place, conversations, tell)
-            for adapter in given:
-                _conversations(report, pipeline, compiled, path, place, conversations, tell, adapter)
+        for adapter in [None, *given] if conversations else []:
+            for budget in lowered.buckets or (0,):
+                _conversations(report, pipeline, compiled, path, place, conversations, tell, adapter, budget)
     for what, why in absent:
         report.absent(what, why)
     return report
@@ -205,7 +206,11 @@ def _graphs(
 
     with torch.inference_mode():
         if "vision" in files:
-            _picture_calls(compiled, lowered, call, wanted)
+            (shapes.picture_calls if lowered.buckets else _picture_calls)(compiled, lowered, call, wanted)
+        if "end" in files:
+            behind = torch.tensor([describe(pipeline, place, compiled.options)["image_end_id"]])
+            row = compiled.model.llm.embed(behind).numpy()
+            wanted.append(("end of a picture", f"{call('end', 'end', {})}:embedding", row))
         _text_calls(pipeline, compiled, lowered, call, wanted)
     tell("running the graphs")
     work(place, {"do": "run", "calls": calls}, tell)
@@ -214,7 +219,7 @@ def _graphs(
     for what, key, value in wanted:
         file, _, output = key.partition(":")
         with np.load(place / file) as got:
-            mine = got[output].reshape(value.shape)
+            mine = got[output].reshape(-1)[: value.size].reshape(value.shape)  # a graph may hold more than the picture
         error = float(np.abs(mine - value).max() / max(float(np.abs(value).max()), 1e-12))
         worst[what] = max(worst.get(what, 0.0), error)
         if what == "decode":
@@ -290,21 +295,28 @@ def both(
     conversations: Sequence[Any],
     tell: Tell,
     adapter: Adapter | None = None,
+    budget: int = 0,
 ) -> tuple[list[str], list[str]]:
     """Greedy texts of LiteRT-LM, and of our runtime on the same codes; `adapter`: which both attach.
 
-    Ours end after half of the cache's rows; a longer one of LiteRT-LM is cut there.
+    budget: tokens of a picture at most, of a bundle with graphs for pictures of any shape; both sides then see pictures
+    of the size that LiteRT-LM gives them. Ours end after half of the cache's rows; a longer one of LiteRT-LM is cut
+    there.
     """
     from andes_sdk.runtime.generation import GenerationOptions, generate_batch
 
+    block = pipeline.processor.preprocessor.block
+    if budget:
+        conversations = shapes.resized(conversations, budget, block, place)
     tell(f"LiteRT-LM answers {len(conversations)} conversations")
     job: dict[str, Any] = {"do": "chat", "file": str(path.absolute()), "conversations": list(conversations)}
+    job["budget"] = budget
     if rank := compiled.options.lora:
         job |= {"rank": rank, "adapter": str(write(pipeline, adapter, rank, {}, place))}
     theirs: list[str] = work(place, job, tell)["texts"]
     tell("our runtime answers them")
     asked = [[_ours(message) for message in one] for one in conversations]
-    backed, mine = _Backed(pipeline, compiled), list[str]()
+    backed, mine = _Backed(pipeline, compiled, as_is=bool(budget)), list[str]()
     if adapter is not None:
         compiled.add_adapter(adapter)
     name = None if adapter is None else adapter.name
@@ -319,10 +331,19 @@ def both(
 
 
 class _Backed:
-    """A pipeline whose model runs on the reference, whatever backend it was opened with."""
+    """A pipeline whose model runs on the reference, whatever backend it was opened with.
 
-    def __init__(self, pipeline: Pipeline, compiled: CompiledDimensity) -> None:
+    as_is: pictures of whole blocks are not resized, as LiteRT-LM would not.
+    """
+
+    def __init__(self, pipeline: Pipeline, compiled: CompiledDimensity, *, as_is: bool = False) -> None:
         self._pipeline, self._compiled = pipeline, compiled
+        self.processor = pipeline.processor
+        if as_is:
+            own, most = self.processor.preprocessor, 1 << 16
+            plain = evolve(own, variant="evaluation", image_scale=1.0, min_size=0, max_size=most, max_side=most)
+            pictures = evolve(self.processor.pictures, preprocessor=plain)
+            self.processor = evolve(self.processor, modalities={**self.processor.modalities, "image": pictures})
 
     def engine(self) -> Engine:
         """As a pipeline's."""
@@ -349,9 +370,11 @@ def _conversations(
     given: Any,
     tell: Tell,
     adapter: Adapter | None = None,
+    budget: int = 0,
 ) -> None:
-    theirs, mine = both(pipeline, compiled, path, place, given, tell, adapter)
+    theirs, mine = both(pipeline, compiled, path, place, given, tell, adapter, budget)
     same = sum(a.strip() == b.strip() for a, b in zip(theirs, mine, strict=True))
     value = f"{same} of {len(given)} answers of LiteRT-LM equal ours"
     what = "conversations" if adapter is None else f"conversations with adapter {adapter.name}"
+    what += f", {budget} tokens a picture" if budget else ""
     report.add(what, same == len(given), value, same / len(given))

@@ -33,18 +33,24 @@ class Matrix:
 
     Attributes:
         codes: (rows, cols) int8, within 4 bits where `bits` is 4.
-        scales: (rows,) float32, above 0; each a float16, as in every format here.
+        scales: (rows,) float32, above 0; each a float16, as in every format here. (rows, groups) of what only a unit
+            that decompresses codes could run.
         source: "trained" (its module's), "packed" (the file's) or "rounded" (here, from floats).
+        group: columns of a scale, where a row has several; 0: one scale per row.
     """
 
     codes: NDArray[np.int8]
     scales: NDArray[np.float32]
     bits: int
     source: str
+    group: int = 0
 
     @property
     def weights(self) -> NDArray[np.float32]:
         """(rows, cols) float32: what the codes stand for."""
+        if self.group:
+            wide = np.repeat(self.scales, self.group, axis=1)[:, : self.codes.shape[1]]
+            return self.codes.astype(np.float32) * wide
         return self.codes.astype(np.float32) * self.scales[:, None]
 
 
@@ -70,25 +76,29 @@ def rounded(weight: NDArray[Any], bits: int) -> Matrix:
     return Matrix(codes, scales, bits, "rounded")
 
 
-def per_channel(name: str, codes: Codes, source: str) -> Matrix:
+def per_channel(name: str, codes: Codes, source: str, *, unit: bool = False) -> Matrix:
     """Codes of a format or a module as a matrix of the chip.
 
+    unit: take several scales in a row as well, as a unit would hand them on that decompresses codes to int8.
+
     Raises:
-        ConfigError: they have several scales in a row, or none, or take more than 8 bits.
+        ConfigError: they have several scales in a row (without `unit`), or none, or take more than 8 bits.
     """
     scales = np.asarray(codes.scales)
     if codes.values.dtype != np.int8 or not scales.shape[1]:
         what, fix = "has no integer codes", "train or compress it to 8 or 4 bits per channel"
         raise ConfigError(what, who=name, why="the chip multiplies int8 and int4", fix=fix)
     halves = half_scales(scales, name).astype(np.float32)
+    values = np.ascontiguousarray(codes.values)
+    four = int(values.min(initial=0)) >= -8 and int(values.max(initial=0)) <= 7
     if (halves != halves[:, :1]).any():
+        if unit:
+            return Matrix(values, np.ascontiguousarray(halves), 4 if four else 8, source, codes.group)
         raise ConfigError(
             f"has a scale for every {codes.group} columns", who=name,
             why="the chip has one scale per output channel: block-wise codes are rejected there",
             fix="quantise with one scale per row (group = all columns), or deploy the float checkpoint",
         )  # fmt: skip
-    values = np.ascontiguousarray(codes.values)
-    four = int(values.min(initial=0)) >= -8 and int(values.max(initial=0)) <= 7
     return Matrix(values, np.ascontiguousarray(halves[:, 0]), 4 if four else 8, source)
 
 
@@ -99,11 +109,12 @@ class Codebook:
     model: VisionLanguageModel
     trained: Mapping[str, Codes]
     artefact: Any = None
+    unit: bool = False
 
     @classmethod
-    def of(cls, model: VisionLanguageModel, artefact: Any = None) -> Codebook:
-        """Of a model; `artefact` is the packed file that its weights came from, or None."""
-        return cls(model, quantised(cast("Any", model))[0], artefact)
+    def of(cls, model: VisionLanguageModel, artefact: Any = None, *, unit: bool = False) -> Codebook:
+        """Of a model; `artefact` is the packed file that its weights came from, or None; `unit` as in `per_channel`."""
+        return cls(model, quantised(cast("Any", model))[0], artefact, unit)
 
     def matrix(self, name: str, bits: int) -> Matrix:
         """Codes of a tensor by its name in the model; floats without codes are rounded to `bits`.
@@ -112,13 +123,15 @@ class Codebook:
             ConfigError: as `per_channel` and `rounded`, or there is no such tensor.
         """
         if name in self.trained:
-            return per_channel(name, self.trained[name], "trained")
+            return per_channel(name, self.trained[name], "trained", unit=self.unit)
         if self.artefact is not None:
             stored = self.artefact.header.tied.get(name, name)
             entry = self.artefact.tensors.get(stored)
             if entry is not None and not entry.format.startswith(("raw:", "f16")):
                 form = self.artefact.formats[entry.format]
-                return per_channel(name, form.unpack(self.artefact.packed(stored), *entry.matrix), "packed")
+                return per_channel(
+                    name, form.unpack(self.artefact.packed(stored), *entry.matrix), "packed", unit=self.unit
+                )
         tensors = dict(self.model.state_dict())
         if name not in tensors:
             raise ConfigError("there is no such matrix", who=name)

@@ -79,7 +79,7 @@ class Machine:
 
 @frozen(kw_only=True)
 class Cost:
-    """Of one token: bytes by what moves, and seconds; memory is what stays."""
+    """Of one token: bytes by what moves, products, and seconds; memory is what stays."""
 
     weights: float
     head: float
@@ -87,6 +87,7 @@ class Cost:
     activations: float
     seconds: float
     memory: float
+    macs: float
 
     @property
     def bytes(self) -> float:
@@ -107,10 +108,13 @@ def cost(shape: Shape, choice: Choice, machine: Machine, *, signatures: int = 2)
     activations = choice.tree * (shape.layers * each + 2 * shape.vocab)
     moved = weights + head + cache + activations
     seconds = machine.fixed + shape.layers * machine.per_layer + moved / machine.bandwidth
+    macs = choice.tree * (
+        shape.body + shape.table + 2 * shape.layers * shape.query_heads * shape.head * (choice.context + choice.tree)
+    )
     n = choice.accepted
     return Cost(
         weights=weights / n, head=head / n, cache=cache / n, activations=activations / n, seconds=seconds / n,
-        memory=signatures * (weights + head) + shape.layers * row * choice.context,
+        memory=signatures * (weights + head) + shape.layers * row * choice.context, macs=macs / n,
     )  # fmt: skip
 
 
@@ -118,6 +122,11 @@ def picture_bytes(vision: Mapping[str, Any], weights: int, bits: float, patches:
     """Of one picture: the encoder's weights once, and what its blocks write and read, int16."""
     each = 2 * patches * (8 * vision["width"] + 2 * patches * vision["heads"])
     return float(weights * bits / 8 + vision["layers"] * each)
+
+
+def picture_macs(vision: Mapping[str, Any], weights: int, patches: int) -> float:
+    """Of one picture: every weight once for each patch, and attention of all patches to all."""
+    return float(weights * patches + 2 * vision["layers"] * vision["width"] * patches**2)
 
 
 def what_if(shape: Shape, base: Choice, machine: Machine) -> list[tuple[str, Cost]]:

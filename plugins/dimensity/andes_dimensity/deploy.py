@@ -12,6 +12,7 @@ import typer
 from andes_sdk.cli.console import Json, clean, print_json, stderr, stdout, table
 from andes_sdk.config import structure
 from andes_sdk.errors import ConfigError
+from andes_sdk.files import write_atomically, writing
 
 from .options import Options
 
@@ -25,6 +26,9 @@ Plugin = Annotated[list[str] | None, typer.Option("--plugin", "-p", help="One mo
 Weights = Annotated[str, typer.Option(help="Matrices without codes of their own: w8 or w4.")]
 Head = Annotated[str, typer.Option(help="LM head and embedding: w8 or w4.")]
 Vision = Annotated[str, typer.Option(help="Encoder and projector: w8 or w4.")]
+Buckets = Annotated[
+    str, typer.Option(help="Tokens of a picture's graphs, such as 64,256: pictures of any shape, none stretched.")
+]
 Rows = Annotated[int, typer.Option(help="Rows of the static cache: prompt and answer together.")]
 
 
@@ -75,6 +79,7 @@ def dimensity(
     prompt: Annotated[int, typer.Option(help="Rows of the prompt graph.")] = 128,
     tree: Annotated[int, typer.Option(help="Rows of a graph that verifies drafts; 0: none.")] = 0,
     picture: Annotated[str, typer.Option(help="Pixels of the picture graph, such as 448x448.")] = "",
+    buckets: Buckets = "",
     layout: Annotated[
         str, typer.Option(help="cpu (LiteRT-LM runs it) or npu (cache, masks, tables are inputs).")
     ] = "cpu",
@@ -96,7 +101,8 @@ def dimensity(
     if out.suffix not in (".litertlm", ".tflite"):
         raise ConfigError(f"cannot write {out.name}", who="--out", fix="end the name with .litertlm or .tflite")
     given = {"weights": weights, "head": head, "vision": vision, "rows": rows, "prompt": prompt, "tree": tree,
-             "picture": picture, "layout": layout, "activations": activations, "lora": lora}  # fmt: skip
+             "picture": picture, "buckets": buckets, "layout": layout, "activations": activations,
+             "lora": lora}  # fmt: skip
     options = structure(Options, given, "andes deploy dimensity")
     with told() as tell:
         tell("opening the model")
@@ -163,6 +169,7 @@ def check_file(
     ] = None,
     limit: Annotated[int, typer.Option(help="Conversations of --data at most.")] = 100,
     adapter: Annotated[list[Path] | None, typer.Option(help="Folder of an adapter to answer with; repeatable.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the report as a page.")] = None,
     plugin: Plugin = None,
     as_json: Json = False,
 ) -> None:
@@ -174,6 +181,7 @@ def check_file(
     """
     from .check import check, check_graphs
     from .conversations import read, some
+    from .page import checked
 
     if adapter and file.suffix == ".tflite":
         why = "of a .tflite the operators are told, and nothing is answered"
@@ -189,13 +197,16 @@ def check_file(
             with some(pipeline) as own:
                 asked = own if data is None else read(data, limit)
                 report = check(pipeline, file, asked, tell, adapter or ())
+    rows = [
+        (line.what, "checked here" if line.here else "not checkable here", _mark(line.fine), line.value)
+        for line in report.lines
+    ]
+    if html is not None:
+        with writing(html):
+            write_atomically(html, checked(str(file), rows).encode())
     if as_json:
         print_json({"file": str(file), **report.to_dict()})
     else:
-        rows = [
-            (line.what, "checked here" if line.here else "not checkable here", _mark(line.fine), line.value)
-            for line in report.lines
-        ]
         stdout().print(table(("what", "", "", "figure, or why not"), rows, str(file)))
     if not report.fine:
         raise typer.Exit(1)

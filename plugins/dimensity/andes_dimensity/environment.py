@@ -28,7 +28,7 @@ READY = "ready.json"
 NEEDS = 4 << 30
 """Bytes of disk that making the environment takes at its peak."""
 LIMIT = 1800.0
-"""Seconds after which work counts as hanging, unless told otherwise."""
+"""Seconds without a word after which work counts as hanging, unless told otherwise."""
 
 Tell = Callable[[str], None]
 
@@ -150,7 +150,7 @@ def work(place: Path, job: Mapping[str, Any], tell: Tell = _quiet, *, limit: flo
     """Let the environment do what `job` says, in the folder `place` -> its result.
 
     Raises:
-        BackendUnavailable: the environment is missing, the process died, or it took longer than `limit` seconds.
+        BackendUnavailable: the environment is missing, the process died, or it said nothing for `limit` seconds.
         ConfigError: the work could not be done; why says what LiteRT said.
     """
     interpreter = python()
@@ -161,13 +161,11 @@ def work(place: Path, job: Mapping[str, Any], tell: Tell = _quiet, *, limit: flo
             [str(interpreter), "-W", "ignore", str(HERE / "worker" / "main.py"), str(place)],
             stdout=subprocess.PIPE, stderr=log, env=_clean(), start_new_session=True,
         )  # fmt: skip
-        listener = Thread(target=_listen, args=(process, tell), daemon=True)
+        heard = [time.monotonic()]
+        listener = Thread(target=_listen, args=(process, tell, heard), daemon=True)
         listener.start()
         try:
-            code = process.wait(timeout=limit)
-        except subprocess.TimeoutExpired:
-            why, fix = f"it had {limit:.0f} seconds", "try again, or give it longer"
-            raise BackendUnavailable("LiteRT hangs", who="dimensity", why=why, fix=fix) from None
+            code = _watched(process, heard, limit)
         finally:
             with suppress(ProcessLookupError):  # whatever it started goes with it
                 os.killpg(process.pid, signal.SIGKILL)
@@ -182,6 +180,9 @@ def work(place: Path, job: Mapping[str, Any], tell: Tell = _quiet, *, limit: flo
         why = f"exit {code}: " + (" · ".join(last) or "it said nothing")
         fix = "free memory and try again; if it comes back: andes deploy setup dimensity --again"
         raise BackendUnavailable("LiteRT died", who="dimensity", why=why, fix=fix) from None
+    if "No space left" in str(result.get("error", "")):
+        why, fix = f"{result['error']}; it works below {cache()}", "make room, or set ANDES_CACHE"
+        raise BackendUnavailable("the disk is full", who="dimensity", why=why, fix=fix)
     if "error" in result:
         raise ConfigError(
             "LiteRT could not do it", who="dimensity", why=str(result["error"]), fix="see the layer it names"
@@ -189,8 +190,20 @@ def work(place: Path, job: Mapping[str, Any], tell: Tell = _quiet, *, limit: flo
     return result
 
 
-def _listen(process: subprocess.Popen[bytes], tell: Tell) -> None:
+def _watched(process: subprocess.Popen[bytes], heard: list[float], limit: float) -> int:
+    """The exit status; what goes on telling of progress may take as long as it needs."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=min(1.0, limit))
+        if time.monotonic() - heard[0] > limit:
+            why = f"it said nothing for {limit:.0f} seconds"
+            fix = "free the processor and try again; if it comes back: andes deploy setup dimensity --again"
+            raise BackendUnavailable("LiteRT hangs", who="dimensity", why=why, fix=fix)
+
+
+def _listen(process: subprocess.Popen[bytes], tell: Tell, heard: list[float]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(b"@ "):
+            heard[0] = time.monotonic()
             tell(line[2:].decode("utf-8", "replace").strip())

@@ -40,10 +40,12 @@ class Lowered:
     Attributes:
         parts: text, embedder, and vision and projector where pictures are wanted.
         grids: rows and columns of patches of the pictures that it takes.
+        buckets: or tokens of its graphs for pictures of any shape, least first.
     """
 
     parts: Mapping[str, Part]
     grids: tuple[Grid, ...]
+    buckets: tuple[int, ...] = ()
 
     @property
     def matrices(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class Lowered:
     def write(self, place: Path, layout: str, kind: str) -> dict[str, Any]:
         """Tables as files in the worker's folder -> the job."""
         job: dict[str, Any] = {"do": "export", "layout": layout, "kind": kind, "grids": [list(g) for g in self.grids]}
+        job["buckets"] = list(self.buckets)
         job["bits"] = {name: one.bits for p in self.parts.values() for name, one in p.matrices.items()}
         for name, part in self.parts.items():
             save_file(part.arrays(), place / f"{name}.safetensors")
@@ -82,11 +85,13 @@ def lower(pipeline: Pipeline, options: Options, *, pictures: bool = True) -> Low
     parts = {"text": text, "embedder": embedding_part(model, book, text, options)}
     grids: tuple[Grid, ...] = ()
     if pictures:
-        patch = model.vision.patch_size
-        high, wide = options.side(pipeline.processor.preprocessor.min_size, patch * model.vision.merge)
-        grids = ((high // patch, wide // patch),)
-        parts |= {"vision": vision_part(model, book, options, grids), "projector": projector_part(model, book, options)}
-    return Lowered(parts, grids)
+        if not options.tokens:
+            patch = model.vision.patch_size
+            high, wide = options.side(pipeline.processor.preprocessor.min_size, patch * model.vision.merge)
+            grids = ((high // patch, wide // patch),)
+        vision = vision_part(model, book, options, grids, options.tokens)
+        parts |= {"vision": vision, "projector": projector_part(model, book, options)}
+    return Lowered(parts, grids, options.tokens if pictures else ())
 
 
 @frozen(eq=False)
@@ -202,7 +207,8 @@ def report(
         "path": str(path), "bytes": path.stat().st_size, "layout": options.layout, "files": files,
         "weights": weights, "weights_exact": sum(f["exact"] for f in files.values()) / weights,
         "sources": dict(sources),
-        "pictures": [list(g) for g in grids], "seconds": result["seconds"],
+        "pictures": [list(g) for g in grids], "buckets": list(options.tokens) if "vision" in files else [],
+        "seconds": result["seconds"],
         "cpu_seconds": result["cpu_seconds"], "peak_bytes": result["peak_bytes"],
         "versions": result["versions"], "left_out": left_out(path, options),
     }  # fmt: skip

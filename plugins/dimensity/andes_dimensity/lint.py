@@ -12,6 +12,7 @@ from torch import nn
 from andes_sdk.errors import ConfigError
 from andes_sdk.runtime.attention import PackedAttention, Segment
 
+from .buckets import ranges
 from .codes import ranges_of
 from .export import lower
 
@@ -92,6 +93,15 @@ def _ranges(pipeline: Pipeline) -> Iterator[Finding]:
 
 
 def _layout(pipeline: Pipeline, options: Options, lowered: Lowered | None) -> Iterator[Finding]:
+    if lowered is not None and lowered.buckets:
+        what = f"pictures keep their shape: {ranges(lowered.buckets)}"
+        fix = "let the app set visual_token_budget; without it every picture fills the largest"
+        yield Finding(level="note", layer="vision_encoder", what=what, fix=fix)
+        own = pipeline.processor.preprocessor
+        least = max(own.min_size // own.block, 1) ** 2
+        if lowered.buckets[0] < least:
+            what = f"a graph of {lowered.buckets[0]} tokens: the preprocessor makes no picture of fewer than {least}"
+            yield Finding(level="warning", layer="vision_encoder", what=what, fix=f"--buckets from {least} on")
     if lowered is not None and lowered.grids:
         spec, (rows, columns) = pipeline.model.vision, lowered.grids[0]
         size = f"{rows * spec.patch_size} x {columns * spec.patch_size}"

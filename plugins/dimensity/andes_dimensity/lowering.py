@@ -148,8 +148,10 @@ def matrix_of(weight: Tensor, names: Names, book: Codebook, bits: int) -> Matrix
     return Matrix(codes, scales, max(p.bits for p in parts), parts[0].source)
 
 
-def vision_part(model: VisionLanguageModel, book: Codebook, options: Options, grids: Sequence[Grid]) -> Part:
-    """The vision encoder, for pictures of these grids.
+def vision_part(
+    model: VisionLanguageModel, book: Codebook, options: Options, grids: Sequence[Grid], buckets: Sequence[int] = ()
+) -> Part:
+    """The vision encoder, for pictures of these grids, or of any shape with at most so many tokens.
 
     Raises:
         ConfigError: it does not describe itself, or in words that the graph lacks.
@@ -192,7 +194,10 @@ def vision_part(model: VisionLanguageModel, book: Codebook, options: Options, gr
     head = plan["width"] // plan["heads"]
     for rows, columns in grids:
         plain |= _places(plan, spec.merge, head, rows, columns)
+    if buckets:
+        plain |= _tables(module, plan, head, max(buckets) * spec.merge)
     facts = {
+        "side": len(plan["table"]) if buckets and plan["positions"] is not None else 0,
         "width": plan["width"], "layers": layers, "heads": plan["heads"], "norm": plan["norm"], "eps": plan["eps"],
         "activation": plan["activation"], "patch": p, "merge": spec.merge, "mean": list(spec.mean),
         "std": list(spec.std), "rotary": plan["rotary"],
@@ -215,6 +220,23 @@ def _places(plan: Mapping[str, Any], merge: int, head: int, rows: int, columns: 
         angles = (places[:, :, None] * frequencies).flatten(1)
         wide = torch.cat([angles, angles], -1)[None, None]
         out[f"cos.{name}"], out[f"sin.{name}"] = floats(wide.cos()), floats(wide.sin())
+    return out
+
+
+def _tables(module: object, plan: Mapping[str, Any], head: int, longest: int) -> dict[str, NDArray[np.float32]]:
+    """What patches get for where they stand in pictures of any shape: position table and turns of a row or column."""
+    out = {}
+    if plan["positions"] is not None:
+        table = plan.get("table")
+        if table is None:
+            raise refuse(module, "its positions are not resized bicubically, which pictures of any shape need")
+        wide = torch.nn.functional.pad(table.permute(2, 0, 1)[None].float(), (2, 2, 2, 2), mode="replicate")
+        out["places"] = floats(wide[0].permute(1, 2, 0).flatten(0, 1))
+    if plan["rotary"] is not None:
+        quarter = head // 4
+        frequencies = 1.0 / plan["rotary"] ** (torch.arange(quarter, dtype=torch.float32) / quarter)
+        angles = torch.arange(longest).float()[:, None] * frequencies
+        out["turns.cos"], out["turns.sin"] = floats(angles.cos()), floats(angles.sin())
     return out
 
 

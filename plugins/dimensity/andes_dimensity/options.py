@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 WEIGHTS = ("w8", "w4")
 ACTIVATIONS = ("float", "a16", "a8")
 LAYOUTS = ("cpu", "npu")
+LEAST, LARGEST, MOST = 4, 4096, 8
+"""Tokens of a picture's graph, and how many graphs. Fewer tokens than 4 no preprocessor makes."""
 
 
 def _count(least: int, most: int) -> Any:
@@ -48,10 +50,43 @@ class Options:
     picture: str = field(
         default="", metadata={"help": "pixels of the picture graph, such as 112x112; empty: the preprocessor's least"}
     )
+    buckets: str = field(
+        default="",
+        metadata={"help": "tokens of a picture's graphs, such as 64,256, for pictures of any shape; empty: `picture`"},
+    )
     layout: str = field(
         default="cpu", validator=in_(LAYOUTS),
         metadata={"help": "cpu: cache in the graph, runs in LiteRT-LM; npu: cache, masks and tables are inputs"},
     )  # fmt: skip
+
+    def __attrs_post_init__(self) -> None:
+        if self.tokens and self.picture:
+            why, fix = "a graph is for one size, or for any shape of so many tokens", "give one of both"
+            raise ConfigError("picture and buckets are given", who="dimensity.buckets", why=why, fix=fix)
+        if self.tokens and self.tokens[-1] >= self.rows:
+            why = f"the cache has {self.rows} rows"
+            raise ConfigError(
+                f"a picture of {self.tokens[-1]} tokens", who="dimensity.buckets", why=why, fix="raise `rows`"
+            )
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Tokens of a picture in each of its graphs, least first; none where the graph is for one size of picture.
+
+        Raises:
+            ConfigError: they are no numbers, are given twice, or are too small or too many.
+        """
+        if not self.buckets:
+            return ()
+        parts = [part.strip() for part in self.buckets.split(",")]
+        if not all(part.isdecimal() for part in parts):
+            fix = "write numbers with commas, such as 64,256"
+            raise ConfigError(f"cannot read {self.buckets!r}", who="dimensity.buckets", fix=fix)
+        found = tuple(sorted(int(part) for part in parts))
+        if len(set(found)) < len(found) or len(found) > MOST or not LEAST <= found[0] <= found[-1] <= LARGEST:
+            why = f"up to {MOST} different graphs of {LEAST} to {LARGEST} tokens"
+            raise ConfigError(f"cannot take {self.buckets}", who="dimensity.buckets", why=why, fix="choose others")
+        return found
 
     def side(self, least: int, block: int) -> tuple[int, int]:
         """Height and width in pixels of the picture graph.

@@ -21,20 +21,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from andes_sdk.errors import BackendUnavailable, ConfigError, SessionError
 from andes_sdk.runtime.session import TorchSession
 from andes_sdk.runtime.torch_backend import CompiledTorch
 
+from .buckets import graph_of, ranges
 from .codes import BITS, Codebook, Matrix, ranges_of, refuse_unfit
 from .integers import attention_sums, channel_scales, codes_of, divided, matrix_sums, whole_product
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.runtime.tree import Step
-    from andes_sdk.types import CachePolicy, Range
+    from andes_sdk.types import CachePolicy, Range, VisionEncoder
 
     from .options import Options
 
@@ -57,7 +59,7 @@ class CodedLinear(nn.Linear):
     """A linear layer whose weight is codes; `weight` is what they stand for, float32.
 
     Attributes:
-        codes: (out, in) int8. scales: (out,) float32.
+        codes: (out, in) int8. scales: (out,) float32, or (out, groups) where `group` columns have one.
         mode: "float", "a16" or "a8". range: of the input, as training left it, or None.
         steps: scales of input and output in a file of static int16, or None.
     """
@@ -80,7 +82,7 @@ class CodedLinear(nn.Linear):
             self.bias = nn.Parameter(bias.detach().float(), requires_grad=False)
         self.register_buffer("codes", torch.from_numpy(matrix.codes), persistent=False)
         self.register_buffer("scales", torch.from_numpy(matrix.scales), persistent=False)
-        self.mode, self.range, self.steps = mode, one, steps
+        self.mode, self.range, self.steps, self.group = mode, one, steps, matrix.group
 
     def static(self, x: Tensor, steps: tuple[float, float]) -> Tensor:
         """(..., in) -> (..., out), as a file of static int16 computes it."""
@@ -88,6 +90,14 @@ class CodedLinear(nn.Linear):
         if self.bias is not None:
             total = total + torch.round(self.bias.double() / (float(steps[0]) * self.scales.double())).long()
         return matrix_sums(total, channel_scales(steps[0], self.scales.numpy(), steps[1])).float() * steps[1]
+
+    def grouped(self, whole: Tensor, step: Tensor) -> Tensor:
+        """Sums of each group are exact; groups are added one after another, whatever else is computed."""
+        y = whole.new_zeros(*whole.shape[:-1], len(self.codes))
+        for number in range(self.scales.shape[1]):
+            some = slice(number * self.group, (number + 1) * self.group)
+            y = y + F.linear(whole[..., some], self.codes[:, some].double()) * self.scales[:, number].double()
+        return y * step
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -97,22 +107,30 @@ class CodedLinear(nn.Linear):
             return self.static(x, self.steps)
         high = HIGH[self.mode] if self.range is None else (1 << self.range.bits - 1) - 1
         whole, step = rounded_rows(x, high, self.range)
-        total = F.linear(whole.double(), self.codes.double())
-        y = (total * (step.double() * self.scales.double())).float()
+        if self.group:
+            y = self.grouped(whole.double(), step.double()).float()
+        else:
+            total = F.linear(whole.double(), self.codes.double())
+            y = (total * (step.double() * self.scales.double())).float()
         return y if self.bias is None else y + self.bias
 
 
 def coded(
-    model: VisionLanguageModel, options: Options, artefact: Any = None, steps: Mapping[str, float] | None = None
+    model: VisionLanguageModel,
+    options: Options,
+    artefact: Any = None,
+    steps: Mapping[str, float] | None = None,
+    *,
+    unit: bool = False,
 ) -> VisionLanguageModel:
     """A copy of a model in float32, whose linear layers are codes; other weights are shared with the original.
 
-    steps: scales of a file of static int16, by role.
+    steps: scales of a file of static int16, by role. unit: take several scales in a row, as `codes.per_channel`.
 
     Raises:
         ConfigError: codes that the chip cannot take, or ranges that the mode cannot, by name.
     """
-    book, ranges = Codebook.of(model, artefact), ranges_of(model, artefact)
+    book, ranges = Codebook.of(model, artefact, unit=unit), ranges_of(model, artefact)
     # new parameters on the memory of the old ones: what is float32 is not copied, and nothing changes the original
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach().float(), requires_grad=False) for p in model.parameters()}
     made = copy.deepcopy(model, shared | {id(model.tokenizer): model.tokenizer})
@@ -152,6 +170,21 @@ def steps_of(steps: Mapping[str, float], name: str) -> tuple[float, float]:
         return steps[f"{role}.in"], steps[f"{role}.out"]
     except KeyError:
         raise ConfigError("a file of static int16 has no scales of it", who=name, fix="write the file again") from None
+
+
+def unpacked(model: VisionLanguageModel, artefact: Any) -> VisionLanguageModel:
+    """A copy of modules that read each weight from a packed file, with the weights in memory."""
+    made = copy.deepcopy(model, {id(artefact): artefact, id(model.tokenizer): model.tokenizer})
+    for name, module in list(made.named_modules()):
+        if parametrize.is_parametrized(module):
+            for leaf in list(cast("Any", module).parametrizations):
+                value = getattr(module, leaf).detach()
+                parametrize.remove_parametrizations(module, leaf, leave_parametrized=False)
+                held = module._parameters if leaf in module._parameters else module._buffers
+                held[leaf] = nn.Parameter(value, requires_grad=False) if held is module._parameters else value
+        elif hasattr(module, "embedding_dim") and not isinstance(module, nn.Embedding):
+            made.set_submodule(name, nn.Embedding.from_pretrained(cast("Any", module).weight))
+    return made
 
 
 def _has_table(model: VisionLanguageModel) -> bool:
@@ -196,11 +229,37 @@ class DimensityBackend:
             BackendUnavailable: another device than the CPU, or a cache of more rows than the model has positions.
             ConfigError: codes that the chip cannot take, by name.
         """
+        self._refuse(device)
+        return self._compiled(model, taps, unit=False)
+
+    def open(
+        self, artefact: Any, model: VisionLanguageModel, *, device: str, dtype: str, taps: Sequence[int] = ()
+    ) -> CompiledDimensity:
+        """Take the codes of a packed file as they are; formats with several scales in a row as a unit would hand them
+        on that decompresses codes to int8. Such a file cannot be written for the chip.
+
+        Raises:
+            BackendUnavailable: as `compile`. ConfigError: a format without integer codes, by name.
+        """
+        self._refuse(device)
+        return evolve(self, artefact=artefact)._compiled(unpacked(model, artefact), taps, unit=True)
+
+    def _compiled(self, model: VisionLanguageModel, taps: Sequence[int], *, unit: bool) -> CompiledDimensity:
+        made = coded(model.to(device="cpu"), self.options, self.artefact, self.steps, unit=unit)
+        if self.options.tokens:
+            made.vision_encoder.register_forward_pre_hook(self._fits)
+        return CompiledDimensity(made, taps=tuple(taps), options=self.options, steps=self.steps)
+
+    def _refuse(self, device: str) -> None:
         if device != "cpu":
             why = "this backend computes on the CPU what the chip would"
             raise BackendUnavailable(f"no device {device!r}", who="dimensity", why=why, fix="use device='cpu'")
-        made = coded(model.to(device="cpu"), self.options, self.artefact, self.steps)
-        return CompiledDimensity(made, taps=tuple(taps), options=self.options, steps=self.steps)
+
+    def _fits(self, encoder: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Refuse pictures that no graph of the bundle holds."""
+        block = cast("VisionEncoder", encoder).spec.merge ** 2
+        for rows, columns in inputs[1]:
+            graph_of(rows * columns // block, self.options.tokens)
 
 
 @define(eq=False, slots=False)
@@ -223,7 +282,10 @@ class CompiledDimensity(CompiledTorch):
         """What is computed, and in which numbers."""
         o = self.options
         mode = "float32" if o.activations == "float" else f"int{o.activations[1:]} codes, exact sums"
-        return {
+        more = {"pictures": ranges(o.tokens)} if o.tokens else {}
+        if count := sum(bool(getattr(module, "group", 0)) for module in self.model.modules()):
+            more["only for a unit that decompresses"] = f"{count} matrices with several scales in a row"
+        return more | {
             "device": "cpu: a reference, not the chip", "weights": f"{o.weights}, head {o.head}, pictures {o.vision}",
             "products": mode, "cache": f"{o.rows} rows, {'float32' if o.activations == 'float' else o.activations}",
         }  # fmt: skip

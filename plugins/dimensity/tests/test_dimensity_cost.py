@@ -1,7 +1,10 @@
 """Bytes derived by hand, and a fit that finds again what made its numbers."""
 
 import pytest
-from andes_dimensity.cost import Choice, Machine, Shape, cost, fitted, picture_bytes, what_if
+from andes_dimensity.cost import Choice, Machine, Shape, cost, fitted, picture_bytes, picture_macs, what_if
+from andes_dimensity.energy import DRAM, GIVEN, MAC, SRAM, Picojoules
+
+from andes_sdk.errors import ConfigError
 
 SHAPE = Shape(layers=2, width=8, query_heads=4, kv_heads=2, head=4, inner=16, vocab=100)
 
@@ -74,3 +77,29 @@ def test_every_row_of_the_table_moves_less_or_says_why():
 
 def test_a_picture_by_hand():
     assert picture_bytes({"width": 8, "heads": 2, "layers": 3}, 1000, 8, 16) == 1000 + 3 * 2 * 16 * (64 + 64)
+
+
+def test_products_by_hand():
+    one = cost(SHAPE, Choice(context=10), Machine())
+    # every weight once; queries times keys and weights times values of 10 rows and the new one, 4 heads of 4 numbers
+    assert one.macs == SHAPE.body + SHAPE.table + 2 * (2 * 4 * 4 * 11)
+    assert cost(SHAPE, Choice(context=10, accepted=2.0), Machine()).macs == one.macs / 2
+    assert picture_macs({"width": 8, "layers": 3}, 1000, 16) == 1000 * 16 + 2 * 3 * 8 * 16 * 16
+
+
+def test_energy_by_hand():
+    figures = Picojoules(dram=4.0, sram=0.5, mac=0.25)
+    # 100 bytes are 800 bits: 4 pJ each from memory, 0.5 to write and 0.5 to read in a buffer
+    assert figures.joules(100, 40) == pytest.approx((800 * 5.0 + 40 * 0.25) * 1e-12)
+    assert Picojoules(dram=0, sram=0, mac=0).joules(1e9, 1e9) == 0
+
+
+def test_every_figure_of_energy_is_told_with_its_source_or_as_given():
+    told = Picojoules().assumed()
+    for one in (DRAM, SRAM, MAC):
+        assert any(f"{one.value:.3g} pJ" in line and one.source in line for line in told)
+    own = Picojoules(dram=4.0).assumed()
+    assert any("4 pJ" in line and GIVEN in line for line in own)
+    assert not any(DRAM.source in line for line in own)
+    with pytest.raises(ConfigError, match=r"is -1"):
+        Picojoules(mac=-1.0)

@@ -109,11 +109,25 @@ def test_a_worker_that_hangs_is_ended_with_all_that_it_started(stand_in, tmp_pat
     assert not alive(stat)
 
 
+def test_a_worker_that_goes_on_telling_may_take_its_time(stand_in):
+    place = stand_in('for n in 1 2 3 4 5 6; do echo "@ $n"; sleep 0.5; done; echo \'{}\' > "$4/result.json"')
+    told = []
+    assert work(place, {"do": "x"}, told.append, limit=1.5) == {}
+    assert told == list("123456")
+
+
 def test_what_litert_refuses_is_our_error(stand_in):
     place = stand_in('echo \'{"error": "LookupError: a matrix of shape (3, 4)"}\' > "$4/result.json"; exit 1')
     with pytest.raises(ConfigError, match="could not do it") as caught:
         work(place, {"do": "x"})
     assert caught.value.why == "LookupError: a matrix of shape (3, 4)"
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told(stand_in):
+    place = stand_in('echo \'{"error": "OSError: [Errno 28] No space left on device"}\' > "$4/result.json"; exit 1')
+    with pytest.raises(BackendUnavailable, match="disk is full") as caught:
+        work(place, {"do": "x"})
+    assert "ANDES_CACHE" in caught.value.fix
 
 
 def test_a_result_of_before_does_not_count(stand_in):

@@ -9,7 +9,7 @@ from andes_dimensity.drawing import columns, svg
 from andes_dimensity.lint import SURVIVES, inputs_seen, lint
 from andes_dimensity.linting import app, bits_of, costs
 from andes_dimensity.options import Options
-from andes_dimensity.page import heat, page
+from andes_dimensity.page import checked, heat, page
 from typer.testing import CliRunner
 
 OPTIONS = Options(rows=64, prompt=16)
@@ -60,7 +60,7 @@ def test_bits_count_scales(pipe):
     assert bits_of(lowered, head=True) == pytest.approx(8 + 32 / head.codes.shape[1])
     table = costs(lowered, OPTIONS)
     assert table["what_if"][0]["weights"] > table["what_if"][1]["weights"]
-    assert table["picture"]["bytes"] > 0
+    assert [(one["graph"], one["bytes"] > 0) for one in table["pictures"]] == [("vision", True)]
 
 
 def test_the_page_shows_every_layer_and_escapes_what_it_shows():
@@ -74,6 +74,15 @@ def test_the_page_shows_every_layer_and_escapes_what_it_shows():
     assert "<b>" not in text
     assert "25.00%" in heat(facts["errors"])
     assert "mlp.up_proj" in text
+
+
+def test_a_report_of_a_check_is_a_page():
+    text = checked(
+        "a<b>.litertlm", [("graph", "checked here", "DOES NOT HOLD", "<3e-1>"), ("speed", "", "", "no phone")]
+    )
+    assert "a&lt;b&gt;.litertlm" in text
+    assert '<td class="error">DOES NOT HOLD</td>' in text
+    assert "&lt;3e-1&gt;" in text
 
 
 def test_the_picture_has_every_matrix_once(pipe):
@@ -91,9 +100,14 @@ def test_the_picture_has_every_matrix_once(pipe):
 
 def test_the_command_prints_json_and_writes_the_page(pipe, tmp_path):
     folder = pipe.save_pretrained(tmp_path / "model")
-    run = CliRunner().invoke(app, ["npu", str(folder), "--rows", "64", "--json", "--html", str(tmp_path / "a.html")])
+    given = ["npu", str(folder), "--rows", "64", "--json", "--html", str(tmp_path / "a.html"), "--pj-dram", "4"]
+    run = CliRunner().invoke(app, given)
     assert run.exit_code == 0, run.output
     facts = json.loads(run.stdout)
+    assert facts["energy"]["dram"] == 4.0
+    assert any("4 pJ for a bit from memory (given by option)" in line for line in facts["assumed"])
+    plain = facts["what_if"][0]
+    assert plain["millijoules"] > plain["bytes"] * 8 * 4e-9
     assert facts["fine"] is True
     assert facts["what_if"][0]["milliseconds"] > 0
     shown = (tmp_path / "a.html").read_text()

@@ -22,6 +22,7 @@ from andes_dimensity.reference import DimensityBackend
 from PIL import Image
 from safetensors.torch import save_file
 
+from andes_sdk import Pipeline
 from andes_sdk.errors import CheckpointError, ConfigError, InputError
 
 here = pytest.mark.skipif(not is_ready(), reason="andes deploy setup dimensity was not run here")
@@ -65,6 +66,37 @@ def test_a_bundle_of_four_bits_holds_our_codes_and_answers_as_we_do(pipe, tmp_pa
         with pytest.raises(CheckpointError, match="cut short or edited") as caught:
             check(pipe, tmp_path / name)
         assert part in caught.value.why
+
+
+@here
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["aimv2", "siglip2"])
+def test_pictures_of_any_shape_go_through_the_graph_that_holds_them(encoder, tmp_path):
+    plugins = [{encoder: {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
+    pipe, out = Pipeline.from_plugins(plugins, seed=3), tmp_path / "tiny.litertlm"
+    options = Options(weights="w4", rows=96, prompt=16, buckets="4,16")
+    told = export(pipe, out, options)
+    assert told["weights_exact"] == 1.0
+    assert told["buckets"] == [4, 16]
+    with some(pipe, 6) as talks:
+        report = check(pipe, out, talks)
+    lines = {line.what: line for line in report.lines}
+    assert report.fine
+    for tokens in (4, 16):
+        assert lines[f"graph vision_{tokens}"].figure <= 1e-5
+        assert lines[f"graph projector_{tokens}"].figure <= 1e-5
+        assert lines[f"conversations, {tokens} tokens a picture"].figure == 1.0
+    assert lines["graph end of a picture"].figure == 0.0
+    if compiler() is not None:
+        assert lines["MediaTek's plugin: graph vision"].figure == 1.0
+    # a picture that fills neither graph: LiteRT-LM scales it to 5 x 3 tokens, and both sides see those
+    strip = tmp_path / "strip.png"
+    Image.fromarray(np.random.default_rng(5).integers(0, 255, (30, 50, 3), np.uint8)).save(strip)
+    ask = [{"type": "image", "path": str(strip)}, {"type": "text", "text": "What is it?"}]
+    compiled = DimensityBackend(options).compile(pipe.model, device="cpu", dtype="float32")
+    with workplace() as place:
+        theirs, mine = both(pipe, compiled, out, place, [[{"role": "user", "content": ask}]], lambda _: None, None, 16)
+    assert theirs == mine
 
 
 @here

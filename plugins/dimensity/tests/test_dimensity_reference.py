@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from andes_compression.pack import pack_model
+from andes_compression.recipe import default_recipe
 from andes_dimensity.codes import Matrix, refuse_unfit
 from andes_dimensity.options import Options
 from andes_dimensity.reference import CodedLinear, DimensityBackend, coded, rounded_rows
@@ -37,6 +39,30 @@ def test_products_by_hand():
     assert layer(torch.tensor([[2.0, 5.1]])).tolist() == [[-4.5, 64.75]]
     plain = CodedLinear(CODES, None, "float", None)
     assert plain(torch.tensor([[2.0, 4.0]])).tolist() == [[-4.0, 64.5]]
+
+
+GROUPED = Matrix(np.array([[2, -3, 7]], np.int8), np.array([[0.5, 0.25]], np.float32), 4, "packed", 2)
+
+
+def test_products_of_several_scales_in_a_row_by_hand():
+    assert GROUPED.weights.tolist() == [[1.0, -1.5, 1.75]]
+    layer = CodedLinear(GROUPED, None, "a8", Range(bits=8, scale=0.5))
+    # x / 0.5 = (4, 10, -2): (2 * 4 - 3 * 10) * 0.5 + 7 * -2 * 0.25 = -14.5, times 0.5
+    assert layer(torch.tensor([[2.0, 5.1, -1.0]])).tolist() == [[-7.25]]
+    rows = torch.randn(9, 3)
+    assert torch.equal(layer(rows), torch.cat([layer(row[None]) for row in rows]))
+
+
+@pytest.mark.parametrize("form", ["w8", "w4_g32"])
+def test_a_packed_file_runs_on_the_codes_that_it_has(form, pipe, tmp_path):
+    file = pack_model(pipe.model, default_recipe(pipe.model, form), tmp_path / "a.andes", plan=pipe.plan).path
+    own = Pipeline.from_pretrained(
+        file, plugins=[{"dimensity": {"rows": 64, "prompt": 16, "weights": "w4"}}], backend="dimensity"
+    )
+    ids = [5, 9, 40, 7]
+    want, got = (one.session().extend(ids)[0] for one in (Pipeline.from_pretrained(file), own))
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()  # rounded anew to 4 bits it would be 10 % off
+    assert ("only for a unit that decompresses" in own.compiled.facts()) is (form == "w4_g32")
 
 
 @pytest.mark.parametrize("mode", ["a16", "a8"])

@@ -50,8 +50,9 @@ class EncoderPlan(TypedDict):
     norm: "layer" or "rms", with `eps`. activation: "gelu", "gelu_tanh" or "swiglu". rotary: angles of rows (the first
     quarter of a head's features) and columns (the second) turn feature i with i + head / 2; the base of their
     frequencies, or None. embed: over flattened patches, then `embed_norm` if it is there; positions: (rows, columns) of
-    a grid -> (rows * columns, width) in block order, added to the embedding, or None. blocks may be made one by one as
-    they are asked for: only one at a time is looked at.
+    a grid -> (rows * columns, width) in block order, added to the embedding, or None; table: the (side, side, width)
+    that `positions` resizes bicubically with half-pixel centres, or None where it does something else. blocks may be
+    made one by one as they are asked for: only one at a time is looked at.
     """
 
     width: int
@@ -63,6 +64,7 @@ class EncoderPlan(TypedDict):
     embed: Linear
     embed_norm: NotRequired[Norm]
     positions: Callable[[int, int], Tensor] | None
+    table: NotRequired[Tensor | None]
     blocks: Iterable[BlockPlan]
     last: Norm
 

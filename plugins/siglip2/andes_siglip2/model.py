@@ -33,6 +33,12 @@ class Embeddings(nn.Module):
         if config.preserve_original_pe:
             self.pos_embed = nn.Embedding(config.num_patches, config.hidden_size)
 
+    def table(self) -> Tensor | None:
+        """(side, side, Dv) float32: what `positions` resizes bicubically; None without one."""
+        if not self.config.preserve_original_pe:
+            return None
+        return self.pos_embed.weight.detach().float().unflatten(0, (self.config.table_side, -1))
+
     def positions(self, h: int, w: int) -> Tensor:
         """(h*w, Dv) in block order; interpolated in float32 whatever the table's type."""
         table = self.pos_embed.weight.float().T.unflatten(1, (self.config.table_side, -1))[None]  # (1, Dv, side, side)
@@ -164,6 +170,7 @@ class SigLIP2Encoder(NativeEncoder):
             "rotary": None if config.disable_rope else config.rope_theta,
             "embed": (model.embeddings.proj.weight, model.embeddings.proj.bias),
             "positions": model.embeddings.positions if config.preserve_original_pe else None,
+            "table": model.embeddings.table(),
             "blocks": (cast(Layer, layer).blueprint() for layer in model.encoder.layers),
             "last": (model.post_layernorm.weight, model.post_layernorm.bias),
         }

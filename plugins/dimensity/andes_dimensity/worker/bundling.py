@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+PICTURE = "<|image|>"
+"""What LiteRT-LM takes for a picture's place in prompts of the model type `gemma4`."""
 
-def bundle(folder: Path, facts: Mapping[str, Any], grids: Any, patch: int) -> dict[str, Any]:
+
+def bundle(folder: Path, facts: Mapping[str, Any], grids: Any, vision: Mapping[str, Any]) -> dict[str, Any]:
     """Write `model.litertlm` into the folder -> its bytes and what it holds."""
     from litert_lm_builder import DType, LitertLmFileBuilder, Metadata, TfLiteModelType
     from litert_lm_builder.runtime.proto import llm_metadata_pb2
@@ -24,17 +27,21 @@ def bundle(folder: Path, facts: Mapping[str, Any], grids: Any, patch: int) -> di
     told.supports_thinking, told.supports_function_calling = facts["thinking"], False
     told.sampler_params.type, told.sampler_params.k = 1, 1  # the best token, as `andes generate` takes by default
     told.sampler_params.p, told.sampler_params.temperature = 1.0, 1.0
-    kind = told.llm_model_type.generic_model
-    kind.image_enabled = bool(grids)
-    if grids:
-        rows, columns = grids[0]
-        # what splits the prompt must be kept: without the group the runtime finds no place for a picture
-        kind.image_token_regex, kind.delimiter_regex = re.escape(facts["image"]), f"({re.escape(facts['image'])})"
-        kind.image_tensor_height, kind.image_tensor_width = rows * patch, columns * patch
+    if facts["buckets"]:
+        any_shape(told, facts, vision)
+    else:
+        kind = told.llm_model_type.generic_model
+        kind.image_enabled = bool(grids)
+        for rows, columns in grids:
+            # what splits the prompt must be kept: without the group the runtime finds no place for a picture
+            kind.image_token_regex, kind.delimiter_regex = re.escape(facts["image"]), f"({re.escape(facts['image'])})"
+            kind.image_tensor_height, kind.image_tensor_width = rows * vision["patch"], columns * vision["patch"]
     (folder / "metadata.pb").write_bytes(told.SerializeToString())
     made = LitertLmFileBuilder()
     held = [("text", TfLiteModelType.PREFILL_DECODE), ("embedder", TfLiteModelType.EMBEDDER)]
-    if grids:
+    if facts["buckets"]:
+        held.append(("end", TfLiteModelType.END_OF_VISION))
+    if vision:
         held += [("vision", TfLiteModelType.VISION_ENCODER), ("projector", TfLiteModelType.VISION_ADAPTER)]
     names = {"metadata": folder / "metadata.pb", "tokenizer": folder / "tokenizer" / "tokenizer.json"}
     names |= {name: folder / f"{name}.tflite" for name, _ in held}
@@ -52,6 +59,19 @@ def bundle(folder: Path, facts: Mapping[str, Any], grids: Any, patch: int) -> di
     return {"bytes": (folder / "model.litertlm").stat().st_size, "sections": [name for name, _ in held]}
 
 
+def any_shape(told: Any, facts: Mapping[str, Any], vision: Mapping[str, Any]) -> None:
+    """Metadata of pictures that keep their shape. The model type is `gemma4`: `generic_model` ignores its patch fields.
+
+    LiteRT-LM 0.18.1 looks for `<|image|>` in the prompt, and puts the graph `end`'s row behind a picture.
+    """
+    kind = told.llm_model_type.gemma4
+    kind.patch_width = kind.patch_height = vision["patch"]
+    kind.pooling_kernel_size = vision["merge"]
+    kind.max_num_patches = max(facts["buckets"]) * vision["merge"] ** 2
+    kind.start_of_image_token.token_str, kind.end_of_image_token.token_str = "", facts["image_end"]
+    told.jinja_prompt_template = facts["template"].replace(facts["image"] + facts["image_end"], PICTURE)
+
+
 def sha256(content: bytes) -> str:
     """In hex."""
     return hashlib.sha256(content).hexdigest()
@@ -67,7 +87,7 @@ def unpack(path: Path, folder: Path) -> dict[str, Any]:
     made = LitertLmFileBuilder.unpack(str(path), str(folder))
     said = {m.key: m.value for m in made._system_metadata if m.key not in ("uuid", "creation_timestamp")}
     kinds = {"prefill_decode": "text", "embedder": "embedder", "vision_encoder": "vision"}
-    kinds["vision_adapter"] = "projector"
+    kinds |= {"vision_adapter": "projector", "end_of_vision": "end"}
     found = {
         name: str(file)
         for file in sorted(folder.rglob("*.tflite"))

@@ -10,6 +10,7 @@ import scales
 import torch
 from graphs import Decoder, Embedder, Encoder, Inside, Outside, Projector
 from inject import Bank, quantise, verify
+from native import EndOfPicture, NativeEncoder, NativeProjector
 from torch import Tensor, nn
 
 Tell = Callable[[str], None]
@@ -44,7 +45,8 @@ def export(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         from bundling import bundle
 
         tell("bundling")
-        result["bundle"] = bundle(folder, job["bundle"], job["grids"], job.get("vision", {}).get("patch", 0))
+        vision = job.get("vision", {})
+        result["bundle"] = bundle(folder, job["bundle"] | {"buckets": job["buckets"]}, job["grids"], vision)
     return result
 
 
@@ -150,11 +152,15 @@ def _embedder(folder: Path, job: Mapping[str, Any], tell: Tell) -> dict[str, Any
     tell("lowering the embedding")
     lookup, inputs = Embedder(weights["model.embed_tokens.weight"]).eval(), torch.zeros(1, 1, dtype=torch.int32)
     made = litert_torch.signature("embedder", lookup, sample_kwargs={"token_ids": inputs}).convert()
+    if job["buckets"] and "bundle" in job:
+        row = weights["model.embed_tokens.weight"][job["bundle"]["image_end_id"]][None, None].clone()
+        end = litert_torch.signature("end", EndOfPicture(row).eval(), sample_kwargs={}).convert()
+        end.export(str(folder / "end.tflite"))
     return {"embedder": _written(folder, "embedder", made, bank, tell)}
 
 
 def _picture(folder: Path, job: Mapping[str, Any], part: str, tell: Tell) -> dict[str, Any]:
-    """Encoder or projector: one file, with a signature for each size of picture."""
+    """Encoder or projector: one file, with a signature for each size of picture, or for each number of its tokens."""
     import litert_torch
 
     plan = job[part]
@@ -170,6 +176,18 @@ def _picture(folder: Path, job: Mapping[str, Any], part: str, tell: Tell) -> dic
         else:
             inputs = {"soft_tokens": torch.randn(1, rows * columns, plan["features"])}
             converter.signature(name, Projector(plan, weights, rows, columns).eval(), sample_kwargs=inputs)
+    for tokens in reversed(job["buckets"]):  # LiteRT-LM looks at the first one for what holds for all: the largest
+        block = plan["merge"] ** 2
+        tell(f"lowering {part} of {tokens} tokens")
+        made: Any
+        if part == "vision":
+            flat = torch.rand(1, tokens * block, 3 * plan["patch"] ** 2)
+            inputs = {"images": flat, "positions_xy": torch.zeros(1, tokens * block, 2, dtype=torch.int32)}
+            made = NativeEncoder(plan, weights, tokens)
+        else:
+            inputs = {"soft_tokens": torch.randn(1, tokens, block * plan["features"])}
+            made = NativeProjector(plan, weights)
+        converter.signature(f"vision_{tokens}", made.eval(), sample_kwargs=inputs)  # LiteRT-LM wants it of both
     return {part: _written(folder, part, converter.convert(), bank, tell)}
 
 

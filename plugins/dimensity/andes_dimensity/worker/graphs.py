@@ -291,15 +291,16 @@ class Block(nn.Module):
         self.gate = Linear(weights, at + "gate") if at + "gate.weight" in weights else None
         self.turn_q, self.turn_k, self.softmax, self.add1, self.add2 = Turn(), Turn(), Softmax(), Add(), Add()
 
-    def forward(self, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-        """(1, N, D) -> (1, N, D)."""
+    def forward(self, x: Tensor, cos: Tensor | None, sin: Tensor | None, mask: Tensor | None = None) -> Tensor:
+        """(1, N, D) -> (1, N, D); `mask` (1, 1, 1, N) hides patches."""
         _, n, d = x.shape
         head = d // self.heads
         parts = self.qkv(self.norm1(x)).split(d, -1)
         q, k, v = (p.reshape(1, n, self.heads, head).permute(0, 2, 1, 3) for p in parts)
         if cos is not None and sin is not None:
             q, k = self.turn_q(q, cos, sin), self.turn_k(k, cos, sin)
-        p = self.softmax(torch.matmul(q * head**-0.5, k.transpose(2, 3)))
+        scores = torch.matmul(q * head**-0.5, k.transpose(2, 3))
+        p = self.softmax(scores if mask is None else scores + mask)
         x = self.add1(x, self.out(torch.matmul(p, v).permute(0, 2, 1, 3).reshape(1, n, d)))
         h = self.norm2(x)
         gate = None if self.gate is None else self.gate(h)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,11 +64,27 @@ def chat(folder: Path, job: Mapping[str, Any], tell: Callable[[str], None]) -> d
             with engine.create_conversation(
                 messages=messages[:-1] or None, sampler_config=greedy, lora_config=lora
             ) as one:
+                if job.get("budget"):
+                    budgeted(one, job["budget"])
                 texts.append(text_of(one.send_message(messages[-1])))
-            if number % 50 == 49:
+            if number % 10 == 9:
                 tell(f"{number + 1} of {len(job['conversations'])} conversations")
             (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
     return {"texts": texts}
+
+
+def budgeted(one: Any, tokens: int) -> None:
+    """Give each picture of a conversation so many tokens at most. The library can; its Python has no word for it."""
+    library, made = one._lib, one._create_optional_args
+    cap = library.litert_lm_conversation_optional_args_set_visual_token_budget
+    cap.argtypes, cap.restype = [ctypes.c_void_p, ctypes.c_int], None
+
+    def with_budget(*rest: Any, **named: Any) -> Any:
+        told = made(*rest, **named) or library.litert_lm_conversation_optional_args_create()
+        cap(told, tokens)
+        return told
+
+    one._create_optional_args = with_budget
 
 
 def text_of(answer: Any) -> str:
