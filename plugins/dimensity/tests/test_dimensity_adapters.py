@@ -159,7 +159,7 @@ def test_a_full_disk_is_told_before_and_while_a_file_is_written(pipe, tmp_path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exporting, "work", done)
-    monkeypatch.setattr(exporting.Path, "read_bytes", full)
+    monkeypatch.setattr(exporting, "copyfile", full)
     with pytest.raises(CheckpointError, match="cannot be written") as caught:
         exporting.export(pipe, out, Options(rows=32))
     assert "No space left" in caught.value.why
