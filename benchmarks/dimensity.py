@@ -83,6 +83,7 @@ def figure(report: Report, what: str) -> float | None:
 
 def costs() -> float:
     """Percent, as `dimensity_cost.py` measures it; this machine must be quiet meanwhile."""
+    say("decode times for the cost model, a minute")
     script = Path(__file__).with_name("dimensity_cost.py")
     done = subprocess.run([sys.executable, script, "--json"], capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)["error"])
@@ -128,8 +129,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, help="a bundle that was written before")
     parser.add_argument("--a16", type=Path, help="graphs of static int16 that were written before")
     parser.add_argument("--buckets", default="", help="tokens of the graphs for pictures of any shape")
-    parser.add_argument("--only", choices=("answers",), help="neither graphs nor static int16")
-    parser.add_argument("--costs", action="store_true", help="also measure decode times for the cost model")
+    parser.add_argument("--only", choices=("answers",), help="neither graphs, static int16 nor costs")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     environment.setup(say)
@@ -152,7 +152,7 @@ def main() -> None:
                 sides = both(pipe, compiled, given.bundle, place, asked, say, None, budget)
             found[budget] = answers(sides, [a for _, _, a in some])
     facts |= {"budgets": found} if options.tokens else found[0]
-    facts["cost_model_error"] = costs() if given.costs else None
+    facts["cost_model_error"] = None if given.only else costs()
     print(json.dumps(facts, indent=2) if given.json else "\n".join(f"{k}: {v}" for k, v in facts.items()))
 
 
