@@ -25,8 +25,8 @@ class Figure:
 
 DRAM = Figure(
     value=10.0,
-    source="Ortega et al., PIM-AI, arXiv 2411.17309, table 1: LPDDR5X of phones, both ends of the bus; derived there "
-    "from the kind of memory, not measured",
+    source="Ortega et al., PIM-AI, arXiv 2411.17309, table 1, as others quote it: LPDDR5X of phones, both ends of the "
+    "bus; derived there from the kind of memory, not measured",
 )
 SRAM = Figure(
     value=10.0 / 64,
@@ -34,9 +34,9 @@ SRAM = Figure(
     "take less, larger buffers more",
 )
 MAC = Figure(
-    value=0.23,
-    source="Horowitz, ISSCC 2014: 0.2 pJ for an 8-bit product and 0.03 pJ for a sum, 45 nm; newer chips take less, "
-    "16-bit activations more",
+    value=0.3,
+    source="Horowitz, ISSCC 2014: 0.2 pJ for an 8-bit product and 0.1 pJ for a 32-bit sum, 45 nm; newer chips "
+    "take less, 16-bit activations more",
 )
 GIVEN = "given by option"
 
@@ -45,7 +45,7 @@ def _figure(value: float, known: Figure) -> Figure:
     return known if value == known.value else Figure(value=value, source=GIVEN)
 
 
-def _positive(self: Picojoules, attribute: Any, value: float) -> None:
+def _bounded(self: Picojoules, attribute: Any, value: float) -> None:
     if not 0 <= value < 1e6:
         why, fix = "picojoules are from 0 to a million", "look at the source of your figure"
         raise ConfigError(f"is {value}", who=f"energy.{attribute.name}", why=why, fix=fix)
@@ -60,9 +60,9 @@ class Picojoules:
         mac: of a product of two codes and its sum.
     """
 
-    dram: float = field(default=DRAM.value, validator=_positive)
-    sram: float = field(default=SRAM.value, validator=_positive)
-    mac: float = field(default=MAC.value, validator=_positive)
+    dram: float = field(default=DRAM.value, validator=_bounded)
+    sram: float = field(default=SRAM.value, validator=_bounded)
+    mac: float = field(default=MAC.value, validator=_bounded)
 
     def joules(self, moved: float, macs: float) -> float:
         """Of so many bytes from memory, each written to a buffer and read from it once, and so many products."""

@@ -67,8 +67,7 @@ def chat(folder: Path, job: Mapping[str, Any], tell: Callable[[str], None]) -> d
                 if job.get("budget"):
                     budgeted(one, job["budget"])
                 texts.append(text_of(one.send_message(messages[-1])))
-            if number % 10 == 9:
-                tell(f"{number + 1} of {len(job['conversations'])} conversations")
+            tell(f"{number + 1} of {len(job['conversations'])} conversations")  # silence is taken for hanging
             (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
     return {"texts": texts}
 
