@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from andes_serve import door, items, messages, responses
+from andes_serve.app import create_app
 from andes_serve.jobs import Piece
 from andes_serve.limits import Limits
 from andes_serve.memory import Room
@@ -244,6 +246,45 @@ def test_readers_that_stop_reading_or_leave_hold_nothing_for_ever(served):
             reader.recv(10)
     served.ask()
     assert served.idle()
+
+
+def test_a_stream_whose_reader_leaves_before_its_first_chunk_is_cancelled_and_counted(pipe, start, monkeypatch):
+    jobs, sent, calls = list[Any](), list[Any](), 0
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4000, "stream": True}
+    scope = {
+        "type": "http", "asgi": {"spec_version": "2.3"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+        "path": "/v1/chat/completions", "query_string": b"", "root_path": "", "client": ("127.0.0.1", 1),
+        "headers": [], "server": ("127.0.0.1", 2),
+    }  # fmt: skip
+
+    async def receive() -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            return {"type": "http.request", "body": json.dumps(asked).encode(), "more_body": False}
+        if calls == 2:  # while the first event is waited for, the client stays
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0)  # as where a buffer is full: here the task learns that it is cancelled
+        sent.append(message)
+
+    with start(pipe) as served:
+        submit = served.server.scheduler.submit
+        monkeypatch.setattr(served.server.scheduler, "submit", lambda job: jobs.append(job) or submit(job))
+
+        async def play() -> None:
+            await create_app(served.server)(scope, receive, send)
+            assert (calls, sent) == (3, [])
+            assert jobs[0].cancelled
+            assert await asyncio.to_thread(served.idle)
+
+        with served.held() as give:
+            give(40)
+            asyncio.run(play())
+        counts = [served.count(f'andes_requests_total{{outcome="{kind}"}}') for kind in ("cancelled", "answered")]
+        assert counts == [1, 0]
 
 
 def test_items_of_a_streamed_response_hold_their_own_text_alone():
