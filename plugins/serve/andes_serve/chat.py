@@ -87,8 +87,10 @@ class Chat:
         except BaseException as error:
             if running is not None:
                 running.leave()
-            if isinstance(error, Failure | AndesError):
+            if isinstance(error, AndesError):
                 raise _renumbered(failure_of(error), origins) from error
+            if isinstance(error, Failure):
+                _renumbered(error, origins)
             raise
         return running
 
