@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
@@ -256,13 +256,32 @@ def peer(rounds: int) -> dict[str, Any]:
     return compare(rounds, told)
 
 
-async def measured(given: argparse.Namespace) -> dict[str, Any]:
-    """Every figure."""
-    found: dict[str, Any] = json.loads(given.out.read_text()) if given.out and given.out.exists() else {}
+def earlier(out: Path | None, parts: Sequence[str], *, quick: bool) -> dict[str, Any]:
+    """What a file holds already; its `quick` says of each part whether it was measured with `--quick`.
+
+    Raises:
+        SystemExit: quick and full figures would stand side by side, or quick ones in the place of full ones.
+    """
+    found: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {}
+    marks: dict[str, bool] = found.get("quick", {})
+    if found.keys() - {"start_s"} and not marks:
+        raise SystemExit(f"{out}: it does not say whether its figures are quick or full: give another --out")
+    others = [part for part, mark in marks.items() if mark != quick and (quick or part not in parts)]
+    if others:
+        kinds = ("full", "quick") if quick else ("quick", "full")
+        what = f"{out}: its figures of {', '.join(others)} are {kinds[0]}, these would be {kinds[1]}"
+        raise SystemExit(f"{what}: give another --out, or measure all parts alike")
+    return found
+
+
+async def measured(given: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
+    """Every figure, beside those that were `found` before."""
     parts = given.parts
 
-    def keep(more: dict[str, Any]) -> None:
+    def keep(more: dict[str, Any], part: str = "") -> None:
         found.update(more)
+        if part:
+            found["quick"] = {**found.get("quick", {}), part: given.quick}
         if given.out:  # what is measured stays, whatever comes
             given.out.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -272,20 +291,20 @@ async def measured(given: argparse.Namespace) -> dict[str, Any]:
     async with serving(given.model, "--body", "1", "--concurrency", "16", *more) as (client, process, start):
         keep({"start_s": start})
         if "speed" in parts:
-            keep(await speeds(client, pipe, tokens, rounds))
+            keep(await speeds(client, pipe, tokens, rounds), "speed")
         if "turns" in parts:
             count = 4 if given.quick else 16
-            keep({"second_turn": await second_turn(client, screens()[:count])})
-            keep({"second_turn_small": await second_turn(client, [shown(seed, 336) for seed in range(count)])})
+            keep({"second_turn": await second_turn(client, screens()[:count])}, "turns")
+            keep({"second_turn_small": await second_turn(client, [shown(seed, 336) for seed in range(count)])}, "turns")
         if "schemas" in parts:
-            keep(await schemas(client, given.schemas or (40 if given.quick else 500)))
+            keep(await schemas(client, given.schemas or (40 if given.quick else 500)), "schemas")
         if "requests" in parts:
             count = given.requests or (600 if given.quick else 10_000)
-            keep(await mixed(client, process, pipe, count, lambda some: keep(found | some)))
+            keep(await mixed(client, process, pipe, count, lambda some: keep(some, "requests")), "requests")
     if "restart" in parts:
-        keep(await restarts(given.model, 3 if given.quick else 7))
+        keep(await restarts(given.model, 3 if given.quick else 7), "restart")
     if "peer" in parts:
-        keep(peer(3 if given.quick else 7))
+        keep(peer(3 if given.quick else 7), "peer")
     return found
 
 
@@ -295,7 +314,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, requests and schemas")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--out", type=Path, help="write JSON to a file, too; what it holds of other parts stays")
+    parser.add_argument(
+        "--out", type=Path, help="write JSON, too; the rest of a file stays, if all is quick or all full"
+    )
     parser.add_argument("--model", default=SHIPPED, help="a folder or a bundled name")
     parser.add_argument("--backend", help="torch unless given")
     parser.add_argument("--rounds", type=int, help="of the part speed")
@@ -303,7 +324,7 @@ def main() -> None:
     parser.add_argument("--schemas", type=int, help="how many random schemas")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     given = parser.parse_args()
-    found = asyncio.run(measured(given))
+    found = asyncio.run(measured(given, earlier(given.out, given.parts, quick=given.quick)))
     text = json.dumps(found, indent=2)
     print(text if given.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
 

@@ -101,6 +101,27 @@ def test_the_page_of_compression_names_the_calls_that_made_its_rows() -> None:
     assert ("benchmarks/qalft.py" in said) == bool(found.get("adapters"))
 
 
+def test_quick_and_full_figures_of_the_server_do_not_share_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("andes_serve")
+    pytest.importorskip("jsonschema")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module, out = opened("serve"), tmp_path / "serve.json"
+    assert module.earlier(None, ["speed"], quick=True) == module.earlier(out, ["speed"], quick=True) == {}
+    full = ROOT / "docs" / "results" / "serve.json"
+    assert module.earlier(full, ["peer"], quick=False) == json.loads(full.read_text(encoding="utf-8"))
+    with pytest.raises(SystemExit, match=r"figures of speed.* are full, these would be quick"):
+        module.earlier(full, ["peer"], quick=True)
+    out.write_text('{"schemas": 40, "quick": {"schemas": true}}')
+    assert module.earlier(out, ["schemas"], quick=False)["schemas"] == 40  # all of it is measured again
+    with pytest.raises(SystemExit, match="figures of schemas are quick, these would be full"):
+        module.earlier(out, ["peer"], quick=False)
+    out.write_text('{"schemas": 40}')
+    with pytest.raises(SystemExit, match="does not say"):
+        module.earlier(out, ["schemas"], quick=False)
+
+
 def test_rows_of_a_text_model_are_compared_at_equal_bits() -> None:
     module = opened("compression_text")
     score = {"perplexity": 9.0, "interval": 0.05}

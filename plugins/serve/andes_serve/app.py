@@ -93,8 +93,9 @@ def create_app(server: Server, *, origins: Sequence[str] = ()) -> FastAPI:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     for enter, some in ((server.door.enter, routes), (server.door.enter_as_admin, ADMIN)):
         for method, path, endpoint in some:
+            counted = some is routes and method == "POST"
             app.add_api_route(
-                path, _guarded(server, endpoint, enter), methods=[method], response_model=None,
+                path, _guarded(server, endpoint, enter, counted=counted), methods=[method], response_model=None,
                 summary=(endpoint.__doc__ or "").strip().partition("\n")[0],
             )  # fmt: skip
     app.add_api_route("/", _page, methods=["GET"], response_model=None, include_in_schema=False)
@@ -111,14 +112,17 @@ def create_app(server: Server, *, origins: Sequence[str] = ()) -> FastAPI:
     return app
 
 
-def _guarded(server: Server, endpoint: Endpoint, enter: Callable[[Request], None]) -> Any:
+def _guarded(server: Server, endpoint: Endpoint, enter: Callable[[Request], None], *, counted: bool) -> Any:
+    """A route; `counted`: it answers, and `andes_requests` counts its failures beside its answers."""
+
     async def route(request: Request) -> Response:
         try:
             enter(request)
             return await endpoint(server, request)
         except Exception as error:
             failure = noted(error)
-            server.metrics.ended(failure.outcome)
+            if counted:
+                server.metrics.ended(failure.outcome)
             return told(failure)
 
     return route

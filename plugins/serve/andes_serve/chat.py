@@ -87,8 +87,10 @@ class Chat:
         except BaseException as error:
             if running is not None:
                 running.leave()
-            if isinstance(error, Failure | AndesError):
+            if isinstance(error, AndesError):
                 raise _renumbered(failure_of(error), origins) from error
+            if isinstance(error, Failure):
+                _renumbered(error, origins)
             raise
         return running
 
@@ -240,20 +242,23 @@ async def answered(request: Request, chat: Chat, writer: Any) -> Response:
         writer: of the shape of the endpoint; has `asked`, `whole`, `chunks` and `failed`.
     """
     running = await unless_gone(request, chat.begun())
-    metrics = chat.server.metrics
     if writer.asked.stream:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Streamed(_written(running, writer, metrics), media_type="text/event-stream", headers=headers)
+        return Streamed(running, writer, chat.server.metrics)
     try:
         made = JSONResponse(writer.whole(await unless_gone(request, running.gathered())))
     finally:
         running.leave()
-    metrics.ended("answered")
+    chat.server.metrics.ended("answered")
     return made
 
 
 class Streamed(StreamingResponse):
     """A stream that ends, and cancels its request, as soon as nobody reads it: not when its rest is collected."""
+
+    def __init__(self, running: Running, writer: Any, metrics: Metrics) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(self._written(), media_type="text/event-stream", headers=headers)
+        self._running, self._writer, self._metrics, self._over = running, writer, metrics, False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
@@ -261,19 +266,25 @@ class Streamed(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             await cast("AsyncGenerator[bytes]", self.body_iterator).aclose()
+            self._end("cancelled")  # one that never began has nothing to close
 
+    async def _written(self) -> AsyncIterator[bytes]:
+        outcome = "cancelled"  # where the client leaves, nothing below is reached
+        try:
+            async for chunk in self._writer.chunks(self._running.events()):
+                if chunk:
+                    yield chunk
+            outcome = "answered"
+        except Exception as error:  # the status is sent: the stream says it
+            failure = noted(error)
+            outcome = failure.outcome
+            yield self._writer.failed(failure)
+        finally:
+            self._end(outcome)
 
-async def _written(running: Running, writer: Any, metrics: Metrics) -> AsyncIterator[bytes]:
-    outcome = "cancelled"  # where the client leaves, nothing below is reached
-    try:
-        async for chunk in writer.chunks(running.events()):
-            if chunk:
-                yield chunk
-        outcome = "answered"
-    except Exception as error:  # the status is sent: the stream says it
-        failure = noted(error)
-        outcome = failure.outcome
-        yield writer.failed(failure)
-    finally:
-        running.leave()
-        metrics.ended(outcome)
+    def _end(self, outcome: str) -> None:
+        """Leave the request and count it, once."""
+        if not self._over:
+            self._over = True
+            self._running.leave()
+            self._metrics.ended(outcome)

@@ -90,8 +90,8 @@ def serve(
     if not 0 <= temperature < float("inf"):
         raise ConfigError(f"{temperature:g} is no temperature", who="--temperature", fix="give 0, or a number above it")
     for one in origin or ():
-        if not re.fullmatch(r"https?://[^/\s]+|\*", one):
-            fix = "write it as a browser sends it: https://app.example, without a path; * for all"
+        if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+|\*", one):
+            fix = "write it as it is sent: https://app.example or capacitor://localhost, without a path; * for all"
             raise ConfigError(f"{one!r} is no origin", who="--origin", fix=fix)
     source = _source(model, config)
     with bound(host, port) as at:  # before a large model is read for nothing

@@ -64,7 +64,7 @@ class Grammars:
 
 def _unusable(matcher: Any, param: str) -> Failure:
     """What went wrong, without the state of the parser behind it; of a regex that is none, what is wrong with it."""
-    first, *rest = str(matcher.get_error()).partition("<state>")[0].strip().splitlines()
+    first, *rest = str(matcher.get_error()).partition("<state>")[0].strip().splitlines() or ["no reason is given"]
     what = "nothing fits it" if first == "NoExtensionBias" else first[:500]
     what += next((f" {line.strip()[:200]}" for line in rest if line.strip().startswith("error:")), "")
     return Failure(400, f"the grammar cannot be used: {what}", param=param, code="invalid_grammar")

@@ -19,7 +19,7 @@ class Metrics:
     def __init__(self) -> None:
         own = self.registry = CollectorRegistry()
         self._now: tuple[int, ...] = ()
-        self._requests = Counter("andes_requests", "Requests by how they ended", ["outcome"], registry=own)
+        self._requests = Counter("andes_requests", "Requests for answers by how they ended", ["outcome"], registry=own)
         for outcome in ("answered", "refused", "failed", "cancelled"):  # 0 is a figure too
             self._requests.labels(outcome)
         self._tokens = Counter("andes_tokens", "Tokens by kind", ["kind"], registry=own)
@@ -50,7 +50,7 @@ class Metrics:
             self._each.observe(usage.decode / (usage.answer - 1))
 
     def ended(self, outcome: str) -> None:
-        """A request has ended: answered, failed, cancelled or refused; each is counted once, by its endpoint."""
+        """A request for an answer has ended: answered, failed, cancelled or refused; each is counted once."""
         self._requests.labels(outcome).inc()
 
     def looked_up(self, cache: str, *, hit: bool) -> None:

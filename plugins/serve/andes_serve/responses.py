@@ -107,13 +107,18 @@ class Kept:
 
 def messages_of(
     asked: ResponseRequest, before: Sequence[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], dict[int, str]]:
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Input items as messages of chat completions, behind those of a previous response; and where each came from.
+
+    Returns:
+        The messages without the instructions; and the places of the request by those of chat completions, where the
+        instructions count: `{"messages[0]": "instructions", "messages[1].tool_calls[0]": "input[0]"}`.
 
     Raises:
         Failure: an item of a kind that is not known.
     """
-    made, origins = [*before], dict[int, str]()
+    made, instructed = [*before], asked.instructions is not None
+    origins = {"messages[0]": "instructions"} if instructed else dict[str, str]()
     items = [{"role": "user", "content": asked.input}] if isinstance(asked.input, str) else asked.input
     calls: list[dict[str, Any]] | None = None  # of the last message, to which more may come
     for number, item in enumerate(items):
@@ -129,6 +134,7 @@ def messages_of(
             if calls is None:
                 calls = list[dict[str, Any]]()
                 made.append({"role": "assistant", "content": "", "tool_calls": calls})
+            origins[f"messages[{len(made) - 1 + instructed}].tool_calls[{len(calls)}]"] = place
             calls.append(call)
         elif kind == "function_call_output":
             output = item.get("output")
@@ -139,7 +145,8 @@ def messages_of(
         elif kind != "reasoning":  # reasoning of earlier turns is not read again
             raise Failure(400, f"unsupported item {kind!r}", param=f"{place}.type", code="unsupported_parameter")
         calls = calls if kind == "function_call" else None
-        origins.setdefault(len(made) - 1, place if isinstance(asked.input, list) else "input")
+        own = place if isinstance(asked.input, list) else "input"
+        origins.setdefault(f"messages[{len(made) - 1 + instructed}]", own)
     return made, origins
 
 
@@ -290,17 +297,32 @@ class Responding:
 NAMES = {"max_tokens": "max_output_tokens", "response_format": "text.format", "messages": "input"}
 """Parameters of chat completions, as this endpoint calls them."""
 
+FIELDS = (
+    (re.compile(r"\bresponse_format\.json_schema(\.schema)?\b"), "text.format.schema"),
+    (re.compile(r"\b(tools\[\d+\])\.function\b"), r"\1"),
+    (re.compile(r"\b(max_tokens|response_format)\b|^(messages)(?=:|$)"), lambda m: NAMES[m[0]]),  # no plain words
+)
+PLACE = re.compile(r"\b(messages\[\d+\])(\.tool_calls\[\d+\])?((?:\.\w+|\[\d+\])*)")
 
-def _renamed(failure: Failure, origins: Mapping[int, str], instructed: bool) -> Failure:
-    """The same failure with the names of this endpoint's parameters; `instructed`: a message stands before all."""
 
-    def name(match: re.Match[str]) -> str:
-        place = NAMES[match[1]]
-        return origins.get(int(match[2]) - instructed, place) if match[2] else place
+def _renamed(failure: Failure, origins: Mapping[str, str]) -> Failure:
+    """The same failure with the names of this endpoint's parameters; `origins`: see `messages_of`."""
 
-    pattern = re.compile(rf"\b({'|'.join(NAMES)})\b(?:\[(\d+)\])?")
-    if pattern.match(failure.param or ""):
-        failure.message, failure.param = pattern.sub(name, failure.message), pattern.sub(name, failure.param or "")
+    def place(match: re.Match[str]) -> str:
+        message, call, rest = match[1], match[2] or "", match[3]
+        found = origins.get(message + call) or origins.get(message, "previous_response_id")
+        if not found.startswith("input["):
+            return found
+        rest = rest.removeprefix(".function") if call else rest
+        return found + rest.replace(".image_url.url", ".image_url").replace(".image_url.detail", ".detail")
+
+    def named(text: str) -> str:
+        for pattern, name in FIELDS:
+            text = pattern.sub(name, text)
+        return PLACE.sub(place, text)
+
+    if failure.param:
+        failure.message, failure.param = named(failure.message), named(failure.param)
     return failure
 
 
@@ -318,5 +340,8 @@ class Responses:
         try:
             chat = Chat(server, chat_of(asked, messages))
             return await answered(request, chat, Responding(server, asked, chat, messages, self.kept))
-        except (Failure, AndesError) as error:
-            raise _renamed(failure_of(error), origins, asked.instructions is not None) from error
+        except AndesError as error:
+            raise _renamed(failure_of(error), origins) from error
+        except Failure as failure:
+            _renamed(failure, origins)
+            raise

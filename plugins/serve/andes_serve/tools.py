@@ -21,6 +21,7 @@ from andes_serve.failures import Failure
 
 NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 BEGIN, END = "<tool_call>", "</tool_call>"
+ROLES = ("system", "developer", "user", "assistant", "tool")
 HEAD = """# Tools
 
 You may call one or more functions to assist with the user query.
@@ -135,6 +136,10 @@ def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> tu
     results: list[str] = []  # of tools, which the last message holds
     for number, message in enumerate(messages):
         place = f"messages[{number}]"
+        if message.get("role") not in ROLES:
+            got = str(message.get("role"))[:64]
+            what = f"{place}.role: expected {', '.join(ROLES[:-1])} or {ROLES[-1]}, got {got!r}"
+            raise Failure(400, what, param=f"{place}.role", code="invalid_value")
         if message.get("role") == "tool":
             text = f"<tool_response>\n{_plain(message.get('content'), place)}\n</tool_response>"
             if not results:
@@ -149,7 +154,8 @@ def told(messages: Sequence[dict[str, Any]], functions: Mapping[str, Any]) -> tu
             raise Failure(400, "tool_calls is no list", param=f"{place}.tool_calls", code="invalid_type")
         if calls:
             content = _plain(message.get("content") or "", place)
-            text = "\n".join([*([content] if content else []), *(_written(c, place) for c in calls)])
+            written = [_written(call, f"{place}.tool_calls[{n}]") for n, call in enumerate(calls)]
+            text = "\n".join([*([content] if content else []), *written])
             made.append({"role": message.get("role"), "content": text})
             continue
         role = "system" if message.get("role") == "developer" else message.get("role")
@@ -183,14 +189,19 @@ def _plain(content: Any, place: str) -> str:
 
 
 def _written(call: Any, place: str) -> str:
+    place += ".function"
     try:
-        name, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
+        function, own = call["function"], place
+        place = f"{own}.name"
+        name = function["name"]
         if not isinstance(name, str):
             raise TypeError("the name of a function is text")
+        place = f"{own}.arguments"
+        arguments = json.loads(function["arguments"])
         return f"{BEGIN}\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n{END}"
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        what = f"{place}.tool_calls: cannot be read ({type(error).__name__}: {error})"
-        raise Failure(400, what, param=f"{place}.tool_calls", code="invalid_value") from None
+        what = f"{place}: cannot be read ({type(error).__name__}: {error})"
+        raise Failure(400, what, param=place, code="invalid_value") from None
 
 
 @define

@@ -79,7 +79,8 @@ def test_a_client_that_reads_nothing_is_given_up_and_its_body_with_it(monkeypatc
     assert "a client read nothing of its answer" in caplog.text
 
 
-def test_a_stream_that_cannot_be_sent_cancels_its_request_at_once():
+@pytest.mark.parametrize("kind", ["http.response.start", "http.response.body"])
+def test_a_stream_that_cannot_be_sent_cancels_its_request_at_once(kind):
     ended, left = list[str](), list[bool]()
 
     async def play() -> None:
@@ -91,15 +92,15 @@ def test_a_stream_that_cannot_be_sent_cancels_its_request_at_once():
             await asyncio.sleep(60)
 
         async def send(message: Any) -> None:
-            if message["type"] == "http.response.body":
+            if message["type"] == kind:
                 held.append(door._Unread())
                 raise held[-1]
 
         held = list[BaseException]()  # a traceback that lives on keeps no request alive
         running = SimpleNamespace(events=lambda: None, leave=lambda: left.append(True))
-        written = chat._written(running, SimpleNamespace(chunks=chunks), SimpleNamespace(ended=ended.append))
+        writer, metrics = SimpleNamespace(chunks=chunks), SimpleNamespace(ended=ended.append)
         with pytest.raises(door._Unread):
-            await chat.Streamed(written)({"type": "http"}, receive, send)
+            await chat.Streamed(running, writer, metrics)({"type": "http"}, receive, send)
         assert (ended, left) == (["cancelled"], [True])
 
     asyncio.run(play())

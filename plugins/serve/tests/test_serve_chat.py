@@ -197,6 +197,19 @@ def test_models_health_and_metrics(served):
     assert served.http.get("/docs").status_code == 404  # its page would fetch scripts from elsewhere
 
 
+def test_requests_for_answers_alone_are_counted(pipe, start):
+    with start(pipe, door=Door((), ("boss",), 0)) as served:
+        served.http.get("/v1/models/none")
+        served.http.post("/v1/adapters", json={"name": "a", "folder": "b"})
+        served.http.delete("/v1/adapters/none")
+        names = [f'andes_requests_total{{outcome="{kind}"}}' for kind in ("answered", "refused", "failed", "cancelled")]
+        assert [served.count(name) for name in names] == [0, 0, 0, 0]
+        served.http.post("/v1/responses", json={"model": "none", "input": "x"})
+        served.ask(model="none", status=404)
+        served.http.post("/v1/responses", json={"model": "tiny", "input": "x", "max_output_tokens": 2})
+        assert [served.count(name) for name in names] == [1, 2, 0, 0]
+
+
 def test_a_server_has_keys_rates_and_limits(pipe, start):
     limits = Limits(body=2000, prompt=60, memory=1 << 20, rate=4, answer=200)
     with start(pipe, limits=limits, door=Door(("one", "two"), ("boss",), 0)) as served:

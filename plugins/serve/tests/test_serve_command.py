@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from andes_serve import cli
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from andes_sdk.cli import app, loading
@@ -121,6 +122,7 @@ def test_a_port_in_use_is_told_before_the_model_is_read(tmp_path, monkeypatch):
         (["--temperature", "nan"], "nan is no temperature"),
         (["--temperature", "-1"], "-1 is no temperature"),
         (["--origin", "https://app.example/path"], "is no origin"),
+        (["--origin", "localhost:3000"], "is no origin"),
         (["--keys", "unsendable"], "a key cannot be sent"),
     ],
 )
@@ -137,6 +139,21 @@ def test_the_help_shows_what_is_taken_where_an_option_is_silent():
     shown = " ".join(CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "300"}).output.split())
     for default in ("(default: 32)", "(default: a quarter)", "(default: 600)"):
         assert default in shown
+
+
+@pytest.mark.parametrize("origin", ["https://app.example:8443", "capacitor://localhost", "chrome-extension://abc", "*"])
+def test_origins_of_apps_may_ask(pipe, start, monkeypatch, origin):
+    seen = list[Any]()
+    monkeypatch.setattr(loading, "open_pipeline", lambda *given, **more: pipe)
+    monkeypatch.setattr(cli, "run", lambda app, server, at: seen.append(app) or at.close())
+    result = CliRunner().invoke(app, ["serve", "tiny", "--port", "0", "--origin", origin])
+    assert (result.exit_code, result.stderr) == (0, "")
+    with TestClient(seen[0]) as http:
+        got = http.get("/health", headers={"Origin": "https://x.example" if origin == "*" else origin})
+        assert got.headers["access-control-allow-origin"] == origin
+        if origin != "*":
+            got = http.get("/health", headers={"Origin": "https://x.example"})
+            assert "access-control-allow-origin" not in got.headers
 
 
 def test_a_folder_keeps_the_dots_of_its_name(tmp_path):
