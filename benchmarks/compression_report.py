@@ -197,7 +197,7 @@ def decode(found: dict[str, Any] | None) -> str:
     ratios = found["decode_ratio_adapter"]
     return (
         f"A step of Qwen3-0.6B's shape with rank 16 on all layers ÷ one without, {found['threads']} thread: "
-        f"{ratios['sub2']:.2f} at 1.6 bits,\n{ratios['w4']:.2f} at 4.5 bits. With three loaded and none attached: "
+        f"{ratios['sub2']:.2f} at 1.6 bits,\n{ratios['w4']:.2f} at 4.5 bits. With four loaded and none attached: "
         f"{found['decode_ratio_idle']['sub2']:.2f} and {found['decode_ratio_idle']['w4']:.2f}. On a machine\nat rest "
         f"the last two are 1.00: how far they are from it says how far to trust the first two."
         + (

@@ -15,8 +15,8 @@ weights are Q4_1. Embedding and head, which are one matrix, have w4_g32. Rows of
   highest log probability per character behind "Question: … Answer:". Chance is 0.25. above_chance: what is above that,
   ÷ the same of bf16. A model of this size is not far above chance: `interval` is half the 95 % interval of accuracy.
 
-gain_over_ptq: accuracy of the best trained row of at most 1.8 bits, named body or measured, minus that of the best
-without training, in points. A folder given as --out keeps rows and states of training. --quick takes some four minutes
+gain_over_ptq: accuracy of the best trained row of at most 1.8 bits in body_bpw minus that of the best without training,
+in points. A folder given as --out keeps rows and states of training. --quick takes some four minutes
 of one core: four rows, two steps of training, few questions; its figures say that it runs, and nothing else.
 """
 
@@ -31,6 +31,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,8 @@ from compression import BODIES, opened  # noqa: E402
 from smollm2 import plugins_of, smollm2  # noqa: E402
 
 REST = {"embedding": "w4_g32", "head": "w4_g32"}
-LOW = {"nm28_w4", "nm14_w4", "34+kv", "ternary34_g128"}
-"""Bodies of at most 1.8 bits, padding left out."""
+LOW = 1.8
+"""Most bits per weight of the body, by the file's bytes, of rows that are compared."""
 ROWS = ["bf16", *(f"{how} {b}" for how in ("rtn", "gptq", "awq") for b in BODIES), *(f"qat {b}" for b in BODIES)]
 QUESTIONS = "lm_eval/tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"
 FORM = re.compile(
@@ -136,10 +137,13 @@ def perplexity(pipe: Pipeline, chunks: int, size: int = 256) -> float:
     return math.exp(-total / (len(some) * (size - 1)))
 
 
-def accuracy(pipe: Pipeline, limit: int) -> float:
-    """Share of questions, spread over the subjects, whose right answer is the likeliest per character."""
-    every = questions()
-    some = every[:: max(1, len(every) // limit)][:limit]
+def spread(every: Sequence[Question], limit: int) -> list[Question]:
+    """At most `limit` of all questions, evenly spread from the first to the last."""
+    return [every[int(i)] for i in torch.linspace(0, len(every) - 1, min(limit, len(every))).round()]
+
+
+def accuracy(pipe: Pipeline, some: Sequence[Question]) -> float:
+    """Share of questions whose right answer is the likeliest per character."""
     right = 0
     for one in some:
         front = list(pipe.tokenizer.encode(f"Question: {one.text}\nAnswer:"))[-480:]
@@ -150,8 +154,9 @@ def accuracy(pipe: Pipeline, limit: int) -> float:
 
 
 def measured(pipe: Pipeline, given: argparse.Namespace) -> dict[str, float]:
-    share, ppl = accuracy(pipe, given.limit), perplexity(pipe, given.chunks)
-    half = 1.96 * math.sqrt(share * (1 - share) / given.limit)
+    some = spread(questions(), given.limit)
+    share, ppl = accuracy(pipe, some), perplexity(pipe, given.chunks)
+    half = 1.96 * math.sqrt(share * (1 - share) / len(some))
     return {"perplexity": round(ppl, 3), "accuracy": round(share, 4), "interval": round(half, 4)}
 
 
@@ -209,7 +214,7 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
         if whole:
             above = whole["accuracy"] - 0.25
             one["above_chance"] = round((one["accuracy"] - 0.25) / above, 4) if above > 0 else None
-    low = {n: r for n, r in rows.items() if n.partition(" ")[2].partition("@")[0] in LOW}
+    low = {n: r for n, r in rows.items() if r["body_bpw"] <= LOW}
     ours, theirs = ([r["accuracy"] for n, r in low.items() if n.startswith("qat") == own] for own in (True, False))
     gain = round(100 * (max(ours) - max(theirs)), 2) if ours and theirs else None
     return {"gain_over_ptq": gain, "retention_above_chance": max(
@@ -230,7 +235,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="four rows, two steps, few questions")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--steps", type=int, help="of each training [default: 400; quick: 2]")
-    parser.add_argument("--limit", type=int, help="questions [default: 273; quick: 8]")
+    parser.add_argument("--limit", type=int, help="questions, at most 273 [default: 273; quick: 8]")
     parser.add_argument("--chunks", type=int, help="pieces of held-out text, at most 10 [default: 10; quick: 2]")
     parser.add_argument("--lines", type=int, help="calibration lines of GPTQ and AWQ [default: 32; quick: 2]")
     parser.add_argument("--only", nargs="+", metavar="ROW", help=f"of: {', '.join(ROWS)}, qat BODY@STEPS")
@@ -244,7 +249,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = given.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        setting = {"questions": given.limit, "chunks": given.chunks}
+        setting = {"questions": len(spread(questions(), given.limit)), "chunks": given.chunks}
         kept = folder / "rows.json"
         found = json.loads(kept.read_text()) if kept.exists() else {"setting": setting, "rows": {}}
         if found["setting"] != setting:

@@ -134,6 +134,13 @@ def test_rows_of_a_text_model_are_compared_at_equal_bits() -> None:
     }
     assert module.summary(rows) == {"gain_over_ptq": 5.0, "retention_above_chance": 0.7}
     assert rows["gptq 34+kv"]["above_chance"] == 0.1
+    padded = {**rows, "qat 34+kv@400": {**rows["qat 34+kv@400"], "body_bpw": 1.9}}  # the file's bytes, not the name
+    assert module.summary(padded) == {"gain_over_ptq": None, "retention_above_chance": None}
+    low = {**rows, "rtn w4_g32": {**rows["rtn w4_g32"], "body_bpw": 1.8}}
+    assert module.summary(low)["gain_over_ptq"] == -2.0
+    assert [module.spread(range(273), n) for n in (1, 3)] == [[0], [0, 136, 272]]
+    assert all(module.spread(range(273), n) == [*range(273)] for n in (273, 1000))
+    assert len(set(module.spread(range(273), 200))) == 200
     with pytest.raises(SystemExit, match="no row 'qat w9@4'"):
         module.known(["bf16", "qat 34+kv@4", "qat w9@4"])
     pytest.importorskip("matplotlib")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from rich.text import Text
 from typer.testing import CliRunner
 
 from andes_sdk import Pipeline, __version__
@@ -117,6 +118,23 @@ def test_help_lists_all_commands_in_one_order():
     names = app_names()
     assert names == sorted(names)
     assert {"chat", "explain", "generate", "new", "plugins", "train"} <= {*names}
+
+
+def helps(command, path):
+    """(where, text) of a command, its options and its subcommands."""
+    yield path, command.help or ""
+    for parameter in command.params:
+        yield f"{path} {parameter.name}", getattr(parameter, "help", None) or ""
+    if hasattr(command, "list_commands"):
+        context = typer.Context(command)
+        for name in command.list_commands(context):
+            yield from helps(command.get_command(context, name), f"{path} {name}")
+
+
+def test_no_help_text_has_brackets_that_the_terminal_takes_for_markup():
+    found = dict(helps(typer.main.get_command(app), "andes"))
+    assert "andes plugins show name" in found
+    assert {where: text for where, text in found.items() if Text.from_markup(text).plain != text} == {}
 
 
 def test_a_command_of_ours_that_is_not_installed_names_its_distribution(monkeypatch):

@@ -9,7 +9,7 @@ import typer
 from attrs import asdict
 
 from andes_sdk.cli.console import Json, clean, print_json, stdout, table
-from andes_sdk.errors import ConfigError
+from andes_sdk.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from andes_adapters.registry import Entry
@@ -56,14 +56,23 @@ Base = Annotated[str, typer.Argument(help="A packed file, or a checkpoint folder
 @app.command("list")
 @clean
 def list_(base: Base, as_json: Json = False) -> None:
-    """The adapters beside BASE."""
+    """The adapters beside BASE. One whose file is missing or damaged says so in its row."""
     from andes_adapters.registry import Registry
 
     registry = Registry.beside(base)
     entries = registry.entries()
-    memory = {name: registry.memory(name) for name in entries}
+    memory: dict[str, dict[str, int]] = {}
+    failed: dict[str, str] = {}
+    for name in entries:
+        try:
+            memory[name] = registry.memory(name)
+        except CheckpointError as error:
+            failed[name] = f"{error.what}: {error.why}"
     if as_json:
-        facts = {n: {**asdict(e), "stored": _stored(e), "memory": memory[n]} for n, e in entries.items()}
+        facts = {
+            n: {**asdict(e), "stored": _stored(e), "memory": memory.get(n), "error": failed.get(n)}
+            for n, e in entries.items()
+        }
         print_json({"folder": str(registry.folder), "adapters": facts})
         return
     if not entries:
@@ -71,7 +80,8 @@ def list_(base: Base, as_json: Json = False) -> None:
         return
     kinds = ("float32", "float16", "int8")
     rows = [
-        (n, str(e.rank), _stored(e), f"{e.nbytes:,}", *(f"{memory[n][k]:,}" if k in memory[n] else "" for k in kinds),
+        (n, str(e.rank), _stored(e), f"{e.nbytes:,}",
+         *((failed[n], "", "") if n in failed else (f"{memory[n][k]:,}" if k in memory[n] else "" for k in kinds)),
          e.contract[:12] or "none")
         for n, e in entries.items()
     ]  # fmt: skip

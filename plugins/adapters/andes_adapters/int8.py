@@ -50,7 +50,7 @@ def widest(adapters: Iterable[Adapter]) -> dict[str, tuple[float, float]]:
 
 
 def _reach(matrix: Tensor, scale: Tensor | None) -> float:
-    if not matrix.numel():
+    if not matrix.any():  # codes of zero alone say nothing of a scale
         return 0.0
     return float(matrix.abs().max()) if scale is None else HIGH * float(scale.max())
 
@@ -59,7 +59,7 @@ def as_int8(adapter: Adapter, ranges: Widest) -> Adapter:
     """The same with int8 matrices: one scale for each of A and B of a layer, that of `widest`.
 
     Raises:
-        ConfigError: a matrix beyond its range, or one that is int8 with another scale.
+        ConfigError: a matrix beyond its range, or one that is int8 with another scale and not zero.
     """
     layers = {}
     for name, low in adapter.layers.items():
@@ -75,6 +75,8 @@ def as_int8(adapter: Adapter, ranges: Widest) -> Adapter:
 def _rounded(matrix: Tensor, own: Tensor | None, most: float, who: str) -> tuple[Tensor, Tensor]:
     scale = most / HIGH or 1.0
     if own is not None:
+        if not matrix.any():
+            return matrix, torch.full_like(own, scale)
         if not torch.allclose(own, torch.full_like(own, scale), rtol=1e-6, atol=0.0):
             why = f"it is int8 with a scale of {float(own.max()):g}, the widest of all asks for {scale:g}"
             fix = "write all of them again from their floats: andes adapters int8"

@@ -21,6 +21,7 @@ from andes_sdk import Pipeline
 from andes_sdk.cli import app
 from andes_sdk.errors import CheckpointError, ConfigError, DuplicateName, SessionError
 from andes_sdk.testing.material import conversation
+from andes_sdk.types import Adapter, LowRank
 
 MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 NAME = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -257,3 +258,48 @@ def test_the_commands_say_what_they_did(base: Path, registry: Registry, tmp_path
     assert "one" in run(app, ["adapters", "check", str(base), "one"]).stdout
     assert json.loads(run(app, ["adapters", "remove", str(base), "one", "--json"]).stdout) == {"removed": "one"}
     assert run(app, ["adapters", "check", str(base)]).exit_code != 0
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "twice"])
+def test_a_listing_shows_what_cannot_be_read_and_the_others(
+    damage: str, base: Path, registry: Registry, tmp_path: Path
+) -> None:
+    pipe = Pipeline.from_pretrained(base)
+    for n in ("good", "bad"):
+        registry.add(n, adapter(tmp_path / n), pipe)
+    file = registry.folder / "bad" / "adapter_model.safetensors"
+    if damage == "missing":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:20])
+    else:
+        shutil.copyfile(file, file.with_name("adapter_int8.safetensors"))
+    said = "holds floats and int8: " if damage == "twice" else "cannot be read: "
+    done = CliRunner().invoke(app, ["adapters", "list", str(base), "--json"])
+    assert done.exit_code == 0
+    told = json.loads(done.stdout)["adapters"]
+    assert told["good"]["error"] is None
+    assert told["good"]["memory"]["float32"] == 4 * (2 * 48 + 64 * 2)
+    assert told["bad"]["memory"] is None
+    assert told["bad"]["error"].startswith(said)
+    assert len(told["bad"]["error"]) > len(said)
+    shown = CliRunner().invoke(app, ["adapters", "list", str(base)], env={"COLUMNS": "400"})
+    assert shown.exit_code == 0
+    assert said in shown.stdout
+    assert f"{4 * (2 * 48 + 64 * 2):,}" in shown.stdout
+
+
+def test_int8_matrices_of_zeros_take_the_scale_of_the_others() -> None:
+    a, b = torch.ones(2, 8), 1e-4 * torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    zeros, small = (
+        Adapter(name=n, layers={"q": LowRank(a=a, b=m, scale=2.0)}) for n, m in (("zeros", 0 * b), ("small", b))
+    )
+    first = as_int8(zeros, widest([zeros]))  # stored before there was another
+    assert first.layers["q"].b_scale is not None
+    ranges, most = widest([first, small]), float(b.abs().max())
+    assert ranges["q"][1] == pytest.approx(most)
+    for one in (first, small):
+        made, floats = as_int8(one, ranges).layers["q"], one.layers["q"]
+        assert torch.allclose(made.b_scale, torch.full((6,), most / 127))
+        assert float((made.matrices()[1] - floats.matrices()[1]).abs().max()) <= 0.5 * most / 127 * 1.001
+    assert as_int8(small, ranges).layers["q"].b.any()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch.nn import functional
+
 from andes_compression.pack import Progress, pack_model
 from andes_compression.recipe import default_recipe, resolve
 from andes_sdk.errors import AndesError, ConfigError, PluginBroken
 from andes_sdk.numbers import digest, numbers, quantised, refuse_ranges
+from andes_sdk.storage.checkpoint import stored_tensors
 from andes_sdk.types import Compressed
 
 if TYPE_CHECKING:
@@ -81,8 +83,9 @@ def write(
     """Pack the model of a pipeline that was compressed: its codes as they are, other matrices rounded to nearest.
 
     Raises:
-        ConfigError: modules that the plan does not build, a recipe that does not fit, or codes that its formats do not
-            take. CheckpointError: codes that a format cannot hold, or a file that cannot be written.
+        ConfigError: modules that the plan does not build, a recipe that does not fit, codes that its formats do not
+            take, or N:M formats that would prune further than the compressor did.
+        CheckpointError: codes that a format cannot hold, or a file that cannot be written.
     """
     model = pipeline.model
     shapes, built = ({n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (model, pipeline.meta_model()))
@@ -93,6 +96,7 @@ def write(
             who=", ".join(wrong[:5]),
             fix="change weights only, or change modules in the plugin's hook `andes_modules`",
         )
+    _refuse_further_pruning(pipeline, made, recipe)
     return pack_model(
         model, recipe, path, plan=pipeline.plan, codes=made.codes, ranges=made.ranges, progress=progress,
         formats=pipeline.collection("formats").values(),
@@ -105,8 +109,7 @@ def recipe_for(
     """A format for every matrix: `form`, or, without one, for each matrix with codes the first that holds them.
 
     Raises:
-        ConfigError: codes that no format here holds, no codes and no format, or a format that would prune further than
-            the compressor did.
+        ConfigError: codes that no format here holds, or no codes and no format.
     """
     own, _ = quantised(pipeline.model)
     codes = {**own, **made.codes}
@@ -114,8 +117,6 @@ def recipe_for(
     if form is None and not codes:
         fix = "pass --format, such as w4_g128"
         raise ConfigError("the compressor gave no codes, so nothing says the format", who="--format", fix=fix)
-    if form is not None:
-        _refuse_pattern(made, form, formats)
     chosen = default_recipe(pipeline.model, form or "f16", head=head, vision=vision)
     if form is None:
         chosen |= {name: _holder(name, one, formats) for name, one in codes.items() if name in chosen}
@@ -123,17 +124,32 @@ def recipe_for(
     return chosen
 
 
-def _refuse_pattern(made: Compressed, form: str, formats: tuple[Format, ...]) -> None:
-    """Refuse an N:M format that does not hold the survivors of the compressor's own pattern."""
+def _refuse_further_pruning(pipeline: Pipeline, made: Compressed, recipe: Mapping[str, str]) -> None:
+    """Refuse N:M formats for matrices that keep more, where a compressor chose what is kept: its report has `pattern`.
+
+    Raises:
+        ConfigError: naming the first of them.
+    """
+    from andes_packing import matrix
     from andes_packing.formats import known
 
-    chosen, pattern = known(formats).get(form), str(made.report.get("pattern", ""))
-    n, m = getattr(chosen, "n", 0), getattr(chosen, "m", 0)
-    own = re.fullmatch(r"(\d+):(\d+)", pattern)
-    if not (n and m and own) or (m % int(own[2]) == 0 and int(own[1]) * (m // int(own[2])) <= n):
+    if "pattern" not in made.report:
         return
-    why, fix = f"it stores {n} of {m}, the others would be lost", "take a format of the same pattern, or a dense one"
-    raise ConfigError(f"does not hold a pattern of {pattern}", who=f"--format {form}", why=why, fix=fix)
+    model, formats = pipeline.model, tuple(pipeline.collection("formats").values())
+    available, tensors = known(formats), stored_tensors(model)
+    held = {**quantised(model)[0], **made.codes}
+    for name, form in resolve(model, recipe, formats).items():
+        n, m = (getattr(available.get(form), part, 1) for part in ("n", "m"))
+        if n == m or name in held:
+            continue
+        rows = tensors[name].reshape(matrix(tuple(tensors[name].shape)))
+        most = int(functional.pad(rows != 0, (0, -rows.shape[1] % m)).reshape(len(rows), -1, m).sum(-1).max())
+        if most > n:
+            why = f"it stores {n} of {m}, and {most} are not zero; the others would be lost"
+            fix = f"take another format, such as --head w8 or --set '{name}=w4_g128', or prune it, too"
+            raise ConfigError(
+                f"format {form} would prune further than {made.report['pattern']}", who=name, why=why, fix=fix
+            )
 
 
 def _holder(name: str, codes: Any, formats: tuple[Format, ...]) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from andes_adapters import registry
 from andes_compression.compress import recipe_for, write
+from andes_qalft import NAME
 from andes_qat import QAT
 from typer.testing import CliRunner
 
@@ -64,3 +66,7 @@ def test_an_edited_contract_and_another_bases_contract_are_refused(base: Path, t
         assert code == 1
         assert what in text
     assert not (tmp_path / "run").exists()
+
+
+def test_names_of_adapters_are_those_that_registries_take() -> None:
+    assert registry.NAME.pattern == NAME  # not imported by the plugin, whose options are listed without torch

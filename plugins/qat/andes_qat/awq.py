@@ -53,9 +53,10 @@ class AWQ:
             data, lines: instead of the plugin's.
 
         Returns:
-            A report. matrices, tokens. scaled: groups of matrices with scales, of all that have matrices; layers
-            without the norms of a Llama or Qwen have none. alpha: mean of what was chosen. output_error: of the
-            matrices that were scaled, squared error of outputs ÷ that of rounding to nearest, mean over groups.
+            A report. matrices, tokens. scaled: groups of matrices with scales, of all that have matrices; a group of
+            which one stays in floats, or whose inputs nothing can divide, has none. alpha: mean of what was chosen.
+            output_error: of the matrices that were scaled, squared error of outputs ÷ that of rounding to nearest,
+            mean over groups.
 
         Raises:
             ConfigError: no data, or as the plugin's grids.
@@ -71,32 +72,36 @@ class AWQ:
         chosen: list[Found] = []
         groups = 0
         for layer, roles in sorted(layers.items()):
+            wide = {name: module.weight.float() for name, module in roles.values()}  # folding rounds nothing
             seen: dict[str, Seen] = {}
             clipped: dict[str, bool] = {}
 
             def see(name: str, rows: Tensor, seen: dict[str, Seen] = seen) -> None:
                 seen.setdefault(name, Seen(rows.shape[1])).add(rows)
 
-            calibration.show(layer, dict(roles.values()), see)
-            for group, source in GROUPS:
-                some = [roles[role] for role in group if role in roles]
-                if not some:
-                    continue
-                groups += 1
-                front = _front(model, layer, source, roles)
-                if front is None:
-                    continue
-                first = seen[some[0][0]]
-                found = search([m.weight for _, m in some], [targets[n] for n, _ in some], first.gram, first.mean)
+            groups += sum(any(role in roles for role in group) for group, _ in GROUPS)
+            fronts = _fronts(model, calibration, layer, roles)
+            if fronts:
+                calibration.show(layer, dict(roles[group[0]] for group in fronts), see)
+            for group, front in fronts.items():
+                names = [roles[role][0] for role in group]
+                first, inner = seen[names[0]], group == ("down",)
+                found = search(
+                    [wide[n] for n in names], [targets[n] for n in names], first.gram, first.mean,
+                    held=None if inner else cast("Tensor", front.weight),
+                )  # fmt: skip
                 chosen.append(found)
-                _divide(front, found.scale)
-                for name, module in some:
-                    module.weight.mul_(found.scale.to(module.weight))
+                if inner:
+                    wide[roles["up"][0]] /= found.scale[:, None].to(wide[roles["up"][0]])
+                    if front.bias is not None:
+                        _divide(cast("Tensor", front.bias), found.scale)
+                else:
+                    for part in _parts(front):
+                        _divide(part, found.scale)
+                for name in names:
+                    wide[name] *= found.scale.to(wide[name])
                     clipped[name] = found.clipped
-            own = {
-                f"{name}.weight": nearest(module.weight, targets[name], search=clipped.get(name, True))
-                for name, module in roles.values()
-            }
+            own = {f"{n}.weight": nearest(w, targets[n], search=clipped.get(n, True)) for n, w in wide.items()}
             _give(model, own)
             made |= own
         rest = {f"{n}.weight": nearest(_matrix(model, n), t) for n, t in targets.items() if f"{n}.weight" not in made}
@@ -149,7 +154,9 @@ class Found:
     error: float
 
 
-def search(weights: Sequence[Tensor], targets: Sequence[Target], gram: Tensor, mean: Tensor) -> Found:
+def search(
+    weights: Sequence[Tensor], targets: Sequence[Target], gram: Tensor, mean: Tensor, *, held: Tensor | None = None
+) -> Found:
     """Scales of the columns of matrices that share an input.
 
     Alphas are compared with plain scales of groups, as the authors do. The best one with plain and with searched scales
@@ -157,6 +164,7 @@ def search(weights: Sequence[Tensor], targets: Sequence[Target], gram: Tensor, m
 
     Args:
         weights: (rows, columns) each. gram: (columns, columns) sum of x x^T. mean: (columns,) mean |x|.
+        held: (columns,) weight of the norm that is divided; scales are what it is divided by once rounded to its type.
     """
 
     def error(scale: Tensor, gram: Tensor, clipped: bool) -> float:
@@ -164,7 +172,12 @@ def search(weights: Sequence[Tensor], targets: Sequence[Target], gram: Tensor, m
 
     def of(alpha: float) -> Tensor:
         scale = mean.clamp_min(1e-12).pow(alpha).clamp_min(1e-4)
-        return scale / (scale.max() * scale.min()).sqrt()
+        scale = scale / (scale.max() * scale.min()).sqrt()
+        if held is None:
+            return scale
+        before = held.to("cpu", scale.dtype)
+        after = before.div(scale).to(held.dtype).to(scale.dtype)
+        return torch.where(after != 0, before / after, scale)
 
     rough, wide = gram.float(), gram.double()
     best = min((step / STEPS for step in range(STEPS)), key=lambda alpha: error(of(alpha), rough, False))
@@ -174,21 +187,50 @@ def search(weights: Sequence[Tensor], targets: Sequence[Target], gram: Tensor, m
     return Found(of(alpha), alpha, clipped, tried[alpha, clipped] / plain if plain else 1.0)
 
 
-def _front(model: Model, layer: int, source: str, roles: Mapping[str, tuple[str, nn.Linear]]) -> nn.Module | None:
-    """What gives a group its inputs, times a factor of each; None in layers that are not those of a Llama or Qwen."""
-    modules = dict(model.named_modules())
-    norms = [modules.get(f"language_model.model.layers.{layer}.{one}") for _, one in GROUPS[:2]]
-    if any(norm is None for norm in norms):  # without them, nothing says that `up` is multiplied with a gate
-        return None
-    if source == "up":
-        return roles["up"][1] if {"gate", "up"} <= set(roles) else None
-    return norms[0] if source == GROUPS[0][1] else norms[1]
+def _fronts(
+    model: Model, calibration: Calibration, layer: int, roles: Mapping[str, tuple[str, nn.Linear]]
+) -> dict[tuple[str, ...], nn.Module]:
+    """Groups that all have grids -> what gives them their inputs, times a factor of each, and gives them to none else.
+
+    Names say little of that, so it is tried: with scales that are powers of two the layer's output stays as it was,
+    to the bit. It does not where a norm adds to its weight, stands elsewhere, or feeds a router, too, or where the
+    activation is on `up` itself.
+    """
+    modules, found = dict(model.named_modules()), dict[tuple[str, ...], nn.Module]()
+    before: Tensor | None = None
+    for group, source in GROUPS:
+        front = modules.get(f"language_model.model.layers.{layer}.{source}")
+        if source == "up":
+            front = roles["up"][1] if "up" in roles else None
+        if front is None or not set(group) <= roles.keys() or not _parts(front):
+            continue
+        some = [roles[role][1].weight for role in group]
+        scale = 2.0 ** (torch.arange(some[0].shape[1]) % 3 - 1)
+        changed = [*_parts(front), *some]
+        if any(w.shape[1] != len(_parts(front)[0]) for w in some):
+            continue
+        kept = [part.clone() for part in changed]
+        before = calibration.after(layer) if before is None else before
+        try:
+            for part in _parts(front):
+                _divide(part, scale)
+            for weight in some:
+                weight.mul_(scale.to(weight))
+            after = calibration.after(layer)
+        finally:
+            for part, old in zip(changed, kept, strict=True):
+                part.copy_(old)
+        if float((after - before).abs().max()) <= 1e-4 * float(before.abs().max()):
+            found[group] = front
+    return found
 
 
-def _divide(front: nn.Module, scale: Tensor) -> None:
-    """Divide what a norm, or the rows of a matrix, gives by (features,) scales."""
-    for part in (front.weight, getattr(front, "bias", None)):
-        if part is not None:
-            part = cast("Tensor", part)
-            own = scale.to(part)
-            part.div_(own[:, None] if part.ndim == 2 else own)
+def _parts(front: nn.Module) -> list[Tensor]:
+    """Weight and bias of a norm or a matrix, as far as it has them."""
+    return [part for name in ("weight", "bias") if isinstance(part := getattr(front, name, None), Tensor)]
+
+
+def _divide(part: Tensor, scale: Tensor) -> None:
+    """Divide (features,) numbers, or the rows of a matrix, by (features,) scales; rounded once, to its type."""
+    own = scale.to(part.device)
+    part.copy_(part.to(own.dtype) / (own[:, None] if part.ndim == 2 else own))

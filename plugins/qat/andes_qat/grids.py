@@ -178,6 +178,8 @@ def _refuse_bits(model: Model, found: Mapping[str, Target], most: float) -> None
     Raises:
         ConfigError: how many they take, and which grid comes nearest.
     """
+    if not most:
+        return
     modules = dict(model.named_modules())
     weights = {n: cast("Tensor", modules[n].weight) for n in (f"language_model.{p}" for p in model.llm.linears())}
     shapes = {name: (int(w.shape[0]), int(w.shape[1])) for name, w in weights.items()}
@@ -188,7 +190,7 @@ def _refuse_bits(model: Model, found: Mapping[str, Target], most: float) -> None
         return sum(sizes) / total
 
     own = taken({name: target.form for name, target in found.items()})
-    if not most or own <= most:
+    if own <= most:
         return
     forms = {n: f for n, f in FORMATS.items() if isinstance(f, Scaled)}
     forms = {n: f for n, f in forms.items() if not any(s[1] % getattr(f, "m", 1) for s in shapes.values())}

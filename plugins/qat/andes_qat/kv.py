@@ -50,7 +50,7 @@ class RoundedRows:
         return self.inner(layer, q, rounded_rows(k, self.bits), rounded_rows(v, self.bits), scale)
 
 
-class Rounding:
+class RoundingRows:
     """What `put_in` mixes into a language model's class, so that copies of the model round, too."""
 
     kv_bits: int
@@ -62,16 +62,19 @@ class Rounding:
 
 
 def put_in(model: Model, bits: int) -> None:
-    """Make the language model round its keys and values from here on."""
+    """Make the language model round its keys and values from here on; one that does gets these bits."""
     module = model.language_model
+    if isinstance(module, RoundingRows):
+        module.kv_bits = bits
+        return
     kind = type(module)
-    module.__class__ = type(kind.__name__, (Rounding, kind), {"__module__": kind.__module__})
-    cast("Rounding", module).kv_bits = bits
+    module.__class__ = type(kind.__name__, (RoundingRows, kind), {"__module__": kind.__module__})
+    cast("RoundingRows", module).kv_bits = bits
 
 
 def take_out(model: Model) -> None:
     """Make it what it was."""
     module = model.language_model
-    if isinstance(module, Rounding):
+    if isinstance(module, RoundingRows):
         module.__class__ = type(module).__mro__[2]
         del module.kv_bits

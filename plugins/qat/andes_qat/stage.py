@@ -75,12 +75,12 @@ class QATStage:
         """
         owners: dict[int, Rounding] = {}
         modules, self.learnt = dict(model.named_modules()), False
-        if self.kv:
-            kv.put_in(model, self.kv)
         for name, target in places(model, self.choice).items():
             module = modules[name]
             one = put_in(module, target, self.rule, self.bits, self.inputs, owners.get(id(module.weight)))
             owners.setdefault(id(module.weight), one)
+        if self.kv:  # last: what is refused above leaves the model as it was
+            kv.put_in(model, self.kv)
 
     def rates(self, model: Model) -> Mapping[str, float]:
         """Module prefix -> learning rate; scales have their own.

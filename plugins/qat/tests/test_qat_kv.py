@@ -16,7 +16,7 @@ from andes_training.recipe import Recipe
 
 from andes_sdk import Pipeline
 from andes_sdk.config import structure
-from andes_sdk.errors import CheckpointError
+from andes_sdk.errors import CheckpointError, ConfigError
 from andes_sdk.testing.material import conversation, plain_inputs
 
 MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
@@ -79,7 +79,7 @@ def test_a_packed_model_with_int8_rows_answers_as_it_was_trained(tmp_path: Path)
     stage = {"stage": "qat", "steps": 3, "max_tokens": 200, "data": [{"path": str(tmp_path / "data.jsonl")}]}
     pipe = Pipeline.from_plugins([*MODEL, {"qat": {"body": "w4_g32", "rate": 1e-3, "kv": 8}}], seed=3)
     pipe.train(structure(Recipe, {"name": "kv", "stages": [stage]}, "recipe"), tmp_path / "run")
-    assert type(pipe.model.language_model).__mro__[1] is not kv.Rounding
+    assert type(pipe.model.language_model).__mro__[1] is not kv.RoundingRows
     trained = Pipeline.from_pretrained(tmp_path / "run" / "model", dtype="float32")
     made = trained.compress("qat", codes=str(tmp_path / "run" / "qat"))
     assert made.report["kv_bits"] == 8
@@ -98,7 +98,7 @@ def test_a_packed_model_with_int8_rows_answers_as_it_was_trained(tmp_path: Path)
     plain = trained.session().prefill(trained.prepare(conversation(0)))
     kv.put_in(trained.model, 8)
     twin = copy.deepcopy(trained.model.language_model)
-    assert isinstance(twin, kv.Rounding)
+    assert isinstance(twin, kv.RoundingRows)
     rounded = trained.session().prefill(trained.prepare(conversation(0)))
     kv.take_out(trained.model)
     assert torch.equal(trained.session().prefill(trained.prepare(conversation(0))), plain)
@@ -124,3 +124,21 @@ def test_a_record_says_how_rows_were_rounded_or_is_refused(tmp_path: Path) -> No
     path.write_text(path.read_text().replace('"kv": 8', '"kv": 7'))
     with pytest.raises(CheckpointError, match="keys and values of 7 bits"):
         read_record(path.parent)
+
+
+def test_a_refused_training_leaves_the_model_as_it_was_and_the_next_one_runs(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is 4."}]
+    (tmp_path / "data.jsonl").write_text(json.dumps({"messages": turns}))
+    stage = {"stage": "qat", "steps": 2, "max_tokens": 200, "data": [{"path": str(tmp_path / "data.jsonl")}]}
+    recipe = structure(Recipe, {"name": "kv", "stages": [stage]}, "recipe")
+    pipe = Pipeline.from_plugins([*MODEL, {"qat": {"body": "w4_g32", "kv": 8, "bits": 0.5}}], seed=3)
+    model, kind = pipe.model, type(pipe.model.language_model)
+    for n in range(2):
+        with pytest.raises(ConfigError, match=r"bits per weight, 0\.5 were asked for"):
+            pipe.train(recipe, tmp_path / f"refused{n}")
+        assert type(model.language_model) is kind
+    kv.put_in(model, 16)
+    kv.put_in(model, 8)
+    assert model.language_model.kv_bits == 8
+    kv.take_out(model)
+    assert type(model.language_model) is kind

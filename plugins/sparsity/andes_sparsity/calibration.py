@@ -63,6 +63,22 @@ class Calibration:
         return cls(model, packs, [model.embed(p.ids, model.encode(p.media)) for p in packs])
 
     @torch.no_grad()
+    def after(self, last: int) -> Tensor:
+        """(T, D) rows that leave a layer, of the first pack."""
+        found: list[Tensor] = []
+
+        def stop(layer: int, hidden: Tensor) -> None:
+            if layer > last:
+                found.append(hidden.clone())
+                raise _Enough
+
+        batch = self.packs[0]
+        try:
+            return self.model.hidden_states(self.embeds[0], batch.positions, batch.attend, stop)
+        except _Enough:
+            return found[0]
+
+    @torch.no_grad()
     def show(self, last: int, modules: Mapping[str, nn.Linear], see: Callable[[str, Tensor], None]) -> None:
         """Run all packs up to the end of a layer; `see` gets each module's name and the (T, columns) that enter."""
 

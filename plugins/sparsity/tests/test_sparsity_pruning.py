@@ -258,11 +258,39 @@ def test_roles_choose_matrices_and_options_reach_the_compressors() -> None:
     ("n", "m", "form", "fits"),
     [(2, 4, "nm14_w4", False), (2, 8, "nm14_w4", False), (1, 4, "nm28_w4", True), (2, 4, "w4_g32", True)],
 )
-def test_a_format_that_would_prune_further_is_refused(n: int, m: int, form: str, fits: bool) -> None:
+def test_a_format_that_would_prune_further_is_refused(n: int, m: int, form: str, fits: bool, tmp_path: Path) -> None:
     pipe = Pipeline.from_plugins([*MODEL, {"sparsity": {"n": n, "m": m}}], seed=1)
-    made = pipe.compress("magnitude")
+    made, out = pipe.compress("magnitude"), tmp_path / "m.andes"
+    formats = recipe_for(pipe, made, form, head="w8")
     if fits:
-        assert form in recipe_for(pipe, made, form, head="w8").values()
+        assert write(pipe, made, out, formats).path.exists()
         return
-    with pytest.raises(ConfigError, match=rf"does not hold a pattern of {n}:{m}"):
-        recipe_for(pipe, made, form, head="w8")
+    with pytest.raises(ConfigError, match=rf"{form} would prune further than {n}:{m}") as caught:
+        write(pipe, made, out, formats)
+    assert caught.value.who == "language_model.model.layers.0.self_attn.q_proj.weight"
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("roles", "head", "change", "who"),
+    [
+        (["up", "gate"], "w8", {}, "language_model.model.layers.0.self_attn.q_proj.weight"),  # not pruned at all
+        ([], None, {}, "language_model.model.embed_tokens.weight"),
+        ([], "w8", {"mlp.*": "nm14_w4"}, "mlp."),
+        ([], "w8", {}, ""),
+    ],
+)
+def test_matrices_that_were_not_pruned_are_not_pruned_by_their_format(
+    roles: list[str], head: str | None, change: dict[str, str], who: str, tmp_path: Path
+) -> None:
+    pipe = Pipeline.from_plugins([*MODEL, {"sparsity": {"n": 1, "m": 4, "roles": roles}}], seed=1)
+    made = pipe.compress("magnitude")
+    formats = recipe_for(pipe, made, "nm14_w4", head=head) | change
+    if not who:
+        assert write(pipe, made, tmp_path / "m.andes", formats).path.exists()
+        return
+    with pytest.raises(ConfigError, match="would prune further") as caught:
+        write(pipe, made, tmp_path / "m.andes", formats)
+    assert str(caught.value.who).startswith(who)
+    # a plain pack, without a compressor that chose what is kept, may prune
+    assert write(pipe, Compressed(), tmp_path / "plain.andes", formats).path.exists()

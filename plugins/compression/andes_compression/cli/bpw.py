@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from andes_compression.bpw import Report
 
-Head = Annotated[str | None, typer.Option(help="Of embedding and head. [default: as --format]")]
+Head = Annotated[str | None, typer.Option(help="Of embedding and head. (default: as --format)")]
 Vision = Annotated[str, typer.Option(help="Of the matrices of encoder and projector.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATTERN=FORMAT", help="For some tensors; the last match wins.")

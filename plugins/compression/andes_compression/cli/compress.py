@@ -42,12 +42,12 @@ def compress(
         str | None, typer.Option(help="Instead of COMPRESSOR: train on a grid and pack, such as sub2.")
     ] = None,
     data: Annotated[list[Path] | None, typer.Option(help="For --recipe: files of conversations; repeatable.")] = None,
-    steps: Annotated[int | None, typer.Option(min=4, help=f"For --recipe: optimizer steps. [default: {STEPS}]")] = None,
-    run: Annotated[Path | None, typer.Option(help="For --recipe: folder of states. [default: OUT.run]")] = None,
+    steps: Annotated[int | None, typer.Option(min=4, help=f"For --recipe: optimizer steps. (default: {STEPS})")] = None,
+    run: Annotated[Path | None, typer.Option(help="For --recipe: folder of states. (default: OUT.run)")] = None,
     option: Option = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", "-f", help="Of the language model. [default: the one that holds the codes; else f16]"),
+        typer.Option("--format", "-f", help="Of the language model. (default: the one that holds the codes; else f16)"),
     ] = None,
     head: Head = None,
     vision: Vision = "f16",
