@@ -34,7 +34,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +281,16 @@ def known(names: Sequence[str]) -> None:
             raise SystemExit(f"--only: no row {name!r}; there are noise, {', '.join(ROWS)}, and 'qat BODY@STEPS'")
 
 
+def keep_row(kept: Path, found: dict[str, Any], name: str, made: Callable[[], dict[str, Any]]) -> None:
+    """Make a row, time it, and write all rows so far: what is measured stays, whatever comes."""
+    begin = time.perf_counter()
+    found["rows"][name] = made()
+    found["rows"][name]["seconds"] = round(time.perf_counter() - begin, 1)
+    print(name, found["rows"][name], file=sys.stderr)
+    with appearing_file(kept) as temporary:
+        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "examples" / "nano" / "aligned")
@@ -322,12 +332,7 @@ def main() -> None:
                         f"{kept}: {name!r} has {was} steps; ask for '{name}@{given.steps}', or --steps {was}"
                     )
                 continue
-            begin = time.perf_counter()
-            found["rows"][name] = row(name, given, folder, packs)
-            found["rows"][name]["seconds"] = round(time.perf_counter() - begin, 1)
-            print(name, found["rows"][name], file=sys.stderr)
-            with appearing_file(kept) as temporary:
-                temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            keep_row(kept, found, name, lambda name=name: row(name, given, folder, packs))
         gain = None if given.text is None else json.loads(given.text.read_text())["gain_over_ptq"]
         result = {**summary(found["rows"]), "smollm_gain_over_ptq": gain, **setting, "rows": found["rows"]}
     print(json.dumps(result) if given.json else json.dumps(result, indent=1))

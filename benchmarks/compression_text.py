@@ -52,7 +52,7 @@ from andes_sdk.runtime.attention import PackedAttention, Segment
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from compression import BODIES, opened  # noqa: E402
+from compression import BODIES, keep_row, opened  # noqa: E402
 from smollm2 import plugins_of, smollm2  # noqa: E402
 
 REST = {"embedding": "w4_g32", "head": "w4_g32"}
@@ -261,12 +261,7 @@ def main() -> None:
         for name in given.only:
             if name in found["rows"]:
                 continue
-            begin = time.perf_counter()
-            found["rows"][name] = row(name, given, floats, folder)
-            found["rows"][name]["seconds"] = round(time.perf_counter() - begin, 1)
-            print(name, found["rows"][name], file=sys.stderr)
-            with appearing_file(kept) as temporary:
-                temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            keep_row(kept, found, name, lambda name=name: row(name, given, floats, folder))
         result = {**summary(found["rows"]), **setting, "rows": found["rows"]}
     print(json.dumps(result) if given.json else json.dumps(result, indent=1))
 
