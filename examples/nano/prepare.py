@@ -69,17 +69,21 @@ def said(make: Callable[[random.Random, str], dict[str, Any]]) -> Callable[[rand
 
 PARTS: dict[str, tuple[Callable[[random.Random, str], Line], int]] = {
     "reading": (reading, 10_000),
-    "elements": (asked(tasks.elements), 8_000),
-    "line": (asked(tasks.line), 6_000),
+    "elements": (asked(tasks.elements), 12_000),
+    "line": (asked(tasks.line), 15_000),
     "paragraph": (asked(tasks.paragraph), 3_000),
-    "shapes": (asked(tasks.shapes), 6_000),
+    "shapes": (asked(tasks.shapes), 12_000),
     "two": (asked(tasks.two_pictures), 2_000),
     "chart": (asked(tasks.chart), 4_000),
     "digit": (asked(real.digit), 3_000),
     "easy": (asked(real.easy), 4_000),
     "photo": (asked(real.photo), 1_500),
+    "word": (asked(partial(tasks.line, words=1, margin=12)), 12_000),
+    "small-shapes": (asked(partial(tasks.shapes, sides=(56, 112), most=1)), 12_000),
+    "small-digit": (asked(partial(real.digit, sides=(50, 84))), 12_000),
+    "small-easy": (asked(partial(real.easy, sides=(56, 84))), 8_000),
     "sums": (said(partial(language.reasoning, think=False)), 6_000),
-    "thought": (said(partial(language.reasoning, think=True)), 6_000),
+    "thought": (said(partial(language.reasoning, think=True)), 60_000),
     "call": (said(language.call), 3_000),
 }
 """Name -> what makes a line, and how many for training; tests have `TESTS` of each."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,10 +48,10 @@ def digit_images(split: str) -> tuple[tuple[Image.Image, str], ...]:
     return tuple((Image.fromarray(np.uint8(data.images[i] * 255 / 16)), str(data.target[i])) for i in kept)
 
 
-def digit(rng: random.Random, split: str) -> Sample:
+def digit(rng: random.Random, split: str, sides: tuple[int, int] = (84, 168)) -> Sample:
     """A digit at any size: light on dark or dark on light, straight or turned a little."""
     image, answer = rng.choice(digit_images(split))
-    side = rng.randint(84, 168)
+    side = rng.randint(*sides)
     grey = image.resize((side, side), rng.choice((Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)))
     grey = grey.rotate(rng.uniform(-12, 12), Image.Resampling.BILINEAR)
     if rng.random() < 0.6:
@@ -69,13 +70,11 @@ def vqa(split: str) -> tuple[tuple[Path, tuple[tuple[str, str], ...]], ...]:
     return tuple((Path(paths[i]), tuple(found[i])) for i in sorted(found))
 
 
-def easy(rng: random.Random, split: str) -> Sample:
+def easy(rng: random.Random, split: str, sides: Sequence[int] = (64, 84, 112, 112, 140, 168)) -> Sample:
     """One of easy-vqa's pictures at any size; every question for a colour or a shape, and four of the others."""
     path, pairs = rng.choice(vqa(split))
     with Image.open(path) as opened:
-        image = opened.convert("RGB").resize(
-            (side := rng.choice((64, 84, 112, 112, 140, 168)), side), Image.Resampling.BICUBIC
-        )
+        image = opened.convert("RGB").resize((side := rng.choice(sides), side), Image.Resampling.BICUBIC)
     closed = [p for p in pairs if p[1] in ("yes", "no")]
     chosen = [*(p for p in pairs if p not in closed), *rng.sample(closed, min(4, len(closed)))]
     return Sample([image], chosen, looks=[shape_box(image)] * len(chosen))

@@ -100,14 +100,14 @@ def questions(
     return pairs
 
 
-def line(rng: random.Random, split: str) -> Sample:
-    """One line of text, to be read."""
+def line(rng: random.Random, split: str, words: int = 4, margin: int = 40) -> Sample:
+    """One line of text, to be read: at most so many words, with at most so many pixels beside and above it."""
     face = pages.font(rng.choice(pages.fonts()), rng.choice((12, 13, 14, 16, 18, 20, 24)))
-    text = phrase(rng, split, 4)
+    text = phrase(rng, split, words)
     while len(text) > 4 and face.getlength(text) > 360:
         text = text[: len(text) * 3 // 4].rstrip()
     wide, high = face.getlength(text) + 8, sum(face.getmetrics()) + 4
-    width, height = (28 * math.ceil((n + rng.randint(0, 40)) / 28) for n in (wide, high))
+    width, height = (28 * math.ceil((n + rng.randint(0, margin)) / 28) for n in (wide, high))
     light = rng.random() < 0.7
     page = pages.Page(Image.new("RGB", (width, height), pages.colour(rng, light)))
     x, y = rng.uniform(4, width - wide + 4), rng.uniform(2, height - high + 2)
@@ -186,22 +186,17 @@ def place(rng: random.Random, width: int, height: int, shape: str, low: float, h
     return x, y, x + w, y + h
 
 
-def free_size(rng: random.Random) -> tuple[int, int]:
-    """Any width and height."""
-    return rng.randint(64, 320), rng.randint(64, 320)
-
-
-def shapes(rng: random.Random, split: str) -> Sample:
+def shapes(rng: random.Random, split: str, sides: tuple[int, int] = (64, 320), most: int = 5) -> Sample:
     """One shape, or several, on any background at any size."""
-    width, height = free_size(rng)
+    width, height = rng.randint(*sides), rng.randint(*sides)
     image, plain = background(rng, width, height)
     draw = ImageDraw.Draw(image)
-    count = 1 if rng.random() < 0.55 else rng.randint(2, 5)
+    count = 1 if rng.random() < 0.55 or most == 1 else rng.randint(2, most)
     drawn: list[tuple[str, str, tuple[float, ...]]] = []
     for _ in range(count):
         shape, colour = rng.choice(SHAPES), rng.choice(list(COLOURS))
         if unseen(shape, colour) != (split == "test") and count == 1:
-            return shapes(rng, split)
+            return shapes(rng, split, sides, most)
         box = place(rng, width, height, shape, *((0.25, 0.9) if count == 1 else (0.2, 0.4)))
         tone = tuple(min(255, max(0, c + rng.randint(-14, 14))) for c in COLOURS[colour])
         behind = image.crop(tuple(int(n) for n in box)).resize((1, 1)).getpixel((0, 0)) if plain is None else plain
@@ -212,7 +207,7 @@ def shapes(rng: random.Random, split: str) -> Sample:
         draw_shape(draw, shape, box, tone, rng.uniform(-0.3, 0.3) if shape not in ("diamond",) else 0.0)
         drawn.append((shape, colour, box))
     if not drawn:
-        return shapes(rng, split)
+        return shapes(rng, split, sides, most)
     if rng.random() < 0.2:
         image = image.filter(ImageFilter.GaussianBlur(0.6))
     pairs, boxes = shape_questions(rng, drawn, width, height)

@@ -1,0 +1,143 @@
+"""What GRPO adds to the Thinking model of andes-nano, on puzzles that no stage has seen.
+
+    python examples/nano/prepare.py thought sums call                          # data of the stage before
+    andes train examples/nano/6-thinking.toml --out runs/nano/6-thinking       # learns to think from solved puzzles
+    python benchmarks/nano_thinking.py --json                         # GRPO from there, three seeds, two orders
+
+Every seed trains `examples/nano/7-grpo.toml` twice: with puzzles from easy to hard, by the share of eight answers that
+are right, and with the same puzzles shuffled. All models answer the same test puzzles greedily, with words that
+training never saw. A gain is paired by puzzle; its interval is a bootstrap over puzzles and seeds together. A run that
+was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from andes_evaluation.figures import wilson
+from andes_grpo.curriculum import Measurement, measure
+from andes_training.progress import Progress
+from andes_training.recipe import load_recipe, open_pipeline
+from rich.console import Console
+
+from andes_sdk import Pipeline
+from andes_sdk.files import write_atomically
+from andes_sdk.runtime.generation import GenerationOptions
+
+ROOT = Path(__file__).resolve().parents[1]
+NANO = ROOT / "examples" / "nano"
+sys.path.insert(0, str(NANO))
+import language  # noqa: E402
+from prompts import puzzles  # noqa: E402
+
+RECIPE = NANO / "7-grpo.toml"
+BATCH = 200
+
+
+def tests(count: int) -> list[dict[str, Any]]:
+    """Puzzles of the test split, with their answers."""
+    rows = [language.reasoning(random.Random(f"nano/test/thought/{n}"), "test", think=False) for n in range(count)]
+    return [{"question": r["messages"][0]["content"], "answer": r["messages"][1]["content"]} for r in rows]
+
+
+def right(pipe: Pipeline, items: Sequence[Mapping[str, Any]], think: bool) -> list[bool]:
+    """Whether each puzzle's answer, after its thoughts, is the right one."""
+    found = []
+    options = GenerationOptions(max_tokens=96 if think else 16, temperature=0.0, think=think)
+    for at in range(0, len(items), BATCH):
+        some = items[at : at + BATCH]
+        answers = pipe.generate_batch([[{"role": "user", "content": i["question"]}] for i in some], options)
+        found += [a.text.rpartition("</think>")[2].strip() == i["answer"] for i, a in zip(some, answers, strict=True)]
+    return found
+
+
+def gain(before: Sequence[bool], after: Sequence[Sequence[bool]]) -> dict[str, float]:
+    """Points won, with the 95 % interval of a bootstrap over puzzles and seeds."""
+    won = 100.0 * (np.array(after, float) - np.array(before, float))
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(4000):
+        seeds = rng.integers(0, len(won), len(won))
+        means.append(won[seeds][:, rng.integers(0, won.shape[1], won.shape[1])].mean())
+    low, high = np.percentile(means, (2.5, 97.5))
+    return {"points": round(float(won.mean()), 2), "low": round(float(low), 2), "high": round(float(high), 2)}
+
+
+def share(found: Sequence[bool]) -> dict[str, float]:
+    """A share of right answers with Wilson's interval."""
+    f = wilson(sum(found), len(found))
+    return {"value": round(f.value, 4), "low": round(f.low, 4), "high": round(f.high, 4), "n": len(found)}
+
+
+def runs(seeds: int) -> Iterator[tuple[str, int, str]]:
+    """Name, seed and order of each run of GRPO."""
+    for seed in range(seeds):
+        yield f"curriculum-{seed}", seed, "file"
+        yield f"shuffled-{seed}", seed, "shuffle"
+
+
+def train(out: Path, start: Path, data: Path, sets: Sequence[str], console: Console) -> tuple[Path, float]:
+    """One run of GRPO -> its model, and the CPU-seconds it took now."""
+    own = [f'start="{start.resolve()}"', f'stages.0.data=[{{path = "{data.resolve()}"}}]', *sets]
+    recipe = load_recipe(RECIPE, own)
+    began = time.process_time()
+    with Progress(out, console, [recipe.stages[0].steps or 0]) as progress:
+        model = open_pipeline(recipe).train(recipe, out, progress=progress)
+    return model, time.process_time() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start", type=Path, default=ROOT / "runs" / "nano" / "6-thinking" / "model")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano" / "grpo", help="data, states and models")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="of GRPO; those of the recipe, unless given")
+    parser.add_argument("--prompts", type=int, default=600, help="puzzles that GRPO sees")
+    parser.add_argument("--tests", type=int, default=600)
+    parser.add_argument("--out", type=Path, help="a file of JSON for the figures")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if not args.start.is_dir():
+        parser.error(f"{args.start} is missing: andes train examples/nano/6-thinking.toml --out runs/nano/6-thinking")
+    console = Console(stderr=True)
+    args.runs.mkdir(parents=True, exist_ok=True)
+    prompts, ordered = args.runs / "puzzles.jsonl", args.runs / "ordered.jsonl"
+    if not prompts.is_file():
+        rows = [row for _, row in zip(range(args.prompts), puzzles(), strict=False)]
+        write_atomically(prompts, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode())
+    if not ordered.is_file():
+        how = Measurement(reward="exact", samples=8, max_answer=96)
+        measure(Pipeline.from_pretrained(args.start, plugins=["verifiers"]), prompts, ordered, how, drop=True)
+    items = tests(args.tests)
+    models = {"before": (args.start, 0.0)}
+    for name, seed, order in runs(args.seeds):
+        sets = [f"seed={seed}", f'pipeline.plugins.2.grpo.order="{order}"']
+        sets += [f"stages.0.steps={args.steps}"] if args.steps else []
+        models[name] = train(args.runs / name, args.start, ordered, sets, console)
+    answered = {}
+    for name, (model, _) in models.items():
+        pipe = Pipeline.from_pretrained(model)
+        answered[name] = [right(pipe, items, think) for think in (True, False)]
+    result: dict[str, Any] = {"tests": args.tests, "prompts": args.prompts, "seeds": args.seeds}
+    result["runs"] = {
+        name: {"thinking": share(thought), "direct": share(direct), "cpu_seconds": round(models[name][1])}
+        for name, (thought, direct) in answered.items()
+    }
+    for order in ("curriculum", "shuffled"):
+        after = [found for name, (found, _) in answered.items() if name.startswith(order)]
+        result[order] = gain(answered["before"][0], after)
+    if args.out:
+        write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
+    console.print_json(json.dumps(result)) if not args.json else print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
