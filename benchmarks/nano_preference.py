@@ -1,7 +1,7 @@
 """What MPO adds to andes-nano after supervised fine-tuning, beside the same training on right answers alone.
 
     python examples/nano/prepare.py                                # data
-    python benchmarks/nano_preference.py --json                                    # pairs, two trainings, scores; goes on if stopped
+    python benchmarks/nano_preference.py --json                    # pairs, two trainings, scores; goes on if stopped
 
 The model answers questions of its training data several times; a right and a wrong answer to one question make a pair.
 `examples/nano/6-mpo.toml` learns from the pairs. The control is the same run without the losses that look at wrong

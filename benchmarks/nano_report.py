@@ -1,4 +1,4 @@
-"""Write docs/results/nano.md and its plots from docs/results/nano.json, which benchmarks/nano.py measured.
+"""Write docs/results/nano.md and its plots from what benchmarks/nano*.py measured, JSON files in docs/results.
 
     python benchmarks/nano_report.py
 
@@ -79,8 +79,10 @@ centre, a random box of the training data, or the largest element.
 {table}
 
 ![Scores of the shipped model](nano.svg)
-{stages}
-Repeat: `python benchmarks/nano.py andes-nano --name andes-nano --limit 60 --out docs/results/nano.json`, for a stage
+{stages}{preference}{thinking}
+## Repeat
+
+`python benchmarks/nano.py andes-nano --name andes-nano --limit 60 --out docs/results/nano.json`, for a stage
 `python benchmarks/nano.py runs/nano/STAGE/model --name STAGE --limit 60 --out docs/results/nano.json`; then
 `python benchmarks/nano_report.py`. The questions lie in `examples/nano/held_out`.
 """
@@ -103,7 +105,67 @@ def page(runs: dict[str, dict[str, Any]]) -> str:
         cells += ["" if blind is None else f"{blind:.1%}", f"{value:.1%} ({best})"]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     stages = "\n![Scores after each stage](nano_stages.svg)\n" if len(stages_of(runs)) > 1 else ""
-    return PAGE.format(table="\n".join(rows), stages=stages)
+    return PAGE.format(table="\n".join(rows), stages=stages, preference=preference(), thinking=thinking())
+
+
+def measured(name: str) -> dict[str, Any] | None:
+    """A file of figures, if it was measured."""
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def preference() -> str:
+    """What MPO changed, beside the same training on right answers alone."""
+    if (found := measured("nano_preference")) is None:
+        return ""
+
+    def points(change: dict[str, float]) -> str:
+        return f"{change['points']:+.1f} ({change['low']:+.1f} to {change['high']:+.1f})"
+
+    control = found["right_answers"]
+    rows = [
+        f"| {name} | {change['n']} | {change['before']:.1%} | {points(change)} | {points(control[name])} |"
+        for name, change in found["mpo"].items()
+    ]
+    counts = ", ".join(f"{name} {count:,}" for name, count in found["pairs"].items())
+    return f"""
+## MPO
+
+Points won by MPO after the fifth stage, and by the same steps on right answers alone, with paired 95 % intervals. What
+became of the prompts: {counts}. `python benchmarks/nano_preference.py --out docs/results/nano_preference.json`
+
+| task | n | before | MPO | right answers alone |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+"""
+
+
+def thinking() -> str:
+    """What GRPO added to the Thinking model."""
+    if (found := measured("nano_thinking")) is None:
+        return ""
+    rows = [
+        f"| {name} | {run['thinking']['value']:.1%} | {run['thinking']['low']:.1%} to {run['thinking']['high']:.1%} "
+        f"| {run['direct']['value']:.1%} | {run['cpu_seconds']} |"
+        for name, run in found["runs"].items()
+    ]
+    gains = "; ".join(
+        f"{order} {found[order]['points']:+.1f} points ({found[order]['low']:+.1f} to {found[order]['high']:+.1f})"
+        for order in ("curriculum", "shuffled")
+        if order in found
+    )
+    return f"""
+## GRPO
+
+{found["tests"]} puzzles with words that no training saw, answered greedily with thoughts, and without. GRPO learned
+from {found["prompts"]} other puzzles, of which it kept those that were sometimes right. Gains over all seeds, with the
+95 % interval of a bootstrap over puzzles and seeds: {gains}.
+`python benchmarks/nano_thinking.py --out docs/results/nano_thinking.json`
+
+| model | with thoughts | 95 % | without | CPU seconds |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+"""
 
 
 def stages_of(runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

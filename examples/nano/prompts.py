@@ -1,14 +1,7 @@
-"""Prompts for the last two stages: questions about pictures with one right answer, and puzzles to think about.
-
-    python examples/nano/prompts.py
-
-`prompts.jsonl`: one question of each of some lines of training data, for `andes-pairs`.
-`puzzles.jsonl`: sums and puzzles of seeds that no line of `sums` or `thought` has, for GRPO.
-"""
+"""Prompts of the last two stages: questions about pictures with one right answer, and puzzles to think about."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -17,7 +10,6 @@ from typing import Any
 
 import language
 
-HERE = Path(__file__).parent
 ASKED: Mapping[str, int] = {
     "elements": 600, "small": 600, "mobile": 300, "line": 400, "shapes": 500, "chart": 400, "digit": 150, "easy": 300,
     "two": 200, "call": 150,
@@ -41,22 +33,8 @@ def questions(data: Path) -> Iterator[dict[str, Any]]:
 
 
 def puzzles() -> Iterator[dict[str, Any]]:
-    """Questions to think about, with their answers."""
+    """Sums and puzzles of seeds that no line of `sums` or `thought` has, with their answers."""
     for number in range(PUZZLES):
         line = language.reasoning(random.Random(f"nano/puzzles/{number}"), "train", think=False)
         question, answer = line["messages"]
         yield {"messages": [question], "answer": answer["content"], "think": True}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=HERE / "data" / "train")
-    args = parser.parse_args()
-    for name, made in (("prompts", questions(args.data)), ("puzzles", puzzles())):
-        building = args.data / f"{name}.part"
-        building.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in made), encoding="utf-8")
-        building.rename(args.data / f"{name}.jsonl")
-
-
-if __name__ == "__main__":
-    main()
