@@ -44,8 +44,8 @@ drawn by our generator and a few open kits, and it is small: do not trust it wit
 {stages}
 
 The table has the steps whose records were kept. The encoder learned to read in four runs; the longest, of 3,000 steps,
-is counted. The first 500 steps of alignment were made by a script. The third stage is four runs, each from where the
-last one stopped.
+is counted. The first 500 steps of alignment were made by a script. `3-joint` is five runs, each from where the last one
+stopped; the last was ended while its rate fell.
 
 Data, all made by `examples/nano/prepare.py`: pages and lines in the fonts DejaVu, Liberation and Noto (their licences
 let pictures of them be used freely); shapes; charts of scikit-learn's tables (BSD-3); its handwritten digits (UCI,
