@@ -38,6 +38,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,8 @@ from nano import answers_of, by_name, read, right, spread  # noqa: E402
 
 TASKS = [part for part in PARTS if not part.startswith("desktop")]
 """Parts of the held-out questions; screens of a desktop take half of the time, and small ones ask the same."""
+QUESTIONS = 8
+"""Most conversations of a picture in a step of training."""
 BODIES: dict[str, dict[str, Any]] = {
     "w4_g32": {"body": "w4_g32", "rate": 1e-4},
     "ternary_g128": {"body": "ternary_g128", "rate": 3e-4},
@@ -156,10 +159,16 @@ def opened(model: Path, *plugins: Any) -> Pipeline:
 
 
 def mixture(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """The files of the recipe --mix, in --data, with their weights."""
+    """The files of the recipe --mix, in --data, with their weights; what is larger than a step is left out."""
     some = load_recipe(given.mix).stages[0].data
     paths = [given.data / one.path.relative_to("data") for one in some]
-    return [{"path": str(p), "weight": o.weight, "questions": o.questions} for p, o in zip(paths, some, strict=True)]
+    return [
+        {
+            "path": str(path.resolve()), "weight": one.weight, "questions": min(one.questions or QUESTIONS, QUESTIONS),
+            "on_error": "skip", "max_errors": 1 << 30,
+        }
+        for path, one in zip(paths, some, strict=True)
+    ]  # fmt: skip
 
 
 def trained(
@@ -355,7 +364,7 @@ def main() -> None:
                         f"{kept}: {name!r} has {was} steps; ask for '{name}@{given.steps}', or --steps {was}"
                     )
                 continue
-            keep_row(kept, found, name, lambda name=name: row(name, given, folder, packs))
+            keep_row(kept, found, name, partial(row, name, given, folder, packs))
         gain = None if given.text is None else json.loads(given.text.read_text())["gain_over_ptq"]
         result = {**summary(found["rows"]), "smollm_gain_over_ptq": gain, **setting, "rows": found["rows"]}
     print(json.dumps(result) if given.json else json.dumps(result, indent=1))

@@ -25,10 +25,18 @@ KINDS = {
     "rtn": "rounded to nearest",
     "gptq": "GPTQ",
     "awq": "AWQ",
+    "blockwise": "layer by layer",
     "sparsegpt": "SparseGPT, rounded",
     "qat": "trained on the grid",
 }
-COLOURS = {"rtn": "#bbbbbb", "gptq": "#ccbb44", "awq": "#228833", "sparsegpt": "#66ccee", "qat": "#4477aa"}
+COLOURS = {
+    "rtn": "#bbbbbb",
+    "gptq": "#ccbb44",
+    "awq": "#228833",
+    "blockwise": "#ee6677",
+    "sparsegpt": "#66ccee",
+    "qat": "#4477aa",
+}
 WAYS = {
     "float_lora": "LoRA on floats, float base", "lora_then_ptq": "the same, merged and rounded with the base",
     "lora_on_base": "the same, on the packed base as it is", "qlora": "trained on the packed base, inputs in floats",
@@ -149,21 +157,33 @@ def text_model(found: dict[str, Any] | None) -> str:
     if not found:
         return "Not measured: `benchmarks/compression_text.py` has rows of SmolLM2-135M."
     lines = [
-        "| row | bits, body | steps | answer tokens seen | CPU s | perplexity | accuracy % | ± | above chance kept % |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| row | bits, body | steps of each layer | steps | answer tokens seen | CPU s | perplexity | choice % | ± "
+        "| above chance kept % | MMLU % | ± |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in sorted(found["rows"].items(), key=lambda pair: (-pair[1]["body_bpw"], pair[0])):
         cells = [
-            name, f"{one['body_bpw']:.2f}", one.get("steps", ""), one.get("answer_tokens", ""),
-            one.get("cpu_seconds", ""), one["perplexity"], percent(one["accuracy"]), percent(one["interval"]),
-            percent(one.get("above_chance")),
+            name, f"{one['body_bpw']:.2f}", one.get("block_steps", ""), one.get("steps", ""),
+            f"{one['answer_tokens']:,}" if "answer_tokens" in one else "", one.get("cpu_seconds", ""),
+            _figure(one["perplexity"]), percent(one["choice"]), percent(one["interval"]),
+            percent(one.get("retention")), percent(one.get("accuracy")), percent(one.get("accuracy_interval")),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     told = (
-        f"SmolLM2-135M-Instruct, {found['questions']} questions with four answers, {found['chunks']} pieces of "
-        "held-out text; `benchmarks/compression_text.py --help` describes them."
+        f"SmolLM2-135M-Instruct, {found['places']} places of held-out text where one of four pieces goes on, "
+        f"{found['chunks']} pieces for perplexity; `benchmarks/compression_text.py --help` describes them."
     )
+    if found.get("gain_over_ptq") is not None:
+        told += (
+            f" `{found['best']}` keeps {found['gain_over_ptq']:+.1f} points more of what is above chance than "
+            f"`{found['best_without_training']}`, the best without end-to-end training; the best perplexity of those "
+            f"is {found['perplexity_over_ptq']:g} times as high."
+        )
     return "\n".join([*lines, "", told])
+
+
+def _figure(value: float) -> str:
+    return f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
 
 
 def adapters(found: dict[str, Any] | None) -> str:

@@ -40,6 +40,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -335,12 +336,11 @@ def main() -> None:
         for name in given.only:
             known_row = found["rows"].get(name)
             if known_row is None:
-                keep_row(kept, found, name, lambda name=name: row(name, given, floats, folder))
+                keep_row(kept, found, name, partial(row, name, given, floats, folder))
             elif given.limit and known_row.get("questions") != given.limit:
                 pipe = opened(floats) if name == "bf16" else None
                 pipe = pipe or Pipeline.from_pretrained(file_of(folder, name), backend="torch")
-                more = known_row | asked(pipe, given)
-                keep_row(kept, found, name, lambda more=more: more)
+                keep_row(kept, found, name, partial(dict, known_row | asked(pipe, given)))
         result = {**summary(found["rows"]), **setting, "rows": found["rows"]}
     print(json.dumps(result) if given.json else json.dumps(result, indent=1))
 

@@ -115,7 +115,7 @@ def right(item: Item, said: str) -> bool:
         return said.strip() == item.truth
     found = re.fullmatch(r"tap (\d+),(\d+)", said.strip())
     left, top, right_, bottom = item.others[0]
-    return bool(found) and left <= float(found[1]) <= right_ and top <= float(found[2]) <= bottom
+    return found is not None and left <= float(found[1]) <= right_ and top <= float(found[2]) <= bottom
 
 
 def items_of(name: str, data: Path, split: str, limit: int) -> list[Item]:

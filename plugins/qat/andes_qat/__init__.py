@@ -40,6 +40,7 @@ class QAT:
     testing: ClassVar[Mapping[str, object]] = {
         "data": str(Path(__file__).parent / "data" / "tiny.jsonl"),
         "calibrate": 1,
+        "bits": 99.0,
     }
 
     body: str = _grid("w4_g128", "the matrices of the language model's layers")

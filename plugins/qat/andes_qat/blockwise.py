@@ -160,6 +160,7 @@ class Blockwise:
         made = {f"{n}.weight": cast("Rounding", modules[n]).codes() for n in targets if n in inner}
         take_out(model)
         rest = {f"{n}.weight": nearest(_matrix(model, n), t) for n, t in targets.items() if n not in inner}
-        _give(model, rest)
+        with torch.no_grad():
+            _give(model, rest)
         report = {"matrices": len(targets), "tokens": read.tokens, "steps": steps, "error": errors[-1]}
         return Compressed(codes={**made, **rest}, report=report)

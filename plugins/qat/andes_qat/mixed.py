@@ -66,9 +66,9 @@ class Mixed:
         grids = {name: grid(name, "qat.candidates") for name in self.candidates}
         whole = cast("VisionLanguageModel", model)
         places = {f"language_model.{name}": place for name, place in model.llm.linears().items()}
-        units = {name: f"{layer}.{role}" for name, (layer, role) in places.items()}
-        if self.units == "kinds":
-            units = {name: next((g for g in KINDS if role in g.split()), role) for name, (_, role) in places.items()}
+        kinds = self.units == "kinds"
+        keys = {name: role if kinds else f"{layer}.{role}" for name, (layer, role) in places.items()}
+        units = {name: next((g for g in KINDS if key in g.split()), key) for name, key in keys.items()}
         sizes = summed(sizes_of(whole, grids), units)
         weights = sum(_matrix(model, name).numel() for name in places)
         refuse_target(sizes, weights, most)
@@ -76,7 +76,7 @@ class Mixed:
         calibration = Calibration.of(whole, data or self.data, lines or self.lines, self.max_tokens, self.name)
         rises = summed(sensitivity(whole, calibration.packs, grids), units)
         chosen = allot(sizes, rises, int(most * weights / 8))
-        roles = {role: one for unit, one in chosen.items() for role in unit.split()}
+        roles = {keys[name]: chosen[unit] for name, unit in units.items()}
         with torch.no_grad():
             own = evolve(self.choice, roles=roles, bits=0.0)
             made = {f"{n}.weight": nearest(_matrix(model, n), t) for n, t in _once(model, own).items()}
