@@ -177,7 +177,7 @@ def trained(
     """A pipeline on its grids after training, and steps, tokens and seconds."""
     options = {**BODIES[body], **REST, "scales": "seq" if body.startswith(("ternary", "34")) else "lsq"}
     options |= {"rate": given.rate or options["rate"], "teacher": str(given.model), "every": max(1, steps // 20)}
-    options |= {"projector_rate": options["rate"] / 5, "encoder_rate": options["rate"] / 10, "blockwise": block}
+    options |= {"projector_rate": options["rate"] / 5, "blockwise": block}  # the encoder gets its grid, and no steps
     pipe = opened(given.model, {"qat": options})
     stage = {
         "stage": "qat", "steps": steps, "warmup": max(1, steps // 20), "max_patches": 2 * given.tokens,
@@ -355,7 +355,8 @@ def main() -> None:
         found = json.loads(kept.read_text()) if kept.exists() else {"setting": setting, "rows": {}}
         if found["setting"] != setting:
             raise SystemExit(f"{kept}: rows of {found['setting']}, not of {setting}; choose another --out")
-        packs = held_out(opened(given.model), given.questions, given.limit)
+        whole = opened(given.model)
+        parameters, packs = whole.model.parameter_count(), held_out(whole, given.questions, given.limit)
         for name in given.only:
             if name in found["rows"]:
                 if name.startswith("qat") and "@" not in name and found["rows"][name]["steps"] != given.steps:
@@ -366,7 +367,13 @@ def main() -> None:
                 continue
             keep_row(kept, found, name, partial(row, name, given, folder, packs))
         gain = None if given.text is None else json.loads(given.text.read_text())["gain_over_ptq"]
-        result = {**summary(found["rows"]), "smollm_gain_over_ptq": gain, **setting, "rows": found["rows"]}
+        result = {
+            **summary(found["rows"]),
+            "smollm_gain_over_ptq": gain,
+            "parameters": parameters,
+            **setting,
+            "rows": found["rows"],
+        }
     print(json.dumps(result) if given.json else json.dumps(result, indent=1))
 
 

@@ -44,9 +44,9 @@ WAYS = {
 }  # fmt: skip
 PAGE = """# What compression keeps
 
-The model is `examples/nano/aligned`: 9 million parameters, 256 wide, so that groups of 128 are not padded. It points on
-pages, reads lines, names shapes and answers about easy pictures. Its own weights are the teacher. One seed each. All
-figures are in `compression.json`; `benchmarks/compression.py --help` says what each of them is.
+The model is `andes-nano`, {parameters} million parameters, 256 wide, so that groups of 128 are not padded. Its own
+weights are the teacher, and training reads the mixture of `examples/nano/5-sft.toml`. One seed each. All figures are in
+`compression.json`; `benchmarks/compression.py --help` says what each of them is.
 
 ```sh
 {commands}
@@ -56,10 +56,10 @@ A folder keeps its rows, so the last call prints those of all. Rows without a sc
 
 ## Formats
 
-*Tokens*: share of the answers' tokens that are the most likely ones behind the right ones before them, mean of four
-tasks, {tokens:,} tokens on pictures that training never saw. *Score*: mean of four tasks, free answers, {questions}
-questions each. *Kept* is in percent of the floats. Embedding and head are in `w4_g32`, encoder and projector in `w8`.
-`34+kv` is `ternary34_g128` with `w4_g128` for keys and values.
+*Tokens*: share of the answers' tokens that are the most likely ones behind the right ones before them, mean of {tasks}
+tasks, {tokens:,} tokens of pictures and texts that training never saw. *Score*: mean of the tasks, free answers, up to
+{questions} questions of each kind. *Kept* is in percent of the floats. Embedding and head are in `w4_g32`, encoder and
+projector in `w8`. `34+o` is `ternary34_g128` with `w4_g128` for `o`.
 
 {formats}
 
@@ -136,20 +136,26 @@ def plot(rows: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def curves(rows: dict[str, dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Body -> (steps, tokens kept), 0 steps being rounding to nearest; of bodies with several lengths of training."""
+    """Grid -> (steps, tokens kept), of grids with several lengths; 0 steps is rounding, or each layer by itself."""
     found: dict[str, list[tuple[int, float]]] = {}
     for name, one in rows.items():
         how, _, what = name.partition(" ")
-        if how in ("rtn", "qat"):
-            found.setdefault(what.partition("@")[0], []).append((one.get("steps", 0), one["token_retention"]))
-    return {body: sorted(points) for body, points in found.items() if len(points) > 2}
+        if how in ("rtn", "qat", "blockwise"):
+            first = how == "blockwise" or one.get("block_steps")
+            label = what.partition("@")[0] + ", layers first" * bool(first)
+            found.setdefault(label, []).append((one.get("steps", 0), one["token_retention"]))
+    return {label: sorted(points) for label, points in found.items() if len(points) > 2 - ("," in label)}
 
 
 def curve_table(rows: dict[str, dict[str, Any]]) -> str:
     lines = ["| grid | steps: tokens kept, % |", "|---|---|"]
     for body, points in curves(rows).items():
         lines.append(f"| {body} | {', '.join(f'{steps}: {100 * kept:.1f}' for steps, kept in points)} |")
-    return "\n".join(["Zero steps is rounding to nearest.", "", *lines]) if len(lines) > 2 else "No curve is measured."
+    return (
+        "\n".join(["Zero steps is rounding to nearest, or layers by themselves.", "", *lines])
+        if len(lines) > 2
+        else "No curve is measured."
+    )
 
 
 def text_model(found: dict[str, Any] | None) -> str:
@@ -233,13 +239,14 @@ def commands(found: dict[str, Any]) -> str:
     """The calls that make the page's figures, and none for what is not there."""
     rows = found["rows"]["rows"]
     steps = {r["steps"] for n, r in rows.items() if n.startswith("qat") and "@" not in n}
-    rate = found["rows"].get("rate")
+    rate, tokens = found["rows"].get("rate"), found["rows"]["step_tokens"]
     setting = [
         f"--limit {found['rows']['questions']}",
         *(f"--steps {n}" for n in steps),
         *([f"--rate {rate}"] * bool(rate)),
+        *([f"--tokens {tokens}"] * (tokens != 1024)),
     ]
-    lines = ["python examples/nano/prepare.py elements line shapes easy"]
+    lines = ["python examples/nano/prepare.py"]
     for flag, some in (
         ("", [n for n, r in rows.items() if "score" in r]),
         (" --tokens-only", [n for n, r in rows.items() if "score" not in r]),
@@ -256,8 +263,13 @@ def commands(found: dict[str, Any]) -> str:
         lines.append("    --out runs/qalft --json > runs/qalft.json")
         report.append("--adapters runs/qalft.json")
     if found.get("text"):
-        lines.append(".venv/bin/python benchmarks/compression_text.py --out runs/compression_text --json \\")
-        lines.append("    > runs/compression_text.json")
+        names = " ".join(f'"{n}"' if " " in n else n for n in found["text"]["rows"])
+        lines.append(".venv/bin/python benchmarks/compression_text.py --limit 0 \\")
+        lines += [f"    --only {names} \\", "    --out runs/compression_text --json > runs/compression_text.json"]
+        if asked := [n for n, r in found["text"]["rows"].items() if "accuracy" in r]:
+            names = " ".join(f'"{n}"' if " " in n else n for n in asked)
+            lines.append(".venv/bin/python benchmarks/compression_text.py \\")
+            lines += [f"    --only {names} \\", "    --out runs/compression_text --json > runs/compression_text.json"]
         report.append("--text runs/compression_text.json")
     if found.get("decode"):
         threads = found["decode"]["threads"]
@@ -282,6 +294,8 @@ def main() -> None:
     rows = found["rows"]["rows"]
     plot({n: r for n, r in rows.items() if "token_retention" in r}, FOLDER / "compression.svg")
     page = PAGE.format(
+        parameters=round(found["rows"]["parameters"] / 1e6),
+        tasks=len(rows["bf16"]["forced"]),
         questions=found["rows"]["questions"],
         commands=commands(found),
         tokens=sum(one["n"] for one in rows["bf16"]["forced"].values()),
