@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from andes_sdk.types import Compressed
 
 from .compressors import _give, _matrix, nearest, rotated_targets
+from .fake import codes_of
 from .grids import Choice
 from .layers import Rounding, put_in, take_out
 
@@ -61,7 +62,10 @@ def train_layers(
         calls = rounded.calls(layer)
         if own:
             _train(module, own, calls, targets, steps, rate, scale_rate)
-        errors.append(_error(module, calls, targets))
+        with _settled(own), torch.no_grad():
+            made = [output_of(module, call) for call in calls]
+        rounded.take(layer + 1, made)
+        errors.append(_error(made, targets))
     return errors
 
 
@@ -78,9 +82,23 @@ def _floats(module: nn.Module) -> Iterator[None]:
             one.off = False
 
 
-@torch.no_grad()
-def _error(module: nn.Module, calls: Sequence[Any], targets: Sequence[Tensor]) -> float:
-    made = [output_of(module, call) for call in calls]
+@contextmanager
+def _settled(own: Sequence[Rounding]) -> Iterator[None]:
+    """Weights are rounded once while this lasts, and not in each pass; of layers whose inputs stay floats."""
+    own = [one for one in own if one.input_base is None]
+    kept = [one.weight.data for one in own]
+    for one in own:
+        codes, scales = codes_of(one.weight, one.scales, one.weight_mask, one.target)
+        scales = scales.float().repeat_interleave(one.target.group, 1)[:, : codes.shape[1]]
+        one.weight.data, one.off = codes.float() * scales, True
+    try:
+        yield
+    finally:
+        for one, weight in zip(own, kept, strict=True):
+            one.weight.data, one.off = weight, False
+
+
+def _error(made: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
     wrong = sum(float((m - t).square().sum()) for m, t in zip(made, targets, strict=True))
     return wrong / max(sum(float(t.square().sum()) for t in targets), 1e-30)
 
