@@ -2,9 +2,10 @@
 
 As the first phase of EfficientQAT (arXiv 2407.11062, section 3.2, "Block-AP"), our own small implementation: a layer is
 given what the rounded ones before it send on, and its target is what the float layer at its place sends on in the float
-model. All of its weights, scales and norms learn, by AdamW with a linear fall of the rate, on the squared error ÷ that
-of the target's mean. One layer at a time costs about a pass through the model for each pass over the data, and no
-logits. Survivors of sparse grids are chosen anew in each step of the first half.
+model. All of its weights, scales and norms learn, by AdamW with a linear fall of the rate, on the squared error of each
+row ÷ its squares (ours: the first token's rows are a hundred times the others' in many models, and would be all that is
+learned). One layer at a time costs about a pass through the model for each pass over the data, and no logits. Survivors
+of sparse grids are chosen anew in each step of the first half.
 Left out: what is outside of the language model's layers, ranges of inputs, learned zero points.
 """
 
@@ -99,8 +100,13 @@ def _settled(own: Sequence[Rounding]) -> Iterator[None]:
 
 
 def _error(made: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-    wrong = sum(float((m - t).square().sum()) for m, t in zip(made, targets, strict=True))
-    return wrong / max(sum(float(t.square().sum()) for t in targets), 1e-30)
+    """Mean over all rows of what `_off` says of each."""
+    return float(torch.cat([_off(m, t).flatten() for m, t in zip(made, targets, strict=True)]).mean())
+
+
+def _off(made: Tensor, target: Tensor) -> Tensor:
+    """(1, T, D) twice -> (1, T) squared error of each row ÷ its squares."""
+    return (made - target).float().square().sum(-1) / target.float().square().sum(-1).clamp_min(1e-30)
 
 
 def _train(
@@ -116,7 +122,6 @@ def _train(
         parameter.requires_grad_(True)
     groups = [{"params": rest, "base": rate}, {"params": scales, "base": rate * scale_rate}]
     optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
-    size = sum(float(t.square().sum()) for t in targets) / sum(t.numel() for t in targets)
     with torch.enable_grad():
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -125,7 +130,7 @@ def _train(
                 for one in own:
                     one.choose(one.target.n)
             call, target = calls[step % len(calls)], targets[step % len(calls)]
-            loss = (output_of(module, call) - target).square().mean() / max(size, 1e-30)
+            loss = _off(output_of(module, call), target).mean()
             loss.backward()
             nn.utils.clip_grad_norm_([*rest, *scales], 1.0)
             optimizer.step()
@@ -158,7 +163,7 @@ class Blockwise:
 
         Returns:
             A report. matrices, tokens, steps of each layer. error: squared error of what the last layer sends on ÷ the
-            squares of what the float one does.
+            squares of what the float one does, mean over rows.
 
         Raises:
             ConfigError: no data, or as the plugin's grids. TrainingError: data that cannot be read.
