@@ -177,7 +177,7 @@ def trained(
     """A pipeline on its grids after training, and steps, tokens and seconds."""
     options = {**BODIES[body], **REST, "scales": "seq" if body.startswith(("ternary", "34")) else "lsq"}
     options |= {"rate": given.rate or options["rate"], "teacher": str(given.model), "every": max(1, steps // 20)}
-    options |= {"projector_rate": options["rate"] / 5, "blockwise": block}  # the encoder gets its grid, and no steps
+    options |= {"projector_rate": options["rate"] / 5, "blockwise": block, "block_rate": 2e-3}  # the encoder stays
     pipe = opened(given.model, {"qat": options})
     stage = {
         "stage": "qat", "steps": steps, "warmup": max(1, steps // 20), "max_patches": 2 * given.tokens,
