@@ -1,22 +1,25 @@
-"""What a vision-language model keeps below five bits: rounding, GPTQ, AWQ, one-shot sparsity, and training on the grid.
+"""What andes-nano keeps below five bits: rounding, GPTQ, AWQ, one-shot sparsity, and training on the grid.
 
-    python examples/nano/prepare.py                      # the data
+    python examples/nano/prepare.py                      # the training data
     .venv/bin/python benchmarks/compression.py --quick --json
     .venv/bin/python benchmarks/compression.py --out runs/compression
-    .venv/bin/python benchmarks/compression.py --only "qat nm14_w4" "qat nm14_w4@75" --out runs/compression
-    .venv/bin/python benchmarks/compression.py --model MODEL --only "qat nm14_w4@1200" --out runs/more --json
+    .venv/bin/python benchmarks/compression.py --only bf16 "qat nm14_w4" "qat nm14_w4@75" --out runs/compression
+    .venv/bin/python benchmarks/compression.py --model MODEL --data DATA --only bf16 "qat 34+kv@1200" --out runs/more
 
-Every row is packed into one file and opened again with backend torch. Two measures, on pages, lines, shapes and easy
-pictures that training never saw:
+Every row is packed into one file and opened again. Two measures, on the questions of `examples/nano/held_out`, whose
+words and screens training never saw:
 
-- score: the mean over four tasks of what is right in free answers (of lines 1 − the share of wrong characters).
+- score: the mean over tasks, the parts of that folder, of what is right in free answers; a task is the mean of its
+  kinds of question, each scored as `benchmarks/nano.py` does (of lines 1 − the share of wrong characters).
 - tokens: the share of the answers' tokens that are the most likely one behind the right ones before them, mean over
-  the four tasks. It has thousands of tokens, so it is the finer measure. loss: nats, on the same.
+  the tasks. It has thousands of tokens, so it is the finer measure. loss: nats, on the same.
 
 retention is the score ÷ that of the model as it was, token_retention the same of tokens. above_blind compares what is
 above that model on noise pictures. Body is what a row names; embedding and head have w4_g32, encoder and projector w8.
 body_bpw counts the bytes of the file, scales and padding included; model_bpw all of it. Rows `qat BODY@STEPS` are of
-so many steps. "34+kv" is ternary34_g128 with w4_g128 for k and v: as large as nm14_w4.
+so many steps, `qat BODY@STEPS+BLOCK` begin with so many of each layer by itself. "34+kv" is ternary34_g128 with w4_g128
+for k and v, "34+o" the same with w4_g128 for o; both are as large as nm14_w4, and the backend numba runs the second.
+Training reads the mixture of the recipe --mix, and the model as it was is the teacher.
 
 A folder given as --out keeps rows and states of training: the same command goes on where it was stopped. Another model,
 other data, questions or rate are refused there. smollm_gain_over_ptq is what benchmarks/compression_text.py printed
@@ -35,6 +38,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +46,13 @@ import numpy as np
 import torch
 from andes_compression.bpw import of_artefact
 from andes_compression.compress import recipe_for, write
+from andes_nano import instruct
 from andes_training.data.samples import stage_samples
 from andes_training.loss import next_token_loss
 from andes_training.packing import Batch, collate, pack
 from andes_training.progress import Progress
 from andes_training.reading import RowMaker
-from andes_training.recipe import DataRecipe, Recipe
+from andes_training.recipe import DataRecipe, Recipe, load_recipe
 from rich.console import Console
 
 from andes_sdk import Pipeline
@@ -58,29 +63,29 @@ from andes_sdk.plan import Plan
 from andes_sdk.storage.checkpoint import stored_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
+NANO = ROOT / "examples" / "nano"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import nano  # noqa: E402
-from held_out import DATA  # noqa: E402 - nano.py has made it importable
+from held_out import DATA, OUT, PARTS  # noqa: E402 - nano.py has made it importable
 from nano import answers_of, by_name, read, right, spread  # noqa: E402
 
-TASKS = {
-    "elements": ("place",), "line": ("error",), "shapes": ("text", "place", "yes_no"), "easy": ("text", "yes_no")
-}  # fmt: skip
-"""Part of the data -> kinds of question; a task is the mean of its kinds."""
-SHARES = {"elements": 5, "line": 2, "shapes": 2, "easy": 1}
-"""Of the training mixture."""
+TASKS = [part for part in PARTS if not part.startswith("desktop")]
+"""Parts of the held-out questions; screens of a desktop take half of the time, and small ones ask the same."""
+QUESTIONS = 8
+"""Most conversations of a picture in a step of training."""
 BODIES: dict[str, dict[str, Any]] = {
     "w4_g32": {"body": "w4_g32", "rate": 1e-4},
     "ternary_g128": {"body": "ternary_g128", "rate": 3e-4},
     "nm28_w4": {"body": "nm28_w4", "rate": 3e-4},
     "nm14_w4": {"body": "nm14_w4", "rate": 3e-4},
     "34+kv": {"body": "ternary34_g128", "roles": {"k": "w4_g128", "v": "w4_g128"}, "rate": 3e-4},
+    "34+o": {"body": "ternary34_g128", "roles": {"o": "w4_g128"}, "rate": 3e-4},
     "ternary34_g128": {"body": "ternary34_g128", "rate": 3e-4},
 }
 """Name of a body -> its grids and the learning rate."""
 REST = {"embedding": "w4_g32", "head": "w4_g32", "vision": "w8", "projector": "w8"}
 ROWS = [
-    "bf16", *(f"{how} {b}" for how in ("rtn", "gptq", "awq") for b in BODIES), "sparsegpt nm14_w4",
+    "bf16", *(f"{how} {b}" for how in ("rtn", "gptq", "awq", "blockwise") for b in BODIES), "sparsegpt nm14_w4",
     *(f"qat {b}" for b in BODIES),
 ]  # fmt: skip
 
@@ -102,39 +107,39 @@ def teacher_forced(pipe: Pipeline, packs: dict[str, list[Batch]]) -> dict[str, d
     return found
 
 
-def held_out(pipe: Pipeline, data: Path, samples: int) -> dict[str, list[Batch]]:
-    """Packs of the first samples of each task's test data."""
+def held_out(pipe: Pipeline, questions: Path, samples: int) -> dict[str, list[Batch]]:
+    """Packs of the first samples of each task."""
     maker, packs = RowMaker(build_processor(pipe.model, Plan(plugins=()))), {}
     for part in TASKS:
-        lines = stage_samples([DataRecipe(path=data / "test" / f"{part}.jsonl", questions=4)], Path())
+        lines = stage_samples([DataRecipe(path=questions / f"{part}.jsonl", questions=4)], Path())
         rows = [maker.row(lines[i], random.Random(i)) for i in range(min(samples, len(lines)))]
         packs[part] = [collate(group) for group in pack(rows, max_tokens=2048, max_patches=2048)]
     return packs
 
 
-def asked(pipe: Pipeline, data: Path, limit: int, name: str, *, blind: bool = False) -> tuple[dict[str, float], float]:
-    """Score of each task by free answers, `limit` questions each, and the mean length of an answer in characters."""
-    scores, lengths = {}, list[int]()
-    for part, kinds in TASKS.items():
-        items, values = by_name(read(data / "test" / f"{part}.jsonl", part)), []
-        for kind in kinds:
-            some = spread(items[f"{part}/{kind}"], max(1, limit // len(kinds)))
-            answers = answers_of(pipe, some, f"{name}: {part}/{kind}", blind=blind, most=64)
+def asked(pipe: Pipeline, questions: Path, limit: int, name: str, *, blind: bool = False) -> dict[str, Any]:
+    """Score of each kind and task by free answers, `limit` questions of each kind, and how long an answer is."""
+    kinds, lengths = dict[str, float](), list[int]()
+    for part in TASKS:
+        for kind, items in by_name(read(questions / f"{part}.jsonl", part)).items():
+            some = spread(items, limit)
+            most = 160 if some[0].think else 64
+            answers = answers_of(pipe, some, f"{name}: {kind}", blind=blind, most=most)
             lengths += map(len, answers)
             value = float(np.mean([right(i, a) for i, a in zip(some, answers, strict=True)]))
-            values.append(1 - value if kind == "error" else value)
-        scores[part] = round(float(np.mean(values)), 4)
-    return scores, round(float(np.mean(lengths)), 1)
+            kinds[kind] = round(1 - value if kind.endswith("/error") else value, 4)
+    tasks = {part: mean([v for k, v in kinds.items() if k.partition("/")[0] == part]) for part in TASKS}
+    characters = round(float(np.mean(lengths)), 1)
+    return {"score": mean(tasks.values()), "tasks": tasks, "kinds": kinds, "answer_characters": characters}
 
 
 def measured(
-    model: Pipeline, data: Path, limit: int, name: str, packs: dict[str, list[Batch]], *, blind: bool = False
+    model: Pipeline, questions: Path, limit: int, name: str, packs: dict[str, list[Batch]], *, blind: bool = False
 ) -> dict[str, Any]:
     """Both measures of a model; of one that sees noise answers alone, and without a limit tokens alone."""
     made: dict[str, Any] = {}
     if limit:
-        scores, length = asked(model, data, limit, name, blind=blind)
-        made = {"score": mean(scores.values()), "tasks": scores, "answer_characters": length}
+        made = asked(model, questions, limit, name, blind=blind)
     if not blind:
         forced = teacher_forced(model, packs)
         made |= {k: mean([one[k] for one in forced.values()]) for k in ("loss", "tokens")} | {"forced": forced}
@@ -153,24 +158,39 @@ def opened(model: Path, *plugins: Any) -> Pipeline:
     return Pipeline.from_pretrained(model, dtype="float32", plugins=list(plugins))
 
 
-def trained(given: argparse.Namespace, body: str, steps: int, folder: Path) -> tuple[Pipeline, dict[str, Any]]:
+def mixture(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """The files of the recipe --mix, in --data, with their weights; what is larger than a step is left out."""
+    some = load_recipe(given.mix).stages[0].data
+    paths = [given.data / one.path.relative_to("data") for one in some]
+    return [
+        {
+            "path": str(path.resolve()), "weight": one.weight, "questions": min(one.questions or QUESTIONS, QUESTIONS),
+            "on_error": "skip", "max_errors": 1 << 30,
+        }
+        for path, one in zip(paths, some, strict=True)
+    ]  # fmt: skip
+
+
+def trained(
+    given: argparse.Namespace, body: str, steps: int, block: int, folder: Path
+) -> tuple[Pipeline, dict[str, Any]]:
     """A pipeline on its grids after training, and steps, tokens and seconds."""
     options = {**BODIES[body], **REST, "scales": "seq" if body.startswith(("ternary", "34")) else "lsq"}
     options |= {"rate": given.rate or options["rate"], "teacher": str(given.model), "every": max(1, steps // 20)}
-    options["projector_rate"] = options["rate"] / 5
+    options |= {"projector_rate": options["rate"] / 5, "blockwise": block, "block_rate": 2e-3}  # the encoder stays
     pipe = opened(given.model, {"qat": options})
-    data = [{"path": str(given.data / "train" / f"{part}.jsonl"), "weight": w} for part, w in SHARES.items()]
     stage = {
-        "stage": "qat", "steps": steps, "warmup": max(1, steps // 20), "max_patches": 640, "max_tokens": 640,
-        "checkpoint_every": max(1, steps // 4), "data": data, "schedule": "linear",
+        "stage": "qat", "steps": steps, "warmup": max(1, steps // 20), "max_patches": 2 * given.tokens,
+        "max_tokens": given.tokens, "checkpoint_every": max(1, min(200, steps // 4)), "data": mixture(given),
+        "schedule": "wsd", "decay": max(1, steps // 2),
     }  # fmt: skip
-    run, begin = folder / f"qat-{body}-{steps}", time.process_time()
+    run, begin = folder / f"qat-{body}-{steps}-{block}", time.process_time()
     recipe = {"name": f"qat-{body}", "seed": 0, "threads": 1, "precision": "bf16", "stages": [stage]}
-    with Progress(run, Console(stderr=True), [steps]) as progress:
+    with Progress(run, Console(stderr=True), [max(1, steps // 20)]) as progress:
         pipe.train(structure(Recipe, recipe, "recipe"), run, progress=progress)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     facts = {
-        "steps": steps, "answer_tokens": sum(int(line.get("tokens", 0)) for line in lines),
+        "steps": steps, "block_steps": block, "answer_tokens": sum(int(line.get("tokens", 0)) for line in lines),
         "samples": sum(int(line.get("samples", 0)) for line in lines),
         "cpu_seconds": round(time.process_time() - begin, 1),  # of this start alone
         "rate": options["rate"],
@@ -182,21 +202,22 @@ def row(name: str, given: argparse.Namespace, folder: Path, packs: dict[str, lis
     """Compress, pack, open again, measure."""
     how, _, what = name.partition(" ")
     body, _, steps = what.partition("@")
+    steps, _, block = steps.partition("+")
     facts: dict[str, Any] = {}
     asks = 0 if given.tokens_only else given.limit
     if how in ("bf16", "noise"):
         pipe, blind = opened(given.model), how == "noise"
-        return {"body_bpw": 16.0, **measured(pipe, given.data, asks, name, packs, blind=blind)}
+        return {"body_bpw": 16.0, **measured(pipe, given.questions, asks, name, packs, blind=blind)}
     if how == "qat":
-        pipe, facts = trained(given, body, int(steps or given.steps), folder)
+        pipe, facts = trained(given, body, int(steps or given.steps), int(block or 0), folder)
         made, run = pipe.compress("qat", codes=facts.pop("codes")), Path(facts.pop("run"))
     elif how == "sparsegpt":
         pipe = opened(given.model, "sparsity")
-        made = pipe.compress(how, data=str(calibration(given.data, folder)), lines=32)
+        made = pipe.compress(how, data=str(calibration(given, folder)), lines=32)
     else:
         own = {k: v for k, v in BODIES[body].items() if k != "rate"}
         pipe = opened(given.model, {"qat": {**own, **REST}})
-        more = {"data": str(calibration(given.data, folder)), "lines": 32} if how in ("gptq", "awq") else {}
+        more = {"data": str(calibration(given, folder)), "lines": 32} if how != "rtn" else {}
         made = pipe.compress("qat" if how == "rtn" else how, **more)
     recipe = recipe_for(pipe, made, body if how == "sparsegpt" else "f16", head="w4_g32", vision="w8")
     if how != "sparsegpt":
@@ -215,17 +236,20 @@ def row(name: str, given: argparse.Namespace, folder: Path, packs: dict[str, lis
         "language_model_bpw": round(report["language_model"]["type_bpw"]["disk"], 3),
         "model_bpw": round(report["model_bpw"]["disk"], 3), "bytes": artefact.path.stat().st_size,
     }  # fmt: skip
-    return {**size, **facts, **measured(packed, given.data, asks, name, packs)}
+    return {**size, **facts, **measured(packed, given.questions, asks, name, packs)}
 
 
-def calibration(data: Path, folder: Path) -> Path:
-    """A few lines of every task's training data, for compressors that look at inputs."""
-    path = folder / "calibration.jsonl"
-    lines = [(data / "train" / f"{part}.jsonl").read_text().splitlines()[:8] for part in TASKS]
-    made = []
-    for line in (json.loads(text) for group in lines for text in group):
-        line["images"] = [str((data / "train" / name).resolve()) for name in line.get("images", ())]
-        made.append(json.dumps(line))
+def calibration(given: argparse.Namespace, folder: Path) -> Path:
+    """A few lines of every file of the mixture, for compressors that look at inputs."""
+    path, made = folder / "calibration.jsonl", []
+    for one in mixture(given):
+        source = Path(one["path"])
+        for text in source.read_text().splitlines()[:4]:
+            line = json.loads(text)
+            line["images"] = [str((source.parent / name).resolve()) for name in line.get("images", ())]
+            if "conversations" in line:
+                line["conversations"] = line["conversations"][:4]
+            made.append(json.dumps(line))
     path.write_text("\n".join(made), encoding="utf-8")
     return path
 
@@ -246,7 +270,9 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
                 one["above_blind"] = round((one["score"] - blind["score"]) / above, 4) if above > 0 else None
     low = {n: r for n, r in rows.items() if n.startswith("qat") and r["body_bpw"] <= 1.8 and "retention" in r}
     best = max(low, key=lambda n: low[n]["retention"], default=None)
-    untrained = {n: r for n, r in rows.items() if n.startswith(("rtn", "gptq", "awq", "sparse")) and "retention" in r}
+    untrained = {
+        n: r for n, r in rows.items() if n.startswith(("rtn", "gptq", "awq", "sparse", "block")) and "retention" in r
+    }
     ptq = [r["retention"] for r in untrained.values() if r["body_bpw"] <= 1.8]
     sparse = [r["retention"] for n, r in low.items() if "nm14_w4" in n]
     equal = [r["packed_equals_trained"] for r in rows.values() if "packed_equals_trained" in r]
@@ -262,9 +288,11 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def setting_of(given: argparse.Namespace) -> dict[str, Any]:
     """What all rows of a folder share; the model by its weights, data by its lines, wherever they lie."""
     weights = sorted(given.model.glob("*.safetensors"))
-    lines = [given.data / split / f"{part}.jsonl" for split in ("train", "test") for part in TASKS]
-    hashes = {"model": _hash(weights), "data": _hash(lines)}
-    return {**hashes, "rate": given.rate, "questions": given.limit}
+    hashes = {
+        "model": _hash(weights), "data": _hash([Path(one["path"]) for one in mixture(given)]),
+        "asked": _hash([given.questions / f"{part}.jsonl" for part in TASKS]),
+    }  # fmt: skip
+    return {**hashes, "rate": given.rate, "step_tokens": given.tokens, "questions": given.limit}
 
 
 def _hash(paths: Sequence[Path]) -> str:
@@ -276,9 +304,10 @@ def known(names: Sequence[str]) -> None:
     for name in names:
         how, _, what = name.partition(" ")
         body, at, steps = what.partition("@")
-        ok = name in (*ROWS, "noise") or (how == "qat" and body in BODIES and at and steps.isdigit() and int(steps) > 3)
-        if not ok:
-            raise SystemExit(f"--only: no row {name!r}; there are noise, {', '.join(ROWS)}, and 'qat BODY@STEPS'")
+        counts = all(count.isdigit() for count in steps.split("+", 1)) and int(steps.split("+")[0]) > 3
+        if not (name in (*ROWS, "noise") or (how == "qat" and body in BODIES and at and counts)):
+            rows = ", ".join(ROWS)
+            raise SystemExit(f"--only: no row {name!r}; there are noise, {rows}, 'qat BODY@STEPS' and '…+BLOCK'")
 
 
 def keep_row(kept: Path, found: dict[str, Any], name: str, made: Callable[[], dict[str, Any]]) -> None:
@@ -293,24 +322,27 @@ def keep_row(kept: Path, found: dict[str, Any], name: str, made: Callable[[], di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "examples" / "nano" / "aligned")
+    parser.add_argument("--model", type=Path, default=instruct(), help="a checkpoint [default: andes-nano]")
     parser.add_argument("--data", type=Path, default=DATA, help="what examples/nano/prepare.py wrote")
+    parser.add_argument("--mix", type=Path, default=NANO / "5-sft.toml", help="recipe whose first stage names the data")
+    parser.add_argument("--questions", type=Path, default=OUT, help="what examples/nano/held_out.py wrote")
+    parser.add_argument("--tokens", type=int, default=1024, help="most of a step, and half of its patches")
     parser.add_argument("--quick", action="store_true", help="few steps and questions, three rows")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--steps", type=int, help="of each training [default: 100; quick: 20]")
     parser.add_argument("--rate", type=float, help="learning rate, instead of each body's own")
-    parser.add_argument("--limit", type=int, help="questions of each task [default: 100; quick: 24]")
+    parser.add_argument("--limit", type=int, help="questions of each kind [default: 60; quick: 4]")
     parser.add_argument("--only", nargs="+", metavar="ROW", help=f"of: noise, {', '.join(ROWS)}, qat BODY@STEPS")
     parser.add_argument("--tokens-only", action="store_true", help="new rows get no free answers: a third of the time")
     parser.add_argument("--text", type=Path, help="what benchmarks/compression_text.py --json printed")
     parser.add_argument("--out", type=Path, help="keep rows and states here [default: a temporary folder]")
     given = parser.parse_args()
     given.steps = given.steps or (20 if given.quick else 100)
-    given.limit = given.limit or (24 if given.quick else 100)
+    given.limit = given.limit or (4 if given.quick else 60)
     quick = ["bf16", "rtn nm14_w4", "rtn ternary34_g128", "qat nm14_w4", "qat ternary34_g128"]
     given.only = given.only or (quick if given.quick else ["noise", *ROWS])
     known(given.only)
-    for path in (given.data / split / f"{part}.jsonl" for split in ("train", "test") for part in TASKS):
+    for path in (Path(one["path"]) for one in mixture(given)):
         if not path.is_file():
             parser.error(f"{path} is missing: python examples/nano/prepare.py {path.stem}")
     torch.set_num_threads(1)
@@ -323,7 +355,8 @@ def main() -> None:
         found = json.loads(kept.read_text()) if kept.exists() else {"setting": setting, "rows": {}}
         if found["setting"] != setting:
             raise SystemExit(f"{kept}: rows of {found['setting']}, not of {setting}; choose another --out")
-        packs = held_out(opened(given.model), given.data, given.limit)
+        whole = opened(given.model)
+        parameters, packs = whole.model.parameter_count(), held_out(whole, given.questions, given.limit)
         for name in given.only:
             if name in found["rows"]:
                 if name.startswith("qat") and "@" not in name and found["rows"][name]["steps"] != given.steps:
@@ -332,9 +365,15 @@ def main() -> None:
                         f"{kept}: {name!r} has {was} steps; ask for '{name}@{given.steps}', or --steps {was}"
                     )
                 continue
-            keep_row(kept, found, name, lambda name=name: row(name, given, folder, packs))
+            keep_row(kept, found, name, partial(row, name, given, folder, packs))
         gain = None if given.text is None else json.loads(given.text.read_text())["gain_over_ptq"]
-        result = {**summary(found["rows"]), "smollm_gain_over_ptq": gain, **setting, "rows": found["rows"]}
+        result = {
+            **summary(found["rows"]),
+            "smollm_gain_over_ptq": gain,
+            "parameters": parameters,
+            **setting,
+            "rows": found["rows"],
+        }
     print(json.dumps(result) if given.json else json.dumps(result, indent=1))
 
 

@@ -25,10 +25,18 @@ KINDS = {
     "rtn": "rounded to nearest",
     "gptq": "GPTQ",
     "awq": "AWQ",
+    "blockwise": "layer by layer",
     "sparsegpt": "SparseGPT, rounded",
     "qat": "trained on the grid",
 }
-COLOURS = {"rtn": "#bbbbbb", "gptq": "#ccbb44", "awq": "#228833", "sparsegpt": "#66ccee", "qat": "#4477aa"}
+COLOURS = {
+    "rtn": "#bbbbbb",
+    "gptq": "#ccbb44",
+    "awq": "#228833",
+    "blockwise": "#ee6677",
+    "sparsegpt": "#66ccee",
+    "qat": "#4477aa",
+}
 WAYS = {
     "float_lora": "LoRA on floats, float base", "lora_then_ptq": "the same, merged and rounded with the base",
     "lora_on_base": "the same, on the packed base as it is", "qlora": "trained on the packed base, inputs in floats",
@@ -36,9 +44,9 @@ WAYS = {
 }  # fmt: skip
 PAGE = """# What compression keeps
 
-The model is `examples/nano/aligned`: 9 million parameters, 256 wide, so that groups of 128 are not padded. It points on
-pages, reads lines, names shapes and answers about easy pictures. Its own weights are the teacher. One seed each. All
-figures are in `compression.json`; `benchmarks/compression.py --help` says what each of them is.
+The model is `andes-nano`, {parameters} million parameters, 256 wide, so that groups of 128 are not padded. Its own
+weights are the teacher, and training reads the mixture of `examples/nano/5-sft.toml`. One seed each. All figures are in
+`compression.json`; `benchmarks/compression.py --help` says what each of them is.
 
 ```sh
 {commands}
@@ -48,10 +56,10 @@ A folder keeps its rows, so the last call prints those of all. Rows without a sc
 
 ## Formats
 
-*Tokens*: share of the answers' tokens that are the most likely ones behind the right ones before them, mean of four
-tasks, {tokens:,} tokens on pictures that training never saw. *Score*: mean of four tasks, free answers, {questions}
-questions each. *Kept* is in percent of the floats. Embedding and head are in `w4_g32`, encoder and projector in `w8`.
-`34+kv` is `ternary34_g128` with `w4_g128` for keys and values.
+*Tokens*: share of the answers' tokens that are the most likely ones behind the right ones before them, mean of {tasks}
+tasks, {tokens:,} tokens of pictures and texts that training never saw. *Score*: mean of the tasks, free answers, up to
+{questions} questions of each kind. *Kept* is in percent of the floats. Embedding and head are in `w4_g32`, encoder and
+projector in `w8`. `34+o` is `ternary34_g128` with `w4_g128` for `o`.
 
 {formats}
 
@@ -128,20 +136,26 @@ def plot(rows: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def curves(rows: dict[str, dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Body -> (steps, tokens kept), 0 steps being rounding to nearest; of bodies with several lengths of training."""
+    """Grid -> (steps, tokens kept), of grids with several lengths; 0 steps is rounding, or each layer by itself."""
     found: dict[str, list[tuple[int, float]]] = {}
     for name, one in rows.items():
         how, _, what = name.partition(" ")
-        if how in ("rtn", "qat"):
-            found.setdefault(what.partition("@")[0], []).append((one.get("steps", 0), one["token_retention"]))
-    return {body: sorted(points) for body, points in found.items() if len(points) > 2}
+        if how in ("rtn", "qat", "blockwise"):
+            first = how == "blockwise" or one.get("block_steps")
+            label = what.partition("@")[0] + ", layers first" * bool(first)
+            found.setdefault(label, []).append((one.get("steps", 0), one["token_retention"]))
+    return {label: sorted(points) for label, points in found.items() if len(points) > 2 - ("," in label)}
 
 
 def curve_table(rows: dict[str, dict[str, Any]]) -> str:
     lines = ["| grid | steps: tokens kept, % |", "|---|---|"]
     for body, points in curves(rows).items():
         lines.append(f"| {body} | {', '.join(f'{steps}: {100 * kept:.1f}' for steps, kept in points)} |")
-    return "\n".join(["Zero steps is rounding to nearest.", "", *lines]) if len(lines) > 2 else "No curve is measured."
+    return (
+        "\n".join(["Zero steps is rounding to nearest, or layers by themselves.", "", *lines])
+        if len(lines) > 2
+        else "No curve is measured."
+    )
 
 
 def text_model(found: dict[str, Any] | None) -> str:
@@ -149,21 +163,33 @@ def text_model(found: dict[str, Any] | None) -> str:
     if not found:
         return "Not measured: `benchmarks/compression_text.py` has rows of SmolLM2-135M."
     lines = [
-        "| row | bits, body | steps | answer tokens seen | CPU s | perplexity | accuracy % | ± | above chance kept % |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| row | bits, body | steps of each layer | steps | answer tokens seen | CPU s | perplexity | choice % | ± "
+        "| above chance kept % | MMLU % | ± |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, one in sorted(found["rows"].items(), key=lambda pair: (-pair[1]["body_bpw"], pair[0])):
         cells = [
-            name, f"{one['body_bpw']:.2f}", one.get("steps", ""), one.get("answer_tokens", ""),
-            one.get("cpu_seconds", ""), one["perplexity"], percent(one["accuracy"]), percent(one["interval"]),
-            percent(one.get("above_chance")),
+            name, f"{one['body_bpw']:.2f}", one.get("block_steps", ""), one.get("steps", ""),
+            f"{one['answer_tokens']:,}" if "answer_tokens" in one else "", one.get("cpu_seconds", ""),
+            _figure(one["perplexity"]), percent(one["choice"]), percent(one["interval"]),
+            percent(one.get("retention")), percent(one.get("accuracy")), percent(one.get("accuracy_interval")),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     told = (
-        f"SmolLM2-135M-Instruct, {found['questions']} questions with four answers, {found['chunks']} pieces of "
-        "held-out text; `benchmarks/compression_text.py --help` describes them."
+        f"SmolLM2-135M-Instruct, {found['places']} places of held-out text where one of four pieces goes on, "
+        f"{found['chunks']} pieces for perplexity; `benchmarks/compression_text.py --help` describes them."
     )
+    if found.get("gain_over_ptq") is not None:
+        told += (
+            f" `{found['best']}` keeps {found['gain_over_ptq']:+.1f} points more of what is above chance than "
+            f"`{found['best_without_training']}`, the best without end-to-end training; the best perplexity of those "
+            f"is {found['perplexity_over_ptq']:g} times as high."
+        )
     return "\n".join([*lines, "", told])
+
+
+def _figure(value: float) -> str:
+    return f"{value:.1f}" if value < 1e4 else f"{value:.1e}"
 
 
 def adapters(found: dict[str, Any] | None) -> str:
@@ -213,13 +239,14 @@ def commands(found: dict[str, Any]) -> str:
     """The calls that make the page's figures, and none for what is not there."""
     rows = found["rows"]["rows"]
     steps = {r["steps"] for n, r in rows.items() if n.startswith("qat") and "@" not in n}
-    rate = found["rows"].get("rate")
+    rate, tokens = found["rows"].get("rate"), found["rows"]["step_tokens"]
     setting = [
         f"--limit {found['rows']['questions']}",
         *(f"--steps {n}" for n in steps),
         *([f"--rate {rate}"] * bool(rate)),
+        *([f"--tokens {tokens}"] * (tokens != 1024)),
     ]
-    lines = ["python examples/nano/prepare.py elements line shapes easy"]
+    lines = ["python examples/nano/prepare.py"]
     for flag, some in (
         ("", [n for n, r in rows.items() if "score" in r]),
         (" --tokens-only", [n for n, r in rows.items() if "score" not in r]),
@@ -236,8 +263,13 @@ def commands(found: dict[str, Any]) -> str:
         lines.append("    --out runs/qalft --json > runs/qalft.json")
         report.append("--adapters runs/qalft.json")
     if found.get("text"):
-        lines.append(".venv/bin/python benchmarks/compression_text.py --out runs/compression_text --json \\")
-        lines.append("    > runs/compression_text.json")
+        names = " ".join(f'"{n}"' if " " in n else n for n in found["text"]["rows"])
+        lines.append(".venv/bin/python benchmarks/compression_text.py --limit 0 \\")
+        lines += [f"    --only {names} \\", "    --out runs/compression_text --json > runs/compression_text.json"]
+        if asked := [n for n, r in found["text"]["rows"].items() if "accuracy" in r]:
+            names = " ".join(f'"{n}"' if " " in n else n for n in asked)
+            lines.append(".venv/bin/python benchmarks/compression_text.py \\")
+            lines += [f"    --only {names} \\", "    --out runs/compression_text --json > runs/compression_text.json"]
         report.append("--text runs/compression_text.json")
     if found.get("decode"):
         threads = found["decode"]["threads"]
@@ -262,6 +294,8 @@ def main() -> None:
     rows = found["rows"]["rows"]
     plot({n: r for n, r in rows.items() if "token_retention" in r}, FOLDER / "compression.svg")
     page = PAGE.format(
+        parameters=round(found["rows"]["parameters"] / 1e6),
+        tasks=len(rows["bf16"]["forced"]),
         questions=found["rows"]["questions"],
         commands=commands(found),
         tokens=sum(one["n"] for one in rows["bf16"]["forced"].values()),

@@ -11,13 +11,20 @@ weights are Q4_1. Embedding and head, which are one matrix, have w4_g32. Rows of
 640, so bodies take a ninth more than their names say: body_bpw counts the file's bytes.
 
 - perplexity: on held-out topics of Python's documentation (`pydoc_data`), every eighth; training sees the others.
+- choice: behind 32 tokens of a held-out topic, which of four pieces of 12 tokens goes on; the others stand elsewhere in
+  the same topic. The most probable one counts. Chance is 0.25.
 - accuracy: of the 273 development questions of MMLU that lm-eval brings along, which of the four answers has the
-  highest log probability per character behind "Question: … Answer:". Chance is 0.25. above_chance: what is above that,
-  ÷ the same of bf16. A model of this size is not far above chance: `interval` is half the 95 % interval of accuracy.
+  highest log probability per character behind "Question: … Answer:". Chance is 0.25, and a model of this size is not
+  far above it. A call with --limit 0 leaves it out; a later one measures it of the files that were kept.
 
-gain_over_ptq: accuracy of the best trained row of at most 1.8 bits in body_bpw minus that of the best without training,
-in points. A folder given as --out keeps rows and states of training. --quick takes some four minutes
-of one core: four rows, two steps of training, few questions; its figures say that it runs, and nothing else.
+Matrices are multiplied in bfloat16. retention: what is above chance in `choice` ÷ the same of bf16. `interval`: half of
+the 95 % interval, of either. gain_over_ptq: retention of the best trained row of at most 1.8 bits in body_bpw minus
+that of the best without end-to-end training (`blockwise` is one of those), in points. perplexity_over_ptq: the smallest
+perplexity of the latter ÷ that of the former.
+
+Rows `qat BODY@STEPS` are of so many steps, `qat BODY@STEPS+BLOCK` begin with so many of each layer by itself. A folder
+given as --out keeps rows and states of training. --quick takes some four minutes of one core: four rows, two steps of
+training, few questions; its figures say that it runs, and nothing else.
 """
 
 from __future__ import annotations
@@ -26,12 +33,14 @@ import argparse
 import contextlib
 import json
 import math
+import random
 import re
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,9 +65,12 @@ from compression import BODIES, keep_row, opened  # noqa: E402
 from smollm2 import plugins_of, smollm2  # noqa: E402
 
 REST = {"embedding": "w4_g32", "head": "w4_g32"}
+RATE, BLOCK = 5e-4, {"block_rate": 5e-3, "max_tokens": 512}
+"""Rates of training: its matrices have a standard deviation of 0.2."""
 LOW = 1.8
 """Most bits per weight of the body, by the file's bytes, of rows that are compared."""
-ROWS = ["bf16", *(f"{how} {b}" for how in ("rtn", "gptq", "awq") for b in BODIES), *(f"qat {b}" for b in BODIES)]
+HOWS = ("rtn", "gptq", "awq", "blockwise", "qat")
+ROWS = ["bf16", *(f"{how} {b}" for how in HOWS for b in BODIES), "sparsegpt nm14_w4"]
 QUESTIONS = "lm_eval/tasks/mmlu/flan_cot_fewshot/_cot_prompts.json"
 FORM = re.compile(
     r"Q: (.*?)\n\(A\) (.*?) \(B\) (.*?) \(C\) (.*?) \(D\) (.*?)\nA: .*?The answer is \(([A-D])\)", re.DOTALL
@@ -131,14 +143,31 @@ def log_probabilities(pipe: Pipeline, front: list[int], endings: list[list[int]]
 
 def perplexity(pipe: Pipeline, chunks: int, size: int = 256) -> float:
     """exp of the mean negative log probability over pieces of `size` tokens, spread over the held-out texts."""
-    encoded = [list(pipe.tokenizer.encode(text))[:size] for text in topics()[1]]
-    some = [ids for ids in encoded if len(ids) == size][:chunks]
+    encoded = [list(pipe.tokenizer.encode(text)) for text in topics()[1]]
+    some = spread([ids[i : i + size] for ids in encoded for i in range(0, len(ids) - size + 1, size)], chunks)
     total = sum(log_probabilities(pipe, ids[:1], [ids[1:]])[0] for ids in some)
     return math.exp(-total / (len(some) * (size - 1)))
 
 
-def spread(every: Sequence[Question], limit: int) -> list[Question]:
-    """At most `limit` of all questions, evenly spread from the first to the last."""
+def choice(pipe: Pipeline, limit: int, front: int = 32, size: int = 12) -> float:
+    """Share of places in held-out texts where the piece that goes on is more probable than three others of the text."""
+    rng, places = random.Random(0), list[tuple[list[int], int]]()
+    for text in topics()[1]:
+        ids = list(pipe.tokenizer.encode(text))
+        if len(ids) >= 6 * (front + size):
+            places += [(ids, start) for start in range(0, len(ids) - front - size, size)]
+    some, right = spread(places, limit), 0
+    for ids, start in some:
+        true = start + front
+        away = [i for i in range(len(ids) - size) if i + size <= start or i >= true + size]
+        endings = [ids[i : i + size] for i in (true, *rng.sample(away, 3))]
+        found = log_probabilities(pipe, ids[start:true], endings)
+        right += found.index(max(found)) == 0
+    return right / len(some)
+
+
+def spread(every: Sequence[Any], limit: int) -> list[Any]:
+    """At most `limit`, evenly spread from the first to the last."""
     return [every[int(i)] for i in torch.linspace(0, len(every) - 1, min(limit, len(every))).round()]
 
 
@@ -154,30 +183,54 @@ def accuracy(pipe: Pipeline, some: Sequence[Question]) -> float:
 
 
 def measured(pipe: Pipeline, given: argparse.Namespace) -> dict[str, float]:
+    with torch.autocast("cpu", torch.bfloat16):
+        share, ppl = choice(pipe, given.places), perplexity(pipe, given.chunks)
+    told = {"perplexity": round(ppl, 3), "choice": round(share, 4), "interval": half(share, given.places)}
+    return told | (asked(pipe, given) if given.limit else {})
+
+
+def asked(pipe: Pipeline, given: argparse.Namespace) -> dict[str, float]:
     some = spread(questions(), given.limit)
-    share, ppl = accuracy(pipe, some), perplexity(pipe, given.chunks)
-    half = 1.96 * math.sqrt(share * (1 - share) / len(some))
-    return {"perplexity": round(ppl, 3), "accuracy": round(share, 4), "interval": round(half, 4)}
+    with torch.autocast("cpu", torch.bfloat16):
+        share = accuracy(pipe, some)
+    return {"accuracy": round(share, 4), "accuracy_interval": half(share, len(some)), "questions": len(some)}
+
+
+def half(share: float, count: int) -> float:
+    """Half of the 95 % interval of a share."""
+    return round(1.96 * math.sqrt(share * (1 - share) / count), 4)
 
 
 # ---------------------------------------------------------------- ways there
 
 
-def trained(floats: Path, data: Path, body: str, steps: int, folder: Path) -> tuple[Pipeline, dict[str, Any]]:
+def scales(body: str) -> str:
+    """How scales come about on a grid."""
+    return "seq" if body.startswith(("ternary", "34")) else "lsq"
+
+
+def trained(
+    floats: Path, data: Path, body: str, steps: int, block: int, folder: Path
+) -> tuple[Pipeline, dict[str, Any]]:
     """A pipeline on its grids after training, and steps, tokens and seconds."""
-    coarse = body.startswith(("ternary", "34"))
-    options = {**BODIES[body], **REST, "scales": "seq" if coarse else "lsq", "rate": BODIES[body]["rate"] / 3}
+    options = {**BODIES[body], **REST, **BLOCK, "scales": scales(body), "rate": RATE, "blockwise": block}
     pipe = opened(floats, {"qat": {**options, "teacher": str(floats), "every": max(1, steps // 20)}})
     stage = {
-        "stage": "qat", "steps": steps, "warmup": max(1, steps // 20), "max_tokens": 512, "schedule": "linear",
-        "checkpoint_every": max(1, steps // 4), "data": [{"path": str(data)}],
+        "stage": "qat", "steps": steps, "warmup": max(1, steps // 20), "max_tokens": 512, "schedule": "wsd",
+        "decay": max(1, steps // 2), "checkpoint_every": max(1, min(100, steps // 2)), "data": [{"path": str(data)}],
     }  # fmt: skip
-    run, begin = folder / f"qat-{body}-{steps}", time.process_time()
-    recipe = {"name": f"qat-{body}", "seed": 0, "threads": torch.get_num_threads(), "stages": [stage]}
+    run, begin = folder / f"qat-{body}-{steps}-{block}", time.process_time()
+    recipe = {
+        "name": f"qat-{body}",
+        "seed": 0,
+        "precision": "bf16",
+        "threads": torch.get_num_threads(),
+        "stages": [stage],
+    }
     with Progress(run, Console(stderr=True), [steps]) as progress:
         pipe.train(structure(Recipe, recipe, "recipe"), run, progress=progress)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    told = {"steps": steps, "answer_tokens": sum(int(line.get("tokens", 0)) for line in lines)}
+    told = {"steps": steps, "block_steps": block, "answer_tokens": sum(int(line.get("tokens", 0)) for line in lines)}
     return opened(run / "model"), {**told, "cpu_seconds": round(time.process_time() - begin, 1), "run": str(run)}
 
 
@@ -185,20 +238,29 @@ def row(name: str, given: argparse.Namespace, floats: Path, folder: Path) -> dic
     """Compress, pack, open again, measure."""
     how, _, what = name.partition(" ")
     body, _, steps = what.partition("@")
+    steps, _, block = steps.partition("+")
     if how == "bf16":
         return {"body_bpw": 16.0, **measured(opened(floats), given)}
     data, facts = written(folder), dict[str, Any]()
     if how == "qat":
-        pipe, facts = trained(floats, data, body, int(steps or given.steps), folder)
+        pipe, facts = trained(floats, data, body, int(steps or given.steps), int(block or 0), folder)
         run = Path(facts.pop("run"))
         made = pipe.compress("qat", codes=str(run / "qat"))
         shutil.rmtree(run / "state", ignore_errors=True)
+    elif how == "sparsegpt":
+        pipe = opened(floats, "sparsity")
+        made = pipe.compress(how, data=str(data), lines=given.lines)
     else:
-        pipe = opened(floats, {"qat": {**{k: v for k, v in BODIES[body].items() if k != "rate"}, **REST}})
+        own = {k: v for k, v in BODIES[body].items() if k != "rate"} | REST | BLOCK | {"scales": scales(body)}
+        pipe = opened(floats, {"qat": own | {"blockwise": int(steps or given.block)}})
         more = {"data": str(data), "lines": given.lines} if how != "rtn" else {}
-        made = pipe.compress("qat" if how == "rtn" else how, **more)
-    recipe = recipe_for(pipe, made, "f16") | {n: f for n, f in recipe_for(pipe, made, None).items() if n in made.codes}
-    artefact = write(pipe, made, folder / f"{name.replace(' ', '-')}.andes", recipe)
+        begin = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "blockwise"):
+            made = pipe.compress("qat" if how == "rtn" else how, **more)
+        facts = {"cpu_seconds": round(time.process_time() - begin, 1)}
+    recipe = recipe_for(pipe, made, body if how == "sparsegpt" else "f16", head="w4_g32")
+    recipe |= {n: f for n, f in recipe_for(pipe, made, None).items() if n in made.codes}
+    artefact = write(pipe, made, file_of(folder, name), recipe)
     report = of_artefact(artefact).to_dict()
     size = {
         "body_bpw": next(round(g["type_bpw"]["disk"], 3) for g in report["groups"] if g["group"] == "body"),
@@ -207,27 +269,37 @@ def row(name: str, given: argparse.Namespace, floats: Path, folder: Path) -> dic
     return {**size, **facts, **measured(Pipeline.from_pretrained(artefact.path, backend="torch"), given)}
 
 
+def file_of(folder: Path, name: str) -> Path:
+    """Where a row's packed model is kept."""
+    return folder / f"{name.replace(' ', '-')}.andes"
+
+
 def summary(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What is kept of bf16, and what training gains at 1.8 bits or less; null where a row is missing."""
     whole = rows.get("bf16")
     for one in rows.values():
         if whole:
-            above = whole["accuracy"] - 0.25
-            one["above_chance"] = round((one["accuracy"] - 0.25) / above, 4) if above > 0 else None
-    low = {n: r for n, r in rows.items() if r["body_bpw"] <= LOW}
-    ours, theirs = ([r["accuracy"] for n, r in low.items() if n.startswith("qat") == own] for own in (True, False))
-    gain = round(100 * (max(ours) - max(theirs)), 2) if ours and theirs else None
-    return {"gain_over_ptq": gain, "retention_above_chance": max(
-        (r.get("above_chance") or 0.0 for n, r in low.items() if n.startswith("qat")), default=None
-    )}  # fmt: skip
+            above = whole["choice"] - 0.25
+            one["retention"] = round((one["choice"] - 0.25) / above, 4) if above > 0 else None
+    low = {n: r for n, r in rows.items() if r["body_bpw"] <= LOW and r.get("retention") is not None}
+    ours, theirs = ({n: r for n, r in low.items() if n.startswith("qat") == own} for own in (True, False))
+    if not ours or not theirs:
+        return {"best": None, "retention": None, "gain_over_ptq": None, "perplexity_over_ptq": None}
+    best, other = (max(some, key=lambda n: some[n]["retention"]) for some in (ours, theirs))
+    return {
+        "best": best, "best_without_training": other, "retention": ours[best]["retention"],
+        "gain_over_ptq": round(100 * (ours[best]["retention"] - theirs[other]["retention"]), 1),
+        "perplexity_over_ptq": round(min(r["perplexity"] for r in theirs.values()) / ours[best]["perplexity"], 2),
+    }  # fmt: skip
 
 
 def known(names: list[str]) -> None:
     """Refuse rows that there are none of."""
     for name in names:
         body, at, steps = name.partition(" ")[2].partition("@")
-        if name not in ROWS and not (name.startswith("qat ") and body in BODIES and at and steps.isdigit()):
-            raise SystemExit(f"--only: no row {name!r}; there are {', '.join(ROWS)}, and 'qat BODY@STEPS'")
+        counts = all(count.isdigit() for count in steps.split("+", 1))
+        if name not in ROWS and not (name.startswith("qat ") and body in BODIES and at and counts):
+            raise SystemExit(f"--only: no row {name!r}; there are {', '.join(ROWS)}, 'qat BODY@STEPS' and '…+BLOCK'")
 
 
 def main() -> None:
@@ -235,21 +307,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="four rows, two steps, few questions")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--steps", type=int, help="of each training [default: 400; quick: 2]")
-    parser.add_argument("--limit", type=int, help="questions, at most 273 [default: 273; quick: 8]")
-    parser.add_argument("--chunks", type=int, help="pieces of held-out text, at most 10 [default: 10; quick: 2]")
+    parser.add_argument("--block", type=int, default=48, help="steps of each layer of the rows 'blockwise'")
+    parser.add_argument("--limit", type=int, help="questions of MMLU; 0 for none [default: 273; quick: 8]")
+    parser.add_argument("--places", type=int, help="where one of four goes on [default: 120; quick: 8]")
+    parser.add_argument("--chunks", type=int, help="pieces of held-out text for perplexity [default: 12; quick: 2]")
     parser.add_argument("--lines", type=int, help="calibration lines of GPTQ and AWQ [default: 32; quick: 2]")
     parser.add_argument("--only", nargs="+", metavar="ROW", help=f"of: {', '.join(ROWS)}, qat BODY@STEPS")
     parser.add_argument("--out", type=Path, help="keep rows and states here [default: a temporary folder]")
     given = parser.parse_args()
-    quick = {"steps": 2, "limit": 8, "chunks": 2, "lines": 2}
-    for name, value in {"steps": 400, "limit": 273, "chunks": 10, "lines": 32}.items():
-        setattr(given, name, getattr(given, name) or (quick[name] if given.quick else value))
+    quick = {"steps": 2, "limit": 8, "places": 8, "chunks": 2, "lines": 2}
+    for name, value in {"steps": 400, "limit": 273, "places": 120, "chunks": 12, "lines": 32}.items():
+        own = getattr(given, name)
+        setattr(given, name, own if own is not None else quick[name] if given.quick else value)
     given.only = given.only or (["bf16", "rtn 34+kv", "awq w4_g32", "qat 34+kv"] if given.quick else ROWS)
     known(given.only)
     with contextlib.ExitStack() as stack:
         folder = given.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        setting = {"questions": len(spread(questions(), given.limit)), "chunks": given.chunks}
+        setting = {"places": given.places, "chunks": given.chunks}
         kept = folder / "rows.json"
         found = json.loads(kept.read_text()) if kept.exists() else {"setting": setting, "rows": {}}
         if found["setting"] != setting:
@@ -259,9 +334,13 @@ def main() -> None:
             source = smollm2()
             Pipeline.from_pretrained(source, plugins=plugins_of(source)).save_pretrained(floats)
         for name in given.only:
-            if name in found["rows"]:
-                continue
-            keep_row(kept, found, name, lambda name=name: row(name, given, floats, folder))
+            known_row = found["rows"].get(name)
+            if known_row is None:
+                keep_row(kept, found, name, partial(row, name, given, floats, folder))
+            elif given.limit and known_row.get("questions") != given.limit:
+                pipe = opened(floats) if name == "bf16" else None
+                pipe = pipe or Pipeline.from_pretrained(file_of(folder, name), backend="torch")
+                keep_row(kept, found, name, partial(dict, known_row | asked(pipe, given)))
         result = {**summary(found["rows"]), **setting, "rows": found["rows"]}
     print(json.dumps(result) if given.json else json.dumps(result, indent=1))
 

@@ -1,6 +1,6 @@
 """Adapters trained on a packed base (QALFT) against LoRA on floats, on three scenarios that the base was not taught.
 
-    python examples/nano/prepare.py elements shapes easy          # the data
+    python examples/nano/prepare.py                               # the data
     .venv/bin/python benchmarks/qalft.py --quick --json
     .venv/bin/python benchmarks/qalft.py --body nm14_w4 --out runs/qalft
 
@@ -47,6 +47,7 @@ from andes_adapters.loading import load
 from andes_adapters.merging import merge_adapter
 from andes_adapters.registry import Registry
 from andes_compression.compress import recipe_for, write
+from andes_nano import instruct
 from andes_packing import Artefact
 from andes_qalft.stage import round_inputs
 from andes_qalft.training import train_adapter
@@ -63,7 +64,7 @@ from andes_sdk.types import Compressed
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import nano  # noqa: E402
-from compression import BODIES, REST, SHARES, opened  # noqa: E402
+from compression import BODIES, NANO, REST, mixture, opened  # noqa: E402
 from held_out import DATA  # noqa: E402 - nano.py has made it importable
 from nano import Item, answers_of, read, spread  # noqa: E402
 
@@ -114,7 +115,7 @@ def right(item: Item, said: str) -> bool:
         return said.strip() == item.truth
     found = re.fullmatch(r"tap (\d+),(\d+)", said.strip())
     left, top, right_, bottom = item.others[0]
-    return bool(found) and left <= float(found[1]) <= right_ and top <= float(found[2]) <= bottom
+    return found is not None and left <= float(found[1]) <= right_ and top <= float(found[2]) <= bottom
 
 
 def items_of(name: str, data: Path, split: str, limit: int) -> list[Item]:
@@ -156,8 +157,10 @@ def packed_base(given: argparse.Namespace, folder: Path) -> Artefact:
     rate, steps = BODIES[given.body]["rate"], given.base_steps
     own = {**options_of(given.body), "rate": rate, "projector_rate": rate / 5, "teacher": str(given.model)}
     pipe = opened(given.model, {"qat": own | {"calibrate": min(8, steps // 2), "every": max(1, steps // 20)}})
-    data = [{"path": str((given.data / "train" / f"{p}.jsonl").resolve()), "weight": w} for p, w in SHARES.items()]
-    stage = {"stage": "qat", "steps": steps, "max_patches": 640, "max_tokens": 640, "data": data, "schedule": "linear"}
+    stage = {
+        "stage": "qat", "steps": steps, "warmup": steps // 20, "max_patches": 2048, "max_tokens": 1024,
+        "data": mixture(given), "schedule": "linear",
+    }  # fmt: skip
     train(pipe, {"name": "base", "precision": "bf16", "stages": [stage]}, folder / "base", steps)
     again = opened(folder / "base" / "model")
     made = again.compress("qat", codes=str(folder / "base" / "qat"))
@@ -280,8 +283,9 @@ def summary(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "examples" / "nano" / "aligned")
+    parser.add_argument("--model", type=Path, default=instruct(), help="a checkpoint [default: andes-nano]")
     parser.add_argument("--data", type=Path, default=DATA, help="what examples/nano/prepare.py wrote")
+    parser.add_argument("--mix", type=Path, default=NANO / "5-sft.toml", help="recipe whose data the base learns from")
     parser.add_argument("--body", default="w4_g32", choices=BODIES, help="grid of the base's layers")
     parser.add_argument("--quick", action="store_true", help="few steps and questions")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -74,17 +74,27 @@ def opened(name: str) -> ModuleType:
 
 def test_rows_of_another_rate_or_other_data_are_told_apart(tmp_path: Path) -> None:
     module = opened("compression")
-    for name in ("a", "b"):
-        for split in ("train", "test"):
-            (tmp_path / name / split).mkdir(parents=True)
-            for part in module.TASKS:
-                (tmp_path / name / split / f"{part}.jsonl").write_text("{}\n")
+    (tmp_path / "mix.toml").write_text(
+        'name = "x"\n[[stages]]\nstage = "sft"\nsteps = 1\n'
+        'data = [{ path = "data/train/easy.jsonl", weight = 2, questions = 3 }, { path = "data/train/line.jsonl" }]\n'
+    )
+    for name in ("a", "b", "questions"):
+        (tmp_path / name / "train").mkdir(parents=True)
+        for part in module.TASKS:
+            (tmp_path / name / "train" / f"{part}.jsonl").write_text("{}\n")
+            (tmp_path / name / f"{part}.jsonl").write_text("{}\n")
     (tmp_path / "m.safetensors").write_bytes(b"x")
-    given = {"model": tmp_path, "data": tmp_path / "a", "rate": None, "limit": 3}
+    given = {
+        "model": tmp_path, "data": tmp_path / "a", "mix": tmp_path / "mix.toml", "questions": tmp_path / "questions",
+        "rate": None, "limit": 3, "tokens": 640,
+    }  # fmt: skip
+    mixture = module.mixture(Namespace(**given))
+    assert [Path(one["path"]).name for one in mixture] == ["easy.jsonl", "line.jsonl"]
+    assert [(one["weight"], one["questions"]) for one in mixture] == [(2, 3), (0, 8)]
     own = module.setting_of(Namespace(**given))
     assert module.setting_of(Namespace(**{**given, "data": tmp_path / "b"})) == own  # the same lines elsewhere
     (tmp_path / "b" / "train" / "easy.jsonl").write_text("{} \n")
-    for change in ({"data": tmp_path / "b"}, {"rate": 1e-4}, {"limit": 4}):
+    for change in ({"data": tmp_path / "b"}, {"rate": 1e-4}, {"limit": 4}, {"tokens": 320}):
         assert module.setting_of(Namespace(**{**given, **change})) != own
 
 
@@ -126,24 +136,28 @@ def test_rows_of_a_text_model_are_compared_at_equal_bits() -> None:
     module = opened("compression_text")
     score = {"perplexity": 9.0, "interval": 0.05}
     rows = {
-        "bf16": {"body_bpw": 16.0, "accuracy": 0.35, **score},
-        "rtn w4_g32": {"body_bpw": 4.5, "accuracy": 0.34, **score},  # of more bits: not what training is measured by
-        "gptq 34+kv": {"body_bpw": 1.7, "accuracy": 0.26, **score},
-        "awq nm14_w4": {"body_bpw": 1.8, "accuracy": 0.27, **score},
-        "qat 34+kv@400": {"body_bpw": 1.7, "accuracy": 0.32, **score},
+        "bf16": {"body_bpw": 16.0, "choice": 0.75, **score},
+        "rtn w4_g32": {"body_bpw": 4.5, "choice": 0.7, **score},  # of more bits: not what training is measured by
+        "gptq 34+o": {"body_bpw": 1.7, "choice": 0.3, **score, "perplexity": 80.0},
+        "blockwise nm14_w4": {"body_bpw": 1.8, "choice": 0.4, **score, "perplexity": 60.0},
+        "qat 34+o@400": {"body_bpw": 1.7, "choice": 0.65, **score, "perplexity": 20.0},
     }
-    assert module.summary(rows) == {"gain_over_ptq": 5.0, "retention_above_chance": 0.7}
-    assert rows["gptq 34+kv"]["above_chance"] == 0.1
-    padded = {**rows, "qat 34+kv@400": {**rows["qat 34+kv@400"], "body_bpw": 1.9}}  # the file's bytes, not the name
-    assert module.summary(padded) == {"gain_over_ptq": None, "retention_above_chance": None}
+    told = module.summary(rows)
+    assert (told["best"], told["best_without_training"]) == ("qat 34+o@400", "blockwise nm14_w4")
+    assert (told["gain_over_ptq"], told["retention"], told["perplexity_over_ptq"]) == (50.0, 0.8, 3.0)
+    assert rows["gptq 34+o"]["retention"] == 0.1
+    padded = {**rows, "qat 34+o@400": {**rows["qat 34+o@400"], "body_bpw": 1.9}}  # the file's bytes, not the name
+    assert module.summary(padded)["gain_over_ptq"] is None
     low = {**rows, "rtn w4_g32": {**rows["rtn w4_g32"], "body_bpw": 1.8}}
-    assert module.summary(low)["gain_over_ptq"] == -2.0
+    assert module.summary(low)["gain_over_ptq"] == -10.0
     assert [module.spread(range(273), n) for n in (1, 3)] == [[0], [0, 136, 272]]
     assert all(module.spread(range(273), n) == [*range(273)] for n in (273, 1000))
     assert len(set(module.spread(range(273), 200))) == 200
     with pytest.raises(SystemExit, match="no row 'qat w9@4'"):
-        module.known(["bf16", "qat 34+kv@4", "qat w9@4"])
+        module.known(["bf16", "qat 34+o@4", "qat 34+o@4+8", "qat w9@4"])
+    with pytest.raises(SystemExit, match="no row 'qat 34"):
+        module.known(["qat 34+o@4+"])
     pytest.importorskip("matplotlib")
-    page = opened("compression_report").text_model({"rows": rows, "questions": 273, "chunks": 10})
-    assert "| qat 34+kv@400 | 1.70 |" in page
+    page = opened("compression_report").text_model({**told, "rows": rows, "places": 120, "chunks": 10})
+    assert "| qat 34+o@400 | 1.70 |" in page
     assert "Not measured" in opened("compression_report").text_model(None)

@@ -40,11 +40,13 @@ class QAT:
     testing: ClassVar[Mapping[str, object]] = {
         "data": str(Path(__file__).parent / "data" / "tiny.jsonl"),
         "calibrate": 1,
+        "bits": 99.0,
     }
 
     body: str = _grid("w4_g128", "the matrices of the language model's layers")
     roles: dict[str, str] = field(
-        factory=dict, metadata={"help": "some of them on another grid, by role: q, k, v, o, gate, up, down"}
+        factory=dict,
+        metadata={"help": "others for some, by role (q, k, v, o, gate, up, down), or layer and role (0.q)"},
     )
     embedding: str = _grid("", "the embedding")
     head: str = _grid("", "the head; as the embedding where they are one matrix")
@@ -53,6 +55,18 @@ class QAT:
     bits: float = field(
         default=0.0, validator=and_(ge(0.0), lt(1e3)),
         metadata={"help": "most bits per weight of those layers, refused before training; 0: any"},
+    )  # fmt: skip
+    rotate: str = field(
+        default="", validator=in_(("", "heads", "all")),
+        metadata={"help": "Hadamard rotations folded into the weights first: of values by head, or of the stream too"},
+    )  # fmt: skip
+    candidates: list[str] = field(
+        factory=lambda: ["ternary34_g128", "ternary_g128", "w4_g128", "w4_g32", "w8"],
+        metadata={"help": "mixed: grids that it chooses from, within `bits`"},
+    )
+    units: str = field(
+        default="kinds", validator=in_(("kinds", "matrices")),
+        metadata={"help": "mixed: kinds: a grid for q, k and v, for o, for gate and up, for down; or matrices"},
     )  # fmt: skip
     scales: str = field(
         default="lsq", validator=in_(("absmean", "lsq", "seq")),
@@ -93,14 +107,24 @@ class QAT:
     temperature: float = field(
         default=1.0, validator=and_(gt(0.0), lt(1e3)), metadata={"help": "teacher: what logits are divided by"}
     )
+    blockwise: int = field(
+        default=0, validator=ge(0),
+        metadata={"help": "steps in which each layer learns to send on what the float one does, before the first"},
+    )  # fmt: skip
+    block_rate: float = field(
+        default=1e-3, validator=and_(gt(0.0), lt(1e3)), metadata={"help": "learning rate of those steps"}
+    )
     codes: str = field(
         default="", metadata={"help": "compressor qat: folder `qat` of a run; empty: round to nearest", "local": True}
     )
     data: str = field(
-        default="", metadata={"help": "gptq, awq: lines of conversations to calibrate with", "local": True}
+        default="",
+        metadata={"help": "gptq, awq, blockwise, mixed: lines of conversations to calibrate with", "local": True},
     )
-    lines: int = field(default=128, validator=ge(1), metadata={"help": "gptq, awq: at most so many lines"})
-    max_tokens: int = field(default=2048, validator=ge(1), metadata={"help": "gptq, awq: of one pack of lines"})
+    lines: int = field(default=128, validator=ge(1), metadata={"help": "those: at most so many lines"})
+    max_tokens: int = field(
+        default=2048, validator=ge(1), metadata={"help": "gptq, awq, blockwise: of one pack of lines"}
+    )
     damping: float = field(
         default=0.01, validator=and_(gt(0.0), lt(1e3)), metadata={"help": "gptq: share of the mean diagonal added"}
     )
@@ -135,16 +159,26 @@ class QAT:
 
     @hookimpl
     def andes_compressors(self) -> list[Any]:
-        """Three compressors: `qat`, `gptq` and `awq`."""
+        """Five compressors: `qat`, `gptq`, `awq`, `blockwise` and `mixed`."""
         from .awq import AWQ
+        from .blockwise import Blockwise
         from .compressors import GPTQ, Grids
+        from .mixed import Mixed
 
         choice = self._choice()
+        own: dict[str, Any] = {
+            "choice": choice, "rotation": self.rotate, "data": self.data, "lines": self.lines,
+            "max_tokens": self.max_tokens,
+        }  # fmt: skip
         return [
-            Grids(choice=choice, codes=self.codes),
-            GPTQ(choice=choice, data=self.data, lines=self.lines, max_tokens=self.max_tokens, damping=self.damping),
-            AWQ(choice=choice, data=self.data, lines=self.lines, max_tokens=self.max_tokens),
-        ]
+            Grids(choice=choice, rotation=self.rotate, codes=self.codes),
+            GPTQ(damping=self.damping, **own),
+            AWQ(**own),
+            Blockwise(
+                rule=self.scales, steps=self.blockwise or 64, rate=self.block_rate, scale_rate=self.scale_rate, **own
+            ),
+            Mixed(candidates=tuple(self.candidates), units=self.units, **own),
+        ]  # fmt: skip
 
     @hookimpl
     def andes_training_stages(self) -> list[Any]:
@@ -156,9 +190,9 @@ class QAT:
         rates = {"language_model": self.rate, "mlp": self.projector_rate, "vision_encoder": self.encoder_rate}
         return [
             QATStage(
-                module_rates=rates, scale_rate=self.scale_rate, choice=self._choice(), rule=self.scales,
-                bits=self.activations, kv=self.kv, inputs=self.ranges, calibrate=self.calibrate, every=self.every,
-                ramp=self.ramp, hold=self.hold,
+                module_rates=rates, scale_rate=self.scale_rate, choice=self._choice(), rotation=self.rotate,
+                rule=self.scales, bits=self.activations, kv=self.kv, inputs=self.ranges, calibrate=self.calibrate,
+                every=self.every, ramp=self.ramp, hold=self.hold, blockwise=self.blockwise, block_rate=self.block_rate,
                 inner=learning_from(self.teacher, self.kl, self.ce, self.k, self.temperature),
             )
         ]  # fmt: skip
@@ -172,4 +206,5 @@ class QAT:
             inputs = f"{self.activations} bits, {self.ranges}; a packed file's answers on torch and numba do not round"
         grids = ", ".join(f"{kind} {name}" for kind, name in kinds.items() if name)
         rows = f"{self.kv} bits by row and head; numba has kv = 'int8'" if self.kv else "floats"
+        grids += {"": "", "heads": "; values rotated", "all": "; rotated"}[self.rotate]
         return {"grids": grids or "none", "scales": self.scales, "inputs": inputs, "keys and values": rows}

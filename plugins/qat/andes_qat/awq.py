@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from andes_sdk.types import Codes, Compressed
 
-from .compressors import _give, _matrix, _once, nearest
+from .compressors import _give, _matrix, nearest, rotated_targets
 from .grids import Choice, Target
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class AWQ:
     data: str
     lines: int
     max_tokens: int
+    rotation: str = ""
     name: str = "awq"
 
     @torch.no_grad()
@@ -61,7 +62,7 @@ class AWQ:
         Raises:
             ConfigError: no data, or as the plugin's grids.
         """
-        targets = _once(model, self.choice)
+        targets = rotated_targets(model, self.choice, self.rotation)
         whole = cast("VisionLanguageModel", model)
         calibration = Calibration.of(whole, data or self.data, lines or self.lines, self.max_tokens, self.name)
         layers: dict[int, dict[str, tuple[str, nn.Linear]]] = {}

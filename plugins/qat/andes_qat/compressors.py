@@ -26,6 +26,7 @@ from .fake import codes_of
 from .grids import Choice, Target, places
 from .layers import hold
 from .record import Record, read_record
+from .rotation import rotate
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
@@ -38,6 +39,7 @@ class Grids:
 
     choice: Choice
     codes: str = ""
+    rotation: str = ""
     name: str = "qat"
 
     @torch.no_grad()
@@ -58,7 +60,8 @@ class Grids:
         """
         folder = codes or self.codes
         if not folder:
-            made = {f"{n}.weight": nearest(_matrix(model, n), t) for n, t in _once(model, self.choice).items()}
+            targets = rotated_targets(model, self.choice, self.rotation)
+            made = {f"{n}.weight": nearest(_matrix(model, n), t) for n, t in targets.items()}
             return Compressed(codes=made, report={"source": "rounded to nearest", **_give(model, made)})
         record = read_record(folder)
         _refuse_others(model, record.codes, folder)
@@ -82,6 +85,7 @@ class GPTQ:
     lines: int
     max_tokens: int
     damping: float
+    rotation: str = ""
     name: str = "gptq"
 
     @torch.no_grad()
@@ -94,7 +98,7 @@ class GPTQ:
         Raises:
             ConfigError: no data, or as the plugin's grids. TrainingError: data that cannot be read.
         """
-        targets = _once(model, self.choice)
+        targets = rotated_targets(model, self.choice, self.rotation)
         whole = cast("VisionLanguageModel", model)
         calibration = Calibration.of(whole, data or self.data, lines or self.lines, self.max_tokens, self.name)
         made: dict[str, Codes] = {}
@@ -165,6 +169,18 @@ def gptq(weight: Tensor, gram: Tensor, target: Target, damping: float) -> Codes:
             w[:, i:end] -= errors[:, at, None] * upper[i, i:end]
         w[:, end:] -= errors @ upper[start:end, end:]
     return Codes(codes.to(torch.int8).numpy(), scales.half().numpy(), target.group)
+
+
+def rotated_targets(model: Model, choice: Choice, rotation: str) -> dict[str, Target]:
+    """Grids by module, of tied ones the first; the model is rotated if wanted.
+
+    Raises:
+        ConfigError: as `places` and `andes_qat.rotation.rotate`.
+    """
+    targets = _once(model, choice)
+    if rotation:
+        rotate(cast("VisionLanguageModel", model), rotation)
+    return targets
 
 
 def _once(model: Model, choice: Choice) -> dict[str, Target]:

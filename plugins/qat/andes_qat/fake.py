@@ -34,23 +34,34 @@ class _Rounded(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ratio = x / scale
         codes = _codes(ratio, low, high, step)
-        inside = (ratio >= low - edge) & (ratio <= high + edge)
-        error = torch.where(inside, codes - ratio, codes)
+        inside = None
+        if any(ctx.needs_input_grad[:2]) and edge != float("inf"):
+            inside = (ratio >= low - edge).logical_and_(ratio <= high + edge)
+        error = None
+        if ctx.needs_input_grad[1]:  # codes - ratio within the edge, codes beyond it
+            error = codes - ratio if inside is None else torch.addcmul(codes, ratio, inside, value=-1)
         if mask is not None:
-            codes, error = codes * mask, error * mask
+            away = mask.logical_not()
+            codes.masked_fill_(away, 0.0)
+            if error is not None:
+                error.masked_fill_(away, 0.0)
         ctx.save_for_backward(inside, error)
         ctx.gain, ctx.shape = gain, scale.shape
-        return codes * scale
+        return codes.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         inside, error = ctx.saved_tensors
-        of_scale = (gradient * error).sum_to_size(ctx.shape) * ctx.gain if ctx.needs_input_grad[1] else None
-        return gradient * inside, of_scale, None, None, None, None, None, None
+        of_scale = None if error is None else (gradient * error).sum_to_size(ctx.shape) * ctx.gain
+        return gradient if inside is None else gradient * inside, of_scale, None, None, None, None, None, None
 
 
 def _codes(ratio: Tensor, low: float, high: float, step: float) -> Tensor:
     # whole multiples of the step from `low` on, as `andes_packing.formats.Grid.round`
+    if step == 1:
+        return ratio.round().clamp_(low, high)
+    if high - low == step:  # two levels: a tie goes to the lower one, as round half to even has it
+        return (ratio > (low + high) / 2).to(ratio.dtype).mul_(step).add_(low)
     return torch.clamp(torch.round((ratio - low) / step) * step + low, low, high)
 
 
@@ -98,7 +109,7 @@ def rounded(weight: Tensor, scale: Tensor | None, mask: Tensor | None, target: T
     else:
         stored, edge = cast("Tensor", _Half.apply(scale)), target.step / 2 if rule == "seq" else 0.0
         gain = (target.group * target.n / target.m * target.high) ** -0.5
-    whole = None if mask is None else grouped(mask.to(weight.dtype), target.group)
+    whole = None if mask is None else grouped(mask, target.group)
     made = _Rounded.apply(
         grouped(weight, target.group), stored[..., None], whole, target.low, target.high, target.step, edge, gain
     )

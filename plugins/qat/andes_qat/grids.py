@@ -91,7 +91,8 @@ class Choice:
 
     Attributes:
         body: matrices of the language model's layers; roles: some of them otherwise, by role (q, k, v, o, gate, up,
-            down). embedding, head: of the language model. vision: encoder. projector. Linear layers and embeddings.
+            down), or by layer and role (0.q), which comes first.
+        embedding, head: of the language model. vision: encoder. projector. Linear layers and embeddings.
         bits: most bits per weight of those layers, padding of short rows included; 0: any.
     """
 
@@ -123,13 +124,14 @@ def places(model: Model, choice: Choice) -> dict[str, Target]:
         matrix with two grids.
     """
     grids, linears = choice.grids(), model.llm.linears()
-    if unknown := sorted(set(choice.roles) - {role for _, role in linears.values()}):
+    places_ = {f"{layer}.{role}" for layer, role in linears.values()}
+    if unknown := sorted(set(choice.roles) - {role for _, role in linears.values()} - places_):
         known = ", ".join(sorted({role for _, role in linears.values()}))
         raise ConfigError(f"no matrix has the role {unknown[0]!r}", who="qat.roles", fix=f"use {known}")
     found: dict[str, Target] = {}
     met: set[str] = set()
     for name, module in model.named_modules():
-        kind = _kind(name, module, model, {f"language_model.{n}": role for n, (_, role) in linears.items()}, grids)
+        kind = _kind(name, module, model, {f"language_model.{n}": place for n, place in linears.items()}, grids)
         met.add(kind)
         target = grids.get(kind)
         if target is None:
@@ -146,7 +148,9 @@ def places(model: Model, choice: Choice) -> dict[str, Target]:
     return found
 
 
-def _kind(name: str, module: nn.Module, model: Model, roles: Mapping[str, str], grids: Collection[str]) -> str:
+def _kind(
+    name: str, module: nn.Module, model: Model, roles: Mapping[str, tuple[int, str]], grids: Collection[str]
+) -> str:
     part = name.partition(".")[0]
     if isinstance(module, nn.Embedding):
         return "embedding" if part == "language_model" else ""
@@ -155,8 +159,8 @@ def _kind(name: str, module: nn.Module, model: Model, roles: Mapping[str, str], 
     if part != "language_model":
         return {"vision_encoder": "vision", "mlp": "projector"}.get(part, "")
     if name in roles:
-        own = f"roles.{roles[name]}"
-        return own if own in grids else "body"
+        layer, role = roles[name]
+        return next((own for own in (f"roles.{layer}.{role}", f"roles.{role}") if own in grids), "body")
     return "head" if module.out_features == model.text.vocab_size else ""
 
 

@@ -33,6 +33,7 @@ class Rounding(nn.Module):
     `weight_scale` and `input_scale`, which is None where nothing is learned: so a step of the optimizer changes all of
     them by the same share, and none changes its sign. weight_mask (rows, columns) is a buffer where the grid is sparse,
     weight_sparse whether the weights had its zeros from the start; input_most is the largest magnitude seen so far.
+    off: computes in floats, as if it did not round.
     """
 
     weight: Tensor
@@ -47,6 +48,7 @@ class Rounding(nn.Module):
     rule: str
     bits: int
     observing: bool
+    off: bool
     before: tuple[Codes, Range | None] | None
 
     @property
@@ -114,6 +116,8 @@ class RoundLinear(Rounding, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
+        if self.off:
+            return linear(x, self.weight, self.bias)
         weight = rounded(self.weight, self.scales, self.weight_mask, self.target, self.rule)
         return linear(self.taken(x), weight, self.bias)
 
@@ -123,6 +127,8 @@ class RoundEmbedding(Rounding, nn.Embedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(...) ids -> (..., D)."""
+        if self.off:
+            return embedding(ids, self.weight)
         used, place = ids.unique(return_inverse=True)
         scale, mask = (None if t is None else t[used] for t in (self.scales, self.weight_mask))
         rows = rounded(self.weight[used], scale, mask, self.target, self.rule)
@@ -182,6 +188,7 @@ def put_in(module: nn.Module, target: Target, rule: str, bits: int, inputs: str,
     module.__class__ = kind  # in place: names, hooks and whoever holds the module stay
     one = cast("Rounding", module)
     one.target, one.bits, one.observing, one.before = target, bits, bool(bits), before
+    one.off = False
     one.rule = "lsq" if rule == "seq" and not target.coarse else rule  # seq is for grids of few levels
     mask, zeros = (None, None) if shared is None else (shared.weight_mask, shared.weight_sparse)
     if target.sparse and shared is None:

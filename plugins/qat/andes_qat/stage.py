@@ -2,32 +2,37 @@
 
 Over the first steps ranges of inputs are measured; they are calibrated then, or learn from there on. On sparse grids
 survivors fall from m to n over the first share of the steps, and are chosen anew every few steps until the last share,
-as in the stage `sparse`; where the weights have the grid's zeros already, they begin at n. At the end the weights
-become codes times scales, and the codes are saved beside the model. With a teacher the loss is that of the stage
-`distillation`; else it is the cross-entropy on the answers.
-Left out: division of the model among processes (FSDP), convolutions, rotations.
+as in the stage `sparse`; where the weights have the grid's zeros already, they begin at n. If wanted, layers learn one
+by one first, on the first packs (`andes_qat.blockwise`). At the end the weights become codes times scales, and the
+codes are saved beside the model. With a teacher the loss is that of the stage `distillation`; else it is the cross-
+entropy on the answers.
+Left out: division of the model among processes (FSDP), convolutions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from andes_sparsity.schedule import is_due, refuse_options, settled, survivors
 from andes_training.data.rows import conversations_of
 from andes_training.feed import packed
 from andes_training.loss import next_token_loss
 from attrs import define, field
+from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from andes_sdk.errors import TrainingError
 
 from . import kv
+from .blockwise import train_layers
 from .grids import Choice, places
 from .layers import Rounding, put_in, rounding_layers, take_out
 from .record import write_record
+from .rotation import rotate
 
 if TYPE_CHECKING:
     from andes_distillation.stage import DistillationStage
@@ -37,6 +42,9 @@ if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.types import Model, Position
 
+PACKS = 32
+"""Packs that layers learn from one by one: all of what enters a layer is in memory."""
+
 
 @define(kw_only=True, eq=False)
 class QATStage:
@@ -44,9 +52,11 @@ class QATStage:
 
     Attributes:
         module_rates: module prefix -> learning rate; 0 freezes. scale_rate: of scales, times that.
-        choice: grids. rule: of scales. bits: of inputs; 0: floats. inputs: 'learned' or 'calibrated' ranges.
+        choice: grids. rotation: of the weights first, or "". rule: of scales. bits: of inputs; 0: floats.
+        inputs: 'learned' or 'calibrated' ranges.
         kv: bits of keys and values; 0: floats.
         calibrate: steps over which ranges are measured. every, ramp, hold: as in the stage `sparse`.
+        blockwise: steps of each layer before the first step; block_rate: their learning rate.
         inner: the loss with a teacher, or None.
     """
 
@@ -61,6 +71,9 @@ class QATStage:
     every: int
     ramp: float
     hold: float
+    rotation: str = ""
+    blockwise: int = 0
+    block_rate: float = 1e-3
     inner: DistillationStage | None = None
     name: str = "qat"
     folder: str = "qat"
@@ -75,7 +88,10 @@ class QATStage:
         """
         owners: dict[int, Rounding] = {}
         modules, self.learnt = dict(model.named_modules()), False
-        for name, target in places(model, self.choice).items():
+        found = places(model, self.choice)
+        if self.rotation:
+            rotate(cast("VisionLanguageModel", model), self.rotation)
+        for name, target in found.items():
             module = modules[name]
             one = put_in(module, target, self.rule, self.bits, self.inputs, owners.get(id(module.weight)))
             owners.setdefault(id(module.weight), one)
@@ -133,7 +149,26 @@ class QATStage:
             why = f"{self.calibrate} steps of calibration, {recipe.steps} in all"
             raise TrainingError("ranges would never be used", who="qat.calibrate", why=why, fix="lower it")
         self.steps, self.learnt = recipe.steps, run.position.step > 0
+        if self.blockwise and not self.learnt:
+            self._layer_by_layer(run)
         return packed(run)
+
+    def _layer_by_layer(self, run: StageRun) -> None:
+        """Train each layer by itself on the first packs, as many as fit a step each, 32 at most."""
+        if run.world > 1:
+            why, fix = "each process would train layers of its own", "use one process, or blockwise = 0"
+            raise TrainingError("layers cannot be trained one by one together", who="qat.blockwise", why=why, fix=fix)
+        model = run.pipeline.model
+        packs = [batch.to(run.device) for _, batch in islice(packed(run), min(self.blockwise, PACKS))]
+        with run.autocast():
+            errors = train_layers(
+                model, packs, steps=self.blockwise, rate=self.block_rate, scale_rate=self.scale_rate,
+                console=Console(stderr=True),
+            )  # fmt: skip
+        for layer in rounding_layers(model).values():
+            if layer.weight_sparse is not None:
+                layer.weight_sparse.fill_(value=True)  # survivors do not fall a second time
+        run.tell("blockwise", {"steps": self.blockwise, "packs": len(packs), "error": errors[-1]})
 
     @property
     def settled(self) -> int:
