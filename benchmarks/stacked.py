@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kv import fitting
+from kv_texts import fitting
 from rich.console import Console
 from rich.progress import track
 from smollm2 import plugins_of, smollm2
@@ -46,7 +46,7 @@ def prompts(pipe: Pipeline, count: int, context: int) -> list[tuple[str, str]]:
     rng, found = random.Random(0), []
     for n in range(count):
         case = fitting(pipe, rng, context, 1)
-        asked = f"{case.text}\nTell the story of this text, and the code of the {case.facts[0][0]}."
+        asked = f"{case.text}\nTell the story of this text.{case.questions[0].added}"
         found += [("prose", PROSE[n % len(PROSE)]), ("copy", COPY[n * 5 % len(COPY)]), ("long", asked)]
     return found
 
