@@ -3,6 +3,7 @@
     python examples/retrieval/prepare.py
     python examples/retrieval/start.py
     andes train examples/retrieval/recipe.toml --out runs/retrieval
+    andes okv fit runs/retrieval/model --data examples/retrieval/data/scorer.jsonl --out scorer.safetensors
 
 A user's turn holds facts, and the assistant's turn says many things about them, so that a step has many answers.
 `tasks.py` has the four tasks.
@@ -51,6 +52,9 @@ def main() -> None:
         with (data / f"{name}.jsonl").open("w") as file:
             for _ in range(given.samples):
                 file.write(json.dumps(conversation(rng, facts, filled)) + "\n")
+    with (data / "scorer.jsonl").open("w") as file:  # texts alone, for `andes okv fit`
+        for _ in range(120):
+            file.write(json.dumps({"messages": conversation(rng, *FILES[-1][1:])["messages"][:1]}) + "\n")
     said = [f" {word}" for word in (*KEYS, *VALUES, *OTHERS, "most")]
     said += [*(f"{task}:" for task in TASKS), "so:", "user", "assistant"]
     tokenizer = train_small_tokenizer(said * 50, VOCABULARY)
