@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(MAKERS), help="kinds of texts")
     parser.add_argument("--questions", type=int, default=200, help="of each task; a quarter where a text has one")
     parser.add_argument("--keep", type=float, default=0.25)
-    parser.add_argument("--budgets", nargs="+", type=float, default=[], help="other shares, for a plot of lines")
+    parser.add_argument("--budgets", nargs="+", type=float, default=[], help="other shares, `hidden`, for lines")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decode-rows", type=int, default=131_072, help="0: leave the speed of decoding out")
     parser.add_argument("--decode-kv", default="f16", choices=["f16", "int8"], help="precision of those rows")
@@ -255,9 +255,11 @@ def main() -> None:
         report["decode"] = decode_speedup(given.decode_rows, 3 if given.quick else 7, given.keep, given.decode_kv)
         if given.decode_rows == 131_072:
             report["decode_128k_speedup"] = report["decode"]["speedup"]
-    for share in given.budgets:
-        told = facts(measured(given, False, share))
-        report.setdefault("budgets", {})[f"{share:g}"] = {name: one["score"] for name, one in told.items()}
+    told = {given.keep: kinds["hidden"]} if "hidden" in kinds else {}
+    given.policies = [name for name in given.policies if POLICIES[name] is not None]
+    told |= {share: facts(measured(given, False, share)) for share in given.budgets if share not in told}
+    if given.budgets:
+        report["budgets"] = {f"{n:g}": {name: one["score"] for name, one in told[n].items()} for n in sorted(told)}
     if given.plot and given.budgets:
         curves(report["budgets"], given.plot)
     elif given.plot:

@@ -15,9 +15,13 @@ def curves(budgets: Mapping[str, Mapping[str, float]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axis = pyplot.subplots(figsize=(5, 3.4))
-    shares = [float(share) for share in budgets]
-    for name in next(iter(budgets.values())):
-        axis.plot(shares, [told[name] for told in budgets.values()], "o-", label=name)
+    names = dict.fromkeys(name for told in budgets.values() for name in told)
+    for name in names:
+        points = [(float(share), told[name]) for share, told in budgets.items() if name in told]
+        if len(points) == 1:
+            axis.axhline(points[0][1], color="black", linewidth=0.8, linestyle="--", label=name)
+        else:
+            axis.plot(*zip(*points, strict=True), "o-", label=name)
     axis.set_xlabel("share of rows kept")
     axis.set_ylabel("facts found, %")
     axis.legend(fontsize="small")
