@@ -243,10 +243,10 @@ def main() -> None:
     model = Path(given.model).name
     report: dict[str, Any] = {"model": model, "keep": given.keep, "seed": given.seed, "questions": kinds}
     rng, hidden = np.random.default_rng(0), found.get("hidden", {})
-    for name, other in product(("okv", "okv int8"), ("full", "okv", "snapkv", "kvzip+")):
-        if name != other and {name, other} <= hidden.keys():
-            one = difference(hidden[name], hidden[other], rng)
-            key = f"{name}_vs_{other}".replace(" ", "_").replace("+", "_plus")
+    for way, name, other in product(found, ("okv", "okv int8"), ("full", "okv", "snapkv", "kvzip+", "restkv")):
+        if name != other and {name, other} <= found[way].keys():
+            one = difference(found[way][name], found[way][other], rng)
+            key = f"{name}_vs_{other}".replace(" ", "_").replace("+", "_plus") + ("_asked" if way == "asked" else "")
             report |= {key: one["points"], f"{key}_interval": one["interval"]}
     for name in {"okv", "okv int8"} & hidden.keys():
         report[f"kv_bytes_ratio{name[3:].replace(' ', '_')}"] = kinds["hidden"][name].get("peak_bytes")

@@ -23,7 +23,7 @@ from typing import Any
 from kv_texts import fitting
 from rich.console import Console
 from rich.progress import track
-from smollm2 import plugins_of, smollm2
+from smollm2 import plugins_of, smollm2, warmed
 from speculative import COPY, PROSE, answered, first_loop
 
 from andes_sdk import Pipeline
@@ -117,6 +117,8 @@ def main() -> None:
         name: Pipeline.from_pretrained(model, plugins=[*plugins_of(model), *more], backend={"numba": {"format": form}})
         for name, (form, more) in WAYS.items()
     }
+    for pipe in pipes.values():
+        warmed(pipe)
     jobs = list(enumerate(prompts(pipes["f16"], given.prompts, given.context)))
     rows = [
         (kind, text, speeds(pipes, text, given.tokens, turn))
