@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-import kv
+import kv_plots
 import matplotlib
 import speculative
 import stacked
@@ -27,7 +27,7 @@ def main() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "andes"  # the same file each time
     matplotlib.rcParams["svg.fonttype"] = "none"
     told = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("kv", "speculative", "stacked")}
-    kv.draw(told["kv"]["runs"][told["kv"]["plot"]]["questions"], given.out / "kv.svg")
+    kv_plots.curves(told["kv"]["runs"][told["kv"]["plot"]]["budgets"], given.out / "kv.svg")
     speculative.draw(told["speculative"], given.out / "speculative.svg")
     stacked.draw(told["stacked"]["factors"], given.out / "stacked.svg")
 

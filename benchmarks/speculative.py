@@ -27,7 +27,7 @@ from typing import Any
 from attrs import evolve, frozen
 from rich.console import Console
 from rich.progress import track
-from smollm2 import plugins_of, smollm2
+from smollm2 import plugins_of, smollm2, warmed
 
 from andes_sdk import Pipeline
 from andes_sdk.runtime.options import GenerationOptions
@@ -175,7 +175,7 @@ def opened(given: argparse.Namespace, body: str) -> list[Pipeline]:
     backend = {"numba": {"format": body}}
     options = {"drafter": given.drafter, **({"head": str(given.head)} if given.head else {})}
     return [
-        Pipeline.from_pretrained(given.model, plugins=[*plugins_of(given.model), *more], backend=backend)
+        warmed(Pipeline.from_pretrained(given.model, plugins=[*plugins_of(given.model), *more], backend=backend))
         for more in ([], [{"speculative": options}])
     ]
 

@@ -20,10 +20,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kv import fitting
+from kv_texts import fitting
 from rich.console import Console
 from rich.progress import track
-from smollm2 import plugins_of, smollm2
+from smollm2 import plugins_of, smollm2, warmed
 from speculative import COPY, PROSE, answered, first_loop
 
 from andes_sdk import Pipeline
@@ -46,7 +46,7 @@ def prompts(pipe: Pipeline, count: int, context: int) -> list[tuple[str, str]]:
     rng, found = random.Random(0), []
     for n in range(count):
         case = fitting(pipe, rng, context, 1)
-        asked = f"{case.text}\nTell the story of this text, and the code of the {case.facts[0][0]}."
+        asked = f"{case.text}\nTell the story of this text.{case.questions[0].added}"
         found += [("prose", PROSE[n % len(PROSE)]), ("copy", COPY[n * 5 % len(COPY)]), ("long", asked)]
     return found
 
@@ -117,6 +117,8 @@ def main() -> None:
         name: Pipeline.from_pretrained(model, plugins=[*plugins_of(model), *more], backend={"numba": {"format": form}})
         for name, (form, more) in WAYS.items()
     }
+    for pipe in pipes.values():
+        warmed(pipe)
     jobs = list(enumerate(prompts(pipes["f16"], given.prompts, given.context)))
     rows = [
         (kind, text, speeds(pipes, text, given.tokens, turn))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from andes_sdk import Pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
@@ -161,3 +164,38 @@ def test_rows_of_a_text_model_are_compared_at_equal_bits() -> None:
     page = opened("compression_report").text_model({**told, "rows": rows, "places": 120, "chunks": 10})
     assert "| qat 34+o@400 | 1.70 |" in page
     assert "Not measured" in opened("compression_report").text_model(None)
+
+
+TOLD = {
+    "keys": lambda said, key: [value for name, value in said if name == key][:1],
+    "values": lambda said, key: [value for name, value in said if name == key],
+    "tracking": lambda said, key: [dict(said).get(dict(said)[key], dict(said)[key])],
+    "common": lambda said, key: [max(said, key=said.count)[0]],
+}
+"""Task -> the answer, read from the facts of a text."""
+
+
+@pytest.mark.parametrize("task", ["codes", *TOLD])
+def test_what_is_asked_of_a_text_stands_in_it(task: str) -> None:
+    texts = opened("kv_texts")
+    pipe = Pipeline.from_plugins([{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}])
+    for seed in range(5):
+        case = texts.fitting(pipe, random.Random(seed), 600, 9, task)
+        assert case == texts.fitting(pipe, random.Random(seed), 600, 9, task)
+        heads = {tuple(case.split(pipe, question)[0]) for question in case.questions}
+        assert len(heads) == 1  # the questions share their text, and it is about as long as wanted
+        (tokens,) = heads
+        assert abs(len(tokens) - 600) < 60
+        assert pipe.tokenizer.decode(list(tokens)).endswith(case.text)
+        for question in case.questions:
+            said = pipe.tokenizer.decode(case.split(pipe, question)[1])
+            assert said.endswith(question.begun)
+            if task == "codes":
+                assert f"{question.begun}{question.answer}." in case.text
+                assert question.added in said
+                continue
+            sentences = [s.split() for s in case.text.split(": ", 1)[1].rstrip(".").split(". ")]
+            facts = [s for s in sentences if len(s) < 3]
+            assert len(facts) == 9
+            assert sum(map(len, facts)) < 0.2 * sum(map(len, sentences))  # most of the text is nobody's question
+            assert question.answer.split() == TOLD[task](facts, question.begun.split()[1])
