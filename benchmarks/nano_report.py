@@ -83,8 +83,8 @@ centre, a random box of the training data, or the largest element.
 ## Repeat
 
 `python benchmarks/nano.py andes-nano --name andes-nano --limit 60 --out docs/results/nano.json`, for a stage
-`python benchmarks/nano.py runs/nano/STAGE/model --name STAGE --limit 60 --out docs/results/nano.json`; then
-`python benchmarks/nano_report.py`. The questions lie in `examples/nano/held_out`.
+the same with `runs/nano/STAGE/model --name STAGE --no-blind --parts elements line shapes easy digit two small mobile`;
+then `python benchmarks/nano_report.py`. The questions lie in `examples/nano/held_out`.
 """
 
 
