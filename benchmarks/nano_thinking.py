@@ -48,10 +48,15 @@ def tests(count: int) -> list[dict[str, Any]]:
     return [{"question": r["messages"][0]["content"], "answer": r["messages"][1]["content"]} for r in rows]
 
 
-def right(pipe: Pipeline, items: Sequence[Mapping[str, Any]], think: bool) -> list[bool]:
+MODES = {"greedy": (True, 0.0), "sampled": (True, 1.0), "direct": (False, 0.0)}
+"""How puzzles are answered: with thoughts or without, and the temperature."""
+
+
+def right(pipe: Pipeline, items: Sequence[Mapping[str, Any]], mode: str) -> list[bool]:
     """Whether each puzzle's answer, after its thoughts, is the right one."""
     found = []
-    options = GenerationOptions(max_tokens=96 if think else 16, temperature=0.0, think=think)
+    think, temperature = MODES[mode]
+    options = GenerationOptions(max_tokens=96 if think else 16, temperature=temperature, seed=1, think=think)
     for at in range(0, len(items), BATCH):
         some = items[at : at + BATCH]
         answers = pipe.generate_batch([[{"role": "user", "content": i["question"]}] for i in some], options)
