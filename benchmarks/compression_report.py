@@ -112,11 +112,7 @@ def plot(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """Left: what is kept against bits of the body. Right: the loss against steps, of each grid with several rows."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for kind, label in KINDS.items():
-        some = [
-            (r["body_bpw"], 100 * r["token_retention"], n)
-            for n, r in rows.items()
-            if n.split()[0] == kind and "@" not in n
-        ]
+        some = [(r["body_bpw"], 100 * r["token_retention"], n) for n, r in rows.items() if n.split()[0] == kind]
         if not some:
             continue
         left.scatter([s[0] for s in some], [s[1] for s in some], color=COLOURS[kind], label=label, zorder=3)
