@@ -145,26 +145,31 @@ def thinking() -> str:
     if (found := measured("nano_thinking")) is None:
         return ""
     rows = [
-        f"| {name} | {run['thinking']['value']:.1%} | {run['thinking']['low']:.1%} to {run['thinking']['high']:.1%} "
-        f"| {run['direct']['value']:.1%} | {run['cpu_seconds']} |"
+        f"| {name} | {run['greedy']['value']:.1%} ({run['greedy']['low']:.1%} to {run['greedy']['high']:.1%}) "
+        f"| {run['sampled']['value']:.1%} | {run['direct']['value']:.1%} | {run['seconds']} |"
         for name, run in found["runs"].items()
     ]
-    gains = "; ".join(
-        f"{order} {found[order]['points']:+.1f} points ({found[order]['low']:+.1f} to {found[order]['high']:+.1f})"
+    gains = [
+        f"| {order} | {mode} | {gain['points']:+.1f} | {gain['low']:+.1f} to {gain['high']:+.1f} |"
         for order in ("curriculum", "shuffled")
-        if order in found
-    )
+        for mode, gain in found.get(order, {}).items()
+    ]
     return f"""
 ## GRPO
 
-{found["tests"]} puzzles with words that no training saw, answered greedily with thoughts, and without. GRPO learned
-from {found["prompts"]} other puzzles, of which it kept those that were sometimes right. Gains over all seeds, with the
-95 % interval of a bootstrap over puzzles and seeds: {gains}.
-`python benchmarks/nano_thinking.py --out docs/results/nano_thinking.json`
+{found["tests"]} puzzles with words that no training saw, answered greedily and sampled at temperature 1, both with
+thoughts, and directly without. GRPO learned from {found["prompts"]} other puzzles, of which it kept those that were
+sometimes right. `python benchmarks/nano_thinking.py --out docs/results/nano_thinking.json`
 
-| model | with thoughts | 95 % | without | CPU seconds |
+| model | greedy | sampled | direct | seconds |
 |---|---|---|---|---|
 {chr(10).join(rows)}
+
+Points won over {found["seeds"]} seeds, with the 95 % interval of a bootstrap over puzzles and seeds:
+
+| order | answered | points | 95 % |
+|---|---|---|---|
+{chr(10).join(gains)}
 """
 
 

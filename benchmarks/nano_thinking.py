@@ -5,9 +5,9 @@
     python benchmarks/nano_thinking.py --json                         # GRPO from there, three seeds, two orders
 
 Every seed trains `examples/nano/7-grpo.toml` twice: with puzzles from easy to hard, by the share of eight answers that
-are right, and with the same puzzles shuffled. All models answer the same test puzzles greedily, with words that
-training never saw. A gain is paired by puzzle; its interval is a bootstrap over puzzles and seeds together. A run that
-was stopped goes on.
+are right, and with the same puzzles shuffled. All models answer the same test puzzles, with words that training never
+saw: greedily with thoughts, sampled at temperature 1 with thoughts, which is what GRPO trains, and without thoughts.
+A gain is paired by puzzle; its interval is a bootstrap over puzzles and seeds together. A run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import argparse
 import json
 import random
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,21 +81,17 @@ def share(found: Sequence[bool]) -> dict[str, float]:
     return {"value": round(f.value, 4), "low": round(f.low, 4), "high": round(f.high, 4), "n": len(found)}
 
 
-def runs(seeds: int) -> Iterator[tuple[str, int, str]]:
-    """Name, seed and order of each run of GRPO."""
-    for seed in range(seeds):
-        yield f"curriculum-{seed}", seed, "file"
-        yield f"shuffled-{seed}", seed, "shuffle"
+ORDERS = {"curriculum": "file", "shuffled": "shuffle"}
 
 
 def train(out: Path, start: Path, data: Path, sets: Sequence[str], console: Console) -> tuple[Path, float]:
-    """One run of GRPO -> its model, and the CPU-seconds it took now."""
+    """One run of GRPO -> its model, and the seconds its steps took."""
     own = [f'start="{start.resolve()}"', f'stages.0.data=[{{path = "{data.resolve()}"}}]', *sets]
     recipe = load_recipe(RECIPE, own)
-    began = time.process_time()
     with Progress(out, console, [recipe.stages[0].steps or 0]) as progress:
         model = open_pipeline(recipe).train(recipe, out, progress=progress)
-    return model, time.process_time() - began
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return model, sum(step.get("seconds", 0.0) for step in steps)
 
 
 def main() -> None:
@@ -104,6 +99,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, default=ROOT / "runs" / "nano" / "6-thinking" / "model")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano" / "grpo", help="data, states and models")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--orders", nargs="+", choices=list(ORDERS), default=list(ORDERS))
     parser.add_argument("--steps", type=int, help="of GRPO; those of the recipe, unless given")
     parser.add_argument("--prompts", type=int, default=600, help="puzzles that GRPO sees")
     parser.add_argument("--tests", type=int, default=600)
@@ -123,25 +119,27 @@ def main() -> None:
         measure(Pipeline.from_pretrained(args.start, plugins=["verifiers"]), prompts, ordered, how, drop=True)
     items = tests(args.tests)
     models = {"before": (args.start, 0.0)}
-    for name, seed, order in runs(args.seeds):
-        sets = [f"seed={seed}", f'pipeline.plugins.2.grpo.order="{order}"']
-        sets += [f"stages.0.steps={args.steps}"] if args.steps else []
-        models[name] = train(args.runs / name, args.start, ordered, sets, console)
+    for order in args.orders:
+        for seed in range(args.seeds):
+            sets = [f"seed={seed}", f'pipeline.plugins.2.grpo.order="{ORDERS[order]}"']
+            sets += [f"stages.0.steps={args.steps}"] if args.steps else []
+            name = f"{order}-{seed}"
+            models[name] = train(args.runs / name, args.start, ordered, sets, console)
     answered = {}
     for name, (model, _) in models.items():
         pipe = Pipeline.from_pretrained(model)
-        answered[name] = [right(pipe, items, think) for think in (True, False)]
+        answered[name] = {mode: right(pipe, items, mode) for mode in MODES}
     result: dict[str, Any] = {"tests": args.tests, "prompts": args.prompts, "seeds": args.seeds}
     result["runs"] = {
-        name: {"thinking": share(thought), "direct": share(direct), "cpu_seconds": round(models[name][1])}
-        for name, (thought, direct) in answered.items()
+        name: {mode: share(found) for mode, found in modes.items()} | {"seconds": round(models[name][1])}
+        for name, modes in answered.items()
     }
-    for order in ("curriculum", "shuffled"):
-        after = [found for name, (found, _) in answered.items() if name.startswith(order)]
-        result[order] = gain(answered["before"][0], after)
+    for order in args.orders:
+        after = [modes for name, modes in answered.items() if name.startswith(order)]
+        result[order] = {mode: gain(answered["before"][mode], [m[mode] for m in after]) for mode in MODES}
     if args.out:
         write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
-    console.print_json(json.dumps(result)) if not args.json else print(json.dumps(result))
+    print(json.dumps(result, indent=None if args.json else 1))
 
 
 if __name__ == "__main__":
