@@ -83,6 +83,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "ternary34_g128": {"body": "ternary34_g128", "rate": 3e-4},
 }
 """Name of a body -> its grids and the learning rate."""
+LINES = 64
+"""Lines that compressors read, at most: more than `calibration` writes."""
 REST = {"embedding": "w4_g32", "head": "w4_g32", "vision": "w8", "projector": "w8"}
 ROWS = [
     "bf16", *(f"{how} {b}" for how in ("rtn", "gptq", "awq", "blockwise") for b in BODIES), "sparsegpt nm14_w4",
@@ -213,11 +215,11 @@ def row(name: str, given: argparse.Namespace, folder: Path, packs: dict[str, lis
         made, run = pipe.compress("qat", codes=facts.pop("codes")), Path(facts.pop("run"))
     elif how == "sparsegpt":
         pipe = opened(given.model, "sparsity")
-        made = pipe.compress(how, data=str(calibration(given, folder)), lines=32)
+        made = pipe.compress(how, data=str(calibration(given, folder)), lines=LINES)
     else:
         own = {k: v for k, v in BODIES[body].items() if k != "rate"}
         pipe = opened(given.model, {"qat": {**own, **REST}})
-        more = {"data": str(calibration(given, folder)), "lines": 32} if how != "rtn" else {}
+        more = {"data": str(calibration(given, folder)), "lines": LINES} if how != "rtn" else {}
         made = pipe.compress("qat" if how == "rtn" else how, **more)
     recipe = recipe_for(pipe, made, body if how == "sparsegpt" else "f16", head="w4_g32", vision="w8")
     if how != "sparsegpt":
@@ -240,11 +242,11 @@ def row(name: str, given: argparse.Namespace, folder: Path, packs: dict[str, lis
 
 
 def calibration(given: argparse.Namespace, folder: Path) -> Path:
-    """A few lines of every file of the mixture, for compressors that look at inputs."""
+    """Two lines of every file of the mixture, for compressors that look at inputs; they read all of them."""
     path, made = folder / "calibration.jsonl", []
     for one in mixture(given):
         source = Path(one["path"])
-        for text in source.read_text().splitlines()[:4]:
+        for text in source.read_text().splitlines()[:2]:
             line = json.loads(text)
             line["images"] = [str((source.parent / name).resolve()) for name in line.get("images", ())]
             if "conversations" in line:
@@ -327,7 +329,7 @@ def main() -> None:
     parser.add_argument("--mix", type=Path, default=NANO / "5-sft.toml", help="recipe whose first stage names the data")
     parser.add_argument("--questions", type=Path, default=OUT, help="what examples/nano/held_out.py wrote")
     parser.add_argument("--tokens", type=int, default=1024, help="most of a step, and half of its patches")
-    parser.add_argument("--quick", action="store_true", help="few steps and questions, three rows")
+    parser.add_argument("--quick", action="store_true", help="few steps and questions, few rows")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--steps", type=int, help="of each training [default: 100; quick: 20]")
     parser.add_argument("--rate", type=float, help="learning rate, instead of each body's own")
@@ -344,7 +346,7 @@ def main() -> None:
     known(given.only)
     for path in (Path(one["path"]) for one in mixture(given)):
         if not path.is_file():
-            parser.error(f"{path} is missing: python examples/nano/prepare.py {path.stem}")
+            parser.error(f"{path} is missing: python examples/nano/prepare.py")
     torch.set_num_threads(1)
     nano.BATCH = 50
     with contextlib.ExitStack() as stack:

@@ -36,7 +36,7 @@ import torch
 from attrs import define, field
 from kv_decode import decode_speedup
 from kv_plots import curves, draw
-from kv_texts import MAKERS, OWN, TASKS, Case, fitting
+from kv_texts import MAKERS, MOST, MOST_OWN, OWN, TASKS, Case, fitting
 from rich.console import Console
 from rich.progress import track
 from smollm2 import plugins_of, smollm2
@@ -219,8 +219,8 @@ def main() -> None:
     parser.add_argument("--weights", default="", help="a learned scorer of that model, for `okv`")
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=list(POLICIES))
     parser.add_argument("--lengths", nargs="+", type=int, default=[1280], help="tokens of the texts")
-    parser.add_argument("--facts", nargs="+", type=int, default=[20], help="facts in a text")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(MAKERS), help="kinds of texts")
+    parser.add_argument("--facts", nargs="+", type=int, help="facts in a text [20; of codes 4]")
+    parser.add_argument("--tasks", nargs="+", choices=list(MAKERS), help="kinds of texts [its own four; others codes]")
     parser.add_argument("--questions", type=int, default=200, help="of each task; a quarter where a text has one")
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--budgets", nargs="+", type=float, default=[], help="other shares, `hidden`, for lines")
@@ -232,6 +232,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="40 questions a task, five policies, rows in int8")
     parser.add_argument("--json", action="store_true", help="JSON on stdout, and nothing else")
     given = parser.parse_args()
+    given.tasks = given.tasks or (["codes"] if given.model or given.smollm2 else list(TASKS))
+    given.facts = given.facts or [4 if "codes" in given.tasks else 20]
+    most = min(MOST.get(task, MOST_OWN) for task in given.tasks)
+    if not 1 <= min(given.facts) <= max(given.facts) <= most:
+        parser.error(f"--facts must be 1 to {most} for {', '.join(given.tasks)}")
     if given.quick:
         given.questions, given.decode_kv, given.ways = 40, "int8", ["hidden"]
         given.policies = ["full", "okv", "okv int8", "snapkv", "kvzip+"]

@@ -33,6 +33,9 @@ FILLER = (
     "Somebody left an umbrella on the bench.", "The train was late and nobody was surprised.",
     "A cook needs sharp knives and a good stove.", "The letter arrived a week after it was sent.",
 )  # fmt: skip
+MOST = {"codes": len(THINGS)}
+MOST_OWN = 48
+"""Facts of a text, at most: codes name a thing each; the small model learned from so many."""
 ASKED = 8
 """Questions about a text of the small model, at most."""
 

@@ -63,7 +63,7 @@ def change(before: list[float], after: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--start", type=Path, default=ROOT / "runs" / "nano" / "5-sft" / "model")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano" / "preference", help="pairs and models")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "nano" / "preference", help="states and models")
     parser.add_argument("--prompts", type=int, default=1200, help="questions that are answered several times")
     parser.add_argument("--k", type=int, default=6, help="answers to each")
     parser.add_argument("--set", action="append", default=[], help="of the recipe, such as stages.0.steps=40")
@@ -79,7 +79,8 @@ def main() -> None:
     data = NANO / "data" / "train"
     prompts, pairs = data / "preference-prompts.jsonl", data / "preference-pairs.jsonl"
     rows = list(questions(data))
-    kept = [rows[n * len(rows) // args.prompts] for n in range(min(args.prompts, len(rows)))]
+    count = min(args.prompts, len(rows))
+    kept = [rows[n * len(rows) // count] for n in range(count)]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
     if not prompts.is_file() or prompts.read_text(encoding="utf-8") != text:
         write_atomically(prompts, text.encode())

@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NANO = ROOT / "examples" / "nano"
 sys.path.insert(0, str(NANO))
 import language  # noqa: E402
+from held_out import drawn, learnt  # noqa: E402
+from prepare import PARTS  # noqa: E402
 from prompts import puzzles  # noqa: E402
 
 RECIPE = NANO / "7-grpo.toml"
@@ -42,9 +44,23 @@ BATCH = 200
 
 
 def tests(count: int) -> list[dict[str, Any]]:
-    """Puzzles of the test split, with their answers."""
-    rows = [language.reasoning(random.Random(f"nano/test/thought/{n}"), "test", think=False) for n in range(count)]
-    return [{"question": r["messages"][0]["content"], "answer": r["messages"][1]["content"]} for r in rows]
+    """Puzzles of the test split, with their answers, that are in no data of training."""
+    thought = [reasoning(f"nano/train/thought/{n}", "train") for n in range(PARTS["thought"][1])]
+    sums = [reasoning(f"nano/train/sums/{n}", "train") for n in range(PARTS["sums"][1])]
+    known = learnt([*thought, *sums, *puzzles()])
+    made, number = [], 0
+    while len(made) < count:
+        row = reasoning(f"nano/test/thought/{number}", "test")
+        question, answer = (message["content"] for message in row["messages"])
+        number += 1
+        if drawn(question) not in known:
+            made.append({"question": question, "answer": answer})
+    return made
+
+
+def reasoning(seed: str, split: str) -> dict[str, Any]:
+    """The puzzle of a seed, as `prepare.py` makes it."""
+    return language.reasoning(random.Random(seed), split, think=False)
 
 
 MODES = {"greedy": (True, 0.0), "sampled": (True, 1.0), "direct": (False, 0.0)}
@@ -111,9 +127,11 @@ def main() -> None:
     console = Console(stderr=True)
     args.runs.mkdir(parents=True, exist_ok=True)
     prompts, ordered = args.runs / "puzzles.jsonl", args.runs / "ordered.jsonl"
-    if not prompts.is_file():
-        rows = [row for _, row in zip(range(args.prompts), puzzles(), strict=False)]
-        write_atomically(prompts, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode())
+    rows = [row for _, row in zip(range(args.prompts), puzzles(), strict=False)]
+    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+    if prompts.is_file() and prompts.read_text(encoding="utf-8") != text:
+        parser.error(f"{prompts} has other puzzles: give its --prompts, or another --runs")
+    write_atomically(prompts, text.encode())
     if not ordered.is_file():
         how = Measurement(reward="exact", samples=8, max_answer=96)
         measure(Pipeline.from_pretrained(args.start, plugins=["verifiers"]), prompts, ordered, how, drop=True)
