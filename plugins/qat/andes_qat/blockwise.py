@@ -170,7 +170,7 @@ class Blockwise:
         """
         whole = cast("VisionLanguageModel", model)
         targets = rotated_targets(model, self.choice, self.rotation)
-        with in_float32(model):
+        with in_float32(whole):
             return self._compress(whole, targets, data, lines, steps or self.steps)
 
     def _compress(

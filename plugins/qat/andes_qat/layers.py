@@ -264,7 +264,7 @@ def hold(module: nn.Module, codes: Codes, range_: Range | None) -> None:
 
 
 @contextmanager
-def in_float32(model: Model) -> Iterator[None]:
+def in_float32(model: nn.Module) -> Iterator[None]:
     """Numbers of 16 bits are float32 while this lasts, and what they became is rounded to their own type after it."""
     wide = (torch.float32, torch.float64)
     narrow = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() and t.dtype not in wide]

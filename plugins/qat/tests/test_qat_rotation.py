@@ -150,6 +150,8 @@ def test_what_a_recipe_would_do_is_said_without_weights_to_rotate(tmp_path: Path
     recipe = recipe_of(tmp_path, "qat")
     pipe, plain = (pipeline(OWN_HEAD, body="w8", rotate=kind) for kind in ("all", ""))
     assert outlook(recipe, pipe) == outlook(recipe, plain)
+    with pytest.raises(ConfigError, match="its head"):  # what training would refuse
+        outlook(recipe, pipeline({"qwen3": {"preset": "tiny"}}, body="w8", rotate="all"))
 
 
 def test_a_second_stage_goes_on_from_the_rotated_codes_of_the_first(tmp_path: Path) -> None:
