@@ -11,7 +11,7 @@ Left out: what is outside of the language model's layers, ranges of inputs, lear
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,8 +26,8 @@ from andes_sdk.types import Compressed
 
 from .compressors import _give, _matrix, nearest, rotated_targets
 from .fake import codes_of
-from .grids import Choice
-from .layers import Rounding, put_in, take_out
+from .grids import Choice, Target
+from .layers import Rounding, in_float32, put_in, take_out
 
 if TYPE_CHECKING:
     from andes_training.packing import Batch
@@ -156,7 +156,7 @@ class Blockwise:
     name: str = "blockwise"
 
     def compress(self, model: Model, *, data: str = "", lines: int = 0, steps: int = 0) -> Compressed:
-        """Put a model on its grids, in place; norms of its layers change, too.
+        """Put a model on its grids, in place; norms of its layers change, too. It is computed in float32.
 
         Args:
             data, lines, steps: instead of the plugin's.
@@ -170,15 +170,20 @@ class Blockwise:
         """
         whole = cast("VisionLanguageModel", model)
         targets = rotated_targets(model, self.choice, self.rotation)
-        read = Calibration.of(whole, data or self.data, lines or self.lines, self.max_tokens, self.name)
+        with in_float32(whole):
+            return self._compress(whole, targets, data, lines, steps or self.steps)
+
+    def _compress(
+        self, model: VisionLanguageModel, targets: Mapping[str, Target], data: str, lines: int, steps: int
+    ) -> Compressed:
+        read = Calibration.of(model, data or self.data, lines or self.lines, self.max_tokens, self.name)
         inner = {f"language_model.{place}" for place in model.llm.linears()}
         modules = dict(model.named_modules())
         for name, target in targets.items():
             if name in inner:
                 put_in(modules[name], target, self.rule, 0, "calibrated", None)
-        steps = steps or self.steps
         errors = train_layers(
-            whole, read.packs, steps=steps, rate=self.rate, scale_rate=self.scale_rate, console=Console(stderr=True)
+            model, read.packs, steps=steps, rate=self.rate, scale_rate=self.scale_rate, console=Console(stderr=True)
         )
         made = {f"{n}.weight": cast("Rounding", modules[n]).codes() for n in targets if n in inner}
         take_out(model)

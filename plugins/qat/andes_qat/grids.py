@@ -211,7 +211,9 @@ def _refuse_bits(model: Model, found: Mapping[str, Target], most: float) -> None
 
 def _check_kinds(grids: Mapping[str, Target | None], met: Collection[str]) -> None:
     for kind, target in grids.items():
-        if target is not None and kind not in met and not (kind == "body" and any(k.startswith("roles.") for k in met)):
+        role = kind.removeprefix("roles")  # single layers may leave a role none, and roles the body
+        own = any(k.startswith("roles.") and (kind == "body" or k.endswith(role)) for k in met)
+        if target is not None and kind not in met and not own:
             raise ConfigError(f"the model has no {kind}", who=f"qat.{kind}", fix=f"leave {kind} out")
 
 

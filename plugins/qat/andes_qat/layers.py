@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -259,6 +261,22 @@ def hold(module: nn.Module, codes: Codes, range_: Range | None) -> None:
     module.__class__ = HeldEmbedding if isinstance(module, nn.Embedding) else HeldLinear
     one = cast("Held", module)
     one.held, one.held_range = codes, range_
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Numbers of 16 bits are float32 while this lasts, and what they became is rounded to their own type after it."""
+    wide = (torch.float32, torch.float64)
+    narrow = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() and t.dtype not in wide]
+    before = [t.data for t in narrow]
+    for tensor in narrow:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, old in zip(narrow, before, strict=True):
+            old.copy_(tensor.data)
+            tensor.data = old
 
 
 def rounding_layers(model: Model) -> dict[str, Rounding]:

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from andes_sdk.errors import ConfigError
 from andes_sdk.runtime.attention import PackedAttention, Segment
 
+from .layers import Held, in_float32
+
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
 
 ROTATIONS = ("", "heads", "all")
 BOUND = 1e-4
-"""Most that a logit may move, ÷ the largest one: what is above is no rounding of float32."""
+"""Most that a logit may move, ÷ the largest one, in float32: what is above is no rounding."""
 READERS = {"input_layernorm": ("q", "k", "v"), "post_attention_layernorm": ("gate", "up")}
 """Norm of a layer -> roles that read it."""
 
@@ -47,7 +49,10 @@ def orthogonal(size: int, seed: int = 0) -> Tensor:
 
 @torch.no_grad()
 def rotate(model: VisionLanguageModel, kind: str) -> float:
-    """Rotate a float model in place -> how far its logits moved on a few tokens, ÷ the largest.
+    """Rotate a float model in place -> how far its logits moved on a few rows, ÷ the largest.
+
+    It is computed in float32; weights of 16 bits are rounded to their type at the end. Nothing happens to layers that
+    hold codes which were trained after this very rotation; a model without storage is only looked at.
 
     Args:
         kind: `heads` or `all`.
@@ -55,33 +60,49 @@ def rotate(model: VisionLanguageModel, kind: str) -> float:
     Raises:
         ConfigError: a model whose embedding is its head, or that is built otherwise; it is left as it was.
     """
+    held = any(isinstance(module, Held) for module in model.modules())
+    if held and getattr(model, "rotated", "") == kind:
+        return 0.0
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    before = _probe(model)
     try:
-        parts = _Parts(model)
-        parts.heads()
-        if kind == "all":
-            parts.stream()
-        moved = float((_probe(model) - before).abs().max() / before.abs().max())
-        if not moved <= BOUND:
-            why = f"logits move by {moved:.2g} of the largest: it is built otherwise than Llama and Qwen"
-            raise ConfigError("the model cannot be rotated", who="qat.rotate", why=why, fix="set rotate = ''")
-    except (ConfigError, AttributeError, KeyError, RuntimeError) as error:
+        with in_float32(model):
+            moved = _turn(model, kind)
+    except BaseException as error:
         for name, tensor in model.state_dict().items():
             tensor.copy_(kept[name])
-        if isinstance(error, ConfigError):
+        if isinstance(error, ConfigError) or not isinstance(error, Exception):
             raise
         why = f"{type(error).__name__}: {error}"
         raise ConfigError("the model cannot be rotated", who="qat.rotate", why=why, fix="set rotate = ''") from None
+    cast("Any", model).rotated = kind
+    return moved
+
+
+def _turn(model: VisionLanguageModel, kind: str) -> float:
+    parts = _Parts(model)
+    last = parts.last_writer() if kind == "all" else None
+    if model.device.type == "meta":
+        return 0.0
+    before = _probe(model)
+    parts.heads()
+    if last is not None:
+        parts.stream(last)
+    moved = float((_probe(model) - before).abs().max() / before.abs().max())
+    if not moved <= BOUND:
+        why = f"logits move by {moved:.2g} of the largest: it is built otherwise than Llama and Qwen"
+        raise ConfigError("the model cannot be rotated", who="qat.rotate", why=why, fix="set rotate = ''")
     return moved
 
 
 def _probe(model: VisionLanguageModel) -> Tensor:
-    """Logits of a few tokens."""
+    """Logits of a few rows of a random picture, and of the tokens behind them."""
     ids = torch.arange(7, device=model.device) * 37 % model.text.vocab_size
-    segment = Segment(len(ids), ())
+    shape = (4 * model.vision.merge**2, model.vision.width)
+    patches = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.device, model.dtype)
+    rows = torch.cat([model.projector(patches), model.llm.embed(ids)])
+    segment = Segment(len(rows), ())
     positions = segment.positions().to(model.device)
-    return model.logits(model.hidden_states(model.embed(ids), positions, PackedAttention([segment]))).float()
+    return model.logits(model.hidden_states(rows, positions, PackedAttention([segment]))).float()
 
 
 class _Parts:
@@ -109,16 +130,28 @@ class _Parts:
                 v.bias.copy_((v.bias.double().unflatten(0, (-1, size)) @ turn).flatten())
             o.weight.copy_((o.weight.double().unflatten(1, (-1, size)) @ turn).flatten(1))
 
-    def stream(self) -> None:
-        """The rows between layers."""
-        language, width = cast("Any", self.model.language_model), self.model.text.width
+    def last_writer(self) -> nn.Linear:
+        """What writes the rows of pictures.
+
+        Raises:
+            ConfigError: the rows between layers cannot be rotated.
+        """
+        language = cast("Any", self.model.language_model)
         if language.lm_head.weight is self.decoder.embed_tokens.weight:
             why, fix = "the weight of its last norm would go into the head alone", "set rotate = 'heads'"
             raise ConfigError("the model's embedding is its head", who="qat.rotate = 'all'", why=why, fix=fix)
         if self.model.modalities:
             why, fix = f"it also hears or sees by {', '.join(self.model.modalities)}", "set rotate = 'heads'"
             raise ConfigError("not every writer of its rows is known", who="qat.rotate = 'all'", why=why, fix=fix)
-        turn = orthogonal(width, 1)
+        last = [module for module in self.model.mlp.modules() if not list(module.children())][-1]
+        if type(last) is not nn.Linear:
+            why, fix = f"it ends in {type(last).__name__}, no linear layer", "set rotate = 'heads'"
+            raise ConfigError("the projector's rows cannot be rotated", who="qat.rotate = 'all'", why=why, fix=fix)
+        return last
+
+    def stream(self, last: nn.Linear) -> None:
+        """The rows between layers; `last` writes those of pictures."""
+        language, turn = cast("Any", self.model.language_model), orthogonal(self.model.text.width, 1)
         for number, roles in self.roles.items():
             for norm, readers in READERS.items():
                 _read([roles[r] for r in readers], getattr(self.decoder.layers[number], norm), turn)
@@ -127,7 +160,7 @@ class _Parts:
         _read([language.lm_head], self.decoder.norm, turn)
         embedding = self.decoder.embed_tokens.weight
         embedding.copy_(embedding.double() @ turn)
-        _write([m for m in self.model.mlp.modules() if isinstance(m, nn.Linear)][-1], turn)
+        _write(last, turn)
 
 
 def _read(modules: list[nn.Linear], norm: Any, turn: Tensor) -> None:

@@ -12,6 +12,7 @@ Left out: division of the model among processes (FSDP), convolutions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,7 @@ from andes_sparsity.schedule import is_due, refuse_options, settled, survivors
 from andes_training.data.rows import conversations_of
 from andes_training.feed import packed
 from andes_training.loss import next_token_loss
-from attrs import define, field
+from attrs import define, evolve, field
 from rich.console import Console
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -148,6 +149,10 @@ class QATStage:
         if self.bits and self.calibrate >= recipe.steps > 1:
             why = f"{self.calibrate} steps of calibration, {recipe.steps} in all"
             raise TrainingError("ranges would never be used", who="qat.calibrate", why=why, fix="lower it")
+        if self.blockwise and recipe.ema:
+            why = "its average would begin with the weights from before the layers learn one by one"
+            fix = "leave ema out, or set blockwise = 0"
+            raise TrainingError("cannot be combined with blockwise", who="ema", why=why, fix=fix)
         self.steps, self.learnt = recipe.steps, run.position.step > 0
         if self.blockwise and not self.learnt:
             self._layer_by_layer(run)
@@ -159,14 +164,16 @@ class QATStage:
             why, fix = "each process would train layers of its own", "use one process, or blockwise = 0"
             raise TrainingError("layers cannot be trained one by one together", who="qat.blockwise", why=why, fix=fix)
         model = run.pipeline.model
-        packs = [batch.to(run.device) for _, batch in islice(packed(run), min(self.blockwise, PACKS))]
+        with closing(cast("Any", packed(evolve(run, tell=lambda *_: None)))) as feed:  # the run's own feed tells
+            packs = [batch.to(run.device) for _, batch in islice(feed, min(self.blockwise, PACKS))]
         with run.autocast():
             errors = train_layers(
                 model, packs, steps=self.blockwise, rate=self.block_rate, scale_rate=self.scale_rate,
                 console=Console(stderr=True),
             )  # fmt: skip
-        for layer in rounding_layers(model).values():
-            if layer.weight_sparse is not None:
+        inner = {f"language_model.{place}" for place in model.llm.linears()}
+        for name, layer in rounding_layers(model).items():
+            if name in inner and layer.weight_sparse is not None:
                 layer.weight_sparse.fill_(value=True)  # survivors do not fall a second time
         run.tell("blockwise", {"steps": self.blockwise, "packs": len(packs), "error": errors[-1]})
 

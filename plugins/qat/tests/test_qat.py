@@ -378,6 +378,14 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], what: str) 
     assert what in " ".join(str(e) for e in getattr(caught.value, "exceptions", [caught.value]))
 
 
+def test_a_role_may_be_given_beside_all_of_its_layers() -> None:
+    roles = {"v": "w8", "0.v": "w4_g32", "1.v": "w4_g128"}
+    made = Pipeline.from_plugins([*MODEL, {"qat": {"body": "", "roles": roles}}]).compress("qat")
+    assert {c.group for c in made.codes.values()} == {32, 128}
+    with pytest.raises(ConfigError, match=r"no matrix has the role '2\.v'"):
+        Pipeline.from_plugins([*MODEL, {"qat": {"roles": {"2.v": "w8"}}}]).compress("qat")
+
+
 def test_one_matrix_cannot_have_two_grids() -> None:
     pipe = Pipeline.from_plugins([*MODEL, {"qat": {"embedding": "w8", "head": "w4_g32"}}])
     if not pipe.model.language_model.tied:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from andes_compression.compress import recipe_for, write
 from andes_packing import Artefact
+from andes_qat.layers import rounding_layers
 from andes_qat.record import read_record
 from andes_sparsity.calibration import Calibration, layer_module, output_of
 from andes_training.loop import train
@@ -18,7 +19,7 @@ from andes_training.recipe import Recipe
 
 from andes_sdk import Pipeline
 from andes_sdk.config import structure
-from andes_sdk.errors import ConfigError
+from andes_sdk.errors import ConfigError, TrainingError
 
 MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
 
@@ -95,6 +96,61 @@ def test_the_stage_begins_with_it_and_keeps_its_survivors(data: str, tmp_path: P
     assert 0 < told["error"] < 1
     for one in read_record(tmp_path / "run" / "qat").codes.values():
         assert ((one.values.reshape(len(one.values), -1, 4) != 0).sum(2) <= 1).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_of_16_bits_is_trained_in_float32_and_keeps_its_type(dtype: str, data: str, tmp_path: Path) -> None:
+    folder = pipeline().save_pretrained(tmp_path / "model", dtype=dtype)
+    options = {"body": "ternary34_g128", "blockwise": 6, "data": data, "embedding": "w4_g32", "vision": "w8"}
+    narrow, wide = (
+        Pipeline.from_pretrained(folder, backend="torch", dtype=kind, plugins=[{"qat": options}])
+        for kind in (dtype, "float32")
+    )
+    assert narrow.model.dtype == getattr(torch, dtype)
+    made, wanted = narrow.compress("blockwise"), wide.compress("blockwise")
+    assert {tensor.dtype for tensor in narrow.model.state_dict().values()} == {getattr(torch, dtype)}
+    assert made.report["error"] == pytest.approx(wanted.report["error"], rel=1e-3)
+    for name, codes in made.codes.items():
+        own = torch.from_numpy(codes.weights()).to(getattr(torch, dtype))
+        assert torch.equal(narrow.model.state_dict()[name], own)
+
+
+def test_grids_outside_of_the_layers_keep_their_ramp(data: str, tmp_path: Path) -> None:
+    kept: list[dict[str, float]] = []
+    for steps in (0, 2):
+        recipe = {"name": "x", "stages": [{"stage": "qat", "steps": 4, "data": [{"path": data}]}]}
+        pipe = pipeline(body="nm14_w4", projector="nm14_w4", embedding="nm14_w4", blockwise=steps, ramp=0.5, hold=0.25)
+        stage, shares = pipe.pick("training_stages", "qat"), dict[str, float]()
+        loss = type(stage).loss
+
+        def seen(self: Any, model: Any, batch: Any, loss: Any = loss, shares: dict[str, float] = shares) -> Any:
+            for name, layer in rounding_layers(model).items():
+                if layer.weight_mask is not None:
+                    shares.setdefault(name.partition(".model.layers")[0], float(layer.weight_mask.float().mean()))
+            return loss(self, model, batch)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(stage), "loss", seen)
+            train(pipe, structure(Recipe, recipe, "recipe"), tmp_path / f"run{steps}")
+        kept.append(shares)
+    without, with_ = kept
+    assert set(without.values()) == {1.0}
+    assert "mlp.0" in with_
+    assert {n: s for n, s in with_.items() if n.startswith("mlp") or "embed" in n} == {
+        n: s for n, s in without.items() if n.startswith("mlp") or "embed" in n
+    }
+    assert with_["language_model"] == 0.25  # chosen while layers learnt one by one
+
+
+def test_an_average_that_would_begin_before_it_is_refused_and_data_is_told_once(data: str, tmp_path: Path) -> None:
+    stage = {"stage": "qat", "steps": 2, "data": [{"path": data}]}
+    pipe = pipeline(body="w8", blockwise=2)
+    with pytest.raises(TrainingError, match=r"(?s)ema: cannot be combined with blockwise.*blockwise = 0"):
+        train(pipe, structure(Recipe, {"name": "x", "stages": [{**stage, "ema": 0.9}]}, "recipe"), tmp_path / "ema")
+    shown: list[Any] = []
+    recipe = structure(Recipe, {"name": "x", "stages": [stage]}, "recipe")
+    train(pipeline(body="w8", blockwise=2), recipe, tmp_path / "run", progress=SimpleNamespace(show=shown.append))
+    assert [event.kind for event in shown].count("data") == 1
 
 
 def test_without_data_it_says_what_it_needs() -> None:
