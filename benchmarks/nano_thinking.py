@@ -36,7 +36,6 @@ NANO = ROOT / "examples" / "nano"
 sys.path.insert(0, str(NANO))
 import language  # noqa: E402
 from held_out import drawn, learnt  # noqa: E402
-from prepare import PARTS  # noqa: E402
 from prompts import puzzles  # noqa: E402
 
 RECIPE = NANO / "7-grpo.toml"
@@ -45,9 +44,8 @@ BATCH = 200
 
 def tests(count: int) -> list[dict[str, Any]]:
     """Puzzles of the test split, with their answers, that are in no data of training."""
-    thought = [reasoning(f"nano/train/thought/{n}", "train") for n in range(PARTS["thought"][1])]
-    sums = [reasoning(f"nano/train/sums/{n}", "train") for n in range(PARTS["sums"][1])]
-    known = learnt([*thought, *sums, *puzzles()])
+    seeds = (f"nano/train/{part}/{n}" for part, count in language.LINES.items() for n in range(count))
+    known = learnt([*(reasoning(seed, "train") for seed in seeds), *puzzles()])
     made, number = [], 0
     while len(made) < count:
         row = reasoning(f"nano/test/thought/{number}", "test")

@@ -16,6 +16,9 @@ QUESTIONS = (
 )  # fmt: skip
 """What the tokenizer knows as words."""
 
+LINES = {"sums": 6_000, "thought": 60_000}
+"""Lines of training data of each part, which `prepare.py` writes."""
+
 
 def chain_sum(rng: random.Random, terms: int, digits: int) -> tuple[str, str, str]:
     """A sum -> (question, reasoning, answer): each step adds one term."""

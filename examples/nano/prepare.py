@@ -82,8 +82,8 @@ PARTS: dict[str, tuple[Callable[[random.Random, str], Line], int]] = {
     "small-shapes": (asked(partial(tasks.shapes, sides=(56, 112), most=1)), 12_000),
     "small-digit": (asked(partial(real.digit, sides=(50, 84))), 12_000),
     "small-easy": (asked(partial(real.easy, sides=(56, 84))), 8_000),
-    "sums": (said(partial(language.reasoning, think=False)), 6_000),
-    "thought": (said(partial(language.reasoning, think=True)), 60_000),
+    "sums": (said(partial(language.reasoning, think=False)), language.LINES["sums"]),
+    "thought": (said(partial(language.reasoning, think=True)), language.LINES["thought"]),
     "call": (said(language.call), 3_000),
 }
 """Name -> what makes a line, and how many for training; tests have `TESTS` of each."""
