@@ -165,7 +165,7 @@ sometimes right. `python benchmarks/nano_thinking.py --out docs/results/nano_thi
 |---|---|---|---|---|
 {chr(10).join(rows)}
 
-Points won over {found["seeds"]} seeds, with the 95 % interval of a bootstrap over puzzles and seeds:
+Points won, seeds: {found["seeds"]}, with the 95 % interval of a bootstrap over puzzles and seeds:
 
 | order | answered | points | 95 % |
 |---|---|---|---|

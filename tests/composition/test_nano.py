@@ -15,7 +15,10 @@ from andes_training.data.samples import stage_samples
 from andes_training.recipe import DataRecipe
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nano"
-PARTS = "reading elements line paragraph shapes two chart digit easy sums thought call".split()  # noqa: SIM905
+PARTS = [
+    "reading", "elements", "line", "paragraph", "shapes", "two", "chart", "digit", "easy", "sums", "thought", "call",
+    "word", "small-shapes", "small-digit", "small-easy",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+
+def test_held_out_puzzles_are_in_no_training_data() -> None:
+    made = """if True:
+        import json, random, language
+        from held_out import OUT, drawn, learnt, pairs_of, rows_of
+        known = learnt([
+            language.reasoning(random.Random(f"nano/train/{part}/{n}"), "train", False)
+            for part, count in language.LINES.items() for n in range(count)
+        ])
+        asked = [pairs_of(row)[0][0] for part in language.LINES for row in rows_of(OUT / f"{part}.jsonl")]
+        assert drawn("Calculate 1 + 2.") == drawn("State the final answer to 1 + 2 =") in known
+        print(json.dumps([len(asked), [question for question in asked if drawn(question) in known]]))
+    """
+    done = subprocess.run([sys.executable, "-c", made], cwd=EXAMPLE, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout) == [400, []]
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
