@@ -2,15 +2,17 @@
 
     python benchmarks/speculative.py --quick --json
     python benchmarks/speculative.py --bodies w4_g32 nm14_w4 --drafter eagle3 --head runs/head/draft/eagle3.safetensors
+    python benchmarks/speculative.py --drafter eagle3 --head HEAD --matched 0 --kinds prose    # the head alone
     python benchmarks/speculative.py --model MODEL --gui data/test/lines/grounding.jsonl --plot accepted.png
 
 Answers come in turns from the numba backend with and without guesses, for prompts of three kinds: prose, gui, copy
 (text to transcribe, JSON to repair, code to edit). gui: questions about screens that are told in a line of text, as the
 model has no eyes; with `--gui`, about the pictures of a data file of conversations.
-Greedy answers of small models repeat themselves, which flatters every drafter. So answers end where their first 6-gram
-is repeated; the ratios of whole answers stand beside as `looping`. A ratio is the time of decoding, the drafter's own
-time included, of the plain run over the guessing one, of one prompt; reported is the median over prompts. `cost` is
-c(k), the time of a pass with k rows over that of one, behind 64 rows.
+Greedy answers of small models repeat themselves, which flatters every drafter. So answers count up to their first
+repeated 6-gram; the ratios of whole answers stand beside as `looping`. A ratio is the time of decoding, the drafter's
+own time included, of the plain run over the guessing one, of one prompt and as many tokens; reported is the median over
+prompts, and its quartiles. Not every answer to `copy` is a copy: `copied` are those of which at least 80 % stand in the
+prompt, in runs of four tokens or more. `cost` is c(k), the time of a pass with k rows over that of one, behind 64 rows.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
+from numpy import quantile as quantiles
 from rich.console import Console
 from rich.progress import track
 from smollm2 import plugins_of, smollm2, warmed
@@ -33,6 +36,8 @@ from andes_sdk import Pipeline
 from andes_sdk.runtime.options import GenerationOptions
 
 GRAM = 6
+RUN, SHARE = 4, 0.8
+"""A copy: so much of an answer stands in the prompt, in runs of so many tokens."""
 BODIES = {"w4": "w4_g32", "sub2": "nm14_w4"}
 """Name in the report -> format of the weights: 4.5 bits, and at most 1.8 with 75 % zeros."""
 PROSE = [
@@ -104,13 +109,16 @@ class Timed:
     """One answer.
 
     Attributes:
-        seconds: from the first token to the last; guessing: those of the drafter among them. passes: verifications.
+        ends: of each pass behind the first token, how many tokens there were then, the seconds since the first token,
+            and those of the drafter among them.
     """
 
     tokens: list[int]
-    seconds: float
-    passes: int
-    guessing: float
+    ends: list[tuple[int, float, float]]
+
+    def until(self, tokens: int) -> int:
+        """Passes that ended with at most so many tokens."""
+        return sum(count <= tokens for count, _, _ in self.ends)
 
 
 def first_loop(tokens: Sequence[int]) -> int:
@@ -124,56 +132,72 @@ def first_loop(tokens: Sequence[int]) -> int:
     return len(tokens)
 
 
+def copied(prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """Share of an answer's tokens that lie in runs of `RUN` or more that the prompt has too."""
+    known = {tuple(prompt[n : n + RUN]) for n in range(len(prompt) - RUN + 1)}
+    inside: set[int] = set()
+    for n in range(len(answer) - RUN + 1):
+        if tuple(answer[n : n + RUN]) in known:
+            inside |= set(range(n, n + RUN))
+    return len(inside) / max(len(answer), 1)
+
+
 def answered(pipe: Pipeline, messages: Any, options: GenerationOptions) -> Timed:
     """Answer one conversation."""
     engine = pipe.engine()
     one = engine.join(pipe.prepare(messages), options)
     while engine.active and not one.tokens:
         engine.step()
-    start, passes = time.perf_counter(), 0
+    start, ends = time.perf_counter(), []
     while engine.active:
         engine.step()
-        passes += 1
-    seconds = time.perf_counter() - start
+        own = one.session.notes.get("seconds of guessing", 0.0)
+        ends.append((len(one.tokens), time.perf_counter() - start, own))
     if one.error is not None:
         raise one.error
-    notes = dict(one.session.stats.notes)
     one.session.close()
-    return Timed(list(one.tokens), seconds, passes, notes.get("seconds of guessing", 0.0))
+    return Timed(list(one.tokens), ends)
 
 
 def compared(pair: Sequence[Pipeline], prompts: Sequence[Any], tokens: int, show: str) -> dict[str, Any]:
     """Both ways of decoding on the prompts of a kind."""
-    ratios, looping, accepted, own = [], [], [], []
+    ratios, looping, accepted, own, copies = [], [], [], [], []
     identical, cut_off = True, 0
     for n, messages in enumerate(track(prompts, show, console=Console(stderr=True))):
         whole = GenerationOptions(max_tokens=tokens)
         ways = [0, 1] if n % 2 else [1, 0]
-        ends = {way: answered(pair[way], messages, whole) for way in ways}
-        identical &= ends[0].tokens == ends[1].tokens
-        length = first_loop(ends[0].tokens)
-        if length < 3:
+        made = {way: answered(pair[way], messages, whole) for way in ways}
+        plain, guessed = made[0], made[1]
+        identical &= plain.tokens == guessed.tokens
+        length = first_loop(plain.tokens)
+        passes = guessed.until(length)
+        if passes == 0:
             continue
-        cut_off += length < len(ends[0].tokens)
-        shorter = {way: answered(pair[way], messages, evolve(whole, max_tokens=length)) for way in ways}
-        identical &= shorter[0].tokens == shorter[1].tokens
-        ratios.append(shorter[0].seconds / shorter[1].seconds)
-        looping.append(ends[0].seconds / ends[1].seconds)
-        accepted.append((len(shorter[1].tokens) - 1) / max(shorter[1].passes, 1))
-        own.append(shorter[1].guessing / shorter[1].seconds)
+        count, seconds, guessing = guessed.ends[passes - 1]
+        cut_off += length < len(plain.tokens)
+        ratios.append(plain.ends[plain.until(count) - 1][1] / seconds)
+        looping.append(plain.ends[-1][1] / guessed.ends[-1][1])
+        accepted.append((count - 1) / passes)
+        own.append(guessing / seconds)
+        if copied(pair[0].prepare(messages).ids.tolist(), plain.tokens[:length]) >= SHARE:
+            copies.append(ratios[-1])
     if not ratios:
         return {"speed": None, "identical": identical, "prompts": 0}
     middle = [round(statistics.median(x), 3) for x in (ratios, looping, accepted, own)]
     return {
-        "speed": middle[0], "looping": middle[1], "tokens_a_pass": middle[2], "drafter_share": middle[3],
+        "speed": middle[0], "quartiles": [round(float(q), 3) for q in quantiles(ratios, [0.25, 0.75])],
+        "looping": middle[1], "tokens_a_pass": middle[2], "drafter_share": middle[3],
         "prompts": len(ratios), "loops": cut_off, "identical": identical,
+        "copied": {"prompts": len(copies), "speed": round(statistics.median(copies), 3) if copies else None},
     }  # fmt: skip
 
 
 def opened(given: argparse.Namespace, body: str) -> list[Pipeline]:
     """Without and with guesses."""
     backend = {"numba": {"format": body}}
-    options = {"drafter": given.drafter, **({"head": str(given.head)} if given.head else {})}
+    options: dict[str, Any] = {"drafter": given.drafter}
+    if given.head:
+        options |= {"head": str(given.head), "matched": given.matched}
     return [
         warmed(Pipeline.from_pretrained(given.model, plugins=[*plugins_of(given.model), *more], backend=backend))
         for more in ([], [{"speculative": options}])
@@ -201,8 +225,9 @@ def measured(given: argparse.Namespace, name: str) -> tuple[dict[str, Any], dict
     kinds: dict[str, list[Any]] = {
         kind: [[{"role": "user", "content": some[n * 5 % len(some)]}] for n in range(min(given.prompts, len(some)))]
         for kind, some in (("prose", PROSE), ("gui", GUI), ("copy", COPY))
+        if kind in given.kinds
     }
-    if given.gui:
+    if given.gui and "gui" in kinds:
         kinds["gui"] = asked(given.gui, given.prompts)
     cost = cost_of(pair[1].compiled)
     told = {kind: compared(pair, some, given.tokens, f"{name}, {kind}") for kind, some in kinds.items()}
@@ -236,6 +261,8 @@ def main() -> None:
     parser.add_argument("--bodies", nargs="+", default=list(BODIES), help="w4, sub2, or formats of numba")
     parser.add_argument("--drafter", default="suffix", choices=("suffix", "eagle3", "block"))
     parser.add_argument("--head", type=Path, help="of eagle3 or block")
+    parser.add_argument("--matched", type=int, default=3, help="tokens behind which the text guesses, not the head")
+    parser.add_argument("--kinds", nargs="+", default=["prose", "gui", "copy"], choices=("prose", "gui", "copy"))
     parser.add_argument("--gui", type=Path, help="conversations about pictures, one JSON line each, in place of text")
     parser.add_argument("--tokens", type=int, default=128, help="longest answer")
     parser.add_argument("--prompts", type=int, default=12, help="of each kind")
@@ -252,8 +279,9 @@ def main() -> None:
     for name in given.bodies:
         details[name], cost[name] = measured(given, name)
     every = [one for kinds in details.values() for one in kinds.values()]
+    drafter = given.drafter + (" and suffix" if given.head and given.matched else "")
     report: dict[str, Any] = {
-        "model": Path(given.model).name, "drafter": given.drafter, "identical": all(one["identical"] for one in every),
+        "model": Path(given.model).name, "drafter": drafter, "identical": all(one["identical"] for one in every),
         **{name: {kind: one["speed"] for kind, one in kinds.items()} for name, kinds in details.items()},
         "cost": cost,
         "acceptance": {n: {k: one.get("tokens_a_pass") for k, one in kinds.items()} for n, kinds in details.items()},
