@@ -96,16 +96,27 @@ def summary(rows: Sequence[tuple[str, str, dict[str, float]]]) -> dict[str, Any]
 
 
 def draw(factors: Mapping[str, float], path: Path) -> None:
-    """One bar a factor."""
+    """Each change alone, and one on top of another."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(4.5, 3.2))
-    axis.bar(list(factors), list(factors.values()), color="#4477aa")
-    axis.axhline(1.0, color="black", linewidth=0.8)
-    axis.set_ylabel("speed over f16")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(7, 3.2), sharey=True)
+    alone = ("bits", "rows", "guesses")
+    left.bar(alone, [factors[n] for n in alone], color="#4477aa")
+    left.set_title("each alone")
+    left.set_ylabel("speed over f16")
+    before = 1.0
+    for n, name in enumerate(("bits", "fewer", "all")):
+        now = factors[name]
+        right.bar(n, now - before, bottom=before, color="#228833" if now >= before else "#cc3311")
+        right.text(n, max(now, before) + 0.05, f"{now:.2f}", ha="center")
+        before = now
+    right.set_xticks(range(3), ["fewer bits", "+ fewer rows", "+ guesses"])
+    right.set_title("one on top of another")
+    for axis in (left, right):
+        axis.axhline(1.0, color="black", linewidth=0.8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
