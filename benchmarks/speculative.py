@@ -234,22 +234,24 @@ def measured(given: argparse.Namespace, name: str) -> tuple[dict[str, Any], dict
     return told, {str(k): round(cost.of(k), 2) for k in (2, 4, 8, 16)}
 
 
-def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Bars: tokens a pass by kind of prompt and body."""
+def draw(details: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Bars: tokens a pass, and speed, by kind of prompt. `details`: name -> kind of prompt -> figures."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(5, 3.2))
-    bodies = list(report["details"])
-    for n, body in enumerate(bodies):
-        kinds = report["details"][body]
-        places = [k + n / (len(bodies) + 1) for k in range(len(kinds))]
-        axis.bar(places, [one.get("tokens_a_pass") or 0 for one in kinds.values()], 0.3, label=body)
-        axis.set_xticks(range(len(kinds)), list(kinds))
-    axis.set_ylabel("tokens a pass")
-    axis.legend()
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4))
+    names = list(details)
+    for axis, key, title in zip(axes, ("tokens_a_pass", "speed"), ("tokens a pass", "speed over plain"), strict=True):
+        for n, name in enumerate(names):
+            kinds = details[name]
+            places = [k + 0.8 * (n + 0.5) / len(names) - 0.4 for k in range(len(kinds))]
+            axis.bar(places, [one.get(key) or 0 for one in kinds.values()], 0.8 / len(names), label=name)
+            axis.set_xticks(range(len(kinds)), list(kinds))
+        axis.axhline(1.0, color="black", linewidth=0.8)
+        axis.set_title(title)
+    axes[0].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -288,7 +290,7 @@ def main() -> None:
         "details": details,
     }  # fmt: skip
     if given.plot:
-        draw(report, given.plot)
+        draw(details, given.plot)
     if given.json:
         print(json.dumps(report, indent=1))
     else:
