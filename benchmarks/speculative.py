@@ -9,10 +9,11 @@ Answers come in turns from the numba backend with and without guesses, for promp
 (text to transcribe, JSON to repair, code to edit). gui: questions about screens that are told in a line of text, as the
 model has no eyes; with `--gui`, about the pictures of a data file of conversations.
 Greedy answers of small models repeat themselves, which flatters every drafter. So answers count up to their first
-repeated 6-gram; the ratios of whole answers stand beside as `looping`. A ratio is the time of decoding, the drafter's
-own time included, of the plain run over the guessing one, of one prompt and as many tokens; reported is the median over
-prompts, and its quartiles. Not every answer to `copy` is a copy: `copied` are those of which at least 80 % stand in the
-prompt, in runs of four tokens or more. `cost` is c(k), the time of a pass with k rows over that of one, behind 64 rows.
+repeated 6-gram; the ratios of whole answers stand beside as `looping`. A ratio is of tokens a second, the drafter's own
+time included, of the guessing run over the plain one, each the median of `--rounds` answers to one prompt in turns;
+reported is the median over prompts, and its quartiles. Not every answer to `copy` is a copy: `copied` are those of
+which at least 80 % stand in the prompt, in runs of four tokens or more. `cost` is c(k), the time of a pass with k rows
+over that of one, behind 64 rows.
 """
 
 from __future__ import annotations
@@ -105,20 +106,34 @@ GUI = [
 
 
 @frozen
+class Part:
+    """The beginning of an answer: tokens behind the first one, their seconds, the drafter's among them, and passes."""
+
+    tokens: int
+    seconds: float
+    guessing: float
+    passes: int
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds if self.passes else 0.0
+
+
+@frozen
 class Timed:
     """One answer.
 
     Attributes:
-        ends: of each pass behind the first token, how many tokens there were then, the seconds since the first token,
-            and those of the drafter among them.
+        ends: of each pass behind the first token, what there was by then.
     """
 
     tokens: list[int]
-    ends: list[tuple[int, float, float]]
+    ends: list[Part]
 
-    def until(self, tokens: int) -> int:
-        """Passes that ended with at most so many tokens."""
-        return sum(count <= tokens for count, _, _ in self.ends)
+    def until(self, tokens: int) -> Part:
+        """What passes made that ended with at most so many tokens of the answer."""
+        return next((end for end in reversed(self.ends) if end.tokens < tokens), Part(0, 0.0, 0.0, 0))
 
 
 def first_loop(tokens: Sequence[int]) -> int:
@@ -148,38 +163,43 @@ def answered(pipe: Pipeline, messages: Any, options: GenerationOptions) -> Timed
     one = engine.join(pipe.prepare(messages), options)
     while engine.active and not one.tokens:
         engine.step()
-    start, ends = time.perf_counter(), []
+    start, ends = time.perf_counter(), list[Part]()
     while engine.active:
         engine.step()
         own = one.session.notes.get("seconds of guessing", 0.0)
-        ends.append((len(one.tokens), time.perf_counter() - start, own))
+        ends.append(Part(len(one.tokens) - 1, time.perf_counter() - start, own, len(ends) + 1))
     if one.error is not None:
         raise one.error
     one.session.close()
     return Timed(list(one.tokens), ends)
 
 
-def compared(pair: Sequence[Pipeline], prompts: Sequence[Any], tokens: int, show: str) -> dict[str, Any]:
+def gain(plain: Sequence[Part], guessed: Sequence[Part]) -> float:
+    """Tokens a second with guesses over those without, of medians over rounds."""
+    return statistics.median(p.rate for p in guessed) / statistics.median(p.rate for p in plain)
+
+
+def compared(pair: Sequence[Pipeline], prompts: Sequence[Any], tokens: int, rounds: int, show: str) -> dict[str, Any]:
     """Both ways of decoding on the prompts of a kind."""
     ratios, looping, accepted, own, copies = [], [], [], [], []
-    identical, cut_off = True, 0
+    identical, cut_off, options = True, 0, GenerationOptions(max_tokens=tokens)
     for n, messages in enumerate(track(prompts, show, console=Console(stderr=True))):
-        whole = GenerationOptions(max_tokens=tokens)
-        ways = [0, 1] if n % 2 else [1, 0]
-        made = {way: answered(pair[way], messages, whole) for way in ways}
-        plain, guessed = made[0], made[1]
-        identical &= plain.tokens == guessed.tokens
-        length = first_loop(plain.tokens)
-        passes = guessed.until(length)
-        if passes == 0:
+        made: list[list[Timed]] = [[], []]
+        for turn in range(rounds):
+            for way in (0, 1) if (n + turn) % 2 else (1, 0):
+                made[way].append(answered(pair[way], messages, options))
+        plain = made[0][0].tokens
+        identical &= all(one.tokens == plain for some in made for one in some)
+        length = first_loop(plain)
+        parts = [[one.until(length) for one in some] for some in made]
+        if min(part.passes for some in parts for part in some) == 0:
             continue
-        count, seconds, guessing = guessed.ends[passes - 1]
-        cut_off += length < len(plain.tokens)
-        ratios.append(plain.ends[plain.until(count) - 1][1] / seconds)
-        looping.append(plain.ends[-1][1] / guessed.ends[-1][1])
-        accepted.append((count - 1) / passes)
-        own.append(guessing / seconds)
-        if copied(pair[0].prepare(messages).ids.tolist(), plain.tokens[:length]) >= SHARE:
+        cut_off += length < len(plain)
+        ratios.append(gain(*parts))
+        looping.append(gain(*([one.ends[-1] for one in some] for some in made)))
+        accepted.append(statistics.median(part.tokens / part.passes for part in parts[1]))
+        own.append(statistics.median(part.guessing / part.seconds for part in parts[1]))
+        if copied(pair[0].prepare(messages).ids.tolist(), plain[:length]) >= SHARE:
             copies.append(ratios[-1])
     if not ratios:
         return {"speed": None, "identical": identical, "prompts": 0}
@@ -229,8 +249,8 @@ def measured(given: argparse.Namespace, name: str) -> tuple[dict[str, Any], dict
     }
     if given.gui and "gui" in kinds:
         kinds["gui"] = asked(given.gui, given.prompts)
-    cost = cost_of(pair[1].compiled)
-    told = {kind: compared(pair, some, given.tokens, f"{name}, {kind}") for kind, some in kinds.items()}
+    cost = cost_of(pair[1].compiled)  # before any answer is timed
+    told = {kind: compared(pair, some, given.tokens, given.rounds, f"{name}, {kind}") for kind, some in kinds.items()}
     return told, {str(k): round(cost.of(k), 2) for k in (2, 4, 8, 16)}
 
 
@@ -268,14 +288,17 @@ def main() -> None:
     parser.add_argument("--gui", type=Path, help="conversations about pictures, one JSON line each, in place of text")
     parser.add_argument("--tokens", type=int, default=128, help="longest answer")
     parser.add_argument("--prompts", type=int, default=12, help="of each kind")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="answers to each prompt, with and without guesses in turns"
+    )
     parser.add_argument("--plot", type=Path, help="write bars to this file")
-    parser.add_argument("--quick", action="store_true", help="4 prompts of each kind, 64 tokens")
+    parser.add_argument("--quick", action="store_true", help="4 prompts of each kind, 64 tokens, 3 rounds")
     parser.add_argument("--json", action="store_true", help="JSON on stdout, and nothing else")
     given = parser.parse_args()
     if given.drafter != "suffix" and not given.head:
         parser.error(f"--drafter {given.drafter} needs --head")
     if given.quick:
-        given.prompts, given.tokens = 4, 64
+        given.prompts, given.tokens, given.rounds = 4, 64, 3
     given.model = given.model or smollm2()
     details, cost = {}, {}
     for name in given.bodies:
