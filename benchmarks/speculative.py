@@ -216,6 +216,8 @@ def opened(given: argparse.Namespace, body: str) -> list[Pipeline]:
     """Without and with guesses."""
     backend = {"numba": {"format": body}}
     options: dict[str, Any] = {"drafter": given.drafter}
+    if given.row_cost is not None:
+        options["row_cost"] = given.row_cost
     if given.head:
         options |= {"head": str(given.head), "matched": given.matched}
     return [
@@ -284,6 +286,7 @@ def main() -> None:
     parser.add_argument("--drafter", default="suffix", choices=("suffix", "eagle3", "block"))
     parser.add_argument("--head", type=Path, help="of eagle3 or block")
     parser.add_argument("--matched", type=int, default=3, help="tokens behind which the text guesses, not the head")
+    parser.add_argument("--row-cost", type=float, help="price of a row in place of the measured one: see tokens a pass")
     parser.add_argument("--kinds", nargs="+", default=["prose", "gui", "copy"], choices=("prose", "gui", "copy"))
     parser.add_argument("--gui", type=Path, help="conversations about pictures, one JSON line each, in place of text")
     parser.add_argument("--tokens", type=int, default=128, help="longest answer")
@@ -306,7 +309,8 @@ def main() -> None:
     every = [one for kinds in details.values() for one in kinds.values()]
     drafter = given.drafter + (" and suffix" if given.head and given.matched else "")
     report: dict[str, Any] = {
-        "model": Path(given.model).name, "drafter": drafter, "identical": all(one["identical"] for one in every),
+        "model": Path(given.model).name, "drafter": drafter, "row_cost": given.row_cost,
+        "identical": all(one["identical"] for one in every),
         **{name: {kind: one["speed"] for kind, one in kinds.items()} for name, kinds in details.items()},
         "cost": cost,
         "acceptance": {n: {k: one.get("tokens_a_pass") for k, one in kinds.items()} for n, kinds in details.items()},
