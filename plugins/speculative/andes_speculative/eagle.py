@@ -135,8 +135,8 @@ def unrolled(head: Eagle3, embeds: Tensor, features: Tensor, steps: int, first: 
         def attend(q: Tensor, k: Tensor, v: Tensor, rows: int = rows, start: int = start) -> Tensor:
             keys.append(k)
             values.append(v)
-            own = [[x[0][:, :rows], *(y[:, : rows - first] for y in x[1:])] for x in (keys, values)]
-            return _ahead(q, *own, causal[start:rows, :rows])
+            seen, said = ([x[0][:, :rows], *(y[:, : rows - first] for y in x[1:])] for x in (keys, values))
+            return _ahead(q, seen, said, causal[start:rows, :rows])
 
         positions = torch.arange(step + start, step + rows, device=embeds.device)
         hidden = head(embeds[1 + step + start :], hidden[: rows - start], positions, attend)
