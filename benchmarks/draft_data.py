@@ -1,6 +1,7 @@
 """Prompts for draft heads: prose, screens told in text, and things to copy, none of them those of `speculative.py`.
 
     python benchmarks/draft_data.py draft_train.jsonl --prompts 600
+    python benchmarks/draft_data.py copies.jsonl --prompts 60 --copies    # with the right answers, for replay_drafts.py
     andes draft train MODEL -p aimv2 -p mlp -o aimv2.preset=tiny --data draft_train.jsonl --out runs/head
 
 A head learns from the answers that its model gives. The kinds take turns.
@@ -44,21 +45,29 @@ def screen(rng: random.Random) -> str:
     return f"A screen has these elements with their places:\n{title}: {elements}\n{rng.choice(TASKS)}"
 
 
-def copy(rng: random.Random) -> str:
-    """Text to transcribe, JSON to repair, code to edit."""
+def copied(rng: random.Random) -> tuple[str, str]:
+    """Text to transcribe, JSON to repair, code to edit -> the prompt and the right answer."""
     kind = rng.randrange(3)
     if kind == 0:
-        some = [rng.choice((fact, sentence))(rng) for _ in range(rng.randint(2, 4))]
-        return f"Transcribe this text exactly:\n{' '.join(some)}"
+        some = " ".join(rng.choice((fact, sentence))(rng) for _ in range(rng.randint(2, 4)))
+        return f"Transcribe this text exactly:\n{some}", some
     if kind == 1:
         values = [rng.choice((name(rng), int(number(rng)), [name(rng), name(rng)])) for _ in range(4)]
         whole = json.dumps({name(rng).lower(): value for value in values})
         at = rng.randrange(1, len(whole))
-        return f"Repair this JSON and write nothing else:\n{whole[: at - 1] + whole[at:]}"
+        return f"Repair this JSON and write nothing else:\n{whole[: at - 1] + whole[at:]}", whole
     a, b, f, c = (name(rng).lower() for _ in range(4))
-    loop = f"    for x in {a}:\n        {c} {rng.choice('+-*')}= x"
-    code = f"def {f}({a}):\n    {c} = {number(rng)}\n{loop}\n    return {c}"
-    return f"Rename the variable {c} to {b} in this code and write the whole code:\n{code}"
+    sign, start = rng.choice("+-*"), number(rng)
+
+    def code(c: str) -> str:
+        return f"def {f}({a}):\n    {c} = {start}\n    for x in {a}:\n        {c} {sign}= x\n    return {c}"
+
+    return f"Rename the variable {c} to {b} in this code and write the whole code:\n{code(c)}", code(b)
+
+
+def copy(rng: random.Random) -> str:
+    """The prompt alone."""
+    return copied(rng)[0]
 
 
 MAKERS: tuple[Callable[[random.Random], str], ...] = (prose, screen, copy)
@@ -69,12 +78,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--prompts", type=int, default=600)
+    parser.add_argument("--copies", action="store_true", help="things to copy alone, with the right answers")
     parser.add_argument("--seed", type=int, default=5)
     given = parser.parse_args()
     rng = random.Random(given.seed)
     with given.out.open("w") as file:
         for n in range(given.prompts):
-            talk = [{"role": "user", "content": MAKERS[n % len(MAKERS)](rng)}]
+            if given.copies:
+                prompt, answer = copied(rng)
+                talk = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            else:
+                talk = [{"role": "user", "content": MAKERS[n % len(MAKERS)](rng)}]
             file.write(json.dumps({"messages": talk}) + "\n")
 
 

@@ -28,8 +28,12 @@ def main() -> None:
     matplotlib.rcParams["svg.fonttype"] = "none"
     told = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in ("kv", "speculative", "stacked")}
     kv_plots.curves(told["kv"]["runs"][told["kv"]["plot"]]["budgets"], given.out / "kv.svg")
-    speculative.draw(told["speculative"], given.out / "speculative.svg")
-    stacked.draw(told["stacked"]["factors"], given.out / "stacked.svg")
+    runs = told["speculative"]["runs"]
+    bars = {
+        f"{run}, {body}": kinds for run in told["speculative"]["plot"] for body, kinds in runs[run]["details"].items()
+    }
+    speculative.draw(bars, given.out / "speculative.svg")
+    stacked.draw(told["stacked"]["runs"][told["stacked"]["plot"]]["factors"], given.out / "stacked.svg")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,18 @@
 
     python benchmarks/speculative.py --quick --json
     python benchmarks/speculative.py --bodies w4_g32 nm14_w4 --drafter eagle3 --head runs/head/draft/eagle3.safetensors
+    python benchmarks/speculative.py --drafter eagle3 --head HEAD --matched 0 --kinds prose    # the head alone
     python benchmarks/speculative.py --model MODEL --gui data/test/lines/grounding.jsonl --plot accepted.png
 
 Answers come in turns from the numba backend with and without guesses, for prompts of three kinds: prose, gui, copy
 (text to transcribe, JSON to repair, code to edit). gui: questions about screens that are told in a line of text, as the
 model has no eyes; with `--gui`, about the pictures of a data file of conversations.
-Greedy answers of small models repeat themselves, which flatters every drafter. So answers end where their first 6-gram
-is repeated; the ratios of whole answers stand beside as `looping`. A ratio is the time of decoding, the drafter's own
-time included, of the plain run over the guessing one, of one prompt; reported is the median over prompts. `cost` is
-c(k), the time of a pass with k rows over that of one, behind 64 rows.
+Greedy answers of small models repeat themselves, which flatters every drafter. So answers count up to their first
+repeated 6-gram; the ratios of whole answers stand beside as `looping`. A ratio is of tokens a second, the drafter's own
+time included, of the guessing run over the plain one, each the median of `--rounds` answers to one prompt in turns;
+reported is the median over prompts, and its quartiles. Not every answer to `copy` is a copy: `copied` are those of
+which at least 80 % stand in the prompt, in runs of four tokens or more. `cost` is c(k), the time of a pass with k rows
+over that of one, behind 64 rows.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
+from numpy import quantile as quantiles
 from rich.console import Console
 from rich.progress import track
 from smollm2 import plugins_of, smollm2, warmed
@@ -33,6 +37,8 @@ from andes_sdk import Pipeline
 from andes_sdk.runtime.options import GenerationOptions
 
 GRAM = 6
+RUN, SHARE = 4, 0.8
+"""A copy: so much of an answer stands in the prompt, in runs of so many tokens."""
 BODIES = {"w4": "w4_g32", "sub2": "nm14_w4"}
 """Name in the report -> format of the weights: 4.5 bits, and at most 1.8 with 75 % zeros."""
 PROSE = [
@@ -100,17 +106,34 @@ GUI = [
 
 
 @frozen
+class Part:
+    """The beginning of an answer: tokens behind the first one, their seconds, the drafter's among them, and passes."""
+
+    tokens: int
+    seconds: float
+    guessing: float
+    passes: int
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds if self.passes else 0.0
+
+
+@frozen
 class Timed:
     """One answer.
 
     Attributes:
-        seconds: from the first token to the last; guessing: those of the drafter among them. passes: verifications.
+        ends: of each pass behind the first token, what there was by then.
     """
 
     tokens: list[int]
-    seconds: float
-    passes: int
-    guessing: float
+    ends: list[Part]
+
+    def until(self, tokens: int) -> Part:
+        """What passes made that ended with at most so many tokens of the answer."""
+        return next((end for end in reversed(self.ends) if end.tokens < tokens), Part(0, 0.0, 0.0, 0))
 
 
 def first_loop(tokens: Sequence[int]) -> int:
@@ -124,56 +147,79 @@ def first_loop(tokens: Sequence[int]) -> int:
     return len(tokens)
 
 
+def copied(prompt: Sequence[int], answer: Sequence[int]) -> float:
+    """Share of an answer's tokens that lie in runs of `RUN` or more that the prompt has too."""
+    known = {tuple(prompt[n : n + RUN]) for n in range(len(prompt) - RUN + 1)}
+    inside: set[int] = set()
+    for n in range(len(answer) - RUN + 1):
+        if tuple(answer[n : n + RUN]) in known:
+            inside |= set(range(n, n + RUN))
+    return len(inside) / max(len(answer), 1)
+
+
 def answered(pipe: Pipeline, messages: Any, options: GenerationOptions) -> Timed:
     """Answer one conversation."""
     engine = pipe.engine()
     one = engine.join(pipe.prepare(messages), options)
     while engine.active and not one.tokens:
         engine.step()
-    start, passes = time.perf_counter(), 0
+    start, ends = time.perf_counter(), list[Part]()
     while engine.active:
         engine.step()
-        passes += 1
-    seconds = time.perf_counter() - start
+        own = one.session.notes.get("seconds of guessing", 0.0)
+        ends.append(Part(len(one.tokens) - 1, time.perf_counter() - start, own, len(ends) + 1))
     if one.error is not None:
         raise one.error
-    notes = dict(one.session.stats.notes)
     one.session.close()
-    return Timed(list(one.tokens), seconds, passes, notes.get("seconds of guessing", 0.0))
+    return Timed(list(one.tokens), ends)
 
 
-def compared(pair: Sequence[Pipeline], prompts: Sequence[Any], tokens: int, show: str) -> dict[str, Any]:
+def gain(plain: Sequence[Part], guessed: Sequence[Part]) -> float:
+    """Tokens a second with guesses over those without, of medians over rounds."""
+    return statistics.median(p.rate for p in guessed) / statistics.median(p.rate for p in plain)
+
+
+def compared(pair: Sequence[Pipeline], prompts: Sequence[Any], tokens: int, rounds: int, show: str) -> dict[str, Any]:
     """Both ways of decoding on the prompts of a kind."""
-    ratios, looping, accepted, own = [], [], [], []
-    identical, cut_off = True, 0
+    ratios, looping, accepted, own, copies = [], [], [], [], []
+    identical, cut_off, options = True, 0, GenerationOptions(max_tokens=tokens)
     for n, messages in enumerate(track(prompts, show, console=Console(stderr=True))):
-        whole = GenerationOptions(max_tokens=tokens)
-        ways = [0, 1] if n % 2 else [1, 0]
-        ends = {way: answered(pair[way], messages, whole) for way in ways}
-        identical &= ends[0].tokens == ends[1].tokens
-        length = first_loop(ends[0].tokens)
-        if length < 3:
+        made: list[list[Timed]] = [[], []]
+        for turn in range(rounds):
+            for way in (0, 1) if (n + turn) % 2 else (1, 0):
+                made[way].append(answered(pair[way], messages, options))
+        plain = made[0][0].tokens
+        identical &= all(one.tokens == plain for some in made for one in some)
+        length = first_loop(plain)
+        parts = [[one.until(length) for one in some] for some in made]
+        if min(part.passes for some in parts for part in some) == 0:
             continue
-        cut_off += length < len(ends[0].tokens)
-        shorter = {way: answered(pair[way], messages, evolve(whole, max_tokens=length)) for way in ways}
-        identical &= shorter[0].tokens == shorter[1].tokens
-        ratios.append(shorter[0].seconds / shorter[1].seconds)
-        looping.append(ends[0].seconds / ends[1].seconds)
-        accepted.append((len(shorter[1].tokens) - 1) / max(shorter[1].passes, 1))
-        own.append(shorter[1].guessing / shorter[1].seconds)
+        cut_off += length < len(plain)
+        ratios.append(gain(*parts))
+        looping.append(gain(*([one.ends[-1] for one in some] for some in made)))
+        accepted.append(statistics.median(part.tokens / part.passes for part in parts[1]))
+        own.append(statistics.median(part.guessing / part.seconds for part in parts[1]))
+        if copied(pair[0].prepare(messages).ids.tolist(), plain[:length]) >= SHARE:
+            copies.append(ratios[-1])
     if not ratios:
         return {"speed": None, "identical": identical, "prompts": 0}
     middle = [round(statistics.median(x), 3) for x in (ratios, looping, accepted, own)]
     return {
-        "speed": middle[0], "looping": middle[1], "tokens_a_pass": middle[2], "drafter_share": middle[3],
+        "speed": middle[0], "quartiles": [round(float(q), 3) for q in quantiles(ratios, [0.25, 0.75])],
+        "looping": middle[1], "tokens_a_pass": middle[2], "drafter_share": middle[3],
         "prompts": len(ratios), "loops": cut_off, "identical": identical,
+        "copied": {"prompts": len(copies), "speed": round(statistics.median(copies), 3) if copies else None},
     }  # fmt: skip
 
 
 def opened(given: argparse.Namespace, body: str) -> list[Pipeline]:
     """Without and with guesses."""
     backend = {"numba": {"format": body}}
-    options = {"drafter": given.drafter, **({"head": str(given.head)} if given.head else {})}
+    options: dict[str, Any] = {"drafter": given.drafter}
+    if given.row_cost is not None:
+        options["row_cost"] = given.row_cost
+    if given.head:
+        options |= {"head": str(given.head), "matched": given.matched}
     return [
         warmed(Pipeline.from_pretrained(given.model, plugins=[*plugins_of(given.model), *more], backend=backend))
         for more in ([], [{"speculative": options}])
@@ -201,30 +247,33 @@ def measured(given: argparse.Namespace, name: str) -> tuple[dict[str, Any], dict
     kinds: dict[str, list[Any]] = {
         kind: [[{"role": "user", "content": some[n * 5 % len(some)]}] for n in range(min(given.prompts, len(some)))]
         for kind, some in (("prose", PROSE), ("gui", GUI), ("copy", COPY))
+        if kind in given.kinds
     }
-    if given.gui:
+    if given.gui and "gui" in kinds:
         kinds["gui"] = asked(given.gui, given.prompts)
-    cost = cost_of(pair[1].compiled)
-    told = {kind: compared(pair, some, given.tokens, f"{name}, {kind}") for kind, some in kinds.items()}
+    cost = cost_of(pair[1].compiled)  # before any answer is timed
+    told = {kind: compared(pair, some, given.tokens, given.rounds, f"{name}, {kind}") for kind, some in kinds.items()}
     return told, {str(k): round(cost.of(k), 2) for k in (2, 4, 8, 16)}
 
 
-def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Bars: tokens a pass by kind of prompt and body."""
+def draw(details: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Bars: tokens a pass, and speed, by kind of prompt. `details`: name -> kind of prompt -> figures."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(5, 3.2))
-    bodies = list(report["details"])
-    for n, body in enumerate(bodies):
-        kinds = report["details"][body]
-        places = [k + n / (len(bodies) + 1) for k in range(len(kinds))]
-        axis.bar(places, [one.get("tokens_a_pass") or 0 for one in kinds.values()], 0.3, label=body)
-        axis.set_xticks(range(len(kinds)), list(kinds))
-    axis.set_ylabel("tokens a pass")
-    axis.legend()
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4))
+    names = list(details)
+    for axis, key, title in zip(axes, ("tokens_a_pass", "speed"), ("tokens a pass", "speed over plain"), strict=True):
+        for n, name in enumerate(names):
+            kinds = details[name]
+            places = [k + 0.8 * (n + 0.5) / len(names) - 0.4 for k in range(len(kinds))]
+            axis.bar(places, [one.get(key) or 0 for one in kinds.values()], 0.8 / len(names), label=name)
+            axis.set_xticks(range(len(kinds)), list(kinds))
+        axis.axhline(1.0, color="black", linewidth=0.8)
+        axis.set_title(title)
+    axes[0].legend(fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
@@ -236,31 +285,39 @@ def main() -> None:
     parser.add_argument("--bodies", nargs="+", default=list(BODIES), help="w4, sub2, or formats of numba")
     parser.add_argument("--drafter", default="suffix", choices=("suffix", "eagle3", "block"))
     parser.add_argument("--head", type=Path, help="of eagle3 or block")
+    parser.add_argument("--matched", type=int, default=3, help="tokens behind which the text guesses, not the head")
+    parser.add_argument("--row-cost", type=float, help="price of a row in place of the measured one: see tokens a pass")
+    parser.add_argument("--kinds", nargs="+", default=["prose", "gui", "copy"], choices=("prose", "gui", "copy"))
     parser.add_argument("--gui", type=Path, help="conversations about pictures, one JSON line each, in place of text")
     parser.add_argument("--tokens", type=int, default=128, help="longest answer")
     parser.add_argument("--prompts", type=int, default=12, help="of each kind")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="answers to each prompt, with and without guesses in turns"
+    )
     parser.add_argument("--plot", type=Path, help="write bars to this file")
-    parser.add_argument("--quick", action="store_true", help="4 prompts of each kind, 64 tokens")
+    parser.add_argument("--quick", action="store_true", help="4 prompts of each kind, 64 tokens, 3 rounds")
     parser.add_argument("--json", action="store_true", help="JSON on stdout, and nothing else")
     given = parser.parse_args()
     if given.drafter != "suffix" and not given.head:
         parser.error(f"--drafter {given.drafter} needs --head")
     if given.quick:
-        given.prompts, given.tokens = 4, 64
+        given.prompts, given.tokens, given.rounds = 4, 64, 3
     given.model = given.model or smollm2()
     details, cost = {}, {}
     for name in given.bodies:
         details[name], cost[name] = measured(given, name)
     every = [one for kinds in details.values() for one in kinds.values()]
+    drafter = given.drafter + (" and suffix" if given.head and given.matched else "")
     report: dict[str, Any] = {
-        "model": Path(given.model).name, "drafter": given.drafter, "identical": all(one["identical"] for one in every),
+        "model": Path(given.model).name, "drafter": drafter, "row_cost": given.row_cost,
+        "identical": all(one["identical"] for one in every),
         **{name: {kind: one["speed"] for kind, one in kinds.items()} for name, kinds in details.items()},
         "cost": cost,
         "acceptance": {n: {k: one.get("tokens_a_pass") for k, one in kinds.items()} for n, kinds in details.items()},
         "details": details,
     }  # fmt: skip
     if given.plot:
-        draw(report, given.plot)
+        draw(details, given.plot)
     if given.json:
         print(json.dumps(report, indent=1))
     else:

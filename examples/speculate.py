@@ -1,14 +1,18 @@
 """Guess tokens and verify them in one pass: the same text in fewer passes.
 
     python examples/speculate.py
+    python examples/speculate.py --model MODEL --text "Repeat: one two three"
 
-The model is tiny and random, so its greedy answers soon repeat themselves, which flatters guessing. The text does not
-depend on what is guessed. Where guessing does not pay, it stops.
+Without a model it is the small one of `examples/retrieval`, which looks keys up in a text. A corpus file says what was
+answered before, as a log of conversations would. Sampling takes the same tokens, too. Where guessing does not pay, it
+stops.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from attrs import evolve
@@ -16,7 +20,8 @@ from attrs import evolve
 from andes_sdk import Pipeline
 from andes_sdk.runtime.options import GenerationOptions
 
-MODEL: list[Any] = [{"aimv2": {"preset": "tiny"}}, "mlp", {"qwen3": {"preset": "tiny"}}]
+OWN = Path(__file__).parent / "retrieval" / "model"
+TEXT = "keys: balan bydim. coner cufen. mosha nevek puzun. depit dygor. firud fohap. gusek gejil."
 
 
 def answer(pipe: Pipeline, text: str, options: GenerationOptions) -> tuple[list[int], int, dict[str, float]]:
@@ -27,31 +32,48 @@ def answer(pipe: Pipeline, text: str, options: GenerationOptions) -> tuple[list[
     while engine.active:
         engine.step()
         passes += 1
+    if one.error is not None:
+        raise one.error
     notes = dict(one.session.stats.notes)
     one.session.close()
     return list(one.tokens), passes, notes
 
 
-def main(tokens: int = 64) -> dict[str, int]:
+def main(model: str = "", text: str = TEXT, tokens: int = 48) -> dict[str, int]:
     """Print passes with and without guesses -> passes by name."""
-    passes = {}
-    for temperature in (0.0, 0.5):
-        options = GenerationOptions(max_tokens=tokens, temperature=temperature, seed=1)
-        plain = answer(Pipeline.from_plugins(MODEL), "copy this: one two three", options)
+    passes: dict[str, int] = {}
+    place = model or str(OWN)
+    plain = Pipeline.from_pretrained(place)
+    with tempfile.TemporaryDirectory() as folder:
+        before = Path(folder) / "before.txt"
+        before.write_text(plain.tokenizer.decode(answer(plain, text, GenerationOptions(max_tokens=tokens))[0]))
         # a fixed price, so that the figures are the same everywhere; without it the price is measured
-        guessing = Pipeline.from_plugins([*MODEL, {"speculative": {"row_cost": 0.05}}])
-        made = answer(guessing, "copy this: one two three", options)
-        assert made[0] == plain[0], "the text must not change"
-        passes |= {f"plain, temperature {temperature}": plain[1], f"suffix, temperature {temperature}": made[1]}
-        print(f"temperature {temperature}: {len(made[0])} tokens in {plain[1]} passes, with guesses in {made[1]}")
-        print("  " + ", ".join(f"{name} {value:.4g}" for name, value in made[2].items()))
-    for row in guessing.explain().rows:
-        if row.owner == "speculative":
-            print(f"  {row.part}: {row.value}")
+        ways: dict[str, dict[str, Any]] = {"suffix": {}, "suffix, corpus": {"corpus": str(before)}}
+        pipes = {
+            n: Pipeline.from_pretrained(place, plugins=[{"speculative": {"row_cost": 0.05, **o}}])
+            for n, o in ways.items()
+        }
+        for temperature in (0.0, 0.5):
+            options = GenerationOptions(max_tokens=tokens, temperature=temperature, seed=1)
+            wanted = answer(plain, text, options)
+            passes[f"plain, temperature {temperature}"] = wanted[1]
+            print(f"temperature {temperature}: {plain.tokenizer.decode(wanted[0])[:60]!r}…, {wanted[1]} passes")
+            for name, pipe in pipes.items():
+                made = answer(pipe, text, options)
+                assert made[0] == wanted[0], "the text must not change"
+                passes[f"{name}, temperature {temperature}"] = made[1]
+                print(f"  {name}: the same text in {made[1]} passes")
+                print("    " + ", ".join(f"{what} {value:.4g}" for what, value in made[2].items()))
+        for row in pipes["suffix"].explain().rows:
+            if row.owner == "speculative":
+                print(f"  {row.part}: {row.value}")
     return passes
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=64, help="length of the answers")
-    main(parser.parse_args().tokens)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="", help="a folder, a file or a name")
+    parser.add_argument("--text", default=TEXT, help="what is asked")
+    parser.add_argument("--tokens", type=int, default=48, help="length of the answers")
+    given = parser.parse_args()
+    main(given.model, given.text, given.tokens)

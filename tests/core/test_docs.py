@@ -104,7 +104,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
 
 def test_pages_without_python_are_those_that_we_know() -> None:
     rest = [p for p in PAGES if p.name not in RUNNABLE and p not in PLUGINS]
-    results = ["checks.md", "compression.md", "dimensity.md", "kv.md", "nano.md", "serve.md"]
+    results = ["checks.md", "compression.md", "dimensity.md", "kv.md", "nano.md", "serve.md", "speculation.md"]
     assert [p.name for p in rest] == ["architecture.md", "log.md", "public.md", *results]
     assert not [p for p in rest if blocks(p, files=False)]
 

@@ -34,7 +34,7 @@ def own_answers(
     out: Path,
     options: GenerationOptions,
     *,
-    together: int = 8,
+    together: int = 16,
     limit: int = 0,
     show: Callable[[int, int], None] = lambda done, of: None,
 ) -> int:

@@ -112,15 +112,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return out[0].transpose(0, 1).flatten(1)
 
 
-def unrolled(head: Eagle3, embeds: Tensor, features: Tensor, steps: int) -> list[Tensor]:
+def unrolled(head: Eagle3, embeds: Tensor, features: Tensor, steps: int, first: int = 0) -> list[Tensor]:
     """Logits of one text as in drafting, `steps` tokens ahead of every row (training-time test of the paper).
 
     Args:
         embeds: (n, D) inputs of the target. features: (n, taps, D) of the same rows.
+        first: rows before it are looked at, and say nothing themselves.
 
     Row i of step k has gone k tokens ahead of position i: it takes the embedding of token i + 1 + k, sees the feature
-    rows up to i, and its own rows of the steps before. -> per step (n - 1 - k, vocabulary), the last rows left out,
-    which would go beyond the text.
+    rows up to i, and its own rows of the steps before. -> per step (n - 1 - k - first, vocabulary), the last rows left
+    out, which would go beyond the text.
     """
     count = len(embeds) - 1
     hidden = head.joined(features[:count])
@@ -128,26 +129,28 @@ def unrolled(head: Eagle3, embeds: Tensor, features: Tensor, steps: int) -> list
     keys: list[Tensor] = []
     values: list[Tensor] = []
     found = []
-    for step in range(min(steps, count)):
-        rows = count - step
+    for step in range(min(steps, count - first)):
+        rows, start = count - step, first if step else 0
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, rows: int = rows) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor, rows: int = rows, start: int = start) -> Tensor:
             keys.append(k)
             values.append(v)
-            return _ahead(q, [x[:, :rows] for x in keys], [x[:, :rows] for x in values], causal[:rows, :rows])
+            seen, said = ([x[0][:, :rows], *(y[:, : rows - first] for y in x[1:])] for x in (keys, values))
+            return _ahead(q, seen, said, causal[start:rows, :rows])
 
-        positions = torch.arange(step, step + rows, device=embeds.device)
-        hidden = head(embeds[1 + step :], hidden[:rows], positions, attend)
+        positions = torch.arange(step + start, step + rows, device=embeds.device)
+        hidden = head(embeds[1 + step + start :], hidden[: rows - start], positions, attend)
+        hidden = hidden if step else hidden[first:]
         found.append(head.logits(hidden))
     return found
 
 
 def _ahead(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], causal: Tensor) -> Tensor:
-    """Row i of q (Hq, T, d) sees rows up to i of the first keys (Hkv, T, d), and row i of each of the others."""
+    """Row i of q (Hq, T, d) sees of the first keys (Hkv, S, d) what `causal` (T, S) says, and row i of the others."""
     group = q.shape[0] // keys[0].shape[0]
     keys, values = ([x.repeat_interleave(group, dim=0) for x in some] for some in (keys, values))
     scale = q.shape[-1] ** -0.5
-    first = (q @ keys[0].transpose(1, 2) * scale).masked_fill(~causal, -torch.inf)  # (Hq, T, T)
+    first = (q @ keys[0].transpose(1, 2) * scale).masked_fill(~causal, -torch.inf)  # (Hq, T, S)
     own = [(q * k).sum(-1, keepdim=True) * scale for k in keys[1:]]  # (Hq, T, 1) each
     weights = torch.cat([first, *own], dim=-1).softmax(-1)
     out = weights[..., : first.shape[-1]] @ values[0]

@@ -20,6 +20,8 @@ from attrs import asdict, define, field, frozen
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from andes_sdk.runtime.attention import PackedAttention
+
 from .block import Block, BlockShape, blocks, spread_out
 from .eagle import Eagle3, shape_for, unrolled
 from .heads import Head, base_of, save_head
@@ -38,6 +40,8 @@ ANCHORS = 512
 """Most blocks of one text."""
 CHUNK_LOGITS = 1 << 25
 """Logits of the model that exist at once: 128 MiB."""
+KEPT_BYTES = 2 << 30
+"""What rows of texts that come again may take, on a CPU: there the model costs more than the head."""
 
 
 @define(eq=False, kw_only=True)
@@ -53,6 +57,7 @@ class HeadStage(ABC):
     name: str
     folder: str = "draft"
     _base: str = field(default="", init=False)
+    _known: Known = field(factory=lambda: Known(), init=False)
 
     @abstractmethod
     def new_head(self, text: TextSpec) -> Head:
@@ -86,6 +91,7 @@ class HeadStage(ABC):
     def take_out(self, model: Model) -> None:
         """Remove the head."""
         delattr(model, HEAD)
+        self._known = Known()
 
     def feed(self, run: StageRun) -> Iterator[tuple[Position, Batch]]:
         """The usual packs. Before the first one the head is told its tokens: the most frequent of the data."""
@@ -97,7 +103,7 @@ class HeadStage(ABC):
     def loss(self, model: VisionLanguageModel, batch: Batch) -> tuple[Tensor, Mapping[str, float]]:
         """-> (nats a supervised token, {"right_1": share of first guesses that are the model's choice, ...})."""
         head: Head = getattr(model, HEAD)
-        embeds, features, hidden = target_rows(model, batch, head.shape.taps)
+        embeds, features, hidden = target_rows(model, batch, head.shape.taps, self._known)
         wanted = batch.labels != -100
         chances, choices = said(model, hidden, wanted, head.tokens)
         total = embeds.new_zeros((), dtype=torch.float32)
@@ -155,8 +161,9 @@ class Eagle3Stage(HeadStage):
 
     def ahead(self, head: Eagle3, embeds: Tensor, features: Tensor, wanted: Tensor) -> Iterator[Ahead]:
         """Row i of step k has gone k tokens ahead of position i."""
-        for step, logits in enumerate(unrolled(head, embeds, features, self.unroll)):
-            yield Ahead(torch.arange(1 + step, len(embeds), device=embeds.device), logits)
+        first = max(0, int(wanted.int().argmax()) - self.unroll)  # prompts are only looked at
+        for step, logits in enumerate(unrolled(head, embeds, features, self.unroll, first)):
+            yield Ahead(torch.arange(1 + step + first, len(embeds), device=embeds.device), logits)
 
 
 @define(eq=False, kw_only=True)
@@ -191,18 +198,54 @@ class Chances:
     places: Tensor
 
 
+@define(eq=False)
+class Known:
+    """What the model made of texts without pictures: text -> (features, rows after the last norm)."""
+
+    texts: dict[bytes, tuple[Tensor, Tensor]] = field(factory=dict)
+    nbytes: int = 0
+
+    def keep(self, text: bytes, made: tuple[Tensor, Tensor]) -> None:
+        """Remember it, where there is room."""
+        size = sum(t.nbytes for t in made)
+        if self.nbytes + size <= KEPT_BYTES:
+            self.texts[text] = made
+            self.nbytes += size
+
+
 @torch.no_grad()
-def target_rows(model: VisionLanguageModel, batch: Batch, taps: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """A pack through the model -> inputs (T, D), features (T, taps, D), rows after the last norm (T, D)."""
+def target_rows(
+    model: VisionLanguageModel, batch: Batch, taps: Sequence[int], known: Known
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A pack through the model -> inputs (T, D), features (T, taps, D), rows after the last norm (T, D).
+
+    On a CPU each text goes alone: so its rows do not depend on its neighbours, and are the same when it comes again.
+    """
+    embeds = model.embed(batch.ids, model.encode(batch.media))
+    if batch.media or model.device.type != "cpu":
+        return embeds, *_passed(model, embeds, batch.positions, batch.attend, taps)
+    made, start = [], 0
+    for segment in batch.attend.segments:
+        some = slice(start, start := start + segment.rows)
+        text = batch.ids[some].numpy().tobytes() + repr(segment).encode()
+        if (one := known.texts.get(text)) is None:
+            one = _passed(model, embeds[some], batch.positions[some], PackedAttention([segment]), taps)
+            known.keep(text, one)
+        made.append(one)
+    return embeds, torch.cat([f for f, _ in made]), torch.cat([h for _, h in made])
+
+
+def _passed(
+    model: VisionLanguageModel, embeds: Tensor, positions: Tensor, attend: PackedAttention, taps: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     seen: dict[int, Tensor] = {}
 
     def tap(layer: int, hidden: Tensor) -> None:
         if layer in taps:
             seen[layer] = hidden.detach()
 
-    embeds = model.embed(batch.ids, model.encode(batch.media))
-    hidden = model.hidden_states(embeds, batch.positions, batch.attend, tap)
-    return embeds, torch.stack([seen[t] for t in taps], dim=1), hidden
+    hidden = model.hidden_states(embeds, positions, attend, tap)
+    return torch.stack([seen[t] for t in taps], dim=1), hidden
 
 
 @torch.no_grad()

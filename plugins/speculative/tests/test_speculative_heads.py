@@ -17,7 +17,7 @@ from andes_speculative.decoder import SpeculativeDecoder
 from andes_speculative.eagle import Eagle3, taps_of, unrolled
 from andes_speculative.head_drafter import HeadDrafter, embedded
 from andes_speculative.heads import base_of, load_head, save_head
-from andes_speculative.stage import BlockStage
+from andes_speculative.stage import BlockStage, Known, target_rows
 from andes_speculative.testing import lively, new_block, new_head
 from andes_training.testing.material import stage_batches
 from attrs import asdict, evolve
@@ -82,6 +82,43 @@ def test_drafting_gives_the_logits_that_were_trained(plain: Pipeline, monkeypatc
     (guesses,) = drafter.guess([memory], [text[last + 1]], 3)
     shares = [b.chance / a for a, b in zip([1.0, *(g.chance for g in guesses)], guesses, strict=False)]
     assert shares == pytest.approx(rest, abs=1e-5)
+
+
+def test_rows_before_the_first_that_is_wanted_are_looked_at_alone(plain: Pipeline) -> None:
+    head = new_head(plain.model)
+    embeds, features = torch.randn(12, 64), torch.randn(12, len(head.shape.taps), 64)
+    embeds, features = embeds[:, : head.shape.width], features[..., : head.shape.width]
+    whole = unrolled(head, embeds, features, 4)
+    some = unrolled(head, embeds, features, 4, first=5)
+    assert [len(s) for s in some] == [6, 5, 4, 3]
+    for one, all_rows in zip(some, whole, strict=True):
+        assert torch.allclose(one, all_rows[5:], atol=1e-5)
+    assert [len(s) for s in unrolled(head, embeds, features, 4, first=9)] == [2, 1]
+
+
+def test_a_text_that_comes_again_is_not_computed_again_and_gives_the_same_bits(
+    plain: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = BlockStage(rate=0.1, vocabulary=512, block=3)
+    model = lively().model
+    other = {"messages": [{"role": "user", "content": "else"}, {"role": "assistant", "content": "another answer"}]}
+    batches = stage_batches(lively(), stage, [LINE, other], 3)
+    counted: list[int] = []
+    inner = model.hidden_states
+    monkeypatch.setattr(
+        model, "hidden_states", lambda embeds, *rest: (counted.append(len(embeds)), inner(embeds, *rest))[1]
+    )
+    known = Known()
+    first = [target_rows(model, batch, (0, 1), known) for batch in batches]
+    texts = len(counted)
+    again = [target_rows(model, batch, (0, 1), known) for batch in batches]
+    assert 0 < texts == len(counted) == len(known.texts)
+    assert all(torch.equal(a, b) for one, two in zip(first, again, strict=True) for a, b in zip(one, two, strict=True))
+    monkeypatch.setattr(stage_module, "KEPT_BYTES", 0)
+    full = Known()
+    for batch, rows in zip(batches, first, strict=True):
+        assert torch.equal(target_rows(model, batch, (0, 1), full)[2], rows[2])
+    assert not full.texts
 
 
 def evolve_taps(pipe: Pipeline, head: Eagle3) -> Any:
