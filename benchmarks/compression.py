@@ -155,9 +155,22 @@ def mean(values: Any) -> float:
 # ---------------------------------------------------------------- ways there
 
 
+def precision() -> str:
+    """Of training: bfloat16 with AVX-512; a processor without it takes five times as long for that as for float32."""
+    return "bf16" if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else "no"
+
+
 def opened(model: Path, *plugins: Any) -> Pipeline:
     """The float model with further plugins; computes in float32."""
     return Pipeline.from_pretrained(model, dtype="float32", plugins=list(plugins))
+
+
+def teacher(model: Path, folder: Path) -> str:
+    """The float model once more, in float32: in its own 16 bits it would be slow, see `precision`."""
+    made = folder / "teacher"
+    if not made.exists():
+        opened(model).save_pretrained(made)
+    return str(made)
 
 
 def mixture(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -178,8 +191,9 @@ def trained(
 ) -> tuple[Pipeline, dict[str, Any]]:
     """A pipeline on its grids after training, and steps, tokens and seconds."""
     options = {**BODIES[body], **REST, "scales": "seq" if body.startswith(("ternary", "34")) else "lsq"}
-    options |= {"rate": given.rate or options["rate"], "teacher": str(given.model), "every": max(1, steps // 20)}
-    options |= {"projector_rate": options["rate"] / 5, "blockwise": block, "block_rate": 2e-3}  # the encoder stays
+    options |= {"rate": given.rate or options["rate"], "teacher": teacher(given.model, folder)}
+    options |= {"projector_rate": options["rate"] / 5, "every": max(1, steps // 20)}  # the encoder stays
+    options |= {"blockwise": block, "block_rate": 2e-3}
     pipe = opened(given.model, {"qat": options})
     stage = {
         "stage": "qat", "steps": steps, "warmup": max(1, steps // 20), "max_patches": 2 * given.tokens,
@@ -187,7 +201,7 @@ def trained(
         "schedule": "wsd", "decay": max(1, steps // 2),
     }  # fmt: skip
     run, begin = folder / f"qat-{body}-{steps}-{block}", time.process_time()
-    recipe = {"name": f"qat-{body}", "seed": 0, "threads": 1, "precision": "bf16", "stages": [stage]}
+    recipe = {"name": f"qat-{body}", "seed": 0, "threads": 1, "precision": precision(), "stages": [stage]}
     with Progress(run, Console(stderr=True), [max(1, steps // 20)]) as progress:
         pipe.train(structure(Recipe, recipe, "recipe"), run, progress=progress)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -195,7 +209,7 @@ def trained(
         "steps": steps, "block_steps": block, "answer_tokens": sum(int(line.get("tokens", 0)) for line in lines),
         "samples": sum(int(line.get("samples", 0)) for line in lines),
         "cpu_seconds": round(time.process_time() - begin, 1),  # of this start alone
-        "rate": options["rate"],
+        "rate": options["rate"], "precision": precision(),
     }  # fmt: skip
     return opened(run / "model"), facts | {"codes": str(run / "qat"), "run": str(run)}
 
