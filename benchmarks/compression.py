@@ -19,11 +19,13 @@ above that model on noise pictures. Body is what a row names; embedding and head
 body_bpw counts the bytes of the file, scales and padding included; model_bpw all of it. Rows `qat BODY@STEPS` are of
 so many steps, `qat BODY@STEPS+BLOCK` begin with so many of each layer by itself. "34+kv" is ternary34_g128 with w4_g128
 for k and v, "34+o" the same with w4_g128 for o; both are as large as nm14_w4, and the backend numba runs the second.
+"34+first" has w4_g128 in the first layer but for its `down`, and nowhere else: torch runs it.
 Training reads the mixture of the recipe --mix, and the model as it was is the teacher.
 
 A folder given as --out keeps rows and states of training: the same command goes on where it was stopped. Another model,
-other data, questions or rate are refused there. smollm_gain_over_ptq is what benchmarks/compression_text.py printed
-into the file --text; null without it.
+other data, questions or rate are refused there. smollm_gain_over_ptq is not measured here: it is what
+benchmarks/compression_text.py printed into the file --text, or else what docs/results/compression.json has of it, and
+smollm_from says which; null where neither has it.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ from andes_sdk.storage.checkpoint import stored_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO = ROOT / "examples" / "nano"
+STORED = ROOT / "docs" / "results" / "compression.json"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import nano  # noqa: E402
 from held_out import DATA, OUT, PARTS  # noqa: E402 - nano.py has made it importable
@@ -80,6 +83,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "nm14_w4": {"body": "nm14_w4", "rate": 3e-4},
     "34+kv": {"body": "ternary34_g128", "roles": {"k": "w4_g128", "v": "w4_g128"}, "rate": 3e-4},
     "34+o": {"body": "ternary34_g128", "roles": {"o": "w4_g128"}, "rate": 3e-4},
+    "34+first": {
+        "body": "ternary34_g128",
+        "rate": 3e-4,
+        "roles": {f"0.{role}": "w4_g128" for role in ("q", "k", "v", "o", "gate", "up")},
+    },
     "ternary34_g128": {"body": "ternary34_g128", "rate": 3e-4},
 }
 """Name of a body -> its grids and the learning rate."""
@@ -155,9 +163,22 @@ def mean(values: Any) -> float:
 # ---------------------------------------------------------------- ways there
 
 
+def precision() -> str:
+    """Of training: bfloat16 with AVX-512; a processor without it takes five times as long for that as for float32."""
+    return "bf16" if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else "no"
+
+
 def opened(model: Path, *plugins: Any) -> Pipeline:
     """The float model with further plugins; computes in float32."""
     return Pipeline.from_pretrained(model, dtype="float32", plugins=list(plugins))
+
+
+def teacher(model: Path, folder: Path) -> str:
+    """The float model once more, in float32: in its own 16 bits it would be slow, see `precision`."""
+    made = folder / "teacher"
+    if not made.exists():
+        opened(model).save_pretrained(made)
+    return str(made)
 
 
 def mixture(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -178,8 +199,9 @@ def trained(
 ) -> tuple[Pipeline, dict[str, Any]]:
     """A pipeline on its grids after training, and steps, tokens and seconds."""
     options = {**BODIES[body], **REST, "scales": "seq" if body.startswith(("ternary", "34")) else "lsq"}
-    options |= {"rate": given.rate or options["rate"], "teacher": str(given.model), "every": max(1, steps // 20)}
-    options |= {"projector_rate": options["rate"] / 5, "blockwise": block, "block_rate": 2e-3}  # the encoder stays
+    options |= {"rate": given.rate or options["rate"], "teacher": teacher(given.model, folder)}
+    options |= {"projector_rate": options["rate"] / 5, "every": max(1, steps // 20)}  # the encoder stays
+    options |= {"blockwise": block, "block_rate": 2e-3}
     pipe = opened(given.model, {"qat": options})
     stage = {
         "stage": "qat", "steps": steps, "warmup": max(1, steps // 20), "max_patches": 2 * given.tokens,
@@ -187,7 +209,7 @@ def trained(
         "schedule": "wsd", "decay": max(1, steps // 2),
     }  # fmt: skip
     run, begin = folder / f"qat-{body}-{steps}-{block}", time.process_time()
-    recipe = {"name": f"qat-{body}", "seed": 0, "threads": 1, "precision": "bf16", "stages": [stage]}
+    recipe = {"name": f"qat-{body}", "seed": 0, "threads": 1, "precision": precision(), "stages": [stage]}
     with Progress(run, Console(stderr=True), [max(1, steps // 20)]) as progress:
         pipe.train(structure(Recipe, recipe, "recipe"), run, progress=progress)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -195,7 +217,7 @@ def trained(
         "steps": steps, "block_steps": block, "answer_tokens": sum(int(line.get("tokens", 0)) for line in lines),
         "samples": sum(int(line.get("samples", 0)) for line in lines),
         "cpu_seconds": round(time.process_time() - begin, 1),  # of this start alone
-        "rate": options["rate"],
+        "rate": options["rate"], "precision": precision(),
     }  # fmt: skip
     return opened(run / "model"), facts | {"codes": str(run / "qat"), "run": str(run)}
 
@@ -368,10 +390,13 @@ def main() -> None:
                     )
                 continue
             keep_row(kept, found, name, partial(row, name, given, folder, packs))
-        gain = None if given.text is None else json.loads(given.text.read_text())["gain_over_ptq"]
+        stored = json.loads(STORED.read_text(encoding="utf-8")).get("text") if given.text is None else None
+        text = stored if given.text is None else json.loads(given.text.read_text(encoding="utf-8"))
+        source = str(given.text or STORED.relative_to(ROOT)) if text else None
         result = {
             **summary(found["rows"]),
-            "smollm_gain_over_ptq": gain,
+            "smollm_gain_over_ptq": text["gain_over_ptq"] if text else None,
+            "smollm_from": source,
             "parameters": parameters,
             **setting,
             "rows": found["rows"],

@@ -17,10 +17,10 @@ weights are Q4_1. Embedding and head, which are one matrix, have w4_g32. Rows of
   highest log probability per character behind "Question: … Answer:". Chance is 0.25, and a model of this size is not
   far above it. A call with --limit 0 leaves it out; a later one measures it of the files that were kept.
 
-Matrices are multiplied in bfloat16. retention: what is above chance in `choice` ÷ the same of bf16. `interval`: half of
-the 95 % interval, of either. gain_over_ptq: retention of the best trained row of at most 1.8 bits in body_bpw minus
-that of the best without end-to-end training (`blockwise` is one of those), in points. perplexity_over_ptq: the smallest
-perplexity of the latter ÷ that of the former.
+Matrices are multiplied in bfloat16 by processors with AVX-512, in float32 by others. retention: what is above chance in
+`choice` ÷ the same of bf16. `interval`: half of the 95 % interval, of either. gain_over_ptq: retention of the best
+trained row of at most 1.8 bits in body_bpw minus that of the best without end-to-end training (`blockwise` is one of
+those), in points. perplexity_over_ptq: the smallest perplexity of the latter ÷ that of the former.
 
 Rows `qat BODY@STEPS` are of so many steps, `qat BODY@STEPS+BLOCK` begin with so many of each layer by itself. A folder
 given as --out keeps rows and states of training. --quick takes some four minutes of one core: four rows, two steps of
@@ -61,7 +61,7 @@ from andes_sdk.runtime.attention import PackedAttention, Segment
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from compression import BODIES, keep_row, opened  # noqa: E402
+from compression import BODIES, keep_row, opened, precision  # noqa: E402
 from smollm2 import plugins_of, smollm2  # noqa: E402
 
 REST = {"embedding": "w4_g32", "head": "w4_g32"}
@@ -121,6 +121,11 @@ def written(folder: Path) -> Path:
     with appearing_file(path) as temporary:
         temporary.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+def cast() -> torch.autocast:
+    """What matrices are multiplied in: as in training."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision() == "bf16")
 
 
 # ---------------------------------------------------------------- measures
@@ -183,7 +188,7 @@ def accuracy(pipe: Pipeline, some: Sequence[Question]) -> float:
 
 
 def measured(pipe: Pipeline, given: argparse.Namespace) -> dict[str, float]:
-    with torch.autocast("cpu", torch.bfloat16):
+    with cast():
         share, ppl = choice(pipe, given.places), perplexity(pipe, given.chunks)
     told = {"perplexity": round(ppl, 3), "choice": round(share, 4), "interval": half(share, given.places)}
     return told | (asked(pipe, given) if given.limit else {})
@@ -191,7 +196,7 @@ def measured(pipe: Pipeline, given: argparse.Namespace) -> dict[str, float]:
 
 def asked(pipe: Pipeline, given: argparse.Namespace) -> dict[str, float]:
     some = spread(questions(), given.limit)
-    with torch.autocast("cpu", torch.bfloat16):
+    with cast():
         share = accuracy(pipe, some)
     return {"accuracy": round(share, 4), "accuracy_interval": half(share, len(some)), "questions": len(some)}
 
@@ -223,7 +228,7 @@ def trained(
     recipe = {
         "name": f"qat-{body}",
         "seed": 0,
-        "precision": "bf16",
+        "precision": precision(),
         "threads": torch.get_num_threads(),
         "stages": [stage],
     }
@@ -255,7 +260,7 @@ def row(name: str, given: argparse.Namespace, floats: Path, folder: Path) -> dic
         pipe = opened(floats, {"qat": own | {"blockwise": int(steps or given.block)}})
         more = {"data": str(data), "lines": given.lines} if how != "rtn" else {}
         begin = time.process_time()
-        with torch.autocast("cpu", torch.bfloat16, enabled=how == "blockwise"):
+        with cast() if how == "blockwise" else contextlib.nullcontext():
             made = pipe.compress("qat" if how == "rtn" else how, **more)
         facts = {"cpu_seconds": round(time.process_time() - begin, 1)}
     recipe = recipe_for(pipe, made, body if how == "sparsegpt" else "f16", head="w4_g32")

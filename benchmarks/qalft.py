@@ -64,7 +64,7 @@ from andes_sdk.types import Compressed
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import nano  # noqa: E402
-from compression import BODIES, NANO, REST, mixture, opened  # noqa: E402
+from compression import BODIES, NANO, REST, mixture, opened, precision, teacher  # noqa: E402
 from held_out import DATA  # noqa: E402 - nano.py has made it importable
 from nano import Item, answers_of, read, spread  # noqa: E402
 
@@ -155,13 +155,13 @@ def packed_base(given: argparse.Namespace, folder: Path) -> Artefact:
     if path.exists():
         return Artefact.open(path)
     rate, steps = BODIES[given.body]["rate"], given.base_steps
-    own = {**options_of(given.body), "rate": rate, "projector_rate": rate / 5, "teacher": str(given.model)}
+    own = {**options_of(given.body), "rate": rate, "projector_rate": rate / 5, "teacher": teacher(given.model, folder)}
     pipe = opened(given.model, {"qat": own | {"calibrate": min(8, steps // 2), "every": max(1, steps // 20)}})
     stage = {
         "stage": "qat", "steps": steps, "warmup": steps // 20, "max_patches": 2048, "max_tokens": 1024,
         "data": mixture(given), "schedule": "linear",
     }  # fmt: skip
-    train(pipe, {"name": "base", "precision": "bf16", "stages": [stage]}, folder / "base", steps)
+    train(pipe, {"name": "base", "precision": precision(), "stages": [stage]}, folder / "base", steps)
     again = opened(folder / "base" / "model")
     made = again.compress("qat", codes=str(folder / "base" / "qat"))
     return packed(again, made, path)
