@@ -264,7 +264,8 @@ def row(name: str, given: argparse.Namespace, floats: Path, folder: Path) -> dic
             made = pipe.compress("qat" if how == "rtn" else how, **more)
         facts = {"cpu_seconds": round(time.process_time() - begin, 1)}
     recipe = recipe_for(pipe, made, body if how == "sparsegpt" else "f16", head="w4_g32")
-    recipe |= {n: f for n, f in recipe_for(pipe, made, None).items() if n in made.codes}
+    if how != "sparsegpt":
+        recipe |= {n: f for n, f in recipe_for(pipe, made, None).items() if n in made.codes}
     artefact = write(pipe, made, file_of(folder, name), recipe)
     report = of_artefact(artefact).to_dict()
     size = {
