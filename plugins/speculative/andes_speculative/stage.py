@@ -74,6 +74,7 @@ class HeadStage(ABC):
     def put_in(self, model: Model) -> None:
         """Add the head."""
         self._base = base_of(model)  # type: ignore[arg-type]
+        self._known = Known()  # of the weights as they are now
         head = self.new_head(model.text)
         for name, weight in head.named_parameters():
             if weight.ndim > 1 or name == "mark":
