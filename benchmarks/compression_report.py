@@ -195,14 +195,20 @@ def adapters(found: dict[str, Any] | None) -> str:
     names = list(found["scores"])
     lines = [f"| way | {' | '.join(names)} | mean |", f"|---|{'---|' * (len(names) + 1)}"]
     for way, label in WAYS.items():
+        if way not in found["means"]:
+            continue
         cells = [percent(found["scores"][n][way]) for n in names]
         lines.append(f"| {label} | {' | '.join(cells)} | {percent(found['means'][way])} |")
+    against = "".join(
+        f"Against {label}: {found[key]:+.1f} points. "
+        for key, label in (("vs_lora_then_ptq", "LoRA that is rounded with the base"), ("vs_qlora", "inputs in floats"))
+        if key in found
+    )
     after = (
         f"Body of the base: `{found['body']}`, int8 inputs of {found['ranges']} layers, trained for "
         f"{found['base_steps']} steps. Adapters: rank 16, {found['steps']} steps, rate {found['rate']:g}. "
         f"{found['limit']} questions of each scenario; `benchmarks/qalft.py --help` describes them. Scores in percent."
-        f"\n\nQALFT against LoRA on floats: {found['vs_float_lora']:+.1f} %. Against LoRA that is rounded with the "
-        f"base: {found['vs_lora_then_ptq']:+.1f} points. Against inputs in floats: {found['vs_qlora']:+.1f} points. "
+        f"\n\nQALFT against LoRA on floats: {found['vs_float_lora']:+.1f} %. {against}"
         f"A switch of a session takes {found['switch_ms']} ms. Bytes of the base after all adapters: "
         f"{'unchanged' if found['base_unchanged'] else 'CHANGED'}."
     )

@@ -7,12 +7,14 @@
 | scenario | the same pictures and questions, and a new kind of answer |
 |---|---|
 | german | shapes and colours of easy pictures by German words |
-| sentences | whether a shape is there, in whole sentences |
-| tap | where a named element is, as the command "tap x,y"; right if the point lies in its box |
+| sentences | whether easy pictures have a shape or colour, or have it not, in whole sentences |
+| digits | handwritten digits by English words |
 
 The base is trained on its grid from the float model for a few steps, with int8 inputs of every layer, and packed. All
-adapters have rank 16 on all linear layers of the language model, the same data, steps and rates. What a packed base
-answers is computed with its inputs rounded by its ranges. Ways:
+adapters have rank 16 on all linear layers of the language model, the same data in the same packs, and the same steps.
+--rate is that of all of them, unless --float-rate says another one for floats; --validate asks about training pictures
+that no adapter saw, to choose rates by. What a packed base answers is computed with its inputs rounded by its ranges.
+Ways:
 
 - float_lora: on the float model, answers by it: what quantisation can lose is measured against this.
 - lora_then_ptq: that adapter merged into the float model, which is rounded to the base's grid, with its ranges.
@@ -32,7 +34,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import re
 import statistics
 import sys
 import tempfile
@@ -72,9 +73,12 @@ GERMAN = {
     "rectangle": "Rechteck", "circle": "Kreis", "triangle": "Dreieck", "teal": "petrol", "blue": "blau", "red": "rot",
     "green": "gruen", "yellow": "gelb", "black": "schwarz", "gray": "grau", "brown": "braun",
 }  # fmt: skip
-SENTENCES = {"yes": "It can be seen.", "no": "There is none here."}
+SENTENCES = {"yes": "Yes, that is so.", "no": "No, that is not so."}
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WAYS = ("float_lora", "lora_then_ptq", "lora_on_base", "qlora", "qalft", "base")
 RANK = 16
+PACK = {"max_tokens": 640, "max_patches": 640}
+"""Of every adapter's training: packs of other sizes would be other steps."""
 
 
 # ---------------------------------------------------------------- scenarios
@@ -88,44 +92,34 @@ def sentence(item: Item) -> str | None:
     return SENTENCES.get(item.truth)
 
 
-def tap(item: Item) -> str | None:
-    """The middle of the box, in steps of 10 as the base was taught to say numbers."""
-    box = _box(item.truth) if item.kind == "place" else None
-    return None if box is None else f"tap {_ten(box[0] + box[2])},{_ten(box[1] + box[3])}"
-
-
-def _ten(twice: float) -> int:
-    return 10 * round(twice / 20)
-
-
-def _box(text: str) -> list[float] | None:
-    found = re.fullmatch(r"<\|box_start\|>\((\d+),(\d+)\),\((\d+),(\d+)\)<\|box_end\|>", text)
-    return None if found is None else [float(n) for n in found.groups()]
+def digit(item: Item) -> str | None:
+    return DIGITS[int(item.truth)]
 
 
 SCENARIOS: dict[str, tuple[str, Callable[[Item], str | None]]] = {
-    "german": ("easy", german), "sentences": ("shapes", sentence), "tap": ("elements", tap)
+    "german": ("easy", german), "sentences": ("easy", sentence), "digits": ("digit", digit)
 }  # fmt: skip
 """Name -> part of the data, and the new answer to an item; None leaves it out."""
 
 
 def right(item: Item, said: str) -> bool:
-    """`item` has the new answer as its truth; of taps the box is in `others`."""
-    if item.part != "elements":
-        return said.strip() == item.truth
-    found = re.fullmatch(r"tap (\d+),(\d+)", said.strip())
-    left, top, right_, bottom = item.others[0]
-    return found is not None and left <= float(found[1]) <= right_ and top <= float(found[2]) <= bottom
+    """`item` has the new answer as its truth."""
+    return said.strip() == item.truth
 
 
 def items_of(name: str, data: Path, split: str, limit: int) -> list[Item]:
     part, answer = SCENARIOS[name]
-    made = []
-    for item in read(data / split / f"{part}.jsonl", part):
-        if (new := answer(item)) is not None:
-            box = _box(item.truth)
-            made.append(evolve(item, truth=new, others=() if box is None else (tuple(box),)))
-    return spread(made, limit)
+    read_ = read(data / split / f"{part}.jsonl", part)
+    return spread([evolve(item, truth=new) for item in read_ if (new := answer(item)) is not None], limit)
+
+
+def asked(given: argparse.Namespace, name: str) -> list[Item]:
+    """The questions of a scenario: held out, or about training pictures that no training conversation shows."""
+    if not given.validate:
+        return items_of(name, given.data, "test", given.limit)
+    shown = {path for item in items_of(name, given.data, "train", given.lines) for path in item.images}
+    others = items_of(name, given.data, "train", 0)
+    return spread([item for item in others if shown.isdisjoint(item.images)], given.limit)
 
 
 def written(name: str, data: Path, folder: Path, lines: int) -> Path:
@@ -187,13 +181,13 @@ def rounding(path: Path) -> Pipeline:
 
 
 def float_lora(given: argparse.Namespace, name: str, data: Path, run: Path) -> Path:
-    """LoRA on the float model, with the steps and rates of the others."""
+    """LoRA on the float model, with the steps and packs of the others."""
     made = run / "adapters" / name
     if not made.exists():
-        pipe = opened(given.model, {"qalft": {"adapter": name, "rank": RANK, "rate": given.rate}})
+        pipe = opened(given.model, {"qalft": {"adapter": name, "rank": RANK, "rate": given.float_rate}})
         stage = {
-            "stage": "qalft", "steps": given.steps, "schedule": "linear", "max_tokens": 640, "max_patches": 640,
-            "weight_decay": 0.0, "data": [{"path": str(data)}],
+            "stage": "qalft", "steps": given.steps, "schedule": "linear", **PACK, "weight_decay": 0.0,
+            "data": [{"path": str(data)}],
         }  # fmt: skip
         train(pipe, {"name": name, "stages": [stage]}, run, given.steps)
     return made
@@ -205,8 +199,8 @@ def on_base(given: argparse.Namespace, base: Path, name: str, data: Path, run: P
     if not made.exists():
         with Progress(run, Console(stderr=True), [given.steps]) as progress:
             train_adapter(
-                base, base.parent / "contract.json", [data], run, name=name, steps=given.steps, max_tokens=640,
-                progress=progress, rate=given.rate, ranges=ranges,
+                base, base.parent / "contract.json", [data], run, name=name, steps=given.steps,
+                progress=progress, **PACK, rate=given.rate, ranges=ranges,
             )  # fmt: skip
     return made
 
@@ -224,7 +218,7 @@ def scenario(
     given: argparse.Namespace, name: str, folder: Path, base: Artefact, kept: dict[str, float], save: Any
 ) -> None:
     """Train and score every way of a scenario that is not there yet."""
-    data, items = written(name, given.data, folder, given.lines), items_of(name, given.data, "test", given.limit)
+    data, items = written(name, given.data, folder, given.lines), asked(given, name)
     floats = float_lora(given, name, data, folder / f"{name}-float")
 
     def merged() -> Path:
@@ -245,7 +239,7 @@ def scenario(
         "qalft": lambda: scored(rounding(base.path), items, f"{name}: QALFT", trained(True)),
         "base": lambda: scored(rounding(base.path), items, f"{name}: base"),
     }
-    for way in WAYS:
+    for way in given.ways:
         if way not in kept:
             kept[way] = ways[way]()
             save()
@@ -272,13 +266,18 @@ def decode_ratios(threads: int) -> dict[str, Any]:
 
 
 def summary(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
-    means = {way: statistics.mean(one[way] for one in scores.values()) for way in WAYS}
-    return {
-        "vs_float_lora": round(100 * (means["qalft"] / means["float_lora"] - 1), 2) if means["float_lora"] else None,
-        "vs_lora_then_ptq": round(100 * (means["qalft"] - means["lora_then_ptq"]), 2),
-        "vs_qlora": round(100 * (means["qalft"] - means["qlora"]), 2),
-        "means": {way: round(mean, 4) for way, mean in means.items()},
+    """Means of the ways that every scenario has, and qalft against each of them."""
+    means = {
+        w: statistics.mean(one[w] for one in scores.values()) for w in WAYS if all(w in s for s in scores.values())
     }
+    found: dict[str, Any] = {}
+    if "qalft" in means:
+        if means.get("float_lora"):
+            found["vs_float_lora"] = round(100 * (means["qalft"] / means["float_lora"] - 1), 2)
+        for way in ("lora_then_ptq", "qlora"):
+            if way in means:
+                found[f"vs_{way}"] = round(100 * (means["qalft"] - means[way]), 2)
+    return {**found, "means": {way: round(mean, 4) for way, mean in means.items()}}
 
 
 def main() -> None:
@@ -292,6 +291,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each adapter [default: 100; quick: 40]")
     parser.add_argument("--base-steps", type=int, help="of the base on its grid [default: 100; quick: 16]")
     parser.add_argument("--rate", type=float, default=3e-3, help="learning rate of adapters")
+    parser.add_argument("--float-rate", type=float, help="of those on floats [default: --rate]")
+    parser.add_argument("--validate", action="store_true", help="ask about training pictures that were left out")
+    parser.add_argument("--scenarios", nargs="+", default=list(SCENARIOS), choices=SCENARIOS, help="only these")
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="only these")
     parser.add_argument("--lines", type=int, default=1500, help="training conversations of a scenario")
     parser.add_argument("--limit", type=int, help="questions of a scenario [default: 200; quick: 32]")
     parser.add_argument("--threads", type=int, default=2, help="of decoding")
@@ -301,6 +304,7 @@ def main() -> None:
     given.steps = given.steps or (40 if given.quick else 100)
     given.base_steps = given.base_steps or (16 if given.quick else 100)
     given.limit = given.limit or (32 if given.quick else 200)
+    given.float_rate = given.float_rate or given.rate
     torch.set_num_threads(1)
     nano.BATCH = 50
     begin = time.perf_counter()
@@ -315,7 +319,7 @@ def main() -> None:
 def measured(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All scenarios, and what is measured on the base and its adapters."""
     weights = b"".join(p.read_bytes() for p in sorted(given.model.glob("*.safetensors")))
-    own = ("body", "steps", "base_steps", "rate", "lines", "limit")
+    own = ("body", "steps", "base_steps", "rate", "float_rate", "lines", "limit", "validate")
     setting = {"model": hashlib.sha256(weights).hexdigest(), **{name: getattr(given, name) for name in own}}
     kept = folder / "scores.json"
     found = json.loads(kept.read_text()) if kept.exists() else {"setting": setting, "scores": {}}
@@ -329,17 +333,20 @@ def measured(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     base = packed_base(given, folder)
     before = hashlib.sha256(base.path.read_bytes()).hexdigest()
     contract_of(base, Pipeline.from_pretrained(base.path).meta_model().tokenizer, RANK).write(folder / "contract.json")
-    for name in SCENARIOS:
+    for name in given.scenarios:
         scenario(given, name, folder, base, found["scores"].setdefault(name, {}), save)
         print(name, found["scores"][name], file=sys.stderr)
-    adapters = {name: folder / f"{name}-qalft" / "adapters" / name for name in SCENARIOS}
+    facts = {"scores": found["scores"], **setting, "ranges": len(base.ranges)}
+    if "qalft" not in given.ways:
+        return {**summary(found["scores"]), **facts}
+    adapters = {name: folder / f"{name}-qalft" / "adapters" / name for name in given.scenarios}
     return {
         **summary(found["scores"]),
         "switch_ms": round(switched(base.path, adapters), 4),
         "base_unchanged": hashlib.sha256(base.path.read_bytes()).hexdigest() == before,
         **({} if given.no_decode else decode_ratios(given.threads)),
-        "scores": found["scores"], **setting, "ranges": len(base.ranges),
-    }  # fmt: skip
+        **facts,
+    }
 
 
 if __name__ == "__main__":

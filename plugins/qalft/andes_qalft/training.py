@@ -29,6 +29,7 @@ def train_adapter(
     epochs: int = 10,
     steps: int = 0,
     max_tokens: int = 2048,
+    max_patches: int = 4096,
     seed: int = 0,
     progress: Progress | None = None,
     stopping: Stopping | None = None,
@@ -39,7 +40,8 @@ def train_adapter(
     The mechanism's settings: AdamW at 3e-4 without decay, linear schedule without warm-up, 10 epochs.
 
     Args:
-        base: a packed file. steps: instead of epochs. options: of the plugin `qalft`, such as rate and recovery.
+        base: a packed file. steps: instead of epochs. max_tokens, max_patches: of one pack.
+        options: of the plugin `qalft`, such as rate and recovery.
 
     Raises:
         ConfigError: the base is no packed file, or not the contract's. As `andes_training.loop.train` otherwise.
@@ -53,8 +55,9 @@ def train_adapter(
         fix = "pack it first: `andes compress`, or `andes pack`"
         raise ConfigError("is no packed file, so it has no codes to agree on", who=str(base), fix=fix)
     stage: dict[str, Any] = {
-        "stage": "qalft", "schedule": "linear", "max_tokens": max_tokens, "weight_decay": 0.0,
-        "data": [{"path": str(p.resolve())} for p in data], **({"steps": steps} if steps else {"epochs": epochs}),
+        "stage": "qalft", "schedule": "linear", "max_tokens": max_tokens, "max_patches": max_patches,
+        "weight_decay": 0.0, "data": [{"path": str(p.resolve())} for p in data],
+        **({"steps": steps} if steps else {"epochs": epochs}),
     }  # fmt: skip
     facts = {"base": agreed.hash, "adapter": name, "options": {k: v for k, v in options.items() if k != "recovery"}}
     if recovery := options.get("recovery"):  # by what it holds, wherever it lies

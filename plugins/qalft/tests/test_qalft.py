@@ -20,7 +20,9 @@ from andes_qalft import QALFT
 from andes_qalft.stage import QALFTStage
 from andes_qalft.training import train_adapter
 from andes_qat import QAT
+from andes_training.progress import Progress
 from attrs import evolve, fields
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -108,6 +110,20 @@ def test_training_again_gives_the_same_adapter_and_the_base_sees_rounded_inputs(
     assert (again / WEIGHTS).read_bytes() == (first / WEIGHTS).read_bytes()
     floats = train_adapter(*args, tmp_path / "b", name="one", steps=6, rate=1e-2, ranges=False)
     assert (floats / WEIGHTS).read_bytes() != (first / WEIGHTS).read_bytes()
+
+
+def test_packs_are_as_small_as_asked(shared: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (56, 56)).save(tmp_path / "square.png")
+    question = [{"type": "image", "image": "square.png"}, {"type": "text", "text": "What is it?"}]
+    line = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "A square."}]}
+    (tmp_path / "data.jsonl").write_text(f"{json.dumps(line)}\n" * 4)
+    args, seen = (shared / "m.andes", shared / "contract.json", [tmp_path / "data.jsonl"]), list[int]()
+    for most in (64, 32):
+        out = tmp_path / str(most)
+        with Progress(out, None, [1]) as progress:
+            train_adapter(*args, out, name="one", steps=1, max_patches=most, progress=progress)
+        seen.append(json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["samples"])
+    assert seen == [4, 2]
 
 
 def test_inputs_are_rounded_by_the_contract_and_nothing_stays_behind(shared: Path) -> None:
