@@ -261,6 +261,8 @@ def commands(found: dict[str, Any]) -> str:
     if own := found.get("adapters"):
         keys = ("steps", "base_steps", "limit", "lines", "body")
         flags = " ".join(f"--{key.replace('_', '-')} {own[key]}" for key in keys if key in own)
+        if set(own["means"]) < set(WAYS):
+            flags += f" --ways {' '.join(own['means'])}"
         lines.append(f".venv/bin/python benchmarks/qalft.py {flags} --no-decode \\")
         lines.append("    --out runs/qalft --json > runs/qalft.json")
         report.append("--adapters runs/qalft.json")
