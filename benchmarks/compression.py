@@ -268,6 +268,12 @@ def setting_of(given: argparse.Namespace) -> dict[str, Any]:
     return {**hashes, "rate": given.rate, "step_tokens": given.tokens, "questions": given.limit}
 
 
+def mix_of(given: argparse.Namespace) -> str:
+    """The recipe of the mixture, below the repository if it lies there; else its name alone."""
+    path = given.mix.resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
 def _hash(paths: Sequence[Path]) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
@@ -337,6 +343,7 @@ def main() -> None:
             "smollm_gain_over_ptq": text["gain_over_ptq"] if text else None,
             "smollm_from": source,
             "parameters": parameters,
+            "mix": mix_of(given),
             **setting,
             "rows": found["rows"],
         }
