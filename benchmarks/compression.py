@@ -39,7 +39,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,46 +54,26 @@ from andes_training.loss import next_token_loss
 from andes_training.packing import Batch, collate, pack
 from andes_training.progress import Progress
 from andes_training.reading import RowMaker
-from andes_training.recipe import DataRecipe, Recipe, load_recipe
+from andes_training.recipe import DataRecipe, Recipe
 from rich.console import Console
 
 from andes_sdk import Pipeline
 from andes_sdk.assembling.building import build_processor
 from andes_sdk.config import structure
-from andes_sdk.files import appearing_file
 from andes_sdk.plan import Plan
 from andes_sdk.storage.checkpoint import stored_tensors
 
-ROOT = Path(__file__).resolve().parents[1]
-NANO = ROOT / "examples" / "nano"
-STORED = ROOT / "docs" / "results" / "compression.json"
-sys.path.insert(0, str(ROOT / "benchmarks"))
+STORED = Path(__file__).resolve().parents[1] / "docs" / "results" / "compression.json"
+sys.path.insert(0, str(Path(__file__).parent))
 import nano  # noqa: E402
+from bodies import BODIES, NANO, REST, ROOT, keep_row, mixture, opened, precision, teacher  # noqa: E402
 from held_out import DATA, OUT, PARTS  # noqa: E402 - nano.py has made it importable
 from nano import answers_of, by_name, read, right, spread  # noqa: E402
 
 TASKS = [part for part in PARTS if not part.startswith("desktop")]
 """Parts of the held-out questions; screens of a desktop take half of the time, and small ones ask the same."""
-QUESTIONS = 8
-"""Most conversations of a picture in a step of training."""
-BODIES: dict[str, dict[str, Any]] = {
-    "w4_g32": {"body": "w4_g32", "rate": 1e-4},
-    "ternary_g128": {"body": "ternary_g128", "rate": 3e-4},
-    "nm28_w4": {"body": "nm28_w4", "rate": 3e-4},
-    "nm14_w4": {"body": "nm14_w4", "rate": 3e-4},
-    "34+kv": {"body": "ternary34_g128", "roles": {"k": "w4_g128", "v": "w4_g128"}, "rate": 3e-4},
-    "34+o": {"body": "ternary34_g128", "roles": {"o": "w4_g128"}, "rate": 3e-4},
-    "34+first": {
-        "body": "ternary34_g128",
-        "rate": 3e-4,
-        "roles": {f"0.{role}": "w4_g128" for role in ("q", "k", "v", "o", "gate", "up")},
-    },
-    "ternary34_g128": {"body": "ternary34_g128", "rate": 3e-4},
-}
-"""Name of a body -> its grids and the learning rate."""
 LINES = 64
 """Lines that compressors read, at most: more than `calibration` writes."""
-REST = {"embedding": "w4_g32", "head": "w4_g32", "vision": "w8", "projector": "w8"}
 ROWS = [
     "bf16", *(f"{how} {b}" for how in ("rtn", "gptq", "awq", "blockwise") for b in BODIES), "sparsegpt nm14_w4",
     *(f"qat {b}" for b in BODIES),
@@ -161,37 +141,6 @@ def mean(values: Any) -> float:
 
 
 # ---------------------------------------------------------------- ways there
-
-
-def precision() -> str:
-    """Of training: bfloat16 with AVX-512; a processor without it takes five times as long for that as for float32."""
-    return "bf16" if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else "no"
-
-
-def opened(model: Path, *plugins: Any) -> Pipeline:
-    """The float model with further plugins; computes in float32."""
-    return Pipeline.from_pretrained(model, dtype="float32", plugins=list(plugins))
-
-
-def teacher(model: Path, folder: Path) -> str:
-    """The float model once more, in float32: in its own 16 bits it would be slow, see `precision`."""
-    made = folder / "teacher"
-    if not made.exists():
-        opened(model).save_pretrained(made)
-    return str(made)
-
-
-def mixture(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """The files of the recipe --mix, in --data, with their weights; what is larger than a step is left out."""
-    some = load_recipe(given.mix).stages[0].data
-    paths = [given.data / one.path.relative_to("data") for one in some]
-    return [
-        {
-            "path": str(path.resolve()), "weight": one.weight, "questions": min(one.questions or QUESTIONS, QUESTIONS),
-            "on_error": "skip", "max_errors": 1 << 30,
-        }
-        for path, one in zip(paths, some, strict=True)
-    ]  # fmt: skip
 
 
 def trained(
@@ -319,6 +268,12 @@ def setting_of(given: argparse.Namespace) -> dict[str, Any]:
     return {**hashes, "rate": given.rate, "step_tokens": given.tokens, "questions": given.limit}
 
 
+def mix_of(given: argparse.Namespace) -> str:
+    """The recipe of the mixture, below the repository if it lies there; else its name alone."""
+    path = given.mix.resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
 def _hash(paths: Sequence[Path]) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
@@ -332,16 +287,6 @@ def known(names: Sequence[str]) -> None:
         if not (name in (*ROWS, "noise") or (how == "qat" and body in BODIES and at and counts)):
             rows = ", ".join(ROWS)
             raise SystemExit(f"--only: no row {name!r}; there are noise, {rows}, 'qat BODY@STEPS' and '…+BLOCK'")
-
-
-def keep_row(kept: Path, found: dict[str, Any], name: str, made: Callable[[], dict[str, Any]]) -> None:
-    """Make a row, time it, and write all rows so far: what is measured stays, whatever comes."""
-    begin = time.perf_counter()
-    found["rows"][name] = made()
-    found["rows"][name]["seconds"] = round(time.perf_counter() - begin, 1)
-    print(name, found["rows"][name], file=sys.stderr)
-    with appearing_file(kept) as temporary:
-        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def main() -> None:
@@ -398,6 +343,7 @@ def main() -> None:
             "smollm_gain_over_ptq": text["gain_over_ptq"] if text else None,
             "smollm_from": source,
             "parameters": parameters,
+            "mix": mix_of(given),
             **setting,
             "rows": found["rows"],
         }

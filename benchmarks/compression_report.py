@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import matplotlib
@@ -42,10 +43,16 @@ WAYS = {
     "lora_on_base": "the same, on the packed base as it is", "qlora": "trained on the packed base, inputs in floats",
     "qalft": "QALFT: on the packed base and its ranges", "base": "the packed base alone",
 }  # fmt: skip
+OURS = "34+o"
+"""Grid of the recipe `sub2`."""
+STUDENT = 2.13
+"""Half a 95 % interval in standard errors, of 16 tasks."""
+LOW = 1.8
+"""Most bits per weight of the body of grids that are compared."""
 PAGE = """# What compression keeps
 
 The model is `andes-nano`, {parameters} million parameters, 256 wide, so that groups of 128 are not padded. Its own
-weights are the teacher, and training reads the mixture of `examples/nano/5-sft.toml`. One seed each. All figures are in
+weights are the teacher, and training reads the mixture `{mix}`. One seed each. All figures are in
 `compression.json`; `benchmarks/compression.py --help` says what each of them is.
 
 ```sh
@@ -58,14 +65,19 @@ A folder keeps its rows, so the last call prints those of all. Rows without a sc
 
 *Tokens*: share of the answers' tokens that are the most likely ones behind the right ones before them, mean of {tasks}
 tasks, {tokens:,} tokens of pictures and texts that training never saw. *Score*: mean of the tasks, free answers, up to
-{questions} questions of each kind. *Kept* is in percent of the floats. Embedding and head are in `w4_g32`, encoder and
-projector in `w8`. `34+o` is `ternary34_g128` with `w4_g128` for `o`.
+{questions} questions of each kind. *Kept* is in percent of the floats. *±* is half of a 95 % interval of what is kept
+of the score, by the number of questions; rows answer the same ones, so differences of rows scatter less. Embedding and
+head are in `w4_g32`, encoder and projector in `w8`. `34+o` is `ternary34_g128` with `w4_g128` for `o`.
 
 {formats}
 
 ![Kept against bits](compression.svg)
 
 {comments}
+## Grids below {low} bits
+
+{grids}
+
 ## Steps
 
 {curve}
@@ -88,13 +100,14 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def formats(rows: dict[str, dict[str, Any]]) -> str:
+def formats(rows: dict[str, dict[str, Any]], questions: int) -> str:
     """The table of every row."""
     lines = [
         "| row | bits, body | bits, model | steps | answer tokens seen | CPU s | tokens | kept % | loss | score "
-        "| kept % | characters of an answer |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| kept % | ± | characters of an answer |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    whole = rows["bf16"]
     order = sorted(rows.items(), key=lambda pair: (pair[1]["body_bpw"] != 16, -pair[1]["body_bpw"], pair[0]))
     for name, one in order:
         cells = [
@@ -102,10 +115,59 @@ def formats(rows: dict[str, dict[str, Any]]) -> str:
             one.get("steps", ""), f"{one['answer_tokens']:,}" if "answer_tokens" in one else "",
             f"{one['cpu_seconds']:.0f}" if "cpu_seconds" in one else "", percent(one.get("tokens")),
             percent(one.get("token_retention")), one.get("loss", ""), percent(one.get("score")),
-            percent(one.get("retention")), one.get("answer_characters", ""),
+            percent(one.get("retention")), percent(interval(one, whole, questions)), one.get("answer_characters", ""),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def interval(one: dict[str, Any], whole: dict[str, Any], questions: int) -> float | None:
+    """Half of a 95 % interval of what a row keeps of the score, by so many questions of each kind."""
+    if "kinds" not in one or not whole.get("score"):
+        return None
+    variance = 0.0
+    for task in one["tasks"]:
+        own = [share for kind, share in one["kinds"].items() if kind.partition("/")[0] == task]
+        variance += sum(share * (1 - share) / questions for share in own) / len(own) ** 2
+    return float(1.96 * variance**0.5 / len(one["tasks"]) / whole["score"])
+
+
+def grids(rows: dict[str, dict[str, Any]]) -> str:
+    """What grids of few bits keep after equal steps, and how far that is from the recipe's grid."""
+    groups: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+    for name, one in rows.items():
+        if name.startswith("qat") and one["body_bpw"] <= LOW:
+            groups.setdefault((one["steps"], one["block_steps"]), {})[name.split()[1].partition("@")[0]] = one
+    lines = [
+        "| steps | grid | bits, body | bytes | loss | tokens kept % | difference | score kept % | difference |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (steps, _), some in sorted(pair for pair in groups.items() if len(pair[1]) > 1):
+        for body, one in sorted(some.items(), key=lambda pair: (-pair[1]["body_bpw"], pair[0])):
+            away = ["", ""] if body == OURS or OURS not in some else against(one, some[OURS], rows["bf16"])
+            cells = [
+                steps, body, f"{one['body_bpw']:.2f}", f"{one['bytes']:,}", one["loss"],
+                percent(one["token_retention"]), away[0], percent(one.get("retention")), away[1],
+            ]  # fmt: skip
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    told = f"Differences are from `{OURS}`, in points, with half of a 95 % interval by the scatter over tasks."
+    return "\n".join([*lines, "", told]) if len(lines) > 2 else "No two were trained for equal steps."
+
+
+def against(one: dict[str, Any], other: dict[str, Any], whole: dict[str, Any]) -> list[str]:
+    """How much more of tokens and of scores a row keeps than another does."""
+    made = []
+    for key in ("tokens", "score"):
+        if key not in one or key not in other:
+            made.append("")
+            continue
+        mine, theirs = (
+            [row["forced"][task]["tokens"] if key == "tokens" else row["tasks"][task] for task in whole["forced"]]
+            for row in (one, other)
+        )
+        away = [100 * (a - b) / whole[key] for a, b in zip(mine, theirs, strict=True)]
+        made.append(f"{mean(away):+.1f} ± {STUDENT * stdev(away) / len(away) ** 0.5:.1f}")
+    return made
 
 
 def plot(rows: dict[str, dict[str, Any]], path: Path) -> None:
@@ -237,12 +299,18 @@ def decode(found: dict[str, Any] | None) -> str:
     )
 
 
+def mix_of(found: dict[str, Any]) -> str:
+    """Recipe of the mixture that the rows were trained on."""
+    return str(found["rows"].get("mix", "examples/nano/5-sft.toml"))
+
+
 def commands(found: dict[str, Any]) -> str:
     """The calls that make the page's figures, and none for what is not there."""
     rows = found["rows"]["rows"]
     steps = {r["steps"] for n, r in rows.items() if n.startswith("qat") and "@" not in n}
     rate, tokens = found["rows"].get("rate"), found["rows"]["step_tokens"]
     setting = [
+        *([f"--mix {mix_of(found)}"] * ("mix" in found["rows"])),
         f"--limit {found['rows']['questions']}",
         *(f"--steps {n}" for n in steps),
         *([f"--rate {rate}"] * bool(rate)),
@@ -299,12 +367,15 @@ def main() -> None:
     plot({n: r for n, r in rows.items() if "token_retention" in r}, FOLDER / "compression.svg")
     page = PAGE.format(
         parameters=round(found["rows"]["parameters"] / 1e6),
+        mix=mix_of(found),
         tasks=len(rows["bf16"]["forced"]),
         questions=found["rows"]["questions"],
         commands=commands(found),
         tokens=sum(one["n"] for one in rows["bf16"]["forced"].values()),
-        formats=formats(rows),
+        formats=formats(rows, found["rows"]["questions"]),
         comments=found.get("comments", ""),
+        low=LOW,
+        grids=grids(rows),
         curve=curve_table(rows),
         text=text_model(found.get("text")),
         adapters=adapters(found.get("adapters")),

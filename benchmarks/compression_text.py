@@ -61,7 +61,7 @@ from andes_sdk.runtime.attention import PackedAttention, Segment
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from compression import BODIES, keep_row, opened, precision  # noqa: E402
+from bodies import BODIES, keep_row, opened, precision  # noqa: E402
 from smollm2 import plugins_of, smollm2  # noqa: E402
 
 REST = {"embedding": "w4_g32", "head": "w4_g32"}

@@ -65,7 +65,7 @@ from andes_sdk.types import Compressed
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import nano  # noqa: E402
-from compression import BODIES, NANO, REST, mixture, opened, precision, teacher  # noqa: E402
+from bodies import BODIES, NANO, REST, mixture, opened, precision, teacher  # noqa: E402
 from held_out import DATA  # noqa: E402 - nano.py has made it importable
 from nano import Item, answers_of, read, spread  # noqa: E402
 

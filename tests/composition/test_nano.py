@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from andes_training.data.inspection import problems
 from andes_training.data.samples import stage_samples
-from andes_training.recipe import DataRecipe
+from andes_training.recipe import DataRecipe, load_recipe, open_pipeline
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nano"
 PARTS = [
@@ -87,3 +87,12 @@ def test_what_the_command_did_not_make_is_not_replaced(tmp_path: Path, made: str
     assert done.returncode == 2
     assert "has no priors.json" in done.stderr
     assert mine.read_text() == "years of work"
+
+
+def test_the_recipe_on_a_grid_begins_and_is_taught_with_weights_that_lie_here() -> None:
+    recipe = load_recipe(EXAMPLE / "8-compress.toml")
+    started, taught = open_pipeline(recipe), recipe.pipeline["plugins"][0]["qat"]["teacher"]  # type: ignore[index]
+    assert started.model.parameter_count() == 9_001_024
+    assert Path(taught).resolve() == (EXAMPLE / recipe.start).resolve()
+    screens = {one.path.stem: one for one in recipe.stages[0].data}
+    assert {name: screens[name].on_error for name in ("desktop", "mobile")} == {"desktop": "skip", "mobile": "skip"}
