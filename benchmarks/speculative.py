@@ -3,11 +3,12 @@
     python benchmarks/speculative.py --quick --json
     python benchmarks/speculative.py --bodies w4_g32 nm14_w4 --drafter eagle3 --head runs/head/draft/eagle3.safetensors
     python benchmarks/speculative.py --drafter eagle3 --head HEAD --matched 0 --kinds prose    # the head alone
-    python benchmarks/speculative.py --model MODEL --gui data/test/lines/grounding.jsonl --plot accepted.png
+    python benchmarks/speculative.py --model plugins/nano/andes_nano/instruct --kinds gui --gui \
+        examples/nano/held_out/{small,mobile-qa,call}.jsonl --prompts 24 --plot accepted.png
 
 Answers come in turns from the numba backend with and without guesses, for prompts of three kinds: prose, gui, copy
 (text to transcribe, JSON to repair, code to edit). gui: questions about screens that are told in a line of text, as the
-model has no eyes; with `--gui`, about the pictures of a data file of conversations.
+model has no eyes; with `--gui`, about the pictures of data files, the first question of each line.
 Greedy answers of small models repeat themselves, which flatters every drafter. So answers count up to their first
 repeated 6-gram; the ratios of whole answers stand beside as `looping`. A ratio is of tokens a second, the drafter's own
 time included, of the guessing run over the plain one, each the median of `--rounds` answers to one prompt in turns;
@@ -226,15 +227,21 @@ def opened(given: argparse.Namespace, body: str) -> list[Pipeline]:
     ]
 
 
-def asked(path: Path, limit: int) -> list[Any]:
-    """Conversations of a data file up to their first answer, pictures beside it."""
+def asked(paths: Sequence[Path], limit: int) -> list[Any]:
+    """The first question of each line of data files, pictures beside it, of all files in turns."""
+    files = [(path.parent, path.read_text(encoding="utf-8").splitlines()[:limit]) for path in paths]
+    lines = [(folder, some[n]) for n in range(limit) for folder, some in files if n < len(some)]
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
+    for folder, line in lines[:limit]:
         row = json.loads(line)
-        messages = row["messages"][: next(n for n, m in enumerate(row["messages"]) if m["role"] == "assistant")]
+        images = iter(row.get("images", ()))
+        messages = row["messages"] if "messages" in row else row["conversations"][0]
+        messages = messages[: next(n for n, m in enumerate(messages) if m["role"] == "assistant")]
         for part in (p for m in messages if isinstance(m["content"], list) for p in m["content"]):
-            if part.get("type") == "image_url" and ":" not in part["image_url"]["url"]:
-                part["image_url"]["url"] = str(path.parent / part["image_url"]["url"])
+            if part == {"type": "image"}:
+                part["image"] = str(folder / next(images))
+            elif part.get("type") == "image_url" and ":" not in part["image_url"]["url"]:
+                part["image_url"]["url"] = str(folder / part["image_url"]["url"])
         found.append(messages)
     return found
 
@@ -288,7 +295,7 @@ def main() -> None:
     parser.add_argument("--matched", type=int, default=3, help="tokens behind which the text guesses, not the head")
     parser.add_argument("--row-cost", type=float, help="price of a row in place of the measured one: see tokens a pass")
     parser.add_argument("--kinds", nargs="+", default=["prose", "gui", "copy"], choices=("prose", "gui", "copy"))
-    parser.add_argument("--gui", type=Path, help="conversations about pictures, one JSON line each, in place of text")
+    parser.add_argument("--gui", type=Path, nargs="+", help="data files about pictures, in place of text")
     parser.add_argument("--tokens", type=int, default=128, help="longest answer")
     parser.add_argument("--prompts", type=int, default=12, help="of each kind")
     parser.add_argument(
