@@ -15,8 +15,9 @@ from andes_speculative.choice import deepest
 from andes_speculative.cost import linear
 from andes_speculative.decoder import SpeculativeDecoder
 from andes_speculative.eagle import Eagle3, taps_of, unrolled
-from andes_speculative.head_drafter import HeadDrafter, embedded
+from andes_speculative.head_drafter import HeadDrafter
 from andes_speculative.heads import base_of, load_head, save_head
+from andes_speculative.running import OnTorch
 from andes_speculative.stage import BlockStage, Known, target_rows
 from andes_speculative.testing import lively, new_block, new_head
 from andes_training.testing.material import stage_batches
@@ -76,7 +77,7 @@ def test_drafting_gives_the_logits_that_were_trained(plain: Pipeline, monkeypatc
     rest = [float(s[last].softmax(-1).max()) for s in steps]
     tokens = iter(text[last + 1 :])
     monkeypatch.setattr("andes_speculative.head_drafter.UNLIKELY", 0.0)
-    monkeypatch.setattr("andes_speculative.head_drafter.embedded", lambda model, _: embedded(model, [next(tokens)]))
+    monkeypatch.setattr(OnTorch, "embed", lambda self, _: self.model.llm.embed(torch.tensor([next(tokens)])))
     memory = drafter.open()
     memory.read(text[: last + 1], rows.take(range(last + 1)))
     (guesses,) = drafter.guess([memory], [text[last + 1]], 3)
@@ -179,7 +180,7 @@ def test_of_a_long_text_a_block_sees_what_came_last(plain: Pipeline, monkeypatch
     for n in range(14):
         parts.read(text[n : n + 1], rows.take([n]))
         drafter.guess([parts], [3], 4)
-    assert parts.kept[0][0].shape[1] == 6
+    assert len(parts.seen) == 6
     for a, b in zip(*drafter.guess([whole, parts], [3, 3], 4), strict=True):
         assert (a.token, a.parent) == (b.token, b.parent)
         assert a.chance == pytest.approx(b.chance, abs=1e-5)
