@@ -494,6 +494,25 @@ def test_a_killed_run_resumes_to_the_bit(tmp_path: Path, monkeypatch: pytest.Mon
         assert torch.equal(tensor, other[name]), name
 
 
+def test_an_answer_that_no_data_may_hold_is_left_out(tmp_path: Path) -> None:
+    """What a model says of places may be a box with its corners swapped, which data of others are refused for."""
+    model = lively().save_pretrained(tmp_path / "model")
+    more = ("--data", data(tmp_path, 6), "--answer-tokens", 12, "--steps", 2, *COMMON)
+    draft_train(model, *more, "--out", tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "answers.made.json").write_bytes((tmp_path / "one" / "answers.made.json").read_bytes())
+    lines = [json.loads(line) for line in (tmp_path / "one" / "answers.jsonl").read_text().splitlines()]
+    lines[2]["messages"][-1]["content"] = "<|box_start|>(650,860),(810,840)<|box_end|>"
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "two" / "answers.jsonl").write_text(text)
+    told = draft_train(model, *more, "--out", tmp_path / "two")
+    assert Path(told["head"]).is_file()
+    given = ["draft", "train", model, "--data", tmp_path / "two" / "answers.jsonl", "--given", "--steps", 2, *COMMON]
+    result = CliRunner().invoke(app, [str(part) for part in (*given, "--out", tmp_path / "three")])
+    assert result.exit_code != 0
+    assert "corners swapped" in result.output
+
+
 def test_answers_to_other_data_are_not_taken_for_ones_own(tmp_path: Path) -> None:
     model = lively().save_pretrained(tmp_path / "model")
     (tmp_path / "run").mkdir()
