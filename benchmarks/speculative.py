@@ -10,11 +10,12 @@ Answers come in turns from the numba backend with and without guesses, for promp
 (text to transcribe, JSON to repair, code to edit). gui: questions about screens that are told in a line of text, as the
 model has no eyes; with `--gui`, about the pictures of data files, the first question of each line.
 Greedy answers of small models repeat themselves, which flatters every drafter. So answers count up to their first
-repeated 6-gram; the ratios of whole answers stand beside as `looping`. A ratio is of tokens a second, the drafter's own
-time included, of the guessing run over the plain one, each the median of `--rounds` answers to one prompt in turns;
-reported is the median over prompts, and its quartiles. Not every answer to `copy` is a copy: `copied` are those of
-which at least 80 % stand in the prompt, in runs of four tokens or more. `cost` is c(k), the time of a pass with k rows
-over that of one, behind 64 rows.
+repeated 6-gram; the ratios of whole answers stand beside as `looping`. Of answers that repeat themselves before they
+have 16 tokens nothing else counts: the time of a few passes is mostly chance. They are told as `short`. A ratio is of
+tokens a second, the drafter's own time included, of the guessing run over the plain one, each the median of
+`--rounds` answers to one prompt in turns; reported is the median over prompts, and its quartiles. Not every answer to
+`copy` is a copy: `copied` are those of which at least 80 % stand in the prompt, in runs of four tokens or more.
+`cost` is c(k), the time of a pass with k rows over that of one, behind 64 rows.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from andes_sdk import Pipeline
 from andes_sdk.runtime.options import GenerationOptions
 
 GRAM = 6
+LEAST = 16
+"""Tokens before the repetition below which an answer is `short`."""
 RUN, SHARE = 4, 0.8
 """A copy: so much of an answer stands in the prompt, in runs of so many tokens."""
 BODIES = {"w4": "w4_g32", "sub2": "nm14_w4"}
@@ -183,7 +186,7 @@ def gain(plain: Sequence[Part], guessed: Sequence[Part]) -> float:
 def compared(pair: Sequence[Pipeline], prompts: Sequence[Any], tokens: int, rounds: int, show: str) -> dict[str, Any]:
     """Both ways of decoding on the prompts of a kind."""
     ratios, looping, accepted, own, copies = [], [], [], [], []
-    identical, cut_off, options = True, 0, GenerationOptions(max_tokens=tokens)
+    identical, cut_off, short, options = True, 0, 0, GenerationOptions(max_tokens=tokens)
     for n, messages in enumerate(track(prompts, show, console=Console(stderr=True))):
         made: list[list[Timed]] = [[], []]
         for turn in range(rounds):
@@ -196,19 +199,23 @@ def compared(pair: Sequence[Pipeline], prompts: Sequence[Any], tokens: int, roun
         if min(part.passes for some in parts for part in some) == 0:
             continue
         cut_off += length < len(plain)
-        ratios.append(gain(*parts))
         looping.append(gain(*([one.ends[-1] for one in some] for some in made)))
+        if length < min(LEAST, len(plain)):
+            short += 1
+            continue
+        ratios.append(gain(*parts))
         accepted.append(statistics.median(part.tokens / part.passes for part in parts[1]))
         own.append(statistics.median(part.guessing / part.seconds for part in parts[1]))
         if copied(pair[0].prepare(messages).ids.tolist(), plain[:length]) >= SHARE:
             copies.append(ratios[-1])
     if not ratios:
-        return {"speed": None, "identical": identical, "prompts": 0}
+        whole = round(statistics.median(looping), 3) if looping else None
+        return {"speed": None, "looping": whole, "identical": identical, "prompts": 0, "short": short}
     middle = [round(statistics.median(x), 3) for x in (ratios, looping, accepted, own)]
     return {
         "speed": middle[0], "quartiles": [round(float(q), 3) for q in quantiles(ratios, [0.25, 0.75])],
         "looping": middle[1], "tokens_a_pass": middle[2], "drafter_share": middle[3],
-        "prompts": len(ratios), "loops": cut_off, "identical": identical,
+        "prompts": len(ratios), "short": short, "loops": cut_off, "identical": identical,
         "copied": {"prompts": len(copies), "speed": round(statistics.median(copies), 3) if copies else None},
     }  # fmt: skip
 

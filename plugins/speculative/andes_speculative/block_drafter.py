@@ -52,6 +52,11 @@ class Read:
         while sum(map(len, self.todo[1:])) >= WINDOW:  # nobody will see what stands before
             del self.todo[0]
 
+    @property
+    def unread(self) -> int:
+        """Rows that are read before the next guess, and one."""
+        return 1 + sum(map(len, self.todo))
+
     def fork(self) -> Read:
         """A copy; tensors are shared, since nothing writes into them."""
         return Read(self.runners, self.runner, self.seen.fork(), self.position, list(self.todo))

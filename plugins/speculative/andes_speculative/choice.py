@@ -20,6 +20,8 @@ from .drafter import Guess
 NOTHING = Proposal()
 MARGIN = 1.05
 """How much faster a pass with guesses must promise to be."""
+UNLIKELY = 0.02
+"""Paths less likely are too deep."""
 MOST_ROWS = 256
 """Guesses in a pass, as the option `rows` allows."""
 
@@ -92,4 +94,6 @@ def deepest(rate: float, cost: Cost, step: float, depth: int, beside: int = 1, s
         speed = gain / (cost.of(beside * (n + 1)) + -(-n // stride) * step)
         if speed > best:
             best, found = speed, n
+        if chance < UNLIKELY:
+            break
     return found

@@ -61,12 +61,14 @@ class Draft:
         passes, proposed, accepted: passes that verified, guesses in them, and guesses that were right. What the last
             pass of an answer verified is not told, and not counted.
         idle: passes in a row for which nothing was proposed although something could have been.
-        waited: passes since a drafter that costs something was last asked.
+        waited: passes since a drafter that costs something was last asked; -1 if that was to see whether it would pay.
         balance: tokens that guesses gained lately beyond those that plain passes would have made in the same time.
         price: of the guesses that were asked for, in tokens of plain passes.
+        hoped: by its places, what the drafter, if it costs something, guessed last, its path's token first.
+        came: tokens that were accepted in the last pass.
         words: the text, where it may guess instead of the drafter. copied: whether it made the last guesses.
         drag: the decoder's, which is told of prompts. purse: the decoder's, which is paid for guesses that were right.
-        begun, current: whether the drafter, if it costs something, was ever asked, and in the pass before.
+        current: whether the drafter, if it costs something, was asked in the pass before.
     """
 
     memory: Any
@@ -84,8 +86,9 @@ class Draft:
     price: float = 0.0
     asked: Proposal | None = None
     copied: bool = False
-    begun: bool = False
     current: bool = False
+    hoped: list[list[int]] = field(factory=list)
+    came: list[int] = field(factory=list)
     seconds: float = 0.0
 
     def join(self, session: Session, inputs: Inputs) -> None:
@@ -99,21 +102,32 @@ class Draft:
         asked, self.asked = self.asked, None
         if asked is not None:
             right = len(tokens) - 1
+            self.came = list(tokens[1:])
             self.passes, self.proposed = self.passes + 1, self.proposed + len(asked.tokens)
             self.accepted += right
             self.balance = FORGET * self.balance + right - self.price
             self.purse.add(right)
-            if asked.tokens and not self.copied:
-                deep = depth_of(asked)
-                for level in range(min(right + 1, deep)):
-                    self.rate += 0.05 * ((level < right) - self.rate)
-                    self.purse.rate += 0.01 * ((level < right) - self.purse.rate)
             self._tell()
         elif self.drag is not None:
             self.drag.prompts += 1
         self.memory.read(tokens, rows)
         if self.words is not None:
             self.words.read(tokens, rows)
+
+    def learn(self, token: int) -> None:
+        """How the drafter's last guesses turned out, proposed or not: what was accepted, and the token behind it."""
+        hoped, self.hoped = self.hoped, []
+        for (first, *others), came in zip(hoped, [*self.came, token], strict=False):
+            right = came == first or came in others
+            self.rate += 0.05 * (right - self.rate)
+            self.purse.rate += 0.01 * (right - self.purse.rate)
+            if came != first:
+                return
+
+    @property
+    def unread(self) -> int:
+        """Rows that the drafter reads when it is asked."""
+        return int(getattr(self.memory, "unread", 1))
 
     @property
     def trust(self) -> float:
@@ -138,6 +152,18 @@ class Draft:
         }  # fmt: skip
 
 
+def places_of(guesses: Sequence[Guess]) -> list[list[int]]:
+    """Tokens by their places along a path: first the one that it follows, then those beside it."""
+    beside: dict[int, list[int]] = {}
+    for n, guess in enumerate(guesses):
+        beside.setdefault(guess.parent, []).append(n)
+    found, at = [], -1
+    while at in beside:
+        found.append([guesses[n].token for n in beside[at]])
+        at = beside[at][0]
+    return found
+
+
 def depth_of(proposed: Proposal) -> int:
     """Tokens on the longest path."""
     if not proposed.parents:
@@ -156,8 +182,8 @@ class SpeculativeDecoder:
         depth: most tokens on a path.
         adapt: whether cost and acceptance choose; otherwise everything that the drafter guesses is proposed.
         fixed: c(k) that was given; None: it is measured. drag: how a conversation differs from that.
-        step: time of a pass of a drafter that costs some, one of the model being 1. again: that of the last one that
-            first had to read what came while it was not asked.
+        step: time of a pass of a drafter that costs some, one of the model being 1. again: time for each row that it
+            had not read, where it was not asked in the pass before.
         copies: guesses instead of a drafter that computes, where the last `matched` tokens stood in the text before.
     """
 
@@ -204,15 +230,20 @@ class SpeculativeDecoder:
                 self.drag.note(rows, start - left, self.measured)
         guesses: list[list[Guess]] = [[] for _ in drafts]
         for draft, token in zip(drafts, last, strict=True):
+            draft.learn(token)
             draft.copied, draft.price = self._copies(draft, token), 0.0
         self.purse.add(SHARE * len(drafts))
         free = [n for n, draft in enumerate(drafts) if self.drafter.free or draft.copied]
         dear = [n for n in range(len(drafts)) if n not in set(free)]
         self._ask(self.drafter if self.drafter.free else self.copies, free, drafts, last, self.depth, guesses)
         if dear and (depth := self._depth([drafts[n] for n in dear])):
-            asked = time.perf_counter()
+            some, asked = [drafts[n] for n in dear], time.perf_counter()
+            rows = sum(draft.unread for draft in some)
             self._ask(self.drafter, dear, drafts, last, depth, guesses)
-            self._time([drafts[n] for n in dear], time.perf_counter() - asked, -(-depth // self.drafter.stride))
+            for n in dear:
+                drafts[n].hoped = places_of(guesses[n])
+            passes = -(-depth // self.drafter.stride)
+            self._time(some, time.perf_counter() - asked, passes, rows, paid=some[0].waited == 0)
         made = self._chosen(drafts, guesses)
         each = (time.perf_counter() - start) / max(len(drafts), 1)
         for draft, one in zip(drafts, made, strict=True):
@@ -271,30 +302,37 @@ class SpeculativeDecoder:
         self.step = self.step or self._told()
         depth = deepest(rate, self.cost, self.step, most, len(drafts), stride) if self.purse.left > self.step else 0
         for draft in drafts:
-            draft.waited = draft.waited + 1 if depth == 0 else 0
+            draft.waited = max(draft.waited, 0) + 1 if depth == 0 else 0
             draft.idle += depth == 0
             draft.current &= depth > 0
-        if depth == 0 and min(d.waited for d in drafts) >= RETRY and self.purse.left > self.again:
+        if depth == 0 and min(d.waited for d in drafts) >= RETRY and self._affords(drafts):
             for draft in drafts:
-                draft.waited = 0
+                draft.waited = -1
             return 1 if stride == 1 else most  # a whole pass costs as much as one token of it
         self.last_choice = self.last_choice if depth else OFF
         return depth
 
-    def _time(self, drafts: Sequence[Draft], seconds: float, passes: int) -> None:
-        """What so many passes of the drafter took. Some of it was for what it had not read, where it was not asked."""
+    def _time(self, drafts: Sequence[Draft], seconds: float, passes: int, unread: int, *, paid: bool = True) -> None:
+        """What so many passes of the drafter took, some of it for rows that it had not read.
+
+        paid: whether it was asked because that was to pay, and not to see whether it would.
+        """
         if self.cost.one:
             taken = seconds / self.cost.one
             if all(draft.current for draft in drafts):
                 each = taken / passes
                 self.step = each if self.step == 0.0 else self.step + 0.1 * (each - self.step)
-            elif all(draft.begun for draft in drafts):
-                self.again = taken
-            else:  # it read the prompt, once
-                taken = self.step * passes
+            else:
+                self.again = taken / unread
+                if paid:  # it reads the prompt first, as anybody must
+                    taken = self.step * passes
             self.purse.add(-taken)
         for draft in drafts:
-            draft.begun = draft.current = True
+            draft.current = True
+
+    def _affords(self, drafts: Sequence[Draft]) -> bool:
+        """Whether there is enough left to ask a drafter that must first read what came since."""
+        return self.purse.left > self.step + self.again * sum(draft.unread for draft in drafts)
 
     def _runner(self) -> Any:
         """What runs the drafter's head, if it has one and a conversation came."""

@@ -81,6 +81,11 @@ class Features:
                 self.seen.cut(len(self.seen))
             self.todo.append((embeds[left_out:].clone(), features[left_out:-1].clone()))
 
+    @property
+    def unread(self) -> int:
+        """Rows of the next guess, the last token's among them."""
+        return 1 + sum(len(embeds) for embeds, _ in self.todo)
+
     def _cut(self) -> None:
         self.seen.cut(1)
         self.position -= 1

@@ -194,10 +194,10 @@ def test_what_cannot_pay_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_drafter_that_costs_something_begins_with_what_others_saw_and_pays_for_being_asked_again() -> None:
     decoder = SpeculativeDecoder(Slow(), depth=4, fixed=Cost((1, 2, 4), (1.0, 1.1, 1.3), 0.01), step=0.1)
     first = decoder.open()
-    decoder._time([first], 5.0, 1)  # reading the prompt took long: its first pass counts as any
+    decoder._time([first], 5.0, 1, 100)  # reading the prompt took long: its first pass counts as any
     assert decoder.purse.left == pytest.approx(FIRST - 0.1)
-    assert decoder.step == 0.1
-    decoder._time([first], 0.002, 1)
+    assert (decoder.step, decoder.again) == (0.1, 5.0)
+    decoder._time([first], 0.002, 1, 1)
     assert decoder.step == pytest.approx(0.11)
     for _ in range(400):  # always wrong
         decoder.propose([first], [5])
@@ -205,11 +205,14 @@ def test_a_drafter_that_costs_something_begins_with_what_others_saw_and_pays_for
     assert first.rate < 0.2
     second = decoder.open()
     assert second.rate == decoder.purse.rate < 0.5
-    second.rate, second.begun, second.waited = 0.0, True, RETRY
-    decoder.purse.left, decoder.again = 1.0, 1.1
+    second.rate, second.waited = 0.0, RETRY
+    decoder.purse.left, decoder.again, decoder.step = 1.0, 0.95, 0.1
     assert decoder._depth([second]) == 0
-    decoder.again = 0.9
+    decoder.again = 0.85
     assert decoder._depth([second]) == 1
+    assert second.waited == -1
+    decoder._time([second], 0.03, 1, 10, paid=False)  # to see whether it would pay: all of it counts
+    assert decoder.purse.left == pytest.approx(1.0 - 3.0)
 
 
 class Slow:

@@ -306,7 +306,7 @@ def test_a_block_is_never_asked_for_more_than_it_guesses(plain: Pipeline, monkey
         draft.rate = rate
         decoder.propose([draft], [5])
     assert asked == [4, 4]
-    draft.rate, decoder.step = 0.01, 5.0  # it does not pay: after a while it is tried with a whole pass
+    draft.rate, decoder.step = 0.01, 1.0  # it does not pay: after a while it is tried with a whole pass
     for _ in range(32):
         decoder.propose([draft], [5])
     assert asked == [4, 4, 4]
