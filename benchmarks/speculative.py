@@ -3,17 +3,19 @@
     python benchmarks/speculative.py --quick --json
     python benchmarks/speculative.py --bodies w4_g32 nm14_w4 --drafter eagle3 --head runs/head/draft/eagle3.safetensors
     python benchmarks/speculative.py --drafter eagle3 --head HEAD --matched 0 --kinds prose    # the head alone
-    python benchmarks/speculative.py --model MODEL --gui data/test/lines/grounding.jsonl --plot accepted.png
+    python benchmarks/speculative.py --model plugins/nano/andes_nano/instruct --kinds gui --gui \
+        examples/nano/held_out/{small,mobile-qa,call}.jsonl --prompts 24 --plot accepted.png
 
 Answers come in turns from the numba backend with and without guesses, for prompts of three kinds: prose, gui, copy
 (text to transcribe, JSON to repair, code to edit). gui: questions about screens that are told in a line of text, as the
-model has no eyes; with `--gui`, about the pictures of a data file of conversations.
+model has no eyes; with `--gui`, about the pictures of data files, the first question of each line.
 Greedy answers of small models repeat themselves, which flatters every drafter. So answers count up to their first
-repeated 6-gram; the ratios of whole answers stand beside as `looping`. A ratio is of tokens a second, the drafter's own
-time included, of the guessing run over the plain one, each the median of `--rounds` answers to one prompt in turns;
-reported is the median over prompts, and its quartiles. Not every answer to `copy` is a copy: `copied` are those of
-which at least 80 % stand in the prompt, in runs of four tokens or more. `cost` is c(k), the time of a pass with k rows
-over that of one, behind 64 rows.
+repeated 6-gram; the ratios of whole answers stand beside as `looping`. Of answers that repeat themselves before they
+have 16 tokens nothing else counts: the time of a few passes is mostly chance. They are told as `short`. A ratio is of
+tokens a second, the drafter's own time included, of the guessing run over the plain one, each the median of
+`--rounds` answers to one prompt in turns; reported is the median over prompts, and its quartiles. Not every answer to
+`copy` is a copy: `copied` are those of which at least 80 % stand in the prompt, in runs of four tokens or more.
+`cost` is c(k), the time of a pass with k rows over that of one, behind 64 rows.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from andes_sdk import Pipeline
 from andes_sdk.runtime.options import GenerationOptions
 
 GRAM = 6
+LEAST = 16
+"""Tokens before the repetition below which an answer is `short`."""
 RUN, SHARE = 4, 0.8
 """A copy: so much of an answer stands in the prompt, in runs of so many tokens."""
 BODIES = {"w4": "w4_g32", "sub2": "nm14_w4"}
@@ -182,7 +186,7 @@ def gain(plain: Sequence[Part], guessed: Sequence[Part]) -> float:
 def compared(pair: Sequence[Pipeline], prompts: Sequence[Any], tokens: int, rounds: int, show: str) -> dict[str, Any]:
     """Both ways of decoding on the prompts of a kind."""
     ratios, looping, accepted, own, copies = [], [], [], [], []
-    identical, cut_off, options = True, 0, GenerationOptions(max_tokens=tokens)
+    identical, cut_off, short, options = True, 0, 0, GenerationOptions(max_tokens=tokens)
     for n, messages in enumerate(track(prompts, show, console=Console(stderr=True))):
         made: list[list[Timed]] = [[], []]
         for turn in range(rounds):
@@ -195,19 +199,23 @@ def compared(pair: Sequence[Pipeline], prompts: Sequence[Any], tokens: int, roun
         if min(part.passes for some in parts for part in some) == 0:
             continue
         cut_off += length < len(plain)
-        ratios.append(gain(*parts))
         looping.append(gain(*([one.ends[-1] for one in some] for some in made)))
+        if length < min(LEAST, len(plain)):
+            short += 1
+            continue
+        ratios.append(gain(*parts))
         accepted.append(statistics.median(part.tokens / part.passes for part in parts[1]))
         own.append(statistics.median(part.guessing / part.seconds for part in parts[1]))
         if copied(pair[0].prepare(messages).ids.tolist(), plain[:length]) >= SHARE:
             copies.append(ratios[-1])
     if not ratios:
-        return {"speed": None, "identical": identical, "prompts": 0}
+        whole = round(statistics.median(looping), 3) if looping else None
+        return {"speed": None, "looping": whole, "identical": identical, "prompts": 0, "short": short}
     middle = [round(statistics.median(x), 3) for x in (ratios, looping, accepted, own)]
     return {
         "speed": middle[0], "quartiles": [round(float(q), 3) for q in quantiles(ratios, [0.25, 0.75])],
         "looping": middle[1], "tokens_a_pass": middle[2], "drafter_share": middle[3],
-        "prompts": len(ratios), "loops": cut_off, "identical": identical,
+        "prompts": len(ratios), "short": short, "loops": cut_off, "identical": identical,
         "copied": {"prompts": len(copies), "speed": round(statistics.median(copies), 3) if copies else None},
     }  # fmt: skip
 
@@ -226,15 +234,21 @@ def opened(given: argparse.Namespace, body: str) -> list[Pipeline]:
     ]
 
 
-def asked(path: Path, limit: int) -> list[Any]:
-    """Conversations of a data file up to their first answer, pictures beside it."""
+def asked(paths: Sequence[Path], limit: int) -> list[Any]:
+    """The first question of each line of data files, pictures beside it, of all files in turns."""
+    files = [(path.parent, path.read_text(encoding="utf-8").splitlines()[:limit]) for path in paths]
+    lines = [(folder, some[n]) for n in range(limit) for folder, some in files if n < len(some)]
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines()[:limit]:
+    for folder, line in lines[:limit]:
         row = json.loads(line)
-        messages = row["messages"][: next(n for n, m in enumerate(row["messages"]) if m["role"] == "assistant")]
+        images = iter(row.get("images", ()))
+        messages = row["messages"] if "messages" in row else row["conversations"][0]
+        messages = messages[: next(n for n, m in enumerate(messages) if m["role"] == "assistant")]
         for part in (p for m in messages if isinstance(m["content"], list) for p in m["content"]):
-            if part.get("type") == "image_url" and ":" not in part["image_url"]["url"]:
-                part["image_url"]["url"] = str(path.parent / part["image_url"]["url"])
+            if part == {"type": "image"}:
+                part["image"] = str(folder / next(images))
+            elif part.get("type") == "image_url" and ":" not in part["image_url"]["url"]:
+                part["image_url"]["url"] = str(folder / part["image_url"]["url"])
         found.append(messages)
     return found
 
@@ -288,7 +302,7 @@ def main() -> None:
     parser.add_argument("--matched", type=int, default=3, help="tokens behind which the text guesses, not the head")
     parser.add_argument("--row-cost", type=float, help="price of a row in place of the measured one: see tokens a pass")
     parser.add_argument("--kinds", nargs="+", default=["prose", "gui", "copy"], choices=("prose", "gui", "copy"))
-    parser.add_argument("--gui", type=Path, help="conversations about pictures, one JSON line each, in place of text")
+    parser.add_argument("--gui", type=Path, nargs="+", help="data files about pictures, in place of text")
     parser.add_argument("--tokens", type=int, default=128, help="longest answer")
     parser.add_argument("--prompts", type=int, default=12, help="of each kind")
     parser.add_argument(

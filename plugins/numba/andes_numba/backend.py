@@ -18,6 +18,7 @@ from andes_sdk.runtime.lora import refuse_used
 
 from .affinity import tell_cpus
 from .cold import Waiting
+from .draft import CompiledHead
 from .encoder import Vision, choose_vision
 from .few import forward_few
 from .lookup import look_up
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
     from andes_sdk.types import Adapter, CachePolicy, Rows
 
+    from .draft import HeadPlan
     from .options import Options
 
 
@@ -171,6 +173,14 @@ class CompiledNumba(BaseCompiled):
         """
         refuse_used(name, lambda: self.sessions)
         self.adapters.remove(name)
+
+    def compile_head(self, plan: HeadPlan) -> CompiledHead:
+        """A draft head, packed in int8, that runs on the threads of this model.
+
+        Raises:
+            BackendUnavailable: the step cannot run it.
+        """
+        return CompiledHead(self, plan)
 
     @cached_property
     def rotary(self) -> Rotary:

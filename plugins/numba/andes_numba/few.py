@@ -156,19 +156,21 @@ def _attend(stage, kv, layer, store, qkv, count, heads, own, cos, sin, eps, quer
 @apart
 def _work(
     n, counters, isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, taps, seen,
-    logits, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
+    logits, wide, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
 ):  # fmt: skip
     """What thread n does in a pass; see `forward_few`."""
     stage = first_stage(counters)
     heads = (sizes.q_heads, sizes.kv_heads, sizes.head)
     own, eps, none = scratch[n], weights.eps, weights.last[:0]
-    rows, two = x[:count], 2 * LINE
+    rows, two, aside = x[:count], 2 * LINE, wide.size > 0
+    entering = wide[:count] if aside else rows
     owner = lora.rows[0] if len(lora.rows) else np.int64(-1)
     for layer in range(sizes.layers):
         runs, norms = weights.products[layer], weights.norms[layer]
         at = stage + 5 * two * layer
+        before = none if aside else norms[0]
         _project(
-            n, at, isa, mode, formats[0], runs[:3], weights.sizes[0], a, rows, norms[0], eps, own, qkv, SET, threads,
+            n, at, isa, mode, formats[0], runs[:3], weights.sizes[0], a, entering, before, eps, own, qkv, SET, threads,
             lora, layer, owner, (0, 3), low, ups,
         )  # fmt: skip
         _attend(
@@ -197,21 +199,24 @@ def _work(
 @njit(parallel=True, nogil=True)
 def _together(
     counters, isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, taps, seen,
-    logits, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
+    logits, wide, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
 ):  # fmt: skip
     for n in prange(threads):
         _work(
             np.int64(n), counters, isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries,
-            first, taps, seen, logits, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
+            first, taps, seen, logits, wide, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
         )  # fmt: skip
 
 
 @kept
 def forward_few(
-    isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, taps, seen, logits,
+    isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, taps, seen, logits, wide,
     threads,
 ):  # fmt: skip
-    """As `step.forward`, for fewer than `FEW` rows without adapters, or one row with or without."""
+    """As `step.forward`, for fewer than `FEW` rows without adapters, or one row with or without.
+
+    wide: (rows, padded columns) what q, k and v of a single layer read in place of the normed x; no numbers: that.
+    """
     width, heads, inner = sizes.width, sizes.q_heads * sizes.head, sizes.inner
     rows, read = x.shape[0], count - first
     slots = threads if count == 1 else rows
@@ -220,14 +225,14 @@ def forward_few(
     gated = np.zeros((rows, (inner + 127) // 128 * 128), np.float32)
     scratch = np.zeros((threads, x.shape[1]), np.float32)
     ups, low = np.zeros((1, gated.shape[1]), np.float32), np.zeros((3, lora.most), np.float32)
-    a, b = space(mode, formats[0], width, slots), space(mode, formats[1], heads, slots)
+    a, b = space(mode, formats[0], wide.shape[1] if wide.size else width, slots), space(mode, formats[1], heads, slots)
     c, d = space(mode, formats[2], width, slots), space(mode, formats[3], inner, slots)
     e = space(mode, formats[4], width, threads if read == 1 else (read + 3) // 4 * 4)
     counters = no_stages(10 * sizes.layers + 2)
     room = store.counts.max() + count + 16
     _together(
         counters, isa, formats, mode, kv, sizes, weights, lora, store, x, count, cos, sin, queries, first, taps, seen,
-        logits, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
+        logits, wide, qkv, mixed, gated, ups, low, scratch, a, b, c, d, e, room, threads,
     )  # fmt: skip
     for t in range(count):
         _show(sizes.layers, x, t, taps, seen)

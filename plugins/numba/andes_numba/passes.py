@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,18 @@ from .step import Store, forward, padded, padded_rows
 
 if TYPE_CHECKING:
     from .session import Compiled, NumbaSession
+    from .store import KVStore
 
+NARROW = np.zeros((0, 0), np.float32)
+"""`wide` of a model whose q, k and v read what its norm gives."""
 STRIP = 256
 """Rows of a prompt computed at a time: their int8 activations stay in the second-level cache."""
+
+
+class Keeping(Protocol):
+    """A session, or whatever else has rows of its own."""
+
+    store: KVStore
 
 
 def run_passes(compiled: Compiled, passes: Sequence[Pass], embeds: Sequence[Tensor]) -> list[Rows]:
@@ -100,7 +109,7 @@ def _run(
     read = np.concatenate([np.arange(end - n, end) for end, n in zip(ends, wanted, strict=True)])
     read = read if len(read) else np.array([count - 1])  # a pass computes one row of logits at least
     out = np.empty((padded_rows(len(read)), -(-sizes.vocab // LANES) * LANES), np.float32)
-    arguments = _places(own, steps), x, count, *compiled.rotary.at(positions), queries
+    arguments = places(own, steps), x, count, *compiled.rotary.at(positions), queries
     lora = compiled.adapters.of([session.adapter for session in own], lengths)
     weights, threads = compiled.packed.weights, compiled.threads
     taps = np.array(list(compiled.taps), np.int64)
@@ -110,7 +119,9 @@ def _run(
     compiled.whole.see(*many)
     with compiled.team.at_work():
         if count < FEW and contiguous and (count == 1 or not len(lora.rows)):
-            forward_few(*compiled.tags, sizes, weights, lora, *arguments, int(read[0]), taps, seen, out, threads)
+            forward_few(
+                *compiled.tags, sizes, weights, lora, *arguments, int(read[0]), taps, seen, out, NARROW, threads
+            )
         else:
             forward(*many)
     shaped = torch.from_numpy(queries).view(sizes.layers, count, sizes.q_heads, sizes.head) if window else None
@@ -128,7 +139,7 @@ def _run(
     return [Rows(logits=a, hidden=b, embeds=c, features=d) for a, b, c, d in split]
 
 
-def _places(sessions: Sequence[NumbaSession], steps: Sequence[Step]) -> Store:
+def places(sessions: Sequence[Keeping], steps: Sequence[Step]) -> Store:
     """Where new rows of these sessions go, and what they see."""
     lengths = [len(step.positions) for step in steps]
     stores = [session.store for session in sessions]

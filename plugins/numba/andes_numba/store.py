@@ -71,6 +71,24 @@ class KVStore:
         self.counts += rows
         np.maximum(self._written, self.counts, out=self._written)
 
+    def put(self, keys: np.ndarray, values: np.ndarray, positions: np.ndarray) -> None:
+        """Write rows (layers, Hkv, T, d) at (T,) positions behind each run.
+
+        Raises:
+            SessionError: the system has no memory for them; nothing has changed then.
+        """
+        count = len(positions)
+        self.reserve(count)
+        at = (self.starts + self.counts).reshape(-1, 1) + np.arange(count)
+        for part, rows in enumerate((keys, values)):
+            runs = rows.reshape(len(at), count, self._size)
+            if self.kv == "int8":
+                largest = np.abs(runs).max(axis=2)
+                self._arrays[3 + part][at] = largest / np.float32(127)
+                runs = np.rint(runs / np.where(largest > 0, largest / np.float32(127), np.float32(1))[..., None])
+            self._arrays[part][at] = runs
+        self.added(count, positions)
+
     def keep_tail(self, pending: int, rows: Sequence[int]) -> None:
         """Of the last `pending` rows of each run keep these, in this order."""
         if list(rows) != list(range(len(rows))):

@@ -10,13 +10,14 @@ embedding are not shared; the head knows `vocabulary` frequent tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from .eagle import HeadShape, turned
+from .eagle import EPS, HeadShape, layer_plan, plan_of, turned
 
 See = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Layer, q (Hq, T, d), k and v (Hkv, T, d) of the block's rows, turned to their positions -> (T, Hq * d)."""
@@ -36,7 +37,7 @@ class Layer(nn.Module):
     def __init__(self, shape: BlockShape) -> None:
         super().__init__()
         d, self.head_dim, self.theta = shape.width, shape.head_dim, shape.theta
-        self.norm, self.norm_mlp = nn.RMSNorm(d, eps=1e-6), nn.RMSNorm(d, eps=1e-6)
+        self.norm, self.norm_mlp = nn.RMSNorm(d, eps=EPS), nn.RMSNorm(d, eps=EPS)
         self.q = nn.Linear(d, shape.heads * shape.head_dim, bias=False)
         self.k = nn.Linear(d, shape.kv_heads * shape.head_dim, bias=False)
         self.v = nn.Linear(d, shape.kv_heads * shape.head_dim, bias=False)
@@ -76,10 +77,10 @@ class Block(nn.Module):
         super().__init__()
         self.shape = shape
         d = shape.width
-        self.fc, self.norm_features = nn.Linear(len(shape.taps) * d, d, bias=False), nn.RMSNorm(d, eps=1e-6)
+        self.fc, self.norm_features = nn.Linear(len(shape.taps) * d, d, bias=False), nn.RMSNorm(d, eps=EPS)
         self.mark = nn.Parameter(torch.zeros(d))
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
-        self.norm = nn.RMSNorm(d, eps=1e-6)
+        self.norm = nn.RMSNorm(d, eps=EPS)
         self.head = nn.Linear(d, shape.vocabulary, bias=False)
         self.trust = nn.Linear(d, 1)
         self.register_buffer("tokens", torch.arange(shape.vocabulary))
@@ -89,19 +90,36 @@ class Block(nn.Module):
         rows = self.norm_features(self.fc(features.flatten(1)))
         return [layer.keys(rows, positions) for layer in self.layers]  # type: ignore[operator]
 
+    def entering(self, anchors: Tensor) -> Tensor:
+        """(A, D) embeddings of last tokens -> blocks (A, block, D) of them and marks."""
+        count, d = anchors.shape
+        return torch.cat([anchors[:, None], self.mark.expand(count, self.shape.block - 1, d)], dim=1)
+
+    def normed(self, rows: Tensor, positions: Tensor, see: See) -> Tensor:
+        """(A * block, D) blocks that begin at (A,) positions -> rows (A * block, D) behind the last norm."""
+        size = len(rows) // len(positions)
+        where = (positions[:, None] + torch.arange(size, device=positions.device)).flatten()
+        for n, layer in enumerate(self.layers):
+            rows = layer(rows, where, lambda q, k, v, n=n: see(n, q, k, v))
+        out: Tensor = self.norm(rows)
+        return out
+
     def forward(self, anchors: Tensor, positions: Tensor, see: See) -> tuple[Tensor, Tensor]:
         """(A, D) embeddings of last tokens at (A,) positions -> logits (A, block, vocabulary), confidence (A, block).
 
         The confidence is a logit. Rows of a block follow one another in what `see` gets.
         """
-        count, size, d = len(anchors), self.shape.block, self.shape.width
-        marks = self.mark.expand(count, size - 1, d)
-        rows = torch.cat([anchors[:, None], marks], dim=1).reshape(count * size, d)
-        where = (positions[:, None] + torch.arange(size, device=positions.device)).flatten()
-        for n, layer in enumerate(self.layers):
-            rows = layer(rows, where, lambda q, k, v, n=n: see(n, q, k, v))
-        rows = self.norm(rows)
+        count, size = len(anchors), self.shape.block
+        rows = self.normed(self.entering(anchors).flatten(0, 1), positions, see)
         return self.head(rows).view(count, size, -1), self.trust(rows).view(count, size)
+
+    def blueprint(self) -> dict[str, Any]:
+        """What a backend needs to run it beside a model; see `running`."""
+        return {
+            "join": self.fc.weight, "join_norm": self.norm_features.weight, "sides": None,
+            "layers": [layer_plan(one) for one in self.layers], "last": self.norm.weight, "head": self.head.weight,
+            **plan_of(self.shape),
+        }  # fmt: skip
 
 
 def blocks(head: Block, embeds: Tensor, features: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Drafter `block`: a head guesses several tokens in one pass, on the features of the model's inner layers.
 
-Each conversation has the head's keys and values of its own, of at most `WINDOW` rows that the model read last. One pass
-of the head serves all conversations; attention runs for each alone.
+Each conversation has the head's keys and values of its own, of at most `WINDOW` rows that the model read last. What
+runs the head is `running`'s matter.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 from torch import Tensor
 
 from .block import Block
 from .drafter import Guess
-from .eagle import attention
-from .head_drafter import UNLIKELY, WINDOW, embedded
+from .head_drafter import UNLIKELY, WINDOW, shortened
+from .running import Runners, runners
 
 if TYPE_CHECKING:
     from andes_sdk.model import VisionLanguageModel
-    from andes_sdk.types import Rows
+    from andes_sdk.types import Inputs, Rows, Session
 
 
 @define(eq=False)
@@ -28,13 +28,21 @@ class Read:
     """What the model read in one conversation.
 
     Attributes:
-        kept: of each layer of the head keys and values (Hkv, n, d). position: where the next row stands.
+        runner, seen: what runs the head, and keys and values it made. position: where the next row stands.
         todo: features (n, taps, D) that have no keys yet.
     """
 
-    kept: list[tuple[Tensor, Tensor]]
+    runners: Runners
+    runner: Any
+    seen: Any
     position: int = 0
     todo: list[Tensor] = field(factory=list)
+
+    def join(self, session: Session, inputs: Inputs) -> None:
+        """The session tells what else may run the head."""
+        if not len(self.seen):
+            self.runner = self.runners.of(getattr(session, "compiled", None))
+            self.seen = self.runner.open()
 
     def read(self, tokens: Sequence[int], rows: Rows) -> None:
         """Rows that were committed, with their features."""
@@ -44,22 +52,22 @@ class Read:
         while sum(map(len, self.todo[1:])) >= WINDOW:  # nobody will see what stands before
             del self.todo[0]
 
+    @property
+    def unread(self) -> int:
+        """Rows that are read before the next guess, and one."""
+        return 1 + sum(map(len, self.todo))
+
     def fork(self) -> Read:
         """A copy; tensors are shared, since nothing writes into them."""
-        return Read(list(self.kept), self.position, list(self.todo))
+        return Read(self.runners, self.runner, self.seen.fork(), self.position, list(self.todo))
 
-    def settle(self, head: Block) -> None:
+    def settle(self) -> None:
         """Keys and values of what was read since; the oldest beyond the window go."""
         if self.todo:
             some = torch.cat(self.todo)[-WINDOW:]
             self.todo = []
-            new = head.context(some, torch.arange(self.position - len(some), self.position))
-            pairs = zip(self.kept, new, strict=True)
-            self.kept = [(_last(k, a), _last(v, b)) for (k, v), (a, b) in pairs]
-
-
-def _last(before: Tensor, new: Tensor) -> Tensor:
-    return torch.cat([before, new], dim=1)[:, -WINDOW:]
+            self.runner.note(self.seen, some, range(self.position - len(some), self.position))
+            shortened(self.seen, WINDOW)
 
 
 @frozen(eq=False)
@@ -71,6 +79,7 @@ class BlockDrafter:
     width: int = 3
     name: str = "block"
     free: bool = False
+    runners: Runners = field(init=False, default=Factory(lambda self: runners(self.head, self.model), takes_self=True))
 
     @property
     def taps(self) -> Sequence[int]:
@@ -84,29 +93,25 @@ class BlockDrafter:
 
     def open(self) -> Read:
         """Nothing read."""
-        none = torch.zeros(self.head.shape.kv_heads, 0, self.head.shape.head_dim)
-        return Read([(none, none)] * self.head.shape.layers)
+        return Read(self.runners, self.runners.torch, self.runners.torch.open())
 
     @torch.inference_mode()
     def guess(self, memories: Sequence[Any], last: Sequence[int], depth: int) -> list[list[Guess]]:
         """The block behind each last token, as far as the head trusts it."""
+        found: list[list[Guess]] = [[] for _ in memories]
         for memory in memories:
-            memory.settle(self.head)
-        size = self.head.shape.block
-
-        def see(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out = []
-            for memory, qi, ki, vi in zip(memories, *(x.split(size, dim=1) for x in (q, k, v)), strict=True):
-                keys, values = (torch.cat(pair, dim=1) for pair in zip(memory.kept[layer], (ki, vi), strict=True))
-                out.append(attention(qi, keys, values, torch.ones(size, keys.shape[1], dtype=torch.bool)))
-            return torch.cat(out)
-
-        where = torch.tensor([m.position for m in memories])
-        logits, trust = self.head(embedded(self.model, last), where, see)
-        best, index = logits.softmax(-1).topk(min(self.width, logits.shape[-1]), dim=-1)
-        tokens = self.head.tokens[index]
-        some = zip(tokens.tolist(), best.tolist(), trust.sigmoid().tolist(), strict=True)
-        return [_path(*each, min(depth, size)) for each in some]
+            memory.settle()
+        for runner in {id(m.runner): m.runner for m in memories}.values():
+            mine = [n for n, memory in enumerate(memories) if memory.runner is runner]
+            some = [memories[n] for n in mine]
+            rows = self.head.entering(runner.embed([last[n] for n in mine]))
+            normed, logits = runner.block([m.seen for m in some], [m.position for m in some], rows)
+            trust = self.head.trust(normed).squeeze(-1).sigmoid()
+            best, index = logits.softmax(-1).topk(min(self.width, logits.shape[-1]), dim=-1)
+            each = zip(mine, self.head.tokens[index].tolist(), best.tolist(), trust.tolist(), strict=True)
+            for n, tokens, shares, trusts in each:
+                found[n] = _path(tokens, shares, trusts, min(depth, self.stride))
+        return found
 
 
 def _path(

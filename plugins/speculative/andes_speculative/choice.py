@@ -10,6 +10,7 @@ none, and a conversation whose guesses did not pay lately is believed less.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from andes_sdk.types import Proposal
 
@@ -19,13 +20,20 @@ from .drafter import Guess
 NOTHING = Proposal()
 MARGIN = 1.05
 """How much faster a pass with guesses must promise to be."""
+UNLIKELY = 0.02
+"""Paths less likely are too deep."""
+MOST_ROWS = 256
+"""Guesses in a pass, as the option `rows` allows."""
 
 
-def choose(guesses: Sequence[Sequence[Guess]], cost: Cost, trust: Sequence[float] = ()) -> list[Proposal]:
+def choose(
+    guesses: Sequence[Sequence[Guess]], cost: Cost, trust: Sequence[float] = (), most: float = inf
+) -> list[Proposal]:
     """Of each conversation the guesses that pay, all conversations weighed together.
 
     Args:
         trust: of each conversation, what its chances count for, from 0 to 1; without it 1.
+        most: tokens of plain passes that all of them may lose if no guess is right.
     """
     believed = trust or [1.0] * len(guesses)
     ranked = sorted(
@@ -37,12 +45,28 @@ def choose(guesses: Sequence[Sequence[Guess]], cost: Cost, trust: Sequence[float
     gain, best, count = float(base), MARGIN * base / cost.of(base), 0
     for n, (negative, _, _) in enumerate(ranked, 1):
         gain -= negative
+        if price(cost, base, n) > most:
+            break
         if gain / cost.of(base + n) > best:
             best, count = gain / cost.of(base + n), n
     kept: list[list[int]] = [[] for _ in guesses]
     for _, index, who in ranked[:count]:
         kept[who].append(index)
     return [proposal(some, sorted(chosen)) for some, chosen in zip(guesses, kept, strict=True)]
+
+
+def price(cost: Cost, base: int, rows: int) -> float:
+    """Tokens that passes of `base` conversations would make in the time that so many more rows take."""
+    return base * (cost.of(base + rows) / cost.of(base) - 1.0)
+
+
+def least(cost: Cost, base: int) -> float:
+    """The chance that the likeliest guess must have, so that any guesses of `base` conversations pay.
+
+    None behind it is likelier, and c(k) is made of straight lines, so looking at their ends is enough.
+    """
+    beyond = [1, *(rows - base for rows in cost.rows if rows > base + 1), MOST_ROWS]
+    return min((MARGIN * (base + price(cost, base, n)) - base) / n for n in beyond)
 
 
 def proposal(guesses: Sequence[Guess], chosen: Sequence[int]) -> Proposal:
@@ -70,4 +94,6 @@ def deepest(rate: float, cost: Cost, step: float, depth: int, beside: int = 1, s
         speed = gain / (cost.of(beside * (n + 1)) + -(-n // stride) * step)
         if speed > best:
             best, found = speed, n
+        if chance < UNLIKELY:
+            break
     return found

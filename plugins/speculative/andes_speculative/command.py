@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,9 +75,11 @@ def train(
                 answering, data, source, how, limit=limit,
                 show=lambda done, of: bar.update(job, completed=done, total=of),
             )  # fmt: skip
+    # a model may say what no data may hold, such as a box with its corners swapped: those are left out, and counted
+    bad: dict[str, Any] = {} if given else {"on_error": "skip", "max_errors": sys.maxsize}
     stage = StageRecipe(
-        stage=kind, data=[DataRecipe(path=source)], steps=steps, warmup=min(50, steps // 2), max_tokens=max_tokens,
-        checkpoint_every=checkpoint_every, clip=1.0, weight_decay=0.01,
+        stage=kind, data=[DataRecipe(path=source, **bad)], steps=steps, warmup=min(50, steps // 2),
+        max_tokens=max_tokens, checkpoint_every=checkpoint_every, clip=1.0, weight_decay=0.01,
     )  # fmt: skip
     # with the head's options, so that a run does not go on with others
     recipe = Recipe(name=f"draft-{kind}", stages=[stage], pipeline={"plugins": [{"draft-heads": settings}]})

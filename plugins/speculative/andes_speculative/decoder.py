@@ -16,7 +16,7 @@ from attrs import define, field
 
 from andes_sdk.types import Inputs, Proposal, Rows, Session
 
-from .choice import NOTHING, choose, deepest, proposal
+from .choice import NOTHING, choose, deepest, least, price, proposal
 from .cost import ASSUMED, Cost, Drag, cost_of
 from .drafter import Drafter, Guess
 from .suffix import SuffixDrafter, Words
@@ -26,6 +26,30 @@ FORGET = 0.99
 """What the balance of a conversation's guesses keeps with each pass."""
 RETRY = 32
 """Passes after which a drafter that did not pay, and costs something, is tried again."""
+SHARE = 0.02
+"""What wrong guesses may cost of the time of plain passes."""
+FIRST, MOST = 2.0, 8.0
+"""Tokens that they may cost before anything was earned, and beyond `SHARE` after much was."""
+
+
+@define(eq=False)
+class Purse:
+    """What guesses may still lose, all conversations of a decoder together.
+
+    Every pass puts `SHARE` in, and guesses what they gained. No guess costs more than is there, so all of them together
+    lose `FIRST` tokens and `SHARE` of the time at most, as long as c(k) is right.
+
+    Attributes:
+        left: in tokens that plain passes would have made in the same time.
+        rate: chance of a guess of a drafter that costs time, over all conversations.
+    """
+
+    left: float = FIRST
+    rate: float = 0.6
+
+    def add(self, tokens: float) -> None:
+        """What was earned, or spent."""
+        self.left = min(self.left + tokens, MOST)
 
 
 @define(eq=False)
@@ -37,16 +61,20 @@ class Draft:
         passes, proposed, accepted: passes that verified, guesses in them, and guesses that were right. What the last
             pass of an answer verified is not told, and not counted.
         idle: passes in a row for which nothing was proposed although something could have been.
-        waited: passes since a drafter that costs something was last asked.
+        waited: passes since a drafter that costs something was last asked; -1 if that was to see whether it would pay.
         balance: tokens that guesses gained lately beyond those that plain passes would have made in the same time.
         price: of the guesses that were asked for, in tokens of plain passes.
+        hoped: by its places, what the drafter, if it costs something, guessed last, its path's token first.
+        came: tokens that were accepted in the last pass.
         words: the text, where it may guess instead of the drafter. copied: whether it made the last guesses.
-        drag: the decoder's, which is told of prompts.
+        drag: the decoder's, which is told of prompts. purse: the decoder's, which is paid for guesses that were right.
+        current: whether the drafter, if it costs something, was asked in the pass before.
     """
 
     memory: Any
     words: Words | None = None
     drag: Drag | None = None
+    purse: Purse = field(factory=Purse)
     session: Any = None
     rate: float = 0.6
     passes: int = 0
@@ -58,6 +86,9 @@ class Draft:
     price: float = 0.0
     asked: Proposal | None = None
     copied: bool = False
+    current: bool = False
+    hoped: list[list[int]] = field(factory=list)
+    came: list[int] = field(factory=list)
     seconds: float = 0.0
 
     def join(self, session: Session, inputs: Inputs) -> None:
@@ -71,19 +102,32 @@ class Draft:
         asked, self.asked = self.asked, None
         if asked is not None:
             right = len(tokens) - 1
+            self.came = list(tokens[1:])
             self.passes, self.proposed = self.passes + 1, self.proposed + len(asked.tokens)
             self.accepted += right
-            self.balance = FORGET * self.balance + (right - self.price if asked.tokens else 0.0)
-            if asked.tokens and not self.copied:
-                deep = depth_of(asked)
-                for level in range(min(right + 1, deep)):
-                    self.rate += 0.05 * ((level < right) - self.rate)
+            self.balance = FORGET * self.balance + right - self.price
+            self.purse.add(right)
             self._tell()
         elif self.drag is not None:
             self.drag.prompts += 1
         self.memory.read(tokens, rows)
         if self.words is not None:
             self.words.read(tokens, rows)
+
+    def learn(self, token: int) -> None:
+        """How the drafter's last guesses turned out, proposed or not: what was accepted, and the token behind it."""
+        hoped, self.hoped = self.hoped, []
+        for (first, *others), came in zip(hoped, [*self.came, token], strict=False):
+            right = came == first or came in others
+            self.rate += 0.05 * (right - self.rate)
+            self.purse.rate += 0.01 * (right - self.purse.rate)
+            if came != first:
+                return
+
+    @property
+    def unread(self) -> int:
+        """Rows that the drafter reads when it is asked."""
+        return int(getattr(self.memory, "unread", 1))
 
     @property
     def trust(self) -> float:
@@ -92,7 +136,7 @@ class Draft:
 
     def fork(self) -> Draft:
         """A copy that has counted nothing yet."""
-        return Draft(self.memory.fork(), self.words and self.words.fork(), self.drag, rate=self.rate)
+        return Draft(self.memory.fork(), self.words and self.words.fork(), self.drag, self.purse, rate=self.rate)
 
     def _tell(self) -> None:
         notes = getattr(self.session, "notes", None)
@@ -106,6 +150,18 @@ class Draft:
             "tokens a verification": 1.0 + self.accepted / max(self.passes, 1),
             "passes without guesses, which would not pay": self.idle, "seconds of guessing": self.seconds,
         }  # fmt: skip
+
+
+def places_of(guesses: Sequence[Guess]) -> list[list[int]]:
+    """Tokens by their places along a path: first the one that it follows, then those beside it."""
+    beside: dict[int, list[int]] = {}
+    for n, guess in enumerate(guesses):
+        beside.setdefault(guess.parent, []).append(n)
+    found, at = [], -1
+    while at in beside:
+        found.append([guesses[n].token for n in beside[at]])
+        at = beside[at][0]
+    return found
 
 
 def depth_of(proposed: Proposal) -> int:
@@ -126,6 +182,8 @@ class SpeculativeDecoder:
         depth: most tokens on a path.
         adapt: whether cost and acceptance choose; otherwise everything that the drafter guesses is proposed.
         fixed: c(k) that was given; None: it is measured. drag: how a conversation differs from that.
+        step: time of a pass of a drafter that costs some, one of the model being 1. again: time for each row that it
+            had not read, where it was not asked in the pass before.
         copies: guesses instead of a drafter that computes, where the last `matched` tokens stood in the text before.
     """
 
@@ -135,8 +193,10 @@ class SpeculativeDecoder:
     fixed: Cost | None = None
     measured: Cost | None = None
     drag: Drag = field(factory=Drag)
+    purse: Purse = field(factory=Purse)
     _left: tuple[float, ref[Draft], int, int] | None = None
-    step: float = field(default=0.0)
+    step: float = 0.0
+    again: float = 0.0
     last_choice: str = field(default="")
     copies: SuffixDrafter | None = None
     matched: int = 3
@@ -153,7 +213,8 @@ class SpeculativeDecoder:
 
     def open(self) -> Draft:
         """A memory for a new conversation."""
-        return Draft(self.drafter.open(), self.copies.open() if self.copies else None, self.drag)
+        words = self.copies.open() if self.copies else None
+        return Draft(self.drafter.open(), words, self.drag, self.purse, rate=self.purse.rate)
 
     @property
     def cost(self) -> Cost:
@@ -169,14 +230,20 @@ class SpeculativeDecoder:
                 self.drag.note(rows, start - left, self.measured)
         guesses: list[list[Guess]] = [[] for _ in drafts]
         for draft, token in zip(drafts, last, strict=True):
-            draft.copied = self._copies(draft, token)
+            draft.learn(token)
+            draft.copied, draft.price = self._copies(draft, token), 0.0
+        self.purse.add(SHARE * len(drafts))
         free = [n for n, draft in enumerate(drafts) if self.drafter.free or draft.copied]
         dear = [n for n in range(len(drafts)) if n not in set(free)]
         self._ask(self.drafter if self.drafter.free else self.copies, free, drafts, last, self.depth, guesses)
         if dear and (depth := self._depth([drafts[n] for n in dear])):
-            asked = time.perf_counter()
+            some, asked = [drafts[n] for n in dear], time.perf_counter()
+            rows = sum(draft.unread for draft in some)
             self._ask(self.drafter, dear, drafts, last, depth, guesses)
-            self._time((time.perf_counter() - asked) / -(-depth // self.drafter.stride))
+            for n in dear:
+                drafts[n].hoped = places_of(guesses[n])
+            passes = -(-depth // self.drafter.stride)
+            self._time(some, time.perf_counter() - asked, passes, rows, paid=some[0].waited == 0)
         made = self._chosen(drafts, guesses)
         each = (time.perf_counter() - start) / max(len(drafts), 1)
         for draft, one in zip(drafts, made, strict=True):
@@ -199,7 +266,11 @@ class SpeculativeDecoder:
         """Guesses of a drafter for some of the conversations, into `guesses`."""
         if some:
             memories = [drafts[n].words if drafter is self.copies else drafts[n].memory for n in some]
-            for n, found in zip(some, drafter.guess(memories, [last[n] for n in some], depth), strict=True):
+            given = [memories, [last[n] for n in some], depth]
+            if self.adapt and drafter.free:  # of what cannot pay nothing more is worth knowing
+                bar = least(self.cost, len(drafts))
+                given.append([bar / drafts[n].trust for n in some])
+            for n, found in zip(some, drafter.guess(*given), strict=True):
                 guesses[n] = found
 
     def _chosen(self, drafts: Sequence[Draft], guesses: Sequence[Sequence[Guess]]) -> list[Proposal]:
@@ -209,11 +280,12 @@ class SpeculativeDecoder:
         if not any(guesses):
             return [NOTHING] * len(drafts)
         self._measure(drafts)
-        made = choose(guesses, self.cost, [draft.trust for draft in drafts])
-        rows, base = sum(len(one.tokens) for one in made), len(drafts)
-        each = (self.cost.of(base + rows) / self.cost.of(base) - 1.0) * base / max(rows, 1)
+        made = choose(guesses, self.cost, [draft.trust for draft in drafts], self.purse.left)
+        rows = sum(len(one.tokens) for one in made)
+        whole = price(self.cost, len(drafts), rows)
+        self.purse.add(-whole)
         for draft, some, one in zip(drafts, guesses, made, strict=True):
-            draft.price = each * len(one.tokens)
+            draft.price += whole * len(one.tokens) / max(rows, 1)
             if some:
                 draft.idle = 0 if one.tokens else draft.idle + 1
         self.last_choice = f"on: {rows} guesses verified in the last pass" if rows else OFF
@@ -227,22 +299,49 @@ class SpeculativeDecoder:
             return most
         self._measure(drafts)
         rate = sum(d.rate for d in drafts) / len(drafts)
-        depth = deepest(rate, self.cost, self.step, most, len(drafts), stride)
+        self.step = self.step or self._told()
+        depth = deepest(rate, self.cost, self.step, most, len(drafts), stride) if self.purse.left > self.step else 0
         for draft in drafts:
-            draft.waited = draft.waited + 1 if depth == 0 else 0
+            draft.waited = max(draft.waited, 0) + 1 if depth == 0 else 0
             draft.idle += depth == 0
-        if depth == 0 and min(d.waited for d in drafts) >= RETRY:
+            draft.current &= depth > 0
+        if depth == 0 and min(d.waited for d in drafts) >= RETRY and self._affords(drafts):
             for draft in drafts:
-                draft.waited = 0
+                draft.waited = -1
             return 1 if stride == 1 else most  # a whole pass costs as much as one token of it
         self.last_choice = self.last_choice if depth else OFF
         return depth
 
-    def _time(self, taken: float) -> None:
-        """Seconds of one pass of the drafter."""
+    def _time(self, drafts: Sequence[Draft], seconds: float, passes: int, unread: int, *, paid: bool = True) -> None:
+        """What so many passes of the drafter took, some of it for rows that it had not read.
+
+        paid: whether it was asked because that was to pay, and not to see whether it would.
+        """
         if self.cost.one:
-            taken /= self.cost.one
-            self.step = taken if self.step == 0.0 else self.step + 0.1 * (taken - self.step)
+            taken = seconds / self.cost.one
+            if all(draft.current for draft in drafts):
+                each = taken / passes
+                self.step = each if self.step == 0.0 else self.step + 0.1 * (each - self.step)
+            else:
+                self.again = taken / unread
+                if paid:  # it reads the prompt first, as anybody must
+                    taken = self.step * passes
+            self.purse.add(-taken)
+        for draft in drafts:
+            draft.current = True
+
+    def _affords(self, drafts: Sequence[Draft]) -> bool:
+        """Whether there is enough left to ask a drafter that must first read what came since."""
+        return self.purse.left > self.step + self.again * sum(draft.unread for draft in drafts)
+
+    def _runner(self) -> Any:
+        """What runs the drafter's head, if it has one and a conversation came."""
+        return getattr(getattr(self.drafter, "runners", None), "last", None)
+
+    def _told(self) -> float:
+        """What that says of the time of one of its passes."""
+        runner = self._runner()
+        return runner.one / self.cost.one if runner is not None and self.cost.one else 0.0
 
     def _measure(self, drafts: Sequence[Draft]) -> None:
         if self.fixed is None and self.measured is None:
@@ -252,7 +351,10 @@ class SpeculativeDecoder:
 
     def facts(self) -> Mapping[str, str]:
         """For `explain()`."""
+        runner = self._runner()
+        head = {} if runner is None else {"draft head": runner.facts}
         if not self.adapt:
-            return {"cost of verifying": "not asked: everything that is guessed is proposed"}
+            return {**head, "cost of verifying": "not asked: everything that is guessed is proposed"}
         origin = "as given" if self.fixed else "measured" if self.measured else "assumed until a guess stands first"
-        return {"cost of verifying": f"{self.cost}; {origin}", "speculation": self.last_choice or "not used yet"}
+        state = self.last_choice or "not used yet"
+        return {**head, "cost of verifying": f"{self.cost}; {origin}", "speculation": state}

@@ -21,6 +21,10 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q (Hq, T, d), k and v (Hkv, T, d) of new rows, turned to their positions -> (T, Hq * d)."""
 
 
+EPS = 1e-6
+"""Of all norms."""
+
+
 @frozen(kw_only=True)
 class HeadShape:
     """What a head is built from.
@@ -59,12 +63,12 @@ class Eagle3(nn.Module):
         self.shape = shape
         d, two = shape.width, 2 * shape.width
         self.fc = nn.Linear(len(shape.taps) * d, d, bias=False)
-        self.norm_embed, self.norm_hidden = nn.RMSNorm(d, eps=1e-6), nn.RMSNorm(d, eps=1e-6)
+        self.norm_embed, self.norm_hidden = nn.RMSNorm(d, eps=EPS), nn.RMSNorm(d, eps=EPS)
         self.q = nn.Linear(two, shape.heads * shape.head_dim, bias=False)
         self.k = nn.Linear(two, shape.kv_heads * shape.head_dim, bias=False)
         self.v = nn.Linear(two, shape.kv_heads * shape.head_dim, bias=False)
         self.o = nn.Linear(shape.heads * shape.head_dim, d, bias=False)
-        self.norm_mlp, self.norm = nn.RMSNorm(d, eps=1e-6), nn.RMSNorm(d, eps=1e-6)
+        self.norm_mlp, self.norm = nn.RMSNorm(d, eps=EPS), nn.RMSNorm(d, eps=EPS)
         self.gate = nn.Linear(d, shape.inner, bias=False)
         self.up = nn.Linear(d, shape.inner, bias=False)
         self.down = nn.Linear(shape.inner, d, bias=False)
@@ -91,8 +95,28 @@ class Eagle3(nn.Module):
         scores: Tensor = self.head(self.norm(rows))
         return scores
 
+    def blueprint(self) -> dict[str, Any]:
+        """What a backend needs to run it beside a model; see `running`."""
+        layer = {**layer_plan(self), "norm": torch.ones(self.shape.width)}  # nobody reads it: `sides` come instead
+        return {
+            "join": self.fc.weight, "join_norm": None, "sides": (self.norm_embed.weight, self.norm_hidden.weight),
+            "layers": [layer], "last": self.norm.weight, "head": self.head.weight, **plan_of(self.shape),
+        }  # fmt: skip
+
     def _split(self, rows: Tensor) -> Tensor:
         return rows.reshape(len(rows), -1, self.shape.head_dim).transpose(0, 1)  # (heads, T, d)
+
+
+def layer_plan(layer: Any) -> dict[str, Tensor]:
+    """Matrices by role, and the weights of its norms."""
+    weights = {role: getattr(layer, role).weight for role in ("q", "k", "v", "o", "gate", "up", "down", "norm_mlp")}
+    return {**weights, "norm": layer.norm.weight}
+
+
+def plan_of(shape: HeadShape) -> dict[str, Any]:
+    """Sizes and constants of a plan."""
+    heads = {"heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim}
+    return {**heads, "theta": shape.theta, "eps": EPS}
 
 
 def turned(x: Tensor, positions: Tensor, theta: float) -> Tensor:

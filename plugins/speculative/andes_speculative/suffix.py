@@ -112,16 +112,23 @@ class SuffixDrafter:
         """An empty text."""
         return Words(self.corpus)
 
-    def guess(self, memories: Sequence[Any], last: Sequence[int], depth: int) -> list[list[Guess]]:
-        """The likeliest guesses of each conversation, likeliest first."""
-        return [self._guess(memory, token, depth) for memory, token in zip(memories, last, strict=True)]
+    def guess(
+        self, memories: Sequence[Any], last: Sequence[int], depth: int, least: Sequence[float] = ()
+    ) -> list[list[Guess]]:
+        """The likeliest guesses of each conversation, likeliest first.
+
+        least: of each, the chance below which its likeliest guess is not worth going on from; without it 0.
+        """
+        bars = least or [0.0] * len(last)
+        each = zip(memories, last, bars, strict=True)
+        return [self._guess(memory, token, depth, bar) for memory, token, bar in each]
 
     def matched(self, words: Words, last: int) -> int:
         """Tokens, the last one among them, that stood in the text or in the corpus before."""
         there = 0 if words.corpus is None else words.corpus.step(*words.place, last)[1]
         return max(there, words.text.step(*words.text.match(), last)[1])
 
-    def _guess(self, words: Words, last: int, depth: int) -> list[Guess]:
+    def _guess(self, words: Words, last: int, depth: int, least: float) -> list[Guess]:
         found: list[Guess] = []
         heap: list[tuple[float, int, int, int, int, Place, Place]] = []
         count = 0
@@ -138,6 +145,9 @@ class SuffixDrafter:
                     count += 1
 
         follow(last, -1, 1.0, 1, words.text.match(), words.place)
+        if heap and -heap[0][0] < least:
+            depth = 1
+            del heap[1:]
         while heap and len(found) < self.rows:
             negative, _, token, parent, deep, here, there = heappop(heap)
             found.append(Guess(token, parent, -negative))

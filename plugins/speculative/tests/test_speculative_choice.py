@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from andes_speculative import cost as costs
 from andes_speculative.acceptance import HitRate
-from andes_speculative.choice import MARGIN, choose, deepest
+from andes_speculative.choice import MARGIN, MOST_ROWS, choose, deepest, least
 from andes_speculative.cost import ASSUMED, ENOUGH, Cost, Drag, cost_of, linear, measure
-from andes_speculative.decoder import Draft, SpeculativeDecoder, depth_of
+from andes_speculative.decoder import FIRST, MOST, RETRY, SHARE, Draft, Purse, SpeculativeDecoder, depth_of
 from andes_speculative.drafter import Guess
-from andes_speculative.suffix import SuffixDrafter
+from andes_speculative.suffix import SuffixDrafter, Words
 from andes_speculative.testing import MODEL
 from attrs import define, evolve
 from hypothesis import given, settings
@@ -112,6 +112,129 @@ def test_guesses_that_are_always_wrong_cost_a_conversation_a_fiftieth_of_its_tim
         decoder.propose([draft], [n])
         draft.read([n], None)  # type: ignore[arg-type]
     assert 0.2 <= spent < 0.02 * 2 * 197
+
+
+def told_wrongly(decoder: SpeculativeDecoder, tokens: int) -> tuple[float, int]:
+    """A short answer in which every guess is wrong -> its price in tokens, and passes."""
+    draft, spent = decoder.open(), 0.0
+    draft.memory.rate = Sure()
+    draft.read([1, 2], None)  # type: ignore[arg-type]
+    for n in range(3, 3 + tokens):
+        for token in (1, n):
+            made = decoder.propose([draft], [token])[0]
+            spent += decoder.cost.of(1 + len(made.tokens)) - 1.0
+            draft.read([token], None)  # type: ignore[arg-type]
+    return spent, 2 * tokens
+
+
+@pytest.mark.parametrize("cost", [linear(0.2), Cost((1, 2, 4, 8), (1.0, 1.3, 1.4, 2.0))], ids=["rows", "steps"])
+def test_many_short_answers_lose_a_fiftieth_together_and_what_the_first_guesses_cost(cost: Cost) -> None:
+    decoder, spent, passes = SpeculativeDecoder(SuffixDrafter(), fixed=cost), 0.0, 0
+    for _ in range(100):
+        lost, made = told_wrongly(decoder, 8)
+        spent, passes = spent + lost, passes + made
+        assert spent <= FIRST + SHARE * passes + 1e-9
+    assert spent > 0.9 * SHARE * passes  # it goes on trying
+    alone = sum(told_wrongly(SpeculativeDecoder(SuffixDrafter(), fixed=cost), 8)[0] for _ in range(100))
+    assert alone > 1.5 * spent  # without what the others learnt each would lose more
+
+
+def test_what_was_earned_may_be_lost_again_and_never_much_of_it() -> None:
+    decoder = SpeculativeDecoder(SuffixDrafter(), fixed=linear(0.2))
+    draft = decoder.open()
+    draft.read([1, 2, 3, 4] * 8, None)  # type: ignore[arg-type]
+    at = 0
+    for _ in range(40):
+        made = decoder.propose([draft], [1 + at % 4])[0]
+        path = [1 + (at + n) % 4 for n in range(1 + depth_of(made))]
+        draft.read(path, None)  # type: ignore[arg-type]
+        at += len(path)
+    assert at > 200
+    assert decoder.purse.left > MOST - 2.0
+    spent, passes = 0.0, 0
+    for _ in range(20):
+        lost, made_passes = told_wrongly(decoder, 8)
+        spent, passes = spent + lost, passes + made_passes
+        assert spent <= MOST + SHARE * passes
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_below_the_least_chance_nothing_pays_and_at_it_something_does(seed: int) -> None:
+    rng = random.Random(seed)
+    cost = Cost((1, 2, 4, 8), (1.0, *sorted(rng.uniform(1, 4) for _ in range(3))))
+    base = rng.randint(1, 3)
+    bar = least(cost, base)
+    for chance, pays in ((bar * 0.999, False), (bar * 1.001, True)):
+        if chance <= 1.0:  # guesses that are as likely as the first, as many as one likes
+            guesses = [[Guess(n, n - 1, chance) for n in range(MOST_ROWS)], *([] for _ in range(base - 1))]
+            assert any(one.tokens for one in choose(guesses, cost)) is pays
+
+
+def test_what_cannot_pay_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Any] = []
+    inner = Words.ways
+    monkeypatch.setattr(Words, "ways", lambda self, *given: (looked.append(given), inner(self, *given))[1])
+    counts = []
+    for price in (0.05, 0.9):
+        decoder = SpeculativeDecoder(SuffixDrafter(), fixed=linear(price))
+        draft = decoder.open()
+        draft.memory.text.extend(1)
+        for token in (2, 1, 3, 1, 4):
+            draft.memory.text.extend(token)
+        looked.clear()
+        made = decoder.propose([draft], [1])[0]
+        counts.append((len(looked), len(made.tokens)))
+        assert draft.idle == (not made.tokens)
+    assert counts[0][0] > 3
+    assert counts[0][1] > 0
+    assert counts[1] == (1, 0)
+
+
+def test_a_drafter_that_costs_something_begins_with_what_others_saw_and_pays_for_being_asked_again() -> None:
+    decoder = SpeculativeDecoder(Slow(), depth=4, fixed=Cost((1, 2, 4), (1.0, 1.1, 1.3), 0.01), step=0.1)
+    first = decoder.open()
+    decoder._time([first], 5.0, 1, 100)  # reading the prompt took long: its first pass counts as any
+    assert decoder.purse.left == pytest.approx(FIRST - 0.1)
+    assert (decoder.step, decoder.again) == (0.1, 5.0)
+    decoder._time([first], 0.002, 1, 1)
+    assert decoder.step == pytest.approx(0.11)
+    for _ in range(400):  # always wrong
+        decoder.propose([first], [5])
+        first.read([5], None)  # type: ignore[arg-type]
+    assert first.rate < 0.2
+    second = decoder.open()
+    assert second.rate == decoder.purse.rate < 0.5
+    second.rate, second.waited = 0.0, RETRY
+    decoder.purse.left, decoder.again, decoder.step = 1.0, 0.95, 0.1
+    assert decoder._depth([second]) == 0
+    decoder.again = 0.85
+    assert decoder._depth([second]) == 1
+    assert second.waited == -1
+    decoder._time([second], 0.03, 1, 10, paid=False)  # to see whether it would pay: all of it counts
+    assert decoder.purse.left == pytest.approx(1.0 - 3.0)
+
+
+class Slow:
+    """A drafter that costs something, and always says 7."""
+
+    name, taps, free, stride = "slow", (), False, 1
+
+    def open(self) -> Any:
+        return Deaf()
+
+    def guess(self, memories: Any, last: Any, depth: int) -> list[list[Guess]]:
+        return [[Guess(7, -1, 0.9)] for _ in memories]
+
+
+class Deaf:
+    """A memory that remembers nothing."""
+
+    def read(self, tokens: Any, rows: Any) -> None:
+        return
+
+    def fork(self) -> Any:
+        return self
 
 
 class Sure(HitRate):
@@ -283,7 +406,7 @@ def test_copying_makes_long_drafts_and_prose_short_ones() -> None:
     copying = drafter.open()
     copying.read([*passage, 1, *passage[:40]], None)  # type: ignore[arg-type]
     (long,) = drafter.guess([copying], [passage[40]], 64)
-    decoder = SpeculativeDecoder(drafter, fixed=linear(0.2))
+    decoder = SpeculativeDecoder(drafter, fixed=linear(0.2), purse=Purse(left=8.0))
     (chosen,) = decoder.propose([Draft(copying)], [passage[40]])
     assert list(chosen.tokens[:20]) == passage[41:61]
     assert depth_of(chosen) >= 20
