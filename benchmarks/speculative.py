@@ -277,7 +277,7 @@ def draw(details: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4))
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     names = list(details)
     for axis, key, title in zip(axes, ("tokens_a_pass", "speed"), ("tokens a pass", "speed over plain"), strict=True):
         for n, name in enumerate(names):
@@ -287,8 +287,7 @@ def draw(details: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             axis.set_xticks(range(len(kinds)), list(kinds))
         axis.axhline(1.0, color="black", linewidth=0.8)
         axis.set_title(title)
-    axes[0].legend(fontsize="small")
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=120)
 
 
