@@ -245,8 +245,8 @@ def asked(paths: Sequence[Path], limit: int) -> list[Any]:
         messages = row["messages"] if "messages" in row else row["conversations"][0]
         messages = messages[: next(n for n, m in enumerate(messages) if m["role"] == "assistant")]
         for part in (p for m in messages if isinstance(m["content"], list) for p in m["content"]):
-            if part == {"type": "image"}:
-                part["image"] = str(folder / next(images))
+            if part.get("type") == "image":
+                part["image"] = str(folder / (part.get("image") or next(images)))
             elif part.get("type") == "image_url" and ":" not in part["image_url"]["url"]:
                 part["image_url"]["url"] = str(folder / part["image_url"]["url"])
         found.append(messages)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict
+from weakref import ref
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ class CompiledHead:
     """
 
     def __init__(self, compiled: CompiledNumba, plan: HeadPlan) -> None:
-        self._model, self._plan = compiled, plan
+        self._owner, self._plan = ref(compiled), plan  # whoever keeps heads by their model need not keep the model
         self.sizes = sizes = _sizes(plan)
         isa, _, mode, kv = compiled.tags
         self._format = Tag("format", FORMAT)
@@ -123,6 +124,12 @@ class CompiledHead:
         half = sizes.head // 2
         self._periods = (plan["theta"] ** (np.arange(half) / half)).astype(np.float32)
         self.one = self._timed()
+
+    @property
+    def _model(self) -> CompiledNumba:
+        model = self._owner()
+        assert model is not None, "a session keeps its model"
+        return model
 
     @property
     def facts(self) -> str:

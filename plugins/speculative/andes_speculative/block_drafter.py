@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 from torch import Tensor
 
 from .block import Block
@@ -29,7 +29,7 @@ class Read:
 
     Attributes:
         runner, seen: what runs the head, and keys and values it made. position: where the next row stands.
-        todo: features (n, taps, D) that have no keys yet.
+        todo: features (n, taps, D) that have no keys yet. waiting: how many they are.
     """
 
     runners: Runners
@@ -37,6 +37,7 @@ class Read:
     seen: Any
     position: int = 0
     todo: list[Tensor] = field(factory=list)
+    waiting: int = 0
 
     def join(self, session: Session, inputs: Inputs) -> None:
         """The session tells what else may run the head."""
@@ -49,23 +50,25 @@ class Read:
         # a copy, so that the other rows of the pass need not live on
         self.todo.append(rows.features[-WINDOW:].to("cpu", torch.float32, copy=True))
         self.position += len(rows.features)
-        while sum(map(len, self.todo[1:])) >= WINDOW:  # nobody will see what stands before
+        self.waiting += len(self.todo[-1])
+        while self.waiting - (first := len(self.todo[0])) >= WINDOW:  # nobody will see what stands before
+            self.waiting -= first
             del self.todo[0]
 
     @property
     def unread(self) -> int:
         """Rows that are read before the next guess, and one."""
-        return 1 + sum(map(len, self.todo))
+        return 1 + self.waiting
 
     def fork(self) -> Read:
-        """A copy; tensors are shared, since nothing writes into them."""
-        return Read(self.runners, self.runner, self.seen.fork(), self.position, list(self.todo))
+        """A copy; tensors are shared, since nothing writes into them, but for rows of a compiled head."""
+        return evolve(self, seen=self.seen.fork(), todo=list(self.todo))
 
     def settle(self) -> None:
         """Keys and values of what was read since; the oldest beyond the window go."""
         if self.todo:
             some = torch.cat(self.todo)[-WINDOW:]
-            self.todo = []
+            self.todo, self.waiting = [], 0
             self.runner.note(self.seen, some, range(self.position - len(some), self.position))
             shortened(self.seen, WINDOW)
 

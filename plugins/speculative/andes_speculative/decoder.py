@@ -251,8 +251,9 @@ class SpeculativeDecoder:
             draft.seconds += each
         if not any(one.tokens for one in made):
             self.drag.fade()
-        alone, rows = len(drafts) == 1, 1 + len(made[0].tokens)
-        self._left = (time.perf_counter(), ref(drafts[0]), rows, self.drag.prompts) if alone else None
+        self._left = None
+        if len(drafts) == 1:
+            self._left = (time.perf_counter(), ref(drafts[0]), 1 + len(made[0].tokens), self.drag.prompts)
         return made
 
     def _copies(self, draft: Draft, token: int) -> bool:
@@ -267,7 +268,7 @@ class SpeculativeDecoder:
         if some:
             memories = [drafts[n].words if drafter is self.copies else drafts[n].memory for n in some]
             given = [memories, [last[n] for n in some], depth]
-            if self.adapt and drafter.free:  # of what cannot pay nothing more is worth knowing
+            if self.adapt and isinstance(drafter, SuffixDrafter):  # of what cannot pay nothing more is worth knowing
                 bar = least(self.cost, len(drafts))
                 given.append([bar / drafts[n].trust for n in some])
             for n, found in zip(some, drafter.guess(*given), strict=True):
@@ -300,7 +301,10 @@ class SpeculativeDecoder:
         self._measure(drafts)
         rate = sum(d.rate for d in drafts) / len(drafts)
         self.step = self.step or self._told()
-        depth = deepest(rate, self.cost, self.step, most, len(drafts), stride) if self.purse.left > self.step else 0
+        depth = 0
+        if self.purse.left > self.step:
+            afforded = int(self.purse.left / self.step) * stride if self.step else most
+            depth = deepest(rate, self.cost, self.step, min(most, afforded), len(drafts), stride)
         for draft in drafts:
             draft.waited = max(draft.waited, 0) + 1 if depth == 0 else 0
             draft.idle += depth == 0

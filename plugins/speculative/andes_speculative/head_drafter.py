@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 from torch import Tensor
 
 from .drafter import Guess
@@ -40,7 +40,7 @@ class Features:
     Attributes:
         runner, seen: what runs the head, and the rows it made where the next token is known.
         position: where the next row stands.
-        todo: pairs of next embedding (n, D) and features (n, taps, D) that have no rows yet.
+        todo: pairs of next embedding (n, D) and features (n, taps, D) that have no rows yet. waiting: their rows.
         tail: (1, taps, D) features of the last row, whose next token nobody has read yet.
         ahead: the token that `tail` was paired with in the last guess; its row is the last of `seen`. -1: none was.
     """
@@ -50,6 +50,7 @@ class Features:
     seen: Any
     position: int = 0
     todo: list[tuple[Tensor, Tensor]] = field(factory=list)
+    waiting: int = 0
     tail: Tensor | None = None
     ahead: int = -1
 
@@ -75,33 +76,35 @@ class Features:
         if len(embeds):
             # of a long prompt only what stays is worth computing
             left_out = max(0, len(embeds) - WINDOW)
-            if left_out:
-                self.position += left_out + sum(len(e) for e, _ in self.todo)
-                self.todo = []
-                self.seen.cut(len(self.seen))
+            self.position += left_out
             self.todo.append((embeds[left_out:].clone(), features[left_out:-1].clone()))
+            self.waiting += len(embeds) - left_out
+            gap = left_out > 0
+            while len(self.todo) > 1 and (left_out or self.waiting - len(self.todo[0][0]) >= WINDOW):
+                first = len(self.todo.pop(0)[0])
+                self.position, self.waiting, gap = self.position + first, self.waiting - first, True
+            if gap:  # nobody will see what stands before it
+                self.seen.cut(len(self.seen))
 
     @property
     def unread(self) -> int:
         """Rows of the next guess, the last token's among them."""
-        return 1 + sum(len(embeds) for embeds, _ in self.todo)
+        return 1 + self.waiting
 
     def _cut(self) -> None:
         self.seen.cut(1)
         self.position -= 1
 
     def fork(self) -> Features:
-        """A copy; tensors are shared, since nothing writes into them."""
-        return Features(
-            self.runners, self.runner, self.seen.fork(), self.position, list(self.todo), self.tail, self.ahead
-        )
+        """A copy; tensors are shared, since nothing writes into them, but for rows of a compiled head."""
+        return evolve(self, seen=self.seen.fork(), todo=list(self.todo))
 
     def start(self, token: int, embed: Tensor) -> tuple[Tensor, Tensor]:
         """What has no row yet, the last token's pair with it -> embeddings (n, D) and features (n, taps, D)."""
         if self.ahead >= 0:
             self._cut()
         parts = [*self.todo, (embed, self.tail)]
-        self.todo, self.ahead = [], token
+        self.todo, self.waiting, self.ahead = [], 0, token
         return torch.cat([e for e, _ in parts]), torch.cat([f for _, f in parts if f is not None])
 
 

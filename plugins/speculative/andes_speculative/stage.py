@@ -293,5 +293,5 @@ def answers(entry: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(message, Mapping) or message.get("role") != "assistant":
             continue
         content = message.get("content")
-        parts = [{"text": content}] if isinstance(content, str) else content or ()
+        parts = [{"text": content}] if isinstance(content, str) else content if isinstance(content, list) else ()
         yield from (p["text"] for p in parts if isinstance(p, Mapping) and isinstance(p.get("text"), str))

@@ -215,6 +215,36 @@ def test_a_drafter_that_costs_something_begins_with_what_others_saw_and_pays_for
     assert decoder.purse.left == pytest.approx(1.0 - 3.0)
 
 
+def test_a_drafter_that_costs_something_goes_no_deeper_than_the_purse_pays() -> None:
+    cost = Cost((1, 2, 4, 8), (1.0, 1.02, 1.05, 1.1), 0.01)
+    decoder = SpeculativeDecoder(Slow(), depth=6, fixed=cost, step=0.2)
+    draft = decoder.open()
+    for left, depth in ((8.0, 6), (0.7, 3), (0.21, 1), (0.19, 0)):
+        decoder.purse.left, draft.rate = left, 0.9
+        assert decoder._depth([draft]) == depth
+
+
+def test_no_conversation_is_given_no_guesses() -> None:
+    assert SpeculativeDecoder(SuffixDrafter(), fixed=linear(0.2)).propose([], []) == []
+
+
+class Free:
+    """A drafter as the protocol says, which costs nothing and always says 7."""
+
+    name, taps, free, stride = "free", (), True, 1
+
+    def open(self) -> Any:
+        return Deaf()
+
+    def guess(self, memories: Any, last: Any, depth: int) -> list[list[Guess]]:
+        return [[Guess(7, -1, 0.9)] for _ in memories]
+
+
+def test_another_drafter_that_costs_nothing_is_asked_by_the_protocol() -> None:
+    decoder = SpeculativeDecoder(Free(), fixed=Cost((1, 2), (1.0, 1.02), 0.01))
+    assert decoder.propose([decoder.open()], [5])[0].tokens == (7,)
+
+
 class Slow:
     """A drafter that costs something, and always says 7."""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
 from andes_numba.draft import HeadRows, grouped
-from andes_speculative.head_drafter import HeadDrafter
+from andes_speculative.block_drafter import BlockDrafter
+from andes_speculative.head_drafter import WINDOW, HeadDrafter
 from andes_speculative.running import OnTorch, Runners, runners
 from andes_speculative.testing import guessing, lively, new_block, new_head
 from hypothesis import given
@@ -148,3 +152,30 @@ def test_a_memory_keeps_what_ran_it_when_it_joins_again(pipe: Pipeline) -> None:
     memory.join(object(), None)  # type: ignore[arg-type]
     assert memory.runner is compiled
     assert len(memory.fork().seen) == 1
+
+
+def test_a_head_does_not_keep_a_model_that_nobody_uses(pipe: Pipeline) -> None:
+    made, other = runners(new_head(pipe.model), pipe.model), lively(backend="numba")
+    model = ref(other.compiled)
+    assert made.of(other.compiled).facts.startswith("compiled")
+    assert model() is not None
+    del other
+    gc.collect()
+    assert model() is None
+
+
+@pytest.mark.parametrize("drafter", [HeadDrafter, BlockDrafter])
+def test_what_was_read_while_nobody_asked_is_kept_as_far_as_it_will_be_seen(pipe: Pipeline, drafter: Any) -> None:
+    """A head that is not asked reads on: its memory does not grow, and its rows stand where those of the text do."""
+    head = (new_head if drafter is HeadDrafter else new_block)(pipe.model)
+    memory = drafter(head, pipe.model).open()
+    width, taps, read = head.shape.width, len(head.shape.taps), 0
+    for count in (5, *[1] * (WINDOW + 300), 40):
+        rows = SimpleNamespace(embeds=torch.zeros(count, width), features=torch.zeros(count, taps, width))
+        memory.read([1] * count, rows)
+        read += count
+        assert memory.waiting == sum(len(part[0] if isinstance(part, tuple) else part) for part in memory.todo)
+    assert WINDOW <= memory.waiting <= WINDOW + 40
+    ends = memory.position if drafter is BlockDrafter else memory.position + memory.waiting + 1
+    assert ends == read
+    assert memory.unread == memory.waiting + 1

@@ -513,6 +513,30 @@ def test_an_answer_that_no_data_may_hold_is_left_out(tmp_path: Path) -> None:
     assert "corners swapped" in result.output
 
 
+def test_given_answers_that_are_no_text_are_named(tmp_path: Path) -> None:
+    model = lively().save_pretrained(tmp_path / "model")
+    source = data(tmp_path, 3)
+    wrong = {"messages": [{"role": "user", "content": "say it"}, {"role": "assistant", "content": 5}]}
+    source.write_text(source.read_text() + json.dumps(wrong) + "\n")
+    arguments = [
+        "draft",
+        "train",
+        model,
+        "--data",
+        source,
+        "--out",
+        tmp_path / "run",
+        "--given",
+        "--steps",
+        40,
+        *COMMON,
+    ]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code != 0
+    assert not isinstance(result.exception, TypeError)
+    assert "data.jsonl:4" in result.output
+
+
 def test_answers_to_other_data_are_not_taken_for_ones_own(tmp_path: Path) -> None:
     model = lively().save_pretrained(tmp_path / "model")
     (tmp_path / "run").mkdir()
