@@ -99,8 +99,8 @@ runs/nano/3-small`, and the command for a stage below; the state of step 300 is 
 - Screens of phones: 15 % after `3-small`, which does not show them, 22 % after the two last stages, which do, in full
   size. 60 questions do not tell that from chance. Those stages saw about 220 pictures of phones (of 925) and 60 of
   desktops, in 20 minutes: more of them is the first thing to try.
-- What a place says (`name`) stays at 5 to 13 %, after every stage: it asks for reading in the middle of a page, and lines alone still have
-  a third wrong. It comes behind lines.
+- What a place says (`name`) stays at 5 to 13 %, after every stage: it asks for reading in the middle
+  of a page, and lines alone still have a third wrong. It comes behind lines.
 
 Not measured: other sizes of the model, and other amounts of pages. Every other hour went into this one model.
 {preference}{thinking}
