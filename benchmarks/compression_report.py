@@ -43,10 +43,12 @@ WAYS = {
     "lora_on_base": "the same, on the packed base as it is", "qlora": "trained on the packed base, inputs in floats",
     "qalft": "QALFT: on the packed base and its ranges", "base": "the packed base alone",
 }  # fmt: skip
+SCENARIOS = {"german", "sentences", "digits"}
+"""Of `qalft.py`, where --scenarios says nothing."""
 OURS = "34+o"
 """Grid of the recipe `sub2`."""
-STUDENT = 2.13
-"""Half a 95 % interval in standard errors, of 16 tasks."""
+TASKS, STUDENT = 16, 2.13
+"""Tasks of the held-out questions, and half a 95 % interval of a mean of so many, in standard errors (Student's t)."""
 LOW = 1.8
 """Most bits per weight of the body of grids that are compared."""
 PAGE = """# What compression keeps
@@ -115,7 +117,8 @@ def formats(rows: dict[str, dict[str, Any]], questions: int) -> str:
             one.get("steps", ""), f"{one['answer_tokens']:,}" if "answer_tokens" in one else "",
             f"{one['cpu_seconds']:.0f}" if "cpu_seconds" in one else "", percent(one.get("tokens")),
             percent(one.get("token_retention")), one.get("loss", ""), percent(one.get("score")),
-            percent(one.get("retention")), percent(interval(one, whole, questions)), one.get("answer_characters", ""),
+            percent(one.get("retention")), "" if one is whole else percent(interval(one, whole, questions)),
+            one.get("answer_characters", ""),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -166,6 +169,11 @@ def against(one: dict[str, Any], other: dict[str, Any], whole: dict[str, Any]) -
             for row in (one, other)
         )
         away = [100 * (a - b) / whole[key] for a, b in zip(mine, theirs, strict=True)]
+        if len(away) != TASKS:
+            raise SystemExit(
+                f"compression_report: rows of {len(away)} tasks, but STUDENT = {STUDENT} is of {TASKS}; set both to "
+                "the tasks of the rows (the 0.975 quantile of Student's t with one degree of freedom less)"
+            )
         made.append(f"{mean(away):+.1f} ± {STUDENT * stdev(away) / len(away) ** 0.5:.1f}")
     return made
 
@@ -251,30 +259,36 @@ def _figure(value: float) -> str:
 
 
 def adapters(found: dict[str, Any] | None) -> str:
-    """The table of ways on scenarios."""
+    """The table of ways on scenarios. What was not measured, as with some of the ways alone, is left out."""
     if not found:
         return "Not measured."
     names = list(found["scores"])
     lines = [f"| way | {' | '.join(names)} | mean |", f"|---|{'---|' * (len(names) + 1)}"]
     for way, label in WAYS.items():
-        if way not in found["means"]:
+        if not any(way in found["scores"][n] for n in names):
             continue
-        cells = [percent(found["scores"][n][way]) for n in names]
-        lines.append(f"| {label} | {' | '.join(cells)} | {percent(found['means'][way])} |")
-    against = "".join(
-        f"Against {label}: {found[key]:+.1f} points. "
-        for key, label in (("vs_lora_then_ptq", "LoRA that is rounded with the base"), ("vs_qlora", "inputs in floats"))
+        cells = [percent(found["scores"][n].get(way)) for n in names]
+        lines.append(f"| {label} | {' | '.join(cells)} | {percent(found['means'].get(way))} |")
+    told = [
+        f"{label}: {found[key]:+.1f} {unit}."
+        for key, label, unit in (
+            ("vs_float_lora", "QALFT against LoRA on floats", "%"),
+            ("vs_lora_then_ptq", "Against LoRA that is rounded with the base", "points"),
+            ("vs_qlora", "Against inputs in floats", "points"),
+        )
         if key in found
-    )
+    ]
+    if "switch_ms" in found:
+        told.append(f"A switch of a session takes {found['switch_ms']} ms.")
+    if "base_unchanged" in found:
+        told.append(f"Bytes of the base after all adapters: {'unchanged' if found['base_unchanged'] else 'CHANGED'}.")
     after = (
         f"Body of the base: `{found['body']}`, int8 inputs of {found['ranges']} layers, trained for "
         f"{found['base_steps']} steps. Adapters: rank 16, {found['steps']} steps, rate {found['rate']:g}. "
         f"{found['limit']} questions of each scenario; `benchmarks/qalft.py --help` describes them. Scores in percent."
-        f"\n\nQALFT against LoRA on floats: {found['vs_float_lora']:+.1f} %. {against}"
-        f"A switch of a session takes {found['switch_ms']} ms. Bytes of the base after all adapters: "
-        f"{'unchanged' if found['base_unchanged'] else 'CHANGED'}."
+        + ("\n\n" + " ".join(told) if told else "")
     )
-    few = [name for name in names if found["scores"][name]["float_lora"] < 0.5]
+    few = [name for name in names if found["scores"][name].get("float_lora", 1) < 0.5]
     doubt = (
         f"\n\nLoRA on floats itself reaches less than half on {' and '.join(few)}: too few steps to compare ways there."
     )
@@ -329,8 +343,17 @@ def commands(found: dict[str, Any]) -> str:
     if own := found.get("adapters"):
         keys = ("steps", "base_steps", "limit", "lines", "body")
         flags = " ".join(f"--{key.replace('_', '-')} {own[key]}" for key in keys if key in own)
-        if set(own["means"]) < set(WAYS):
-            flags += f" --ways {' '.join(own['means'])}"
+        flags += "".join(
+            f" --{key.replace('_', '-')} {own[key]:g}"
+            for key, usual in (("rate", 3e-3), ("float_rate", own.get("rate")))
+            if own.get(key, usual) != usual
+        )
+        flags += " --validate" * bool(own.get("validate"))
+        if set(own["scores"]) != SCENARIOS:
+            flags += f" --scenarios {' '.join(own['scores'])}"
+        ways = [way for way in WAYS if any(way in one for one in own["scores"].values())]
+        if set(ways) < set(WAYS):
+            flags += f" --ways {' '.join(ways)}"
         lines.append(f".venv/bin/python benchmarks/qalft.py {flags} --no-decode \\")
         lines.append("    --out runs/qalft --json > runs/qalft.json")
         report.append("--adapters runs/qalft.json")

@@ -12,6 +12,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -112,6 +113,51 @@ def test_the_page_of_compression_names_the_calls_that_made_its_rows() -> None:
     assert sorted(names.get(False, []) + names.get(True, [])) == sorted(rows)
     assert all("score" in rows[name] for name in names.get(False, []))
     assert ("benchmarks/qalft.py" in said) == bool(found.get("adapters"))
+
+
+def test_the_page_of_compression_leaves_out_what_was_not_asked_of_adapters() -> None:
+    pytest.importorskip("matplotlib")
+    module = opened("compression_report")
+    found = json.loads((ROOT / "docs" / "results" / "compression.json").read_text(encoding="utf-8"))
+    whole = found["adapters"]
+    parts = ("vs_float_lora", "vs_lora_then_ptq", "vs_qlora", "switch_ms", "base_unchanged")
+    only = {
+        **{k: v for k, v in whole.items() if k not in parts},
+        "means": {"qlora": 0.4}, "scores": {"digits": {"qlora": 0.4}}, "rate": 1e-3, "float_rate": 2e-3,
+        "validate": True,
+    }  # fmt: skip
+    page = module.adapters(only)
+    assert page.splitlines()[2:4] == ["| trained on the packed base, inputs in floats | 40.0 | 40.0 |", ""]
+    assert not any(word in page for word in ("against", "A switch", "Bytes of the base", "too few steps"))
+    assert "LoRA on floats itself reaches" in module.adapters({**only, "scores": {"digits": {"float_lora": 0.4}}})
+    assert all(part in module.adapters(whole) for part in ("QALFT against", "A switch", "Bytes of the base"))
+    call = shlex.split(module.commands({**found, "adapters": only}).replace("\\\n", "").split("qalft.py ")[1])
+    for flag, value in (("--rate", "0.001"), ("--float-rate", "0.002"), ("--scenarios", "digits"), ("--ways", "qlora")):
+        assert call[call.index(flag) + 1] == value
+    assert "--validate" in call
+    usual = module.commands(found).split("qalft.py ")[1].partition("--out")[0]
+    given = {"rate": 3e-3, "float_rate": 3e-3, "validate": False, "scores": whole["scores"]}
+    assert {key: whole[key] for key in given} == given
+    assert not any(flag in usual for flag in ("rate", "--validate", "--scenarios", "--ways"))
+
+
+def test_scatter_over_tasks_is_told_for_as_many_tasks_as_its_factor_is_of() -> None:
+    pytest.importorskip("matplotlib")
+    module = opened("compression_report")
+
+    def row(step: float, count: int) -> dict[str, Any]:
+        tasks = {f"t{n}": 0.5 + step * n for n in range(count)}
+        return {"tasks": tasks, "forced": {t: {"tokens": v} for t, v in tasks.items()}, "tokens": 0.5, "score": 0.5}
+
+    one, other = row(0.02, 16), row(0.0, 16)
+    assert module.against(one, other, other) == ["+30.0 ± 10.1"] * 2  # 2.131 * 4 * sqrt(22.667) / 4
+    with pytest.raises(SystemExit, match=r"rows of 15 tasks, but STUDENT = 2\.13 is of 16"):
+        module.against(row(0.02, 15), row(0.0, 15), row(0.0, 15))
+    rows = {"bf16": {**other, "body_bpw": 16.0, "retention": 1.0, "kinds": dict.fromkeys(other["tasks"], 0.5)}}
+    rows["qat w4_g32@9"] = {**rows["bf16"], "body_bpw": 4.5}
+    floats, fewer = module.formats(rows, 16).splitlines()[2:]
+    assert "| 100.0 |  |" in floats
+    assert "| 100.0 | 12.2 |" in fewer
 
 
 def test_quick_and_full_figures_of_the_server_do_not_share_a_file(
