@@ -29,7 +29,7 @@ from .store import KVStore
 from .weights import aligned
 
 if TYPE_CHECKING:
-    from .backend import CompiledNumba
+    from .session import Compiled
 
 FORMAT = "w8"
 ROLES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -95,7 +95,7 @@ class CompiledHead:
         one: seconds of a pass with one row.
     """
 
-    def __init__(self, compiled: CompiledNumba, plan: HeadPlan) -> None:
+    def __init__(self, compiled: Compiled, plan: HeadPlan) -> None:
         self._owner, self._plan = ref(compiled), plan  # whoever keeps heads by their model need not keep the model
         self.sizes = sizes = _sizes(plan)
         isa, _, mode, kv = compiled.tags
@@ -126,7 +126,7 @@ class CompiledHead:
         self.one = self._timed()
 
     @property
-    def _model(self) -> CompiledNumba:
+    def _model(self) -> Compiled:
         model = self._owner()
         assert model is not None, "a session keeps its model"
         return model
