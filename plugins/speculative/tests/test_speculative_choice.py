@@ -228,18 +228,6 @@ def test_no_conversation_is_given_no_guesses() -> None:
     assert SpeculativeDecoder(SuffixDrafter(), fixed=linear(0.2)).propose([], []) == []
 
 
-class Free:
-    """A drafter as the protocol says, which costs nothing and always says 7."""
-
-    name, taps, free, stride = "free", (), True, 1
-
-    def open(self) -> Any:
-        return Deaf()
-
-    def guess(self, memories: Any, last: Any, depth: int) -> list[list[Guess]]:
-        return [[Guess(7, -1, 0.9)] for _ in memories]
-
-
 def test_another_drafter_that_costs_nothing_is_asked_by_the_protocol() -> None:
     decoder = SpeculativeDecoder(Free(), fixed=Cost((1, 2), (1.0, 1.02), 0.01))
     assert decoder.propose([decoder.open()], [5])[0].tokens == (7,)
@@ -265,6 +253,12 @@ class Deaf:
 
     def fork(self) -> Any:
         return self
+
+
+class Free(Slow):
+    """The same, as the protocol says, and it costs nothing."""
+
+    name, free = "free", True
 
 
 class Sure(HitRate):
